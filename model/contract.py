@@ -1,0 +1,132 @@
+"""What the engine asks of a model and what it gets back, in plain integers.
+
+Standard library only: the scheduler, its tests and the HTTP side import this without torch, and msgspec
+encodes these dataclasses as they are. Nothing here knows of text, of HTTP, or of tensors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+INVALID_TOKEN = -1
+"""Stands for a token in `StepResult.tokens` where the logits held no number to choose by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request chooses its tokens and when it ends. Values are already validated and resolved.
+
+    Greedy decoding is `temperature == 0`. A filter is off at its default.
+    """
+
+    max_tokens: int
+    """The request ends with reason "length" at this many generated tokens."""
+    min_tokens: int = 0
+    """`stop_token_ids` cannot be drawn before this many tokens are generated."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Drawing one of these ends the request; the model's end tokens are among them unless they are ignored."""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    """0 <= seed < 2**63. Token number i of a request depends on (seed, i) and the logits alone."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    """None: no log-probabilities. n: of the chosen token and of the n likeliest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A token to be drawn from the logits of a chunk's last token."""
+
+    params: SamplingParams
+    prompt: Sequence[int]
+    """The request's prompt; read by the repetition penalty alone."""
+    output: Sequence[int]
+    """The tokens generated so far. `len(output)` is the index of the token to draw: the generator's counter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next known tokens of one request, whose keys and values are to be computed in this step."""
+
+    tokens: Sequence[int]
+    start: int
+    """How many tokens of the request are in the KV cache already; the position of `tokens[0]`."""
+    blocks: Sequence[int]
+    """The request's block table, in order; it covers at least `start + len(tokens)` tokens."""
+    draw: Draw | None
+    """None while tokens that are known remain uncomputed: there is nothing to draw yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass: chunks of different requests, prompts and decoding ones alike."""
+
+    chunks: Sequence[Chunk]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities under the model's own distribution (before temperature and filters)."""
+
+    chosen: float
+    top_tokens: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step drew: an entry for each chunk of the plan that has a draw, in the plan's order."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs | None]
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """The integers the serving side must know of a loaded model."""
+
+    vocab_size: int
+    """The width of the logits: token ids lie in [0, vocab_size)."""
+    max_context: int
+    """Prompt and generated tokens together; what the model was made for, or the operator's lower setting."""
+    num_blocks: int
+    block_size: int
+    """Tokens a block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerConfig:
+    """What a runner is made from."""
+
+    model: str
+    """A GGUF file or a Hugging Face folder on this machine."""
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+    """Threads of the arithmetic on a CPU; None: one for each usable core."""
+    max_context: int | None = None
+    """Tokens; None: what the model was made for."""
+    block_size: int = 16
+    """Tokens a block of the KV cache."""
+    cache_bytes: int | None = None
+    """None: a share of the memory that is free once the weights are loaded."""
+    max_running: int = 64
+    """The most requests in a step; without `cache_bytes`, the cache is made no larger than these could fill."""
+
+
+class Runner(Protocol):
+    """Runs steps on a model. It keeps the KV cache and nothing else between steps."""
+
+    @property
+    def limits(self) -> ModelLimits: ...
+
+    def run(self, plan: StepPlan) -> StepResult: ...

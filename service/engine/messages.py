@@ -1,0 +1,93 @@
+"""What crosses between the HTTP side and the engine process, as msgspec structs over ZeroMQ. Torch-free.
+
+A request is named by the id its client object gave it, never by anything an HTTP client sent.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from model.contract import ModelLimits, SamplingParams, TokenLogprobs
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""stop: a stop token was drawn. length: max_tokens. abort: cancelled. error: the engine failed the request."""
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Start generating. The prompt has at least one token, and with max_tokens it fits the limits."""
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    cache_salt: str = ""
+    """Requests share prefix blocks only within one salt."""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Stop a request and free its blocks; unknown or finished ids are ignored."""
+
+    id: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave at once; whoever wants requests in flight to finish waits for them first."""
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What one step added to one request. The last one has a finish reason; there is exactly one such."""
+
+    id: int
+    tokens: list[int]
+    """Newly drawn, a stop token included; empty in an abort or an error."""
+    logprobs: list[TokenLogprobs] | None
+    """One for each of `tokens`, if the request asked for them."""
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    """Prompt tokens that were found in the prefix cache (the same in every delta of a request)."""
+    error: str | None = None
+    """With reason "error": one line for the operator's log and the client."""
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """The engine's state after a step. Counters are totals since the engine started."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    """Blocks owned by requests; cached blocks that nobody owns do not count."""
+    blocks_total: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens whose keys and values were computed (cache hits and recomputation after preemption apart)."""
+    generated_tokens: int = 0
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Prompt tokens found there."""
+    preemptions: int = 0
+    schedule_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded."""
+
+    limits: ModelLimits
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine could not start; one line that says why."""
+
+    message: str
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """Sent after every step, and as a heartbeat while idle."""
+
+    deltas: list[Delta]
+    stats: EngineStats
+
+
+ToEngine = Submit | Cancel | Shutdown
+FromEngine = Ready | Failed | Report
