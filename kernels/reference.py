@@ -1,0 +1,159 @@
+"""Every operation in plain torch: the oracle of every kernel's test, and a backend that runs on any device.
+
+It is written to be read. It is vectorised over the batch but makes no attempt to save memory traffic.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.backend import (
+    ActivationKind,
+    AttentionOptions,
+    BatchLayout,
+    HeadNorms,
+    LayerCache,
+    Linear,
+    Rotation,
+    SamplingBatch,
+)
+from kernels.reference_sampling import sample
+
+
+class ReferenceBackend:
+    """`kernels.backend.Backend` in torch alone."""
+
+    name = "reference"
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return Linear(weight, bias)
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        return F.linear(x, weight.weight, weight.bias)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        return rms_norm(total, weight, eps), total
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        return F.layer_norm(total, weight.shape, weight, bias, eps), total
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        heads: int,
+        norms: HeadNorms | None,
+        rotation: Rotation | None,
+        cache: LayerCache,
+        slots: Tensor,
+    ) -> Tensor:
+        kv_heads, head_dim = cache.keys.shape[2:]
+        q, k, v = qkv.unflatten(1, (-1, head_dim)).split([heads, kv_heads, kv_heads], dim=1)
+        if norms is not None:
+            q = rms_norm(q, norms.query, norms.eps)
+            k = rms_norm(k, norms.key, norms.eps)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        cache.keys.flatten(0, 1)[slots] = k.to(cache.keys.dtype)
+        cache.values.flatten(0, 1)[slots] = v.to(cache.values.dtype)
+        return q
+
+    def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+        return attend(q, cache, layout, options)
+
+    def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
+        return activation(x, kind)
+
+    def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return activation(gate, kind) * up
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        return sample(logits, batch)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """X / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, arXiv 1910.07467)."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight.float()).to(x.dtype)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (i, i + rope_dim / 2) of [tokens, heads, head_dim] by its token's angle (arXiv 2104.09864)."""
+    half = rotation.cos.shape[1]
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    cos, sin = rotation.cos[:, None], rotation.sin[:, None]
+    return torch.cat([(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest], dim=-1)
+
+
+def activation(x: Tensor, kind: ActivationKind) -> Tensor:
+    """SiLU, GELU, or GELU by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    match kind:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+
+
+def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+    """softmax(scale * q.k + mask) v for every sequence of a ragged batch, over its own cache blocks.
+
+    Sequences are padded to a common shape. Those with one new token are padded apart from the rest, since
+    beside a long prompt they would be nearly all padding.
+    """
+    seqs = layout.context_lens.shape[0]
+    parts = [
+        _attend_padded(q, cache, layout, options, first, last, queries)
+        for first, last, queries in ((0, layout.singles, 1), (layout.singles, seqs, layout.max_query))
+        if first < last
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _attend_padded(
+    q: Tensor,
+    cache: LayerCache,
+    layout: BatchLayout,
+    options: AttentionOptions,
+    first: int,
+    last: int,
+    max_query: int,
+) -> Tensor:
+    """`attend` for the sequences first to last - 1, each padded to `max_query` new tokens."""
+    starts, lens = layout.query_starts[first:last], layout.context_lens[first:last]
+    counts = layout.query_starts[first + 1 : last + 1] - starts
+    offsets = torch.arange(max_query, device=q.device)
+    real = offsets < counts[:, None]
+    rows = (starts[:, None] + offsets).where(real, starts[:, None])
+    query_at = (lens - counts)[:, None] + offsets
+
+    heads, kv_heads, dim = q.shape[1], cache.keys.shape[2], cache.keys.shape[3]
+    # Query heads are grouped by the KV head that they share: [seqs, kv_heads, group, queries, dim].
+    padded = q[rows].unflatten(2, (kv_heads, heads // kv_heads)).permute(0, 2, 3, 1, 4).float()
+    blocks = layout.block_table[first:last, : -(-layout.max_context // cache.keys.shape[1])].long()
+    keys = cache.keys[blocks].flatten(1, 2).permute(0, 2, 3, 1).float()[:, :, None]
+    values = cache.values[blocks].flatten(1, 2).permute(0, 2, 1, 3).float()[:, :, None]
+
+    key_at = torch.arange(keys.shape[-1], device=q.device)
+    distance = query_at[:, :, None] - key_at
+    visible = distance >= 0
+    if options.window is not None:
+        visible &= distance < options.window
+
+    scores = padded @ keys * options.scale
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    if options.alibi_slopes is not None:
+        slopes = options.alibi_slopes.view(1, kv_heads, -1, 1, 1)
+        scores = scores - slopes * distance[:, None, None]
+    scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
+    # What lies in a block beyond its sequence is not ours, and zero times a NaN is a NaN.
+    values = values.masked_fill((key_at >= lens[:, None])[:, None, None, :, None], 0.0)
+    out = torch.softmax(scores, dim=-1) @ values
+    return out.permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)
