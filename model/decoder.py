@@ -1,0 +1,102 @@
+"""The only decoder: every family's forward pass, as its spec describes it.
+
+It knows the mathematics of a transformer and nothing of checkpoints, requests or sampling.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.backend import AttentionOptions, Backend, BatchLayout, HeadNorms, KVCache, LayerCache, Rotation
+from model.positions import alibi_slopes, rope_frequencies
+from model.spec import DecoderSpec, LayerSpec, RopeSpec
+from model.weights import DecoderWeights, LayerWeights, Norm
+
+
+class Decoder:
+    """A transformer of `spec` with `weights`, computed by `backend`."""
+
+    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, backend: Backend) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.backend = backend
+        device = weights.embedding.device
+        ropes = {layer.rope for layer in spec.layers if layer.rope is not None}
+        self._frequencies = {rope: rope_frequencies(rope, device) for rope in ropes}
+        slopes = alibi_slopes(spec.heads).to(device) if spec.alibi else None
+        self._options = [
+            AttentionOptions(spec.attention_scale, layer.window, spec.attention_softcap, slopes)
+            for layer in spec.layers
+        ]
+
+    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
+        """Compute token ids [tokens] int64, storing their keys and values; returns [tokens, hidden], normed."""
+        rotations = {rope: self._rotation(rope, layout.positions) for rope in self._frequencies}
+        x = self._embed(tokens, layout.positions)
+        residual: Tensor | None = None
+        for spec, weights, options, layer_cache in zip(
+            self.spec.layers, self.weights.layers, self._options, cache.layers, strict=True
+        ):
+            x, residual = self._norm(x, residual, weights.attention_norm)
+            x = self._attention(x, spec, weights, options, rotations, layer_cache, layout)
+            x, residual = self._norm(x, residual, weights.mlp_norm)
+            x = self._mlp(x, weights)
+        return self._norm(x, residual, self.weights.final_norm)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab] float32."""
+        logits = self.backend.linear(hidden, self.weights.output).float()
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self.weights.embedding[tokens]
+        if self.spec.embedding_scale != 1.0:
+            # Rounded to the model's dtype first, as the models that scale were trained.
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.weights.position_embedding is not None:
+            x = x + self.weights.position_embedding[positions]
+        if self.weights.embedding_norm is not None:
+            x = self._norm(x, None, self.weights.embedding_norm)[0]
+        return x
+
+    def _attention(
+        self,
+        x: Tensor,
+        spec: LayerSpec,
+        weights: LayerWeights,
+        options: AttentionOptions,
+        rotations: dict[RopeSpec, Rotation],
+        cache: LayerCache,
+        layout: BatchLayout,
+    ) -> Tensor:
+        qkv = self.backend.linear(x, weights.qkv)
+        rotation = None if spec.rope is None else rotations[spec.rope]
+        q = self.backend.rotate_and_store(
+            qkv, self.spec.heads, self._head_norms(weights), rotation, cache, layout.slots
+        )
+        attended = self.backend.attend(q, cache, layout, options)
+        out = self.backend.linear(attended.flatten(1), weights.attention_output)
+        return self._post_norm(out, weights.post_attention_norm)
+
+    def _mlp(self, x: Tensor, weights: LayerWeights) -> Tensor:
+        act = self.backend.gated_activation if self.spec.gated_mlp else self.backend.activation
+        out = self.backend.linear(act(self.backend.linear(x, weights.up), self.spec.activation), weights.down)
+        return self._post_norm(out, weights.post_mlp_norm)
+
+    def _norm(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+        if norm.bias is None:
+            return self.backend.add_rms_norm(x, residual, norm.weight, self.spec.norm_eps)
+        return self.backend.add_layer_norm(x, residual, norm.weight, norm.bias, self.spec.norm_eps)
+
+    def _post_norm(self, x: Tensor, norm: Norm | None) -> Tensor:
+        return x if norm is None else self._norm(x, None, norm)[0]
+
+    def _head_norms(self, weights: LayerWeights) -> HeadNorms | None:
+        if weights.query_norm is None or weights.key_norm is None:
+            return None
+        return HeadNorms(weights.query_norm, weights.key_norm, self.spec.norm_eps)
+
+    def _rotation(self, rope: RopeSpec, positions: Tensor) -> Rotation:
+        frequencies, magnitude = self._frequencies[rope]
+        angles = positions.float()[:, None] * frequencies
+        return Rotation(angles.cos() * magnitude, angles.sin() * magnitude)

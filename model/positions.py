@@ -1,0 +1,65 @@
+"""How a token's position enters attention: rotary frequencies with their scalings, and ALiBi's slopes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from model.spec import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+
+
+def rope_frequencies(rope: RopeSpec, device: torch.device) -> tuple[Tensor, float]:
+    """Radians a position for each rotated pair, [dim / 2] float32, and the factor on cosines and sines.
+
+    theta ** (-2i / dim) (arXiv 2104.09864, section 3.4.2), then the spec's scaling.
+    """
+    exponents = torch.arange(0, rope.dim, 2, dtype=torch.float32, device=device) / rope.dim
+    frequencies = 1.0 / rope.theta**exponents
+    match rope.scaling:
+        case None:
+            return frequencies, 1.0
+        case LinearScaling(factor=factor):
+            return frequencies / factor, 1.0
+        case Llama3Scaling() as scaling:
+            return _llama3(frequencies, scaling), 1.0
+        case YarnScaling() as scaling:
+            return _yarn(frequencies, rope, scaling), _yarn_magnitude(scaling)
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return torch.lerp(frequencies / scaling.factor, frequencies, keep.clamp(0, 1))
+
+
+def _yarn(frequencies: Tensor, rope: RopeSpec, scaling: YarnScaling) -> Tensor:
+    """NTK-by-parts (arXiv 2309.00071, section 3.2): pairs that turn often keep their frequency."""
+
+    def pair_that_turns(times: float) -> float:
+        return rope.dim * math.log(scaling.original_context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rope.dim - 1)
+    pairs = torch.arange(rope.dim // 2, dtype=torch.float32, device=frequencies.device)
+    # A ramp of no width would divide by zero.
+    interpolate = ((pairs - first) / max(last - first, 1e-3)).clamp(0, 1)
+    return torch.lerp(frequencies, frequencies / scaling.factor, interpolate)
+
+
+def _yarn_magnitude(scaling: YarnScaling) -> float:
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 1.0 if scaling.factor <= 1 else 0.1 * math.log(scaling.factor) + 1.0
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """[heads] float32: the geometric sequences of arXiv 2108.12409, section 3, as its code extends them.
+
+    2 ** (-8 (i + 1) / n) for the largest power of two n <= heads; further heads take every other slope of 2n.
+    """
+    n = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / n) for i in range(n)]
+    slopes += [2 ** (-4 * (2 * i + 1) / n) for i in range(heads - n)]
+    return torch.tensor(slopes, dtype=torch.float32)
