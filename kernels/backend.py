@@ -170,7 +170,10 @@ class Backend(Protocol):
         """[tokens, 2 * size] -> [tokens, size]: act(first half) * second half."""
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """Draw a token of each row of [rows, vocab] float32; int64 [rows], -1 where a row has a NaN or no finite logit."""
+        """Draw a token of each row of [rows, vocab] float32.
+
+        Returns int64 [rows]; -1 where a row has a NaN or no finite logit.
+        """
 
 
 def load_backend(device: torch.device, name: str = "auto") -> Backend:

@@ -133,7 +133,7 @@ def _attend_padded(
     rows = (starts[:, None] + offsets).where(real, starts[:, None])
     query_at = (lens - counts)[:, None] + offsets
 
-    heads, kv_heads, dim = q.shape[1], cache.keys.shape[2], cache.keys.shape[3]
+    heads, kv_heads = q.shape[1], cache.keys.shape[2]
     # Query heads are grouped by the KV head that they share: [seqs, kv_heads, group, queries, dim].
     padded = q[rows].unflatten(2, (kv_heads, heads // kv_heads)).permute(0, 2, 3, 1, 4).float()
     blocks = layout.block_table[first:last, : -(-layout.max_context // cache.keys.shape[1])].long()

@@ -13,10 +13,17 @@ import random
 import statistics
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import httpx
 
-WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system", "program", "question", "work", "government", "number", "night", "point", "home", "water", "room", "mother", "area", "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word", "business", "issue", "side", "kind", "head", "house", "service", "friend", "father", "power", "hour", "game", "line", "end", "member", "law", "car", "city", "community", "name", "president", "team", "minute", "idea", "body", "information", "back", "parent", "face", "others", "level", "office", "door", "health", "person", "art", "war", "history", "party", "result", "change", "morning", "reason"]
+WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work government number night point home water room mother "
+    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
+    "father power hour game line end member law car city community name president team minute idea body information "
+    "back parent face others level office door health person art war history party result change morning reason"
+).split()
 
 
 @dataclass
@@ -71,7 +78,7 @@ async def complete(client: httpx.AsyncClient, load: Workload, words: int, rng: r
                 arrivals.append(time.perf_counter())
     if usage is None or not arrivals:
         raise ValueError("the server sent no tokens or no usage")
-    gaps = [after - before for before, after in zip(arrivals, arrivals[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(arrivals)]
     total = time.perf_counter() - began
     return Answer(arrivals[0] - began, total, usage["prompt_tokens"], usage["completion_tokens"], gaps)
 
