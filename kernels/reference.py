@@ -51,7 +51,8 @@ class ReferenceBackend:
         slots: Tensor,
     ) -> Tensor:
         kv_heads, head_dim = cache.keys.shape[2:]
-        q, k, v = qkv.unflatten(1, (-1, head_dim)).split([heads, kv_heads, kv_heads], dim=1)
+        split: tuple[Tensor, ...] = qkv.unflatten(1, (-1, head_dim)).split([heads, kv_heads, kv_heads], dim=1)
+        q, k, v = split
         if norms is not None:
             q = rms_norm(q, norms.query, norms.eps)
             k = rms_norm(k, norms.key, norms.eps)
