@@ -1,0 +1,59 @@
+"""What every reader of models offers: configuration, tokenizer data and tensors, by the names the file gives them.
+
+It does not know which names and keys a model family uses, and what is to be made of them.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from model.checkpoint.tokenizer_data import TokenizerData
+
+Format = Literal["gguf", "huggingface"]
+DType = Literal["F32", "F16", "BF16"]
+
+NUMPY_DTYPES: dict[DType, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""The array that holds each kind. NumPy has no bfloat16: those are its bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A tensor as the file has it, in memory that belongs to whoever asked for it."""
+
+    data: npt.NDArray[Any]
+    dtype: DType
+
+
+class Checkpoint(Protocol):
+    """A model on disk. Its structure was checked when it was opened; tensor data is read when asked for."""
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def name(self) -> str:
+        """For people to read; not unique."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """config.json, or the metadata of a GGUF file."""
+        ...
+
+    @property
+    def tokenizer(self) -> TokenizerData:
+        """Raises CheckpointError if there is none."""
+        ...
+
+    def tensor_names(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Outermost dimension first: [out, in] of a linear layer. Raises CheckpointError if there is no such tensor."""
+        ...
+
+    def read(self, name: str) -> RawTensor:
+        """The tensor's data, a new copy at each call; quantised data as float32. Raises CheckpointError."""
+        ...

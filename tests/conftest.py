@@ -1,0 +1,23 @@
+"""What several test files share: the real model, once fetched, and a server that runs it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from model.checkpoint.source import DEFAULT_MODEL, resolve
+
+# The oracles read local files; nothing in a test may look for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def model_home() -> Path:
+    """Where fetched models are kept: the user's own cache, so that tests fetch the model once a machine."""
+    return Path(os.environ.get("HEADLIGHT_HOME", "~/.cache/headlight")).expanduser()
+
+
+@pytest.fixture(scope="session")
+def smollm2(model_home: Path) -> Path:
+    """The default model's GGUF file."""
+    return resolve(DEFAULT_MODEL, model_home).path
