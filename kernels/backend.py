@@ -46,8 +46,8 @@ class KVCache:
 class BatchLayout:
     """Where the tokens of a ragged batch lie: which sequence, which position, which cache slot.
 
-    The tokens of all sequences stand one after another. Sequences with a single new token come first, so
-    that a backend may treat the leading `singles` of them (decoding) apart from the rest (prompts).
+    The tokens of all sequences stand one after another. Sequences with fewer new tokens come first, so that a
+    backend may treat the leading `singles` of them (decoding) apart from the rest (prompts).
     """
 
     query_starts: Tensor

@@ -3,6 +3,8 @@
 It is written to be read. It is vectorised over the batch but makes no attempt to save memory traffic.
 """
 
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,41 +107,34 @@ def activation(x: Tensor, kind: ActivationKind) -> Tensor:
 def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
     """softmax(scale * q.k + mask) v for every sequence of a ragged batch, over its own cache blocks.
 
-    Sequences are padded to a common shape. Those with one new token are padded apart from the rest, since
-    beside a long prompt they would be nearly all padding.
+    Sequences with about as many new tokens, within a factor of two, are padded to a common shape: a decoding
+    sequence beside a long prompt would be nearly all padding.
     """
-    seqs = layout.context_lens.shape[0]
-    parts = [
-        _attend_padded(q, cache, layout, options, first, last, queries)
-        for first, last, queries in ((0, layout.singles, 1), (layout.singles, seqs, layout.max_query))
-        if first < last
-    ]
+    counts = layout.query_starts.diff().tolist()
+    groups = [list(group) for _, group in groupby(range(len(counts)), key=lambda i: counts[i].bit_length())]
+    parts = [_attend_padded(q, cache, layout, options, group[0], group[-1] + 1) for group in groups]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _attend_padded(
-    q: Tensor,
-    cache: LayerCache,
-    layout: BatchLayout,
-    options: AttentionOptions,
-    first: int,
-    last: int,
-    max_query: int,
+    q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions, first: int, last: int
 ) -> Tensor:
-    """`attend` for the sequences first to last - 1, each padded to `max_query` new tokens."""
+    """`attend` for the sequences first to last - 1 alone."""
     starts, lens = layout.query_starts[first:last], layout.context_lens[first:last]
     counts = layout.query_starts[first + 1 : last + 1] - starts
-    offsets = torch.arange(max_query, device=q.device)
+    offsets = torch.arange(int(counts.max()), device=q.device)
     real = offsets < counts[:, None]
     rows = (starts[:, None] + offsets).where(real, starts[:, None])
     query_at = (lens - counts)[:, None] + offsets
 
-    heads, kv_heads = q.shape[1], cache.keys.shape[2]
-    # Query heads are grouped by the KV head that they share: [seqs, kv_heads, group, queries, dim].
-    padded = q[rows].unflatten(2, (kv_heads, heads // kv_heads)).permute(0, 2, 3, 1, 4).float()
-    blocks = layout.block_table[first:last, : -(-layout.max_context // cache.keys.shape[1])].long()
-    keys = cache.keys[blocks].flatten(1, 2).permute(0, 2, 3, 1).float()[:, :, None]
-    values = cache.values[blocks].flatten(1, 2).permute(0, 2, 1, 3).float()[:, :, None]
+    kv_heads = cache.keys.shape[2]
+    # Query heads that share a KV head stand side by side: [seqs, kv_heads, group * queries, dim] against its keys.
+    padded = q[rows].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
+    shape = padded.shape[:4]
+    padded = padded.flatten(2, 3).float() * options.scale
+    blocks = layout.block_table[first:last, : -(-int(lens.max()) // cache.keys.shape[1])].long()
+    keys = cache.keys[blocks].flatten(1, 2).permute(0, 2, 3, 1).float()
+    values = cache.values[blocks].flatten(1, 2).transpose(1, 2).float()
 
     key_at = torch.arange(keys.shape[-1], device=q.device)
     distance = query_at[:, :, None] - key_at
@@ -147,7 +142,7 @@ def _attend_padded(
     if options.window is not None:
         visible &= distance < options.window
 
-    scores = padded @ keys * options.scale
+    scores = (padded @ keys).view(*shape, -1)
     if options.softcap is not None:
         scores = options.softcap * torch.tanh(scores / options.softcap)
     if options.alibi_slopes is not None:
@@ -155,6 +150,6 @@ def _attend_padded(
         scores = scores - slopes * distance[:, None, None]
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
     # What lies in a block beyond its sequence is not ours, and zero times a NaN is a NaN.
-    values = values.masked_fill((key_at >= lens[:, None])[:, None, None, :, None], 0.0)
-    out = torch.softmax(scores, dim=-1) @ values
-    return out.permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)
+    values = values.masked_fill((key_at >= lens[:, None])[:, None, :, None], 0.0)
+    out = torch.softmax(scores, dim=-1).flatten(2, 3) @ values
+    return out.view(*shape, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)

@@ -32,8 +32,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         began = time.perf_counter()
-        # The layout wants sequences with a single token first; sorting is stable, so results are found again.
-        chunks = sorted(plan.chunks, key=lambda chunk: len(chunk.tokens) > 1)
+        chunks = sorted(plan.chunks, key=lambda chunk: len(chunk.tokens))  # As the layout wants it.
         layout = batch_layout(chunks, self._cache.block_size, self._device)
         tokens = torch.tensor(list(chain.from_iterable(chunk.tokens for chunk in chunks)), device=self._device)
         hidden = self._decoder.forward(tokens, layout, self._cache)
@@ -51,7 +50,7 @@ class ModelRunner:
 
 
 def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> BatchLayout:
-    """The layout of `chunks`, those with a single token first, in a cache with blocks of `block_size` tokens."""
+    """The layout of `chunks`, those with fewer tokens first, in a cache with blocks of `block_size` tokens."""
     counts = [len(chunk.tokens) for chunk in chunks]
     contexts = [chunk.start + count for chunk, count in zip(chunks, counts, strict=True)]
     width = -(-max(contexts) // block_size)

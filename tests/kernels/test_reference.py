@@ -68,7 +68,7 @@ def test_attention_over_scattered_blocks_equals_naive_attention(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     query_heads, kv_heads = heads
-    lens = sorted(lens, key=lambda pair: pair[1] > 1)
+    lens = sorted(lens, key=lambda pair: pair[1])
     needed = [-(-(start + new) // block_size) for start, new in lens]
     ids = torch.randperm(sum(needed) + 3, generator=generator).tolist()
     # Blocks that nobody owns, and what lies beyond a sequence in its last block, hold garbage of the worst kind.
