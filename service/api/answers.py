@@ -1,0 +1,127 @@
+"""How a job is answered, streamed or whole, for every route alike. A route only says what its chunks look like.
+
+Owns the lifetime of a request's generations: they end with the answer, however it ends.
+"""
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.context import Context
+from service.api.requests import Job
+from service.api.schemas import PromptTokensDetails, Usage
+from service.api.sse import DONE, ClientLeft, EventStream, event, while_connected
+from service.generation import Generation, Piece, interleave
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that logs and metrics show when nobody is left to read one."""
+
+
+class Format(ABC):
+    """One answer in a route's format; it keeps what it needs from piece to piece."""
+
+    prefix: str
+    """What the answer's id begins with."""
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self.job = job
+        self.tokenizer = context.tokenizer
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model = context.model_name
+
+    def counts(self, usage: Usage | None) -> dict[str, Usage | None]:
+        """The usage field of a chunk: null in chunks without counts, and absent if nobody asked for counts."""
+        return {"usage": usage} if self.job.include_usage else {}
+
+    @abstractmethod
+    def opening(self, usage: Usage | None) -> Iterator[BaseModel]:
+        """Chunks before the first piece; `usage` as in `chunk`."""
+
+    @abstractmethod
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> BaseModel:
+        """The chunk for a piece of choice `index`; with `usage`, the counts so far."""
+
+    @abstractmethod
+    def closing(self, usage: Usage) -> BaseModel:
+        """The chunk of final counts."""
+
+    @abstractmethod
+    def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage) -> BaseModel:
+        """The answer in one, from the pieces of each choice."""
+
+
+async def answer(request: Request, context: Context, job: Job, layout: Format) -> Response:
+    """The response to a job. Raises ApiError, EngineDead or GenerationError before anything is sent."""
+    if job.stream:
+        return EventStream(_events(context, job, layout))
+    try:
+        complete = await while_connected(request.receive, _complete(context, job, layout))
+    except ClientLeft:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Response(_json(complete), media_type="application/json")
+
+
+async def _complete(context: Context, job: Job, layout: Format) -> BaseModel:
+    pieces: list[list[Piece]] = [[] for _ in job.choices]
+    with _open(context, job) as generations:
+        async with aclosing(_observed(context, generations)) as arriving:
+            async for index, piece in arriving:
+                pieces[index].append(piece)
+        return layout.whole(pieces, _usage(job, generations))
+
+
+async def _events(context: Context, job: Job, layout: Format) -> AsyncGenerator[bytes, None]:
+    with _open(context, job) as generations:
+
+        def usage() -> Usage | None:
+            return _usage(job, generations) if job.continuous_usage else None
+
+        for chunk in layout.opening(usage()):
+            yield event(_json(chunk))
+        async with aclosing(_observed(context, generations)) as arriving:
+            async for index, piece in arriving:
+                if piece.text or piece.finish_reason or job.logprobs or job.return_token_ids:
+                    yield event(_json(layout.chunk(index, piece, usage())))
+        if job.include_usage:
+            yield event(_json(layout.closing(_usage(job, generations))))
+        yield DONE
+
+
+@contextmanager
+def _open(context: Context, job: Job) -> Iterator[list[Generation]]:
+    with context.admission.admit(len(job.choices)), ExitStack() as stack:
+        yield [stack.enter_context(Generation(context.client, context.tokenizer, request)) for request in job.choices]
+
+
+async def _observed(context: Context, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
+    with ExitStack() as stack:
+        timelines = [stack.enter_context(context.metrics.timeline(g.request)) for g in generations]
+        async with aclosing(interleave(generations)) as pieces:
+            async for index, piece in pieces:
+                timelines[index].token(piece.finish_reason)
+                yield index, piece
+
+
+def _usage(job: Job, generations: Sequence[Generation]) -> Usage:
+    prompt_tokens = sum(map(len, job.prompts))
+    completion_tokens = sum(generation.completion_tokens for generation in generations)
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=sum(generation.cached_tokens for generation in generations[:: job.n])
+        ),
+    )
+
+
+def _json(model: BaseModel) -> str:
+    """Fields that were not set are left out; those set to null are not: clients tell the two apart."""
+    return model.model_dump_json(exclude_unset=True)

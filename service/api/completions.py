@@ -1,0 +1,113 @@
+"""POST /v1/completions: continue text, or token ids."""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from model.contract import TokenLogprobs
+from service.api.answers import Format, answer
+from service.api.bodies import JsonRoute
+from service.api.context import Context, Served
+from service.api.errors import REFUSALS
+from service.api.logprobs import finite
+from service.api.requests import Job, completion_job
+from service.api.schemas import Completion, CompletionBody, CompletionChoice, CompletionLogprobs, Usage
+from service.generation import Piece
+from service.text.tokenizer import Tokenizer
+
+router = APIRouter(tags=["completions"], route_class=JsonRoute)
+
+
+@router.post("/v1/completions", response_model=Completion, responses=REFUSALS, summary="Continue a text")
+async def create_completion(body: CompletionBody, request: Request, context: Served) -> Response:
+    """Continues one or several prompts, n times each; with `stream` as server-sent events of the same shape."""
+    job = await completion_job(body, context)
+    return await answer(request, context, job, CompletionFormat(job, context))
+
+
+class CompletionFormat(Format):
+    """Text in choices of {text, logprobs}, with a prompt's echo before it."""
+
+    prefix = "cmpl"
+
+    def __init__(self, job: Job, context: Context) -> None:
+        super().__init__(job, context)
+        self._logprobs = [LogprobsWriter(self.tokenizer, request.skip_special_tokens) for request in job.choices]
+
+    def opening(self, usage: Usage | None) -> Iterator[Completion]:
+        for index, echo in enumerate(self.job.echo):
+            if echo or self.job.return_token_ids:
+                yield self._chunk(self._choice(index, echo, [], first=True), usage)
+
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> Completion:
+        return self._chunk(self._choice(index, piece.text, [piece]), usage)
+
+    def closing(self, usage: Usage) -> Completion:
+        return self._envelope([], {"usage": usage})
+
+    def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage) -> Completion:
+        choices = [
+            self._choice(index, self.job.echo[index] + "".join(piece.text for piece in own), own, first=True)
+            for index, own in enumerate(pieces)
+        ]
+        return self._envelope(choices, {"usage": usage})
+
+    def _chunk(self, choice: CompletionChoice, usage: Usage | None) -> Completion:
+        return self._envelope([choice], self.counts(usage))
+
+    def _envelope(self, choices: list[CompletionChoice], counts: dict[str, Any]) -> Completion:
+        return Completion(
+            id=self.id, object="text_completion", created=self.created, model=self.model, choices=choices, **counts
+        )
+
+    def _choice(self, index: int, text: str, pieces: Sequence[Piece], first: bool = False) -> CompletionChoice:
+        choice = CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs[index].write(pieces) if self.job.logprobs and pieces else None,
+            finish_reason=pieces[-1].finish_reason if pieces else None,
+        )
+        if self.job.return_token_ids:
+            choice.token_ids = [piece.token for piece in pieces]
+            if first:
+                choice.prompt_token_ids = self.job.choices[index].prompt
+        return choice
+
+
+class LogprobsWriter:
+    """The log-probabilities of one choice in the older form; it counts characters from piece to piece."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def write(self, pieces: Sequence[Piece]) -> CompletionLogprobs:
+        """The next pieces' entries, where `text_offset` is the character of the completion that a token begins at."""
+        entries = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for piece in pieces:
+            if piece.logprobs is None:
+                continue
+            entries.tokens.append(self._name(piece.token))
+            entries.token_logprobs.append(finite(piece.logprobs.chosen))
+            entries.top_logprobs.append(self._likeliest(piece.token, piece.logprobs))
+            entries.text_offset.append(self._offset)
+            if not (self._skip_special and self._tokenizer.is_special(piece.token)):
+                self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(piece.token)))
+        return entries
+
+    def _likeliest(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
+        likeliest = dict(zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True)) | {token: logprobs.chosen}
+        return {self._name(token): finite(logprob) for token, logprob in likeliest.items()}
+
+    def _name(self, token: int) -> str:
+        raw = self._tokenizer.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)

@@ -1,0 +1,58 @@
+"""What the routes work with, built once by the composition root and handed to them by FastAPI."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.api.admission import Admission
+from service.api.errors import ApiError
+from service.engine.client import EngineClient
+from service.metrics import Metrics
+from service.settings import Settings
+from service.text.chat import ChatTemplate
+from service.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The parts of a running server."""
+
+    settings: Settings
+    model_name: str
+    """What clients call the model."""
+    client: EngineClient
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    """None for a model that has no chat template: it takes no chat requests."""
+    admission: Admission
+    metrics: Metrics
+    started: int
+    """Unix time in seconds."""
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse with 404 a model that isn't the served one."""
+        if name is not None and name != self.model_name:
+            raise ApiError(
+                404,
+                f"The model {name!r:.128} does not exist; this server serves {self.model_name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def check_ready(self) -> None:
+        """Refuse with 503 whatever needs the engine while it is loading, draining or dead."""
+        self.admission.check()
+        health = self.client.health()
+        if health.state == "starting":
+            raise ApiError(503, "The model is loading.", code="model_loading", retry_after=2)
+        if health.state == "dead":
+            raise ApiError(503, "The engine is not running.", code="engine_unavailable", retry_after=10)
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Served = Annotated[Context, Depends(_context)]

@@ -1,0 +1,113 @@
+"""Errors in OpenAI's form: {"error": {"message", "type", "param", "code"}}, whatever went wrong and wherever.
+
+A message says what the client can do about it. The text of an unexpected exception goes to the log alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.api.schemas import UNSUPPORTED, ErrorBody, ErrorDetail
+from service.engine.client import EngineDead
+from service.generation import GenerationError
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in (
+        (400, "The request is not valid, or asks for what this server doesn't do."),
+        (404, "The model is not served here."),
+        (413, "The body is too large."),
+        (415, "The body is not JSON."),
+        (429, "The queue is full; Retry-After says when to come again."),
+        (503, "The server is loading, shutting down, or broken."),
+    )
+}
+"""How a route may refuse, for the API's documentation."""
+
+_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+_MESSAGES = {404: "There is no such route.", 405: "This route doesn't take this method."}
+
+
+class ApiError(HTTPException):
+    """A refusal with its HTTP status and the four fields of an OpenAI error; `retry_after` is in seconds."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+        close: bool = False,
+    ) -> None:
+        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        if close:
+            headers["connection"] = "close"
+        super().__init__(status, message, headers)
+        self.body = ErrorBody(
+            error=ErrorDetail(message=message, type=_TYPES.get(status, "invalid_request_error"), param=param, code=code)
+        )
+
+
+def describe(error: Exception) -> ApiError:
+    """What a client is told of `error`."""
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():
+            return _explain(error.errors())
+        case HTTPException():
+            return ApiError(error.status_code, _MESSAGES.get(error.status_code, "The request was refused."))
+        case EngineDead():
+            return ApiError(503, "The engine is not running.", code="engine_unavailable", retry_after=10)
+        case GenerationError():
+            return ApiError(500, f"The engine failed: {error}", code="engine_error")
+        case _:
+            return ApiError(500, "Internal error.", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` leave in this form; unexpected ones are also logged by the server."""
+    for kind in (HTTPException, RequestValidationError, EngineDead, GenerationError, Exception):
+        app.add_exception_handler(kind, _respond)
+
+
+async def _respond(request: Request, error: Exception) -> Response:
+    described = describe(error)
+    headers = dict(described.headers or {})
+    if isinstance(error, HTTPException) and error.headers:
+        headers |= error.headers
+    return JSONResponse(described.body.model_dump(), described.status_code, headers)
+
+
+def _explain(errors: Sequence[Any]) -> ApiError:
+    """One line for the most telling of pydantic's errors: a field that isn't ours says more than its consequences."""
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    path = _path(first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = first["loc"][-1] in UNSUPPORTED
+        message = "is not supported by this server" if known else "unknown field"
+    else:
+        message = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+        if first["type"] == "model_attributes_type":
+            message = "should be a JSON object"
+        elif first["type"] == "missing":
+            message = "is required"
+    return ApiError(400, f"{path or 'The body'}: {message}.", param=path or None)
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """A location as a client would write it: messages[0].content; tags of unions, in <>, are ours alone."""
+    path = ""
+    for part in location[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.startswith("<"):
+            path += f".{part}" if path else part
+    return path[:128].encode("ascii", "backslashreplace").decode()

@@ -1,0 +1,40 @@
+"""GET /health and /ready: whether to restart this server, and whether to send it requests. Also GET /metrics."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.api.context import Served
+from service.api.schemas import Health
+
+router = APIRouter(tags=["operation"])
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health}}
+
+
+@router.get("/health", responses=_UNAVAILABLE, summary="Is the engine alive?")
+async def health(response: Response, context: Served) -> Health:
+    """503 once the engine has died or hangs: the server should be restarted. Loading and draining are healthy."""
+    engine = context.client.health()
+    if engine.alive:
+        return Health(status="ok")
+    response.status_code = 503
+    return Health(status="unavailable", reason=engine.reason)
+
+
+@router.get("/ready", responses=_UNAVAILABLE, summary="Can it take requests?")
+async def ready(response: Response, context: Served) -> Health:
+    """503 while the model loads, while the server drains, and with an engine that is dead or hangs."""
+    engine = context.client.health()
+    if engine.alive and engine.state == "ready" and not context.admission.draining:
+        return Health(status="ready")
+    response.status_code = 503
+    if not engine.alive or engine.state == "dead":
+        return Health(status="unavailable", reason=engine.reason)
+    return Health(status="draining" if context.admission.draining else "loading")
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+def metrics(context: Served) -> Response:
+    """Counters, gauges and histograms in Prometheus's text format."""
+    return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)

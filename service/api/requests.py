@@ -1,0 +1,344 @@
+"""The one door: every route's body becomes the same job for the engine here, with every limit.
+
+A limit that holds for one route holds for all of them, because there is no other way in. It knows no streams and no
+response formats.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from model.contract import ModelLimits, SamplingParams
+from service.api.context import Context
+from service.api.errors import ApiError
+from service.api.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
+from service.generation import GenerationRequest
+from service.text.chat import TemplateError
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's, for completions without max_tokens; a chat answer may fill the context."""
+
+_GREEDY_BELOW = 1e-5
+"""Dividing logits by less than this leaves nothing to draw, and far less overflows."""
+
+_INLINE_CHARACTERS = 16_384
+"""Longer texts are tokenised in a thread, so that other requests' tokens don't wait."""
+
+_SEED_STRIDE = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a completion request asks of the engine, and what it wants to be told."""
+
+    prompts: list[list[int]]
+    choices: list[GenerationRequest]
+    """n for each prompt, in the order of the choices' indices."""
+    echo: list[str]
+    """For each choice, text to put before it."""
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    return_token_ids: bool
+    logprobs: bool
+
+    @property
+    def n(self) -> int:
+        """Choices for each prompt."""
+        return len(self.choices) // len(self.prompts)
+
+
+async def completion_job(body: CompletionBody, context: Context) -> Job:
+    """A completion request as a job. Raises ApiError."""
+    _check_shared(body, context)
+    if body.echo and body.logprobs is not None:
+        raise _refusal("echo", "is not supported together with logprobs")
+    _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
+
+    prompts = _prompt_list(body.prompt)
+    _check_at_most("prompt", len(prompts), context.settings.max_prompts, "prompts")
+    _check_choices(body, len(prompts), context)
+    encoded = [await _encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
+    echo = [_echoed(prompt, context) if body.echo else "" for prompt in prompts]
+    return _job(
+        body,
+        context,
+        encoded,
+        echo=echo,
+        max_tokens=body.max_tokens,
+        default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+        logprobs=body.logprobs,
+    )
+
+
+async def chat_job(body: ChatBody, context: Context) -> Job:
+    """A chat request as a job. Raises ApiError."""
+    _check_shared(body, context)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise _refusal("top_logprobs", "needs logprobs to be true")
+    _check_at_most("top_logprobs", body.top_logprobs, context.settings.max_logprobs, "tokens")
+    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
+        raise _refusal("max_tokens", "differs from max_completion_tokens, which is its newer name")
+    _check_choices(body, 1, context)
+
+    encoded = await _encode_messages(
+        body.messages,
+        context,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        add_special_tokens=body.add_special_tokens,
+    )
+    return _job(
+        body,
+        context,
+        [encoded],
+        echo=[""],
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        default_max_tokens=None,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+
+
+async def tokenized(body: TokenizeBody, context: Context) -> list[int]:
+    """The token ids that a completion or chat request would make of the same text. Raises ApiError."""
+    context.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise _refusal("prompt", "or messages is needed, and not both")
+    if body.messages is not None:
+        return await _encode_messages(
+            body.messages,
+            context,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=False,
+            add_special_tokens=body.add_special_tokens or False,
+        )
+    if body.add_generation_prompt is not None:
+        raise _refusal("add_generation_prompt", "goes with messages only")
+    assert body.prompt is not None
+    return await _encode_text(body.prompt, body.add_special_tokens is not False, context)
+
+
+async def detokenized(body: DetokenizeBody, context: Context) -> str:
+    """The text of token ids. Raises ApiError."""
+    context.check_model(body.model)
+    _check_token_ids("tokens", body.tokens, context.tokenizer.vocab_size)
+    return await _off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
+
+
+def _check_token_ids(param: str, tokens: list[int], vocab_size: int) -> None:
+    """Refuse ids outside [0, vocab_size)."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        raise _refusal(param, f"holds a token id outside 0 to {vocab_size - 1}")
+
+
+async def _encode_messages(
+    messages: list[Message],
+    context: Context,
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool,
+    add_special_tokens: bool,
+) -> list[int]:
+    """The conversation through the model's chat template, as token ids. Raises ApiError."""
+    template = context.template
+    if template is None:
+        raise _refusal("messages", "need a chat template, and this model has none; use /v1/completions")
+    _check_at_most("messages", len(messages), context.settings.max_messages, "messages")
+    if continue_final_message and add_generation_prompt:
+        raise _refusal("add_generation_prompt", "and continue_final_message exclude each other")
+    if continue_final_message and messages[-1].role != "assistant":
+        raise _refusal("continue_final_message", "needs the last message to be the assistant's")
+
+    turns = [_turn(message) for message in messages]
+    begin = not continue_final_message if add_generation_prompt is None else add_generation_prompt
+
+    def render() -> list[int]:
+        return template.encode(
+            turns, context.tokenizer, add_generation_prompt=begin, continue_final_message=continue_final_message
+        )
+
+    try:
+        tokens = await _off_loop(sum(len(turn["content"]) for turn in turns), render)
+    except TemplateError as error:
+        raise _refusal("messages", f"do not suit the model's chat template: {error}") from None
+    bos = context.tokenizer.bos_token_id
+    return [bos, *tokens] if add_special_tokens and bos is not None else tokens
+
+
+def _turn(message: Message) -> dict[str, str]:
+    role = "system" if message.role == "developer" else message.role
+    parts = message.content if isinstance(message.content, list) else None
+    return {"role": role, "content": "".join(part.text for part in parts) if parts else str(message.content)}
+
+
+def _prompt_list(prompt: Any) -> list[str] | list[list[int]]:
+    """One or several prompts as several."""
+    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+
+async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, context: Context) -> list[int]:
+    if isinstance(prompt, str):
+        return await _encode_text(prompt, add_special_tokens, context)
+    _check_token_ids("prompt", prompt, context.client.limits.vocab_size)
+    return prompt
+
+
+async def _encode_text(text: str, add_special_tokens: bool, context: Context) -> list[int]:
+    return await _off_loop(
+        len(text),
+        lambda: context.tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True),
+    )
+
+
+async def _off_loop(characters: int, work: Callable[[], T]) -> T:
+    return work() if characters <= _INLINE_CHARACTERS else await asyncio.to_thread(work)
+
+
+def _echoed(prompt: str | list[int], context: Context) -> str:
+    return prompt if isinstance(prompt, str) else context.tokenizer.decode(prompt, skip_special_tokens=False)
+
+
+def _check_shared(body: GenerationBody, context: Context) -> None:
+    """Whatever can be refused without tokenising."""
+    settings = context.settings
+    context.check_model(body.model)
+    context.check_ready()
+    if body.stream_options is not None and not body.stream:
+        raise _refusal("stream_options", "goes with stream only")
+    if body.stream_options and body.stream_options.continuous_usage_stats and not body.stream_options.include_usage:
+        raise _refusal("stream_options.continuous_usage_stats", "needs include_usage to be true")
+    stop = _stop_strings(body)
+    _check_at_most("stop", len(stop), settings.max_stop, "strings")
+    if "" in stop:
+        raise _refusal("stop", "has an empty string")
+    _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
+    if stop and body.min_tokens:
+        raise _refusal("min_tokens", "is not supported together with stop")
+    _check_at_most("stop_token_ids", len(body.stop_token_ids), settings.max_stop_token_ids, "ids")
+    _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
+    _check_at_most("logit_bias", len(body.logit_bias), settings.max_logit_bias, "entries")
+
+
+def _check_choices(body: GenerationBody, prompts: int, context: Context) -> None:
+    _check_at_most("n", body.n, context.settings.max_n, "choices")
+    most = min(context.settings.max_choices, context.admission.capacity)
+    _check_at_most("n", body.n * prompts, most, "choices over all prompts")
+
+
+def _job(
+    body: GenerationBody,
+    context: Context,
+    prompts: list[list[int]],
+    *,
+    echo: list[str],
+    max_tokens: int | None,
+    default_max_tokens: int | None,
+    logprobs: int | None,
+) -> Job:
+    limits = context.client.limits
+    seed = secrets.randbits(63) if body.seed is None else body.seed
+    bias = _logit_bias(body.logit_bias, limits.vocab_size)
+    end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
+    if body.min_tokens > min(lengths):
+        raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
+    if body.n * sum(lengths) > context.settings.max_request_tokens:
+        raise _refusal(
+            "max_tokens",
+            f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
+        )
+
+    choices = [
+        GenerationRequest(
+            prompt=prompt,
+            params=SamplingParams(
+                max_tokens=length,
+                min_tokens=body.min_tokens,
+                stop_token_ids=tuple(dict.fromkeys((*end_tokens, *body.stop_token_ids))),
+                temperature=body.temperature if body.temperature >= _GREEDY_BELOW else 0.0,
+                top_k=0 if body.top_k >= limits.vocab_size else max(body.top_k, 0),
+                top_p=body.top_p,
+                min_p=body.min_p,
+                seed=(seed + index * _SEED_STRIDE) % 2**63,
+                presence_penalty=body.presence_penalty,
+                frequency_penalty=body.frequency_penalty,
+                repetition_penalty=body.repetition_penalty,
+                logit_bias=bias,
+                logprobs=logprobs,
+            ),
+            stop=_stop_strings(body),
+            include_stop=body.include_stop_str_in_output,
+            skip_special_tokens=body.skip_special_tokens,
+            cache_salt=body.cache_salt or "",
+        )
+        for prompt, length in zip(prompts, lengths, strict=True)
+        for index in range(body.n)
+    ]
+    options = body.stream_options
+    return Job(
+        prompts=prompts,
+        choices=choices,
+        echo=[text for text in echo for _ in range(body.n)],
+        stream=body.stream,
+        include_usage=options is not None and options.include_usage,
+        continuous_usage=options is not None and options.continuous_usage_stats,
+        return_token_ids=body.return_token_ids,
+        logprobs=logprobs is not None,
+    )
+
+
+def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits: ModelLimits) -> int:
+    """Tokens to generate after a prompt of so many tokens."""
+    cache = limits.num_blocks * limits.block_size
+    room = min(limits.max_context, cache)
+    reason = (
+        f"the model's context of {limits.max_context} tokens"
+        if limits.max_context <= cache
+        else f"the server's KV cache, which holds {cache} tokens"
+    )
+    if prompt == 0:
+        raise _refusal("prompt", "has no tokens")
+    if prompt >= room:
+        raise ApiError(
+            400,
+            f"The prompt of {prompt} tokens leaves no room for a completion in {reason}.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if wanted is not None and prompt + wanted > room:
+        raise ApiError(
+            400,
+            f"The prompt of {prompt} tokens and max_tokens of {wanted} are more than {reason}.",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    return wanted or min(room - prompt, default or room)
+
+
+def _stop_strings(body: GenerationBody) -> tuple[str, ...]:
+    stop = body.stop if body.stop is not None else []
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _logit_bias(entries: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    for key in entries:
+        if not re.fullmatch("0|[1-9][0-9]{0,9}", key):
+            raise _refusal("logit_bias", "has a key that is not a token id in plain decimals")
+    bias = {int(key): value for key, value in entries.items()}
+    _check_token_ids("logit_bias", list(bias), vocab_size)
+    return tuple(bias.items())
+
+
+def _check_at_most(param: str, value: int | None, most: int, unit: str) -> None:
+    if value is not None and value > most:
+        raise _refusal(param, f"{value} {unit} are more than the {most} that this server allows")
+
+
+def _refusal(param: str, problem: str) -> ApiError:
+    return ApiError(400, f"{param}: {problem}.", param=param)

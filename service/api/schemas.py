@@ -1,0 +1,414 @@
+"""What clients send and get back: OpenAI's shapes and the common extensions to them, as pydantic models.
+
+A request's fields are checked here for their type and for the range that any server would hold them to. What depends
+on the model or on the settings is checked in `requests`. A field that isn't declared is refused by name.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
+    "annotations": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_control": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "file": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "image_url": (),
+    "input_audio": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "metadata": ({},),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "name": (),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_cache_key": (),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "reasoning": (),
+    "reasoning_content": (),
+    "reasoning_effort": (),
+    "refusal": (),
+    "request_id": (),
+    "response_format": ({"type": "text"},),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "spaces_between_special_tokens": (True,),
+    "store": (False,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1, 1.0),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "video_url": (),
+    "web_search_options": (),
+}
+"""Fields that clients know and this server doesn't implement, each with the values that ask for nothing."""
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    return value is None or any(type(value) is type(idle) and value == idle for idle in UNSUPPORTED[name])
+
+
+class Body(BaseModel):
+    """An object of a request. Null means a field's default; types are never converted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_idle(cls, data: Any) -> Any:
+        """Leave out what says nothing: nulls, and unsupported fields that ask for what happens anyway."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if not (
+                (name in cls.model_fields and value is None)
+                or (name not in cls.model_fields and name in UNSUPPORTED and _asks_for_nothing(name, value))
+            )
+        }
+
+
+def _shape(value: Any) -> str | None:
+    """The tag of a union's member: by the type of the value, and for a list of its first item."""
+    match value:
+        case str():
+            return "<text>"
+        case [list(), *_]:
+            return "<token lists>"
+        case [int(), *_]:
+            return "<tokens>"
+        case list():
+            return "<list>"
+    return None
+
+
+def _choose(description: str) -> Discriminator:
+    return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
+
+
+TokenIds = list[int]
+Prompt = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Field(min_length=1), Tag("<list>")]
+    | Annotated[TokenIds, Tag("<tokens>")]
+    | Annotated[list[TokenIds], Tag("<token lists>")],
+    _choose("a string, a list of strings, a list of token ids, or a list of such lists"),
+]
+Stop = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")], _choose("a string or a list of strings")
+]
+
+
+class StreamOptions(Body):
+    """What a stream tells beside the text."""
+
+    include_usage: bool = Field(False, description="End the stream with a chunk of token counts and no choices.")
+    continuous_usage_stats: bool = Field(False, description="Put the token counts so far in every chunk.")
+
+
+class GenerationBody(Body):
+    """What both completion routes take."""
+
+    model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
+    n: int = Field(1, ge=1, description="Completions for each prompt.")
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
+    min_tokens: int = Field(
+        0, ge=0, le=2**31 - 1, description="Tokens before which no stop token is drawn; not with stop."
+    )
+    temperature: float = Field(1.0, ge=0, le=2, description="0 chooses the likeliest token; below 1e-5 counts as 0.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that hold this much probability.")
+    top_k: int = Field(0, ge=-1, le=2**31 - 1, description="Draw from the k likeliest tokens; 0 or -1 for all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off the logit of every token generated.")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="The same, times how often it was generated.")
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100, description="Divides logits of tokens in prompt or output.")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="Added to the logits of these token ids, which are written as strings."
+    )
+    stop: Stop | None = Field(None, description="Strings that end the completion and are left out of it.")
+    stop_token_ids: TokenIds = Field(default_factory=list, description="Tokens that end the completion.")
+    ignore_eos: bool = Field(False, description="Go on when the model says that it is finished.")
+    include_stop_str_in_output: bool = Field(False, description="Leave what ended the completion in its text.")
+    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+    stream: bool = Field(False, description="Answer with server-sent events, a token at a time.")
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    return_token_ids: bool = Field(False, description="Also return the ids of the prompt's and completion's tokens.")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
+    )
+    user: str | None = Field(None, max_length=512, description="A label of the client's own; it changes nothing.")
+
+
+class CompletionBody(GenerationBody):
+    """A request to continue one or several texts."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}]}
+    )
+
+    prompt: Prompt = Field(description="Text, whose special tokens are honoured, or token ids; one or several.")
+    logprobs: int | None = Field(None, ge=0, description="Report this many likeliest tokens beside each token.")
+    echo: bool = Field(False, description="Put the prompt before the completion; not with logprobs.")
+    add_special_tokens: bool = Field(True, description="Begin a text prompt as the model expects (BOS).")
+
+
+class TextPart(Body):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
+    _choose("a string or a list of text parts"),
+]
+
+
+class Message(Body):
+    """A turn of a conversation. Special tokens in its text are plain text to the model."""
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is another system.")
+    content: Content
+
+
+class ChatBody(GenerationBody):
+    """A request for the next message of a conversation."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is the capital of France?"}]}]}
+    )
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="Newer name of max_tokens.")
+    logprobs: bool = Field(False, description="Report the log-probability of each token.")
+    top_logprobs: int | None = Field(None, ge=0, description="And of this many likeliest tokens; needs logprobs.")
+    add_generation_prompt: bool | None = Field(
+        None, description="Begin the assistant's turn; true, unless continue_final_message is."
+    )
+    continue_final_message: bool = Field(False, description="Go on with the last message instead of a new one.")
+    add_special_tokens: bool = Field(False, description="Begin as the model expects (BOS), before the template's text.")
+
+
+class TokenizeBody(Body):
+    """Text or messages to turn into token ids; exactly one of them."""
+
+    model: str | None = Field(None, max_length=512)
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = Field(None, description="By default true for a prompt, false for messages.")
+    add_generation_prompt: bool | None = Field(None, description="For messages; true by default.")
+
+
+class DetokenizeBody(Body):
+    """Token ids to turn into text."""
+
+    model: str | None = Field(None, max_length=512)
+    tokens: TokenIds
+
+
+# Of the answers below, a field without a default is always sent, and one with a default only if it was set.
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, for a person (message) and for a program (the rest)."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The form of every error."""
+
+    error: ErrorDetail
+
+
+class PromptTokensDetails(BaseModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Token counts over all the choices of a request; a prompt counts once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+Finish = Literal["stop", "length"]
+
+
+class CompletionLogprobs(BaseModel):
+    """Parallel lists with an entry for each token; one that is not whole characters is named by its bytes."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """A completion, or a stream's next piece of one."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Finish | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Completion(BaseModel):
+    """The answer to a completion request, and each chunk of its stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(BaseModel):
+    """A token, its UTF-8 bytes, and its natural log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer with those that were likeliest in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """An entry for each token."""
+
+    content: list[TokenLogprob]
+
+
+class ChatMessage(BaseModel):
+    """The model's turn."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """One of the answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(BaseModel):
+    """The answer to a chat request."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class ChatDelta(BaseModel):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """A stream's next piece of one answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish | None
+    token_ids: list[int] | None = None
+
+
+class ChatChunk(BaseModel):
+    """A chunk of a chat stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "headlight"
+    max_model_len: int | None = Field(description="Tokens of a prompt and its completion; null while loading.")
+
+
+class ModelList(BaseModel):
+    """The models that are served: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Tokens(BaseModel):
+    """Token ids of a text."""
+
+    tokens: list[int]
+    count: int
+
+
+class Text(BaseModel):
+    """The text of token ids, special tokens included."""
+
+    prompt: str
+
+
+class Health(BaseModel):
+    """The engine's state, and a line on what is wrong."""
+
+    status: Literal["ok", "loading", "ready", "draining", "unavailable"]
+    reason: str = ""

@@ -1,0 +1,81 @@
+"""The composition root of the HTTP side: builds the app from its parts, and starts and stops the engine with it."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.middleware import Middleware
+
+from service.api import chat, completions, errors, health, models, tokenize
+from service.api.admission import Admission
+from service.api.bodies import BodyLimit
+from service.api.context import Context
+from service.launch import Launch
+from service.metrics import CountResponses, Metrics
+from service.settings import Settings
+
+ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
+
+_DESCRIPTION = """Completions and chat in the form of OpenAI's API.
+
+A field that a route doesn't list is refused with status 400 and its name. Null means a field's default. Streams are
+server-sent events that end with `data: [DONE]`."""
+
+
+def create_app(settings: Settings, launch: Launch, admission: Admission) -> FastAPI:
+    """The ASGI app. It answers /health and /ready at once, while the engine is still loading.
+
+    `admission` is shared with the server, which stops it at shutdown.
+    """
+    client = launch.client
+    metrics = Metrics(client, launch.model_name)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await client.start()
+        try:
+            yield
+        finally:
+            await client.stop()
+
+    app = FastAPI(
+        title="Headlight",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        middleware=[Middleware(CountResponses, metrics), Middleware(BodyLimit, settings.max_body)],
+        redoc_url=None,
+    )
+    app.state.context = Context(
+        settings=settings,
+        model_name=launch.model_name,
+        client=client,
+        tokenizer=launch.tokenizer,
+        template=launch.template,
+        admission=admission,
+        metrics=metrics,
+        started=int(time.time()),
+    )
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def landing() -> dict[str, str]:
+        return {"name": "Headlight", "model": launch.model_name, "docs": "/docs", "api": "/v1", "metrics": "/metrics"}
+
+    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+    return app
+
+
+def _schema(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description without its own form of validation errors, which are never sent."""
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
+    return schema

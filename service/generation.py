@@ -1,0 +1,132 @@
+"""One completion, from the engine's tokens to text: detokenising, stop strings, counting.
+
+The routes and the terminal share it. It knows nothing of HTTP, of templates, or of where a prompt came from.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from model.contract import SamplingParams, TokenLogprobs
+from service.engine.client import EngineClient
+from service.text.detokenizer import Detokenizer
+from service.text.tokenizer import Tokenizer
+
+
+class GenerationError(Exception):
+    """The engine failed a request that it had accepted; the message is one line, fit for the client."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One completion to generate. Values are already validated and fit the engine's limits."""
+
+    prompt: list[int]
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    """Leave the stop string, or the stop token's text, at the end of the completion."""
+    skip_special_tokens: bool = True
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one drawn token adds to a completion. The last piece has a finish reason."""
+
+    text: str
+    """Text that is certain by now; empty while a character or a possible stop string is incomplete."""
+    token: int
+    logprobs: TokenLogprobs | None
+    """None also for a stop token that is left out of the text."""
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Generation:
+    """A request handed to the engine. Leaving its `with` cancels whatever is unfinished."""
+
+    def __init__(self, client: EngineClient, tokenizer: Tokenizer, request: GenerationRequest) -> None:
+        """Submit at once; raises EngineDead."""
+        self.request = request
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self._detokenizer = Detokenizer(tokenizer, request.stop, request.include_stop, request.skip_special_tokens)
+        self._stream = client.submit(request.prompt, request.params, request.cache_salt)
+
+    def __enter__(self) -> Self:
+        self._stream.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stream.__exit__(kind, error, traceback)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """The completion, a token at a time. Raises GenerationError if the engine gives up."""
+        async for delta in self._stream:
+            self.cached_tokens = delta.cached_tokens
+            match delta.finish_reason:
+                case "abort" | "error":
+                    raise GenerationError(delta.error or "the engine stopped before the completion was finished")
+                case ending:
+                    last = len(delta.tokens) - 1
+            for index, token in enumerate(delta.tokens):
+                reason = ending if index == last else None
+                piece = self._piece(token, delta.logprobs[index] if delta.logprobs else None, reason)
+                if piece.finish_reason is not None:
+                    # At once: a stop string is news to the engine, and who reads the piece may take its time.
+                    self._stream.__exit__(None, None, None)
+                    yield piece
+                    return
+                yield piece
+
+    def _piece(self, token: int, logprobs: TokenLogprobs | None, reason: Literal["stop", "length"] | None) -> Piece:
+        self.completion_tokens += 1
+        if reason == "stop" and not self.request.include_stop:
+            return Piece(self._detokenizer.finish(), token, None, reason)
+        text = self._detokenizer.push(token)
+        if self._detokenizer.stopped:
+            return Piece(text, token, logprobs, "stop")
+        if reason is not None:
+            text += self._detokenizer.finish()
+        return Piece(text, token, logprobs, reason)
+
+
+async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
+    """The pieces of several completions as they come, each with the index of its completion.
+
+    A slow consumer holds the producers back: at most one piece each is buffered here.
+    """
+    if len(generations) == 1:
+        async with aclosing(generations[0].pieces()) as pieces:
+            async for piece in pieces:
+                yield 0, piece
+        return
+
+    queue: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue(maxsize=len(generations))
+
+    async def forward(index: int) -> None:
+        try:
+            async with aclosing(generations[index].pieces()) as pieces:
+                async for piece in pieces:
+                    await queue.put((index, piece))
+        except Exception as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(forward(index)) for index in range(len(generations))]
+    unfinished = len(tasks)
+    try:
+        while unfinished:
+            index, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            unfinished -= item.finish_reason is not None
+            yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

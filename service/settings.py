@@ -1,0 +1,131 @@
+"""Every setting of the server, once: environment variables (HEADLIGHT_*) and command-line flags both come from here."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.checkpoint.source import DEFAULT_MODEL
+
+PREFIX = "HEADLIGHT_"
+_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
+"""What Kubernetes sets in every pod for services whose names begin like the prefix."""
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{letter}B": 1000 ** (power + 1) for power, letter in enumerate("KMGT")}
+_UNITS |= {f"{letter}IB": 1024 ** (power + 1) for power, letter in enumerate("KMGT")}
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or has an impossible value; the message is one line for the operator."""
+
+
+def parse_bytes(value: object) -> object:
+    """Read a size such as 4096, "256MB" (10^6 bytes each) or "1.5GiB" (2^30 bytes each) as a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", value.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError("not a size; write it as 4096, 256MB or 1.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """How the server runs. A value given to the constructor wins over the environment, and that over the default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    model: str = Field(DEFAULT_MODEL, description="Model to serve: an alias, a GGUF file, a local folder, or a hub id.")
+    served_model_name: str | None = Field(
+        None, min_length=1, max_length=512, description="Name that clients use for the model; by default its own."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
+    home: Path = Field(Path("~/.cache/headlight"), description="Folder for downloaded models.", validate_default=True)
+    device: str = Field("auto", description="Device to compute on: auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the weights and of the KV cache."
+    )
+    backend: str = Field("auto", description="Kernels to compute with: auto, or a backend's name.")
+    threads: Count | None = Field(None, description="Threads of the engine process; by default it chooses.")
+
+    max_context: Count | None = Field(
+        None, description="Tokens of a prompt and its completion together; by default what the model was made for."
+    )
+    block_size: Count = Field(16, description="Tokens in a block of the KV cache.")
+    cache_memory: Bytes | None = Field(
+        None, description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from the free memory."
+    )
+    token_budget: Count = Field(512, description="Tokens that one step of the engine computes at most.")
+    max_running: Count = Field(64, description="Completions that run at the same time.")
+    max_waiting: int = Field(
+        256, ge=0, description="Completions that may wait beyond those; one more is answered with 429."
+    )
+
+    max_body: Bytes = Field(4 * 2**20, description="Size of a request body in bytes.")
+    max_n: Count = Field(64, description="Largest n of a request.")
+    max_prompts: Count = Field(64, description="Prompts in one request.")
+    max_choices: Count = Field(128, description="Prompts times n of one request.")
+    max_request_tokens: Count = Field(2**20, description="Prompts times n times max_tokens of one request.")
+    max_messages: Count = Field(4096, description="Messages in one chat request.")
+    max_logprobs: int = Field(20, ge=0, description="Likeliest tokens to report beside each token.")
+    max_stop: Count = Field(16, description="Stop strings in one request.")
+    max_stop_length: Count = Field(256, description="Characters of one stop string.")
+    max_stop_token_ids: Count = Field(128, description="Stop token ids in one request.")
+    max_logit_bias: Count = Field(1024, description="Entries of logit_bias in one request.")
+
+    drain_seconds: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight have to finish at shutdown."
+    )
+    engine_timeout_seconds: Seconds = Field(
+        60.0, description="Seconds without a sign of life after which the engine counts as hung."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
+
+    @model_validator(mode="after")
+    def _budget_covers_batch(self) -> Self:
+        if self.token_budget < self.max_running:
+            raise ValueError(
+                f"token_budget ({self.token_budget}) should be at least max_running ({self.max_running}): "
+                "every running completion needs a token of a step"
+            )
+        return self
+
+    @property
+    def home_path(self) -> Path:
+        """`home` with ~ resolved."""
+        return self.home.expanduser()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with `overrides` (the command line) on top.
+
+    Raises SettingsError for a value that doesn't fit and for a HEADLIGHT_* variable that no setting reads.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.search(name):
+            raise SettingsError(f"{variable}: there is no such setting")
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_first_line(error)) from None
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    if not first["loc"]:
+        return first["msg"].removeprefix("Value error, ")
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{name}: {message} (got {first['input']!r})"

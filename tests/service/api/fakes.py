@@ -1,0 +1,242 @@
+"""A server whose engine says what a test wants, behind a real port."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from model.contract import ModelLimits, SamplingParams, TokenLogprobs
+from service.api.admission import Admission
+from service.app import create_app
+from service.engine.client import EngineDead, EngineHealth
+from service.engine.messages import Delta, EngineStats
+from service.launch import Launch
+from service.server import Server
+from service.settings import Settings
+from service.text.chat import TemplateError
+
+MODEL = "toy"
+BOS, EOS = 256, 257
+VOCAB_SIZE = 260
+LIMITS = ModelLimits(vocab_size=VOCAB_SIZE, max_context=256, num_blocks=64, block_size=16)
+SPECIAL = {BOS: "<s>", EOS: "</s>"}
+
+
+class FakeTokenizer:
+    """A token for each byte, and two special ones."""
+
+    vocab_size = VOCAB_SIZE
+    bos_token_id = BOS
+    eos_token_ids = (EOS,)
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
+        tokens = [BOS] if add_special_tokens else []
+        if parse_special:
+            head, *rest = text.split("</s>")
+            tokens += head.encode()
+            for part in rest:
+                tokens += [EOS, *part.encode()]
+            return tokens
+        return [*tokens, *text.encode()]
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else SPECIAL.get(token, "").encode()
+
+    def is_special(self, token: int) -> bool:
+        return token in SPECIAL
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
+        kept = [t for t in tokens if not (skip_special_tokens and self.is_special(t))]
+        return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
+
+
+class FakeTemplate:
+    """role:content| for each message, then assistant: to be continued."""
+
+    def encode(
+        self,
+        messages: Sequence[dict[str, str]],
+        tokenizer: FakeTokenizer,
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        if messages[0]["content"] == "unsuitable":
+            raise TemplateError("roles must alternate")
+        text = "".join(f"{message['role']}:{message['content']}|" for message in messages)
+        if continue_final_message:
+            text = text.removesuffix("|")
+        if add_generation_prompt:
+            text += "assistant:"
+        return tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+
+
+TEMPLATE = FakeTemplate()
+HI = [{"role": "user", "content": "hi"}]
+
+
+class FakeStream:
+    """Says its tokens, a delta each, and takes note of how it is left."""
+
+    def __init__(self, client: "FakeClient", prompt: list[int], params: SamplingParams, cache_salt: str) -> None:
+        self.prompt, self.params, self.cache_salt = prompt, params, cache_salt
+        self.finished = self.cancelled = False
+        self.taken = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._client = client
+        self._deltas = client.script(params)
+
+    def __enter__(self) -> "FakeStream":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cancelled = self.cancelled or not self.finished
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> Delta:
+        await asyncio.sleep(0)
+        await self._client.running.wait()
+        await self.gate.wait()
+        delta = self._client.failure or next(self._deltas)
+        self.finished = delta.finish_reason is not None
+        self.taken += 1
+        return delta
+
+
+class FakeClient:
+    """Every request gets the same text; `running` pauses all of them while it is clear."""
+
+    def __init__(self) -> None:
+        self.limits = LIMITS
+        self.stats = EngineStats()
+        self.restarts = 0
+        self.state = EngineHealth("ready", "")
+        self.streams: list[FakeStream] = []
+        self.text = b"Hello, world"
+        self.cached_tokens = 0
+        self.failure: Delta | None = None
+        self.running = asyncio.Event()
+        self.running.set()
+        self.stopped = False
+
+    def health(self) -> EngineHealth:
+        return self.state
+
+    def submit(self, prompt: list[int], params: SamplingParams, cache_salt: str = "") -> FakeStream:
+        if self.state.state != "ready":
+            raise EngineDead("no engine")
+        self.streams.append(FakeStream(self, prompt, params, cache_salt))
+        return self.streams[-1]
+
+    def script(self, params: SamplingParams) -> Iterator[Delta]:
+        """The text again and again, until an end token is due or max_tokens are."""
+        endless = EOS not in params.stop_token_ids
+        count = 0
+        while True:
+            for token in self.text if endless else [*self.text, EOS]:
+                count += 1
+                reason = "stop" if token in params.stop_token_ids else "length" if count == params.max_tokens else None
+                logprobs = None if params.logprobs is None else [fake_logprobs(token, params.logprobs)]
+                yield Delta(0, [token], logprobs, reason, self.cached_tokens)
+
+    async def start(self) -> None: ...
+
+    async def ready(self) -> None: ...
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.streams[-1].params
+
+
+def fake_logprobs(token: int, count: int) -> TokenLogprobs:
+    top = [(token + index) % 256 for index in range(count)]
+    return TokenLogprobs(-0.5, top, [-0.5 - index for index in range(count)])
+
+
+@dataclass
+class Caller:
+    """An HTTP client of an app, and the app's engine."""
+
+    http: httpx.AsyncClient
+    engine: FakeClient
+    admission: Admission
+
+    async def complete(self, **fields: Any) -> httpx.Response:
+        return await self.http.post("/v1/completions", json={"prompt": "hi"} | fields)
+
+    async def chat(self, **fields: Any) -> httpx.Response:
+        return await self.http.post("/v1/chat/completions", json={"messages": HI} | fields)
+
+
+@dataclass
+class Running(Caller):
+    """The same over a port."""
+
+    url: str
+    server: Server
+    task: "asyncio.Task[None]"
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for the server to get somewhere."""
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def build(template: FakeTemplate | None, settings: dict[str, Any]) -> tuple[FastAPI, Settings, FakeClient, Admission]:
+    chosen = Settings(**({"max_running": 4, "max_waiting": 4, "max_body": 65536, "drain_seconds": 5} | settings))
+    engine = FakeClient()
+    admission = Admission(chosen.max_running + chosen.max_waiting)
+    launch = Launch(MODEL, FakeTokenizer(), template, engine)  # type: ignore[arg-type]
+    return create_app(chosen, launch, admission), chosen, engine, admission
+
+
+@asynccontextmanager
+async def calling(template: FakeTemplate | None = TEMPLATE, **settings: Any) -> AsyncIterator[Caller]:
+    """The app without a port: quick, and enough for whatever doesn't hang on connections."""
+    app, _, engine, admission = build(template, settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app", timeout=10) as http:
+        yield Caller(http, engine, admission)
+
+
+@asynccontextmanager
+async def serving(template: FakeTemplate | None = TEMPLATE, **settings: Any) -> AsyncIterator[Running]:
+    """The app behind uvicorn on a port of its own."""
+    app, chosen, engine, admission = build(template, settings)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = Server(app, chosen, admission, engine, banner="")  # type: ignore[arg-type]
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+            running = Running(http, engine, admission, url, server, task)
+            await running.until(lambda: server.started)
+            try:
+                yield running
+            finally:
+                engine.running.set()
+                server.should_exit = True
+        await task
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The JSON of a stream's events; the last one, [DONE], as None."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.split("\n\n")
+    assert blocks.pop() == ""
+    data = [block.removeprefix("data: ") for block in blocks]
+    return [None if text == "[DONE]" else json.loads(text) for text in data]

@@ -1,0 +1,246 @@
+"""What clients get: the openai package reads it, and its parts agree with one another."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from tests.service.api.fakes import BOS, EOS, HI, MODEL, Running, calling, events, serving
+
+
+@asynccontextmanager
+async def talking(**settings: Any) -> AsyncIterator[tuple[Running, AsyncOpenAI]]:
+    async with (
+        serving(**settings) as server,
+        AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=10) as client,
+    ):
+        yield server, client
+
+
+async def test_the_openai_package_reads_a_chat() -> None:
+    async with talking() as (server, client):
+        server.engine.cached_tokens = 7
+        answer = await client.chat.completions.create(model=MODEL, messages=HI)
+        assert answer.object == "chat.completion"
+        assert answer.choices[0].message.content == "Hello, world"
+        assert answer.choices[0].message.role == "assistant"
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage is not None
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (18, 13, 31)
+        assert answer.usage.prompt_tokens_details
+        assert answer.usage.prompt_tokens_details.cached_tokens == 7
+
+
+async def test_the_openai_package_reads_a_chat_stream() -> None:
+    async with talking() as (_, client):
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=HI, stream=True, stream_options={"include_usage": True}
+        )
+        first, *pieces, last, usage = [chunk async for chunk in stream]
+        assert first.choices[0].delta.role == "assistant"
+        assert first.choices[0].delta.content == ""
+        assert [piece.choices[0].delta.content for piece in pieces] == list("Hello, world")
+        assert all(piece.choices[0].finish_reason is None and piece.usage is None for piece in pieces)
+        assert last.choices[0].finish_reason == "stop"
+        assert usage.choices == []
+        assert usage.usage
+        assert usage.usage.completion_tokens == 13
+        assert len({chunk.id for chunk in (first, *pieces, last, usage)}) == 1
+
+
+async def test_the_openai_package_reads_completions() -> None:
+    async with talking() as (_, client):
+        answer = await client.completions.create(model=MODEL, prompt="hi", echo=True, max_tokens=4)
+        assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("hiHell", "length")
+        stream = await client.completions.create(model=MODEL, prompt="hi", echo=True, max_tokens=4, stream=True)
+        chunks = [chunk async for chunk in stream]
+        assert [chunk.choices[0].text for chunk in chunks] == ["hi", *"Hell"]
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert all(chunk.usage is None for chunk in chunks)
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.completions.create(model=MODEL, prompt="hi", temperature=3)
+        assert caught.value.param == "temperature"
+        with pytest.raises(openai.NotFoundError, match="gpt-4"):
+            await client.completions.create(model="gpt-4", prompt="hi")
+        assert [model.id async for model in client.models.list()] == [MODEL]
+        assert (await client.models.retrieve(MODEL)).owned_by == "headlight"
+
+
+async def test_nulls_are_where_openai_has_them() -> None:
+    async with calling() as caller:
+        chunks = events(await caller.chat(stream=True))
+        assert chunks[1]["choices"][0] == {
+            "index": 0,
+            "delta": {"content": "H"},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        assert "usage" not in chunks[1]
+        assert chunks[-1] is None
+        counted = events(await caller.chat(stream=True, stream_options={"include_usage": True}))
+        assert counted[1]["usage"] is None
+
+
+async def test_choices_interleave_and_keep_their_indices() -> None:
+    async with talking() as (_, client):
+        stream = await client.chat.completions.create(model=MODEL, messages=HI, n=3, stream=True)
+        order = [(chunk.choices[0].index, chunk.choices[0].delta.content) async for chunk in stream]
+        for index in range(3):
+            assert "".join(content or "" for own, content in order if own == index) == "Hello, world"
+        assert {index for index, _ in order[3:9]} == {0, 1, 2}
+        answer = await client.completions.create(model=MODEL, prompt=["a", "b"], n=2)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        assert answer.usage
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 52)
+
+
+async def test_cached_tokens_count_once_a_prompt() -> None:
+    async with calling() as caller:
+        caller.engine.cached_tokens = 2
+        usage = (await caller.complete(prompt=["a", "b"], n=2)).json()["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
+async def test_counts_in_every_chunk() -> None:
+    async with calling() as caller:
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        for response in (
+            await caller.complete(stream=True, stream_options=options),
+            await caller.chat(stream=True, stream_options=options),
+        ):
+            *chunks, done = events(response)
+            counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+            assert counts == sorted(counts)
+            assert counts[-3:] == [12, 13, 13]
+            assert done is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_chat_logprobs(stream: bool) -> None:
+    async with calling() as caller:
+        caller.engine.text = "한!".encode()
+        response = await caller.chat(logprobs=True, top_logprobs=2, stream=stream)
+        if stream:
+            choices = [chunk["choices"][0] for chunk in events(response)[:-1]]
+            content = [entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]]
+        else:
+            content = response.json()["choices"][0]["logprobs"]["content"]
+        assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == "한!"
+        assert content[-1] == {
+            "token": "!",
+            "logprob": -0.5,
+            "bytes": [33],
+            "top_logprobs": [
+                {"token": "!", "logprob": -0.5, "bytes": [33]},
+                {"token": '"', "logprob": -1.5, "bytes": [34]},
+            ],
+        }
+        assert content[0]["token"] == "�"
+
+
+async def test_chat_logprobs_without_alternatives() -> None:
+    async with calling() as caller:
+        answer = (await caller.chat(logprobs=True)).json()
+        assert {len(entry["top_logprobs"]) for entry in answer["choices"][0]["logprobs"]["content"]} == {0}
+        assert (await caller.chat()).json()["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_completion_logprobs(stream: bool) -> None:
+    async with calling() as caller:
+        caller.engine.text = "é한!".encode()
+        response = await caller.complete(logprobs=1, stream=stream)
+        answers = events(response)[:-1] if stream else [response.json()]
+        parts = [answer["choices"][0]["logprobs"] for answer in answers]
+        joined = {name: [item for part in parts for item in part[name]] for name in parts[0]}
+        assert joined["tokens"] == [*(f"bytes:\\x{byte:02x}" for byte in "é한".encode()), "!"]
+        assert joined["text_offset"] == [0, 0, 1, 1, 1, 2]
+        assert joined["token_logprobs"] == [-0.5] * 6
+        assert joined["top_logprobs"][-1] == {"!": -0.5}
+
+
+async def test_the_chosen_token_is_among_the_likeliest() -> None:
+    async with calling() as caller:
+        logprobs = (await caller.complete(logprobs=0, max_tokens=1)).json()["choices"][0]["logprobs"]
+        assert logprobs["top_logprobs"] == [{"H": -0.5}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "text", "reason"),
+    [
+        ({"stop": "lo, w"}, "Hel", "stop"),
+        ({"stop": ["nothing", "wor"]}, "Hello, ", "stop"),
+        ({"stop": "wor", "include_stop_str_in_output": True}, "Hello, wor", "stop"),
+        ({"stop": "worm"}, "Hello, world", "stop"),
+        ({"stop": "worm", "max_tokens": 10}, "Hello, wor", "length"),
+        ({"stop_token_ids": [ord("w")]}, "Hello, ", "stop"),
+        ({"stop_token_ids": [ord("w")], "include_stop_str_in_output": True}, "Hello, w", "stop"),
+        ({"stop_token_ids": [ord("w")], "stop": ", worm"}, "Hello, ", "stop"),
+        ({"skip_special_tokens": False}, "Hello, world", "stop"),
+        ({"skip_special_tokens": False, "include_stop_str_in_output": True}, "Hello, world</s>", "stop"),
+    ],
+)
+async def test_where_the_text_ends(fields: dict[str, Any], text: str, reason: str, stream: bool) -> None:
+    async with calling() as caller:
+        response = await caller.complete(**fields, stream=stream)
+        answers = events(response)[:-1] if stream else [response.json()]
+        assert "".join(answer["choices"][0]["text"] for answer in answers) == text
+        assert [answer["choices"][0]["finish_reason"] for answer in answers][-1] == reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_token_ids(stream: bool) -> None:
+    async with calling() as caller:
+        response = await caller.complete(return_token_ids=True, stream=stream)
+        answers = events(response)[:-1] if stream else [response.json()]
+        choices = [answer["choices"][0] for answer in answers]
+        assert choices[0]["prompt_token_ids"] == [BOS, *b"hi"]
+        assert [token for choice in choices for token in choice["token_ids"]] == [*b"Hello, world", EOS]
+
+        response = await caller.chat(return_token_ids=True, stream=stream)
+        answers = events(response)[:-1] if stream else [response.json()]
+        assert answers[0]["prompt_token_ids"] == [*b"user:hi|assistant:"]
+        assert [t for a in answers for t in a["choices"][0].get("token_ids", [])] == [*b"Hello, world", EOS]
+
+
+async def test_characters_are_never_split() -> None:
+    async with calling() as caller:
+        caller.engine.text = "안녕 👋".encode()
+        pieces = [chunk["choices"][0]["text"] for chunk in events(await caller.complete(stream=True))[:-1]]
+        assert [piece for piece in pieces if piece] == list("안녕 👋")
+        assert len(pieces) == 5
+
+
+async def test_tokenize_and_back() -> None:
+    async with calling() as caller:
+        for body, tokens in [
+            ({"prompt": "hi</s>"}, [BOS, *b"hi", EOS]),
+            ({"prompt": "hi", "add_special_tokens": False}, [*b"hi"]),
+            ({"messages": HI}, [*b"user:hi|assistant:"]),
+            ({"messages": HI, "add_generation_prompt": False}, [*b"user:hi|"]),
+        ]:
+            answer = (await caller.http.post("/tokenize", json=body)).json()
+            assert answer == {"tokens": tokens, "count": len(tokens)}
+        for body in ({}, {"prompt": "a", "messages": HI}, {"prompt": "a", "add_generation_prompt": True}):
+            assert (await caller.http.post("/tokenize", json=body)).status_code == 400
+        answer = await caller.http.post("/detokenize", json={"tokens": [BOS, *"한".encode()]})
+        assert answer.json() == {"prompt": "<s>한"}
+        assert (await caller.http.post("/detokenize", json={"tokens": [260]})).status_code == 400
+
+
+async def test_the_documentation_lists_what_is_served() -> None:
+    async with calling() as caller:
+        schema = (await caller.http.get("/openapi.json")).json()
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            operation = schema["paths"][path]["post"]
+            assert "422" not in operation["responses"]
+            assert {"200", "400", "429", "503"} <= set(operation["responses"])
+        properties = schema["components"]["schemas"]["ChatBody"]["properties"]
+        assert all("description" in properties[name] for name in properties if name != "messages")
+        assert "HTTPValidationError" not in schema["components"]["schemas"]
+        assert (await caller.http.get("/docs")).status_code == 200
+        assert (await caller.http.get("/")).json()["model"] == MODEL

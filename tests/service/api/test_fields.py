@@ -1,0 +1,355 @@
+"""What each field of a request does: what arrives at the engine, what comes back, what is refused."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from service.api.schemas import UNSUPPORTED, ChatBody, CompletionBody
+from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
+
+SHARED: dict[str, Any] = {
+    "n": 2,
+    "max_tokens": 5,
+    "min_tokens": 3,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 7,
+    "min_p": 0.25,
+    "seed": 2,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "repetition_penalty": 1.5,
+    "logit_bias": {"7": -1.5},
+    "stop": "wor",
+    "stop_token_ids": [111],
+    "ignore_eos": True,
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "return_token_ids": True,
+    "cache_salt": "mine",
+}
+CHAT = SHARED | {
+    "messages": [{"role": "system", "content": "Be brief."}, *HI],
+    "max_completion_tokens": 6,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "add_special_tokens": True,
+}
+COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False}
+LABELS = {"model": "toy", "user": "somebody"}
+"""Fields that are meant to change nothing."""
+NEEDED: dict[str, dict[str, Any]] = {
+    "stream_options": {"stream": True},
+    "top_logprobs": {"logprobs": True},
+    "include_stop_str_in_output": {"stop": "wor"},
+    "skip_special_tokens": {"include_stop_str_in_output": True},
+    "continue_final_message": {"messages": [{"role": "assistant", "content": "I"}]},
+}
+"""What has to be set beside a field for it to have an effect."""
+
+
+async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[Any, ...]:
+    """All that a request leads to, in the engine and for the client, but for ids and times."""
+    before = len(caller.engine.streams)
+    response = await caller.http.post(route, json={"seed": 1} | fields)
+    assert response.status_code == 200, response.text
+    streams = [(s.prompt, s.params, s.cache_salt) for s in caller.engine.streams[before:]]
+    answers = events(response)[:-1] if fields.get("stream") else [response.json()]
+    return streams, [answer | {"id": "", "created": 0} for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "needed", "table"),
+    [
+        ("/v1/completions", CompletionBody, {"prompt": "hi"}, COMPLETION),
+        ("/v1/chat/completions", ChatBody, {"messages": HI}, CHAT),
+    ],
+)
+async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: Any, table: dict[str, Any]) -> None:
+    assert set(table) | set(LABELS) == set(body.model_fields)
+    async with calling() as caller:
+        for name, value in table.items():
+            base = needed | NEEDED.get(name, {})
+            without = await outcome(caller, route, base)
+            assert await outcome(caller, route, base) == without
+            assert await outcome(caller, route, base | {name: value}) != without, name
+            if name not in needed and name != "seed":
+                assert await outcome(caller, route, base | {name: None}) == without, name
+        assert await outcome(caller, route, needed | LABELS) == await outcome(caller, route, needed)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "arrives"),
+    [
+        ("temperature", 0.7, 0.7),
+        ("temperature", 0, 0.0),
+        ("temperature", 1e-300, 0.0),
+        ("top_p", 1, 1.0),
+        ("top_k", -1, 0),
+        ("top_k", 2**31 - 1, 0),
+        ("top_k", 9, 9),
+        ("min_p", 0.1, 0.1),
+        ("seed", 2**63 - 1, 2**63 - 1),
+        ("seed", -1, 2**63 - 1),
+        ("presence_penalty", -2, -2.0),
+        ("frequency_penalty", 2, 2.0),
+        ("repetition_penalty", 1.1, 1.1),
+        ("logit_bias", {"5": 100, "0": -100}, ((5, 100.0), (0, -100.0))),
+        ("stop_token_ids", [3, EOS, 3], (EOS, 3)),
+        ("ignore_eos", True, ()),
+        ("ignore_eos", False, (EOS,)),
+        ("max_tokens", 9, 9),
+        ("min_tokens", 2, 2),
+    ],
+)
+async def test_values_arrive_in_the_engine(field: str, value: Any, arrives: Any) -> None:
+    async with calling() as caller:
+        assert (await caller.complete(**{field: value})).status_code == 200
+        name = "stop_token_ids" if field == "ignore_eos" else field
+        assert getattr(caller.engine.params, name) == arrives
+
+
+async def test_defaults_are_those_of_openai() -> None:
+    async with calling() as caller:
+        await caller.complete()
+        first = caller.engine.params
+        assert (first.max_tokens, first.temperature, first.top_p, first.logprobs) == (16, 1.0, 1.0, None)
+        await caller.complete()
+        assert caller.engine.params.seed != first.seed
+        await caller.chat()
+        assert caller.engine.params.max_tokens == 256 - len("user:hi|assistant:")
+        await caller.complete(prompt="x" * 250)
+        assert caller.engine.params.max_tokens == 256 - 251
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arrives"),
+    [
+        ("hi</s>", [[BOS, 104, 105, EOS]]),
+        (["hi", "o"], [[BOS, 104, 105], [BOS, 111]]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+async def test_each_kind_of_prompt(prompt: Any, arrives: list[list[int]]) -> None:
+    async with calling() as caller:
+        response = await caller.complete(prompt=prompt)
+        assert [stream.prompt for stream in caller.engine.streams] == arrives
+        assert response.json()["usage"]["prompt_tokens"] == sum(map(len, arrives))
+
+
+async def test_messages_go_through_the_template() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b</s>"}]
+    messages = [
+        {"role": "developer", "content": "brief"},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None, "annotations": []},
+        {"role": "user", "content": "go"},
+    ]
+    async with calling() as caller:
+        assert (await caller.chat(messages=messages)).status_code == 200
+        assert bytes(caller.engine.streams[0].prompt) == b"system:brief|user:ab</s>|assistant:yes|user:go|assistant:"
+
+
+async def test_choices_of_a_seeded_request_differ_and_repeat() -> None:
+    async with calling() as caller:
+        await caller.complete(n=3, seed=5)
+        seeds = [stream.params.seed for stream in caller.engine.streams]
+        assert seeds[0] == 5
+        assert len(set(seeds)) == 3
+        await caller.complete(n=3, seed=6)
+        assert not set(seeds) & {stream.params.seed for stream in caller.engine.streams[3:]}
+        await caller.complete(prompt=["a", "b"], n=2, seed=5)
+        assert [stream.params.seed for stream in caller.engine.streams[6:]] == seeds[:2] * 2
+
+
+REFUSED_ANYWHERE: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": 10**400}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"top_k": 2**31}, "top_k"),
+    ({"top_k": 1.5}, "top_k"),
+    ({"min_p": 1.1}, "min_p"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 2**63}, "max_tokens"),
+    ({"max_tokens": 10**400}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"max_tokens": 255}, "max_tokens"),
+    ({"min_tokens": 17, "max_tokens": 16}, "min_tokens"),
+    ({"min_tokens": 1, "stop": "x"}, "min_tokens"),
+    ({"n": 0}, "n"),
+    ({"n": 9}, "n"),
+    ({"n": 10**9}, "n"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": 0.5}, "seed"),
+    ({"presence_penalty": -2.1}, "presence_penalty"),
+    ({"frequency_penalty": 3}, "frequency_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"logit_bias": {"260": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {"07": 1}}, "logit_bias"),
+    ({"logit_bias": {"\u0663": 1}}, "logit_bias"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+    ({"logit_bias": {str(i): 1 for i in range(201)}}, "logit_bias"),
+    ({"logit_bias": [1]}, "logit_bias"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["a", ""]}, "stop"),
+    ({"stop": ["a"] * 17}, "stop"),
+    ({"stop": "a" * 257}, "stop"),
+    ({"stop": [1]}, "stop"),
+    ({"stop": 1}, "stop"),
+    ({"stop_token_ids": [260]}, "stop_token_ids"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ({"stop_token_ids": [10**400]}, "stop_token_ids"),
+    ({"stop_token_ids": list(range(129))}, "stop_token_ids"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+    ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour"),
+    ({"stream": True, "stream_options": []}, "stream_options"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"cache_salt": "s" * 257}, "cache_salt"),
+    ({"user": "u" * 513}, "user"),
+    ({"colour": None}, "colour"),
+    ({"n": 8, "max_tokens": 200}, "max_tokens"),
+]
+REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": [[1], []]}, "prompt"),
+    ({"prompt": ["a", 1]}, "prompt[1]"),
+    ({"prompt": [1, "a"]}, "prompt[1]"),
+    ({"prompt": [1, True]}, "prompt[1]"),
+    ({"prompt": [260]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": [10**400]}, "prompt"),
+    ({"prompt": {"text": "a"}}, "prompt"),
+    ({"prompt": 1}, "prompt"),
+    ({"prompt": "x" * 255}, "prompt"),
+    ({"prompt": ["a"] * 6}, "prompt"),
+    ({"prompt": ["a"] * 3, "n": 3}, "n"),
+    ({"prompt": "", "add_special_tokens": False}, "prompt"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"echo": True, "logprobs": 1}, "echo"),
+    ({"messages": HI}, "messages"),
+    ({"best_of": 2}, "best_of"),
+    ({"suffix": "x"}, "suffix"),
+]
+REFUSED_CHATS: list[tuple[dict[str, Any], str]] = [
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": ["hi"]}, "messages[0]"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+        "messages[0].content[0].image_url",
+    ),
+    ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages[0].name"),
+    ({"messages": [{"role": "user", "content": "x", "mood": "good"}]}, "messages[0].mood"),
+    ({"messages": HI * 6}, "messages"),
+    ({"messages": [{"role": "user", "content": "unsuitable"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "x" * 250}]}, "prompt"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+    ({"max_completion_tokens": 250}, "max_tokens"),
+    ({"continue_final_message": True}, "continue_final_message"),
+    ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+    ({"prompt": "hi"}, "prompt"),
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"chat_template": "{{ x }}"}, "chat_template"),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
+]
+
+
+@pytest.mark.parametrize(
+    ("route", "cases"),
+    [
+        ("completions", REFUSED_ANYWHERE + REFUSED_COMPLETIONS),
+        ("chat/completions", REFUSED_ANYWHERE + REFUSED_CHATS),
+    ],
+)
+async def test_what_does_not_fit_is_refused_by_name(route: str, cases: list[tuple[dict[str, Any], str]]) -> None:
+    needed = {"prompt": "hi"} if route == "completions" else {"messages": HI}
+    limits = {"max_prompts": 5, "max_messages": 5, "max_request_tokens": 1000, "max_logit_bias": 200}
+    async with calling(**limits) as caller:
+        for fields, param in cases:
+            response = await caller.http.post(f"/v1/{route}", json=needed | fields)
+            assert response.status_code == 400, (fields, response.text)
+            error = response.json()["error"]
+            assert error["param"] == param, (fields, error)
+            assert error["message"]
+            assert error["type"] == "invalid_request_error"
+        assert caller.engine.streams == []
+
+
+async def test_unsupported_fields_are_refused_and_their_idle_values_are_not() -> None:
+    async with calling() as caller:
+        for name, idle in UNSUPPORTED.items():
+            response = await caller.chat(**{name: {"real": "request"}})
+            assert response.status_code == 400
+            assert response.json()["error"] == {
+                "message": f"{name}: is not supported by this server.",
+                "type": "invalid_request_error",
+                "param": name,
+                "code": None,
+            }
+            for value in (None, *idle):
+                assert (await caller.chat(**{name: value})).status_code == 200, (name, value)
+        assert "unknown" in (await caller.chat(colour="red")).json()["error"]["message"]
+
+
+async def test_the_cache_bounds_what_the_context_would_allow() -> None:
+    async with calling() as caller:
+        caller.engine.limits = replace(caller.engine.limits, num_blocks=4)
+        response = await caller.complete(prompt=[1] * 50, max_tokens=15)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert "64 tokens" in response.json()["error"]["message"]
+        assert (await caller.complete(prompt=[1] * 50, max_tokens=14)).status_code == 200
+        assert (await caller.complete(prompt=[1] * 64)).status_code == 400
+
+
+async def test_a_model_without_a_template_takes_no_chats() -> None:
+    async with calling(template=None) as caller:
+        assert (await caller.chat()).status_code == 400
+        assert (await caller.complete()).status_code == 200
+
+
+async def test_a_large_prompt_blocks_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    encode = FakeTokenizer.encode
+
+    def slow(self: FakeTokenizer, text: str, **options: bool) -> list[int]:
+        assert len(text) < 1000 or go_on.wait(5)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(FakeTokenizer, "encode", slow)
+    async with calling() as caller:
+        large = [asyncio.create_task(request) for request in (
+            caller.complete(prompt="x" * 50_000), caller.chat(messages=[{"role": "user", "content": "x" * 50_000}])
+        )]  # fmt: skip
+        assert (await caller.complete()).status_code == 200
+        assert not any(task.done() for task in large)
+        go_on.set()
+        for task in large:
+            assert (await task).json()["error"]["code"] == "context_length_exceeded"
