@@ -1,0 +1,149 @@
+"""The command line: headlight serve | chat | complete | models.
+
+Every setting is a flag of the same name. Whatever goes wrong ends in one plain line and a status other than 0.
+"""
+
+import argparse
+import asyncio
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.source import list_aliases
+from service.engine.client import EngineDead
+from service.settings import Settings, SettingsError, load_settings
+from service.terminal import CommandError, chat_in_terminal, complete_in_terminal
+
+ENGINE_SETTINGS = (
+    "home",
+    "device",
+    "dtype",
+    "backend",
+    "threads",
+    "max_context",
+    "block_size",
+    "cache_memory",
+    "token_budget",
+    "log_level",
+)
+"""What matters to the terminal commands, which serve nobody over HTTP."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit status."""
+    arguments = vars(_parser().parse_args(argv))
+    run = arguments.pop("run")
+    try:
+        return int(run(**arguments) or 0)
+    except (CheckpointError, SettingsError, CommandError, EngineDead) as error:
+        print(f"headlight: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(**flags: Any) -> None:
+    """Serve a model over HTTP until a signal ends it."""
+    settings = load_settings(**flags)
+    # Before anything slow: a port that is taken should not cost a download to find out.
+    with _listen(settings.host, settings.port) as listener:
+        # Here, since the other commands have no use for the HTTP stack, which takes a while to import.
+        from service.server import run_server
+
+        run_server(settings, listener)
+
+
+def chat(system: str | None, **flags: Any) -> None:
+    """Talk with a model in the terminal."""
+    asyncio.run(chat_in_terminal(load_settings(**flags), system))
+
+
+def complete(text: str, max_tokens: int, temperature: float, **flags: Any) -> None:
+    """Continue a text and print what comes."""
+    asyncio.run(complete_in_terminal(load_settings(**flags), text, max_tokens, temperature))
+
+
+def models(**flags: Any) -> None:
+    """Print the aliases, and what else MODEL may be."""
+    for status in list_aliases(load_settings(**flags).home_path):
+        state = "on this machine" if status.cached else "fetched when first used"
+        print(f"{status.alias:<28}{status.size / 1e6:>7.0f} MB  {state}")
+    print("\nMODEL may also be a GGUF file, a local Hugging Face folder, or a hub id such as org/name.")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise CommandError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port with --port"
+        ) from None
+    return listener
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="headlight", description="An LLM inference server you can look inside of.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    every = tuple(name for name in Settings.model_fields if name != "model")
+
+    command = _command(commands, "serve", serve, every)
+    _add_model(command, positional=True)
+
+    command = _command(commands, "chat", chat, ENGINE_SETTINGS)
+    _add_model(command, positional=True)
+    command.add_argument("--system", help="system message to begin with")
+
+    command = _command(commands, "complete", complete, ENGINE_SETTINGS)
+    command.add_argument("text", help="what to continue")
+    _add_model(command, positional=False)
+    command.add_argument("--max-tokens", type=_positive, default=64, help="tokens to generate (default: 64)")
+    command.add_argument("--temperature", type=_temperature, default=0.0, help="0 is greedy (default: 0)")
+
+    _command(commands, "models", models, ("home",))
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, settings: Sequence[str]) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+    command.set_defaults(run=run)
+    for setting in settings:
+        field = Settings.model_fields[setting]
+        default = "" if field.default is None else f" (default: {field.default})"
+        flag = "--" + setting.replace("_", "-")
+        # Values stay text here: settings validate flags and environment variables alike.
+        command.add_argument(flag, default=argparse.SUPPRESS, metavar="VALUE", help=f"{field.description}{default}")
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser, *, positional: bool) -> None:
+    field = Settings.model_fields["model"]
+    text = f"{field.description} (default: {field.default})"
+    if positional:
+        command.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=text)
+    else:
+        command.add_argument("--model", default=argparse.SUPPRESS, metavar="MODEL", help=text)
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _temperature(value: str) -> float:
+    number = float(value)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError("must lie between 0 and 100")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

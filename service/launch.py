@@ -1,0 +1,49 @@
+"""From settings to the parts of a running server: the model's files, its tokenizer, its engine.
+
+The server and the terminal commands start alike; what they do with the parts is theirs.
+"""
+
+from dataclasses import dataclass
+
+from model.checkpoint.source import open_checkpoint, resolve
+from model.contract import RunnerConfig
+from service.engine.client import EngineClient
+from service.engine.process import EngineConfig
+from service.settings import Settings
+from service.text.chat import ChatTemplate
+from service.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A model that is on this machine, and an engine for it that is not started yet."""
+
+    model_name: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    client: EngineClient
+
+
+def prepare(settings: Settings) -> Launch:
+    """Find or fetch the model and read its tokenizer. Raises CheckpointError with one line that says what is wrong."""
+    source = resolve(settings.model, settings.home_path)
+    tokenizer = load_tokenizer(open_checkpoint(source.path).tokenizer)
+    config = EngineConfig(
+        runner=RunnerConfig(
+            model=str(source.path),
+            device=settings.device,
+            dtype=settings.dtype,
+            backend=settings.backend,
+            threads=settings.threads,
+            max_context=settings.max_context,
+            block_size=settings.block_size,
+            cache_bytes=settings.cache_memory,
+            max_running=settings.max_running,
+        ),
+        token_budget=settings.token_budget,
+        max_running=settings.max_running,
+        log_level=settings.log_level,
+    )
+    client = EngineClient(config, timeout_seconds=settings.engine_timeout_seconds)
+    template = ChatTemplate.of(tokenizer)
+    return Launch(settings.served_model_name or source.name, tokenizer, template, client)

@@ -1,0 +1,97 @@
+"""Chat and completion in a terminal: the engine without HTTP, each token printed as it comes."""
+
+import asyncio
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from model.contract import SamplingParams
+from service.generation import Generation, GenerationRequest
+from service.launch import Launch, prepare
+from service.settings import Settings
+from service.text.chat import TemplateError
+
+
+class CommandError(Exception):
+    """Why a command cannot go on, in one line."""
+
+
+async def complete_in_terminal(settings: Settings, text: str, max_tokens: int, temperature: float) -> None:
+    """Print a continuation of `text`. Raises EngineDead, CheckpointError and CommandError."""
+    async with _running(settings) as launch:
+        prompt = launch.tokenizer.encode(text, add_special_tokens=True, parse_special=True)
+        room = _room(launch, prompt)
+        await _generate(launch, prompt, min(max_tokens, room), temperature)
+        print()
+
+
+async def chat_in_terminal(settings: Settings, system: str | None) -> None:
+    """Take turns until the input ends. The whole conversation is sent each time; the prefix cache makes that cheap."""
+    async with _running(settings) as launch:
+        if launch.template is None:
+            raise CommandError(f"{launch.model_name} has no chat template; use headlight complete")
+        print(f"{launch.model_name}: an empty line or Ctrl-D ends the chat, Ctrl-C ends the program.")
+        messages = [{"role": "system", "content": system}] if system else []
+        while text := await _ask():
+            messages.append({"role": "user", "content": text})
+            try:
+                prompt = launch.template.encode(messages, launch.tokenizer, add_generation_prompt=True)
+            except TemplateError as error:
+                raise CommandError(str(error)) from None
+            answer = await _generate(launch, prompt, _room(launch, prompt), temperature=0.7)
+            print()
+            messages.append({"role": "assistant", "content": answer})
+
+
+@asynccontextmanager
+async def _running(settings: Settings) -> AsyncIterator[Launch]:
+    launch = prepare(settings)
+    await launch.client.start()
+    try:
+        await launch.client.ready()
+        yield launch
+    finally:
+        await launch.client.stop()
+
+
+async def _ask() -> str:
+    """A line of input; empty at its end."""
+    print("> ", end="", flush=True)
+    if sys.stdin.isatty():
+        # Not in a thread: one that waits for input could not be stopped when Ctrl-C ends the program.
+        readable = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sys.stdin, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(sys.stdin)
+    return sys.stdin.readline().strip()
+
+
+def _room(launch: Launch, prompt: list[int]) -> int:
+    """How many tokens may follow a prompt."""
+    limits = launch.client.limits
+    room = min(limits.max_context, limits.num_blocks * limits.block_size) - len(prompt)
+    if not prompt or room < 1:
+        raise CommandError(f"{len(prompt)} tokens of text: the model takes between 1 and {len(prompt) + room - 1}")
+    return room
+
+
+async def _generate(launch: Launch, prompt: list[int], max_tokens: int, temperature: float) -> str:
+    """Print a completion as it comes, and return it."""
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=0.95,
+        seed=secrets.randbits(63),
+        stop_token_ids=tuple(launch.tokenizer.eos_token_ids),
+    )
+    text = ""
+    with Generation(launch.client, launch.tokenizer, GenerationRequest(prompt=prompt, params=params)) as generation:
+        async for piece in generation.pieces():
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+            text += piece.text
+    return text

@@ -1,0 +1,95 @@
+"""The default model in float32 against transformers on the same dequantised weights, through the whole engine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from service.text.tokenizer import Tokenizer, load_tokenizer
+from transformers import AutoModelForCausalLM
+
+from model.checkpoint.source import open_checkpoint
+from model.contract import RunnerConfig, SamplingParams
+from model.loading import load_runner
+from service.engine.core import EngineCore
+from service.engine.messages import Submit
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea,",
+    "Water boils at a temperature of",
+    "The three laws of thermodynamics state that",
+    "In 1969, Neil Armstrong",
+    "To make a good cup of coffee, first",
+    "Q: What is 12 + 30?\nA:",
+    "Shakespeare wrote many plays, among them",
+    "The difference between a list and a tuple in Python is",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "대한민국의 수도는",
+    "안녕하세요, 오늘 날씨가",
+    "한국어는 아름다운 언어입니다. 세종대왕은",
+    "서울에서 부산까지 기차로",
+    "def fibonacci(n):\n    ",
+    "import numpy as np\n\ndef softmax(x):\n",
+    "for (int i = 0; i < n; i++) {\n    ",
+    "SELECT name, count(*) FROM users WHERE",
+    '{"name": "Ada", "born": 1815, "languages": [',
+    "# Changelog\n\n## 1.2.0\n\n- ",
+]
+OUTPUT = 64
+TIE = 1e-3
+"""Two logits of the reference closer than this may swap: summation order alone moves them by as much."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return load_tokenizer(open_checkpoint(smollm2).tokenizer)
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Path) -> EngineCore:
+    config = RunnerConfig(model=str(smollm2), dtype="float32", cache_bytes=2**28, block_size=16)
+    return EngineCore(load_runner(config), token_budget=96, max_running=32)
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2: Path) -> Iterator[torch.nn.Module]:
+    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    with torch.inference_mode():
+        yield model.eval()
+
+
+def greedy(engine: EngineCore, prompts: list[list[int]]) -> list[list[int]]:
+    outputs: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
+    for index, prompt in enumerate(prompts):
+        engine.submit(Submit(index, prompt, SamplingParams(temperature=0, max_tokens=OUTPUT)))
+    while report := engine.step():
+        for delta in report.deltas:
+            assert delta.error is None
+            outputs[delta.id] += delta.tokens
+    return list(outputs.values())
+
+
+def test_greedy_tokens_equal_transformers(engine: EngineCore, reference: torch.nn.Module, tokenizer: Tokenizer) -> None:
+    """All prompts in one batch, chunked by the budget; each output is fed to the reference as a whole.
+
+    If every token is the reference's choice after those before it, then its own greedy output is the same.
+    """
+    prompts = [tokenizer.encode(text, add_special_tokens=True, parse_special=True) for text in PROMPTS]
+    for text, prompt, output in zip(PROMPTS, prompts, greedy(engine, prompts), strict=True):
+        assert len(output) == OUTPUT
+        logits = reference(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
+        top = logits.topk(2)
+        for position, token in enumerate(output):
+            first, second = top.values[position].tolist()
+            tied = first - second < TIE and token in top.indices[position].tolist()
+            assert token == top.indices[position, 0] or tied, (text, position, first - second)
+
+
+def test_the_prefix_cache_changes_no_token(engine: EngineCore, tokenizer: Tokenizer) -> None:
+    text = "The history of the printing press begins in Mainz, where Johannes Gutenberg around 1440 " * 3
+    prompt = tokenizer.encode(text, add_special_tokens=True, parse_special=True)
+    fresh = greedy(engine, [prompt])
+    hits = engine.stats().prefix_hits
+    assert greedy(engine, [prompt]) == fresh
+    assert engine.stats().prefix_hits - hits == (len(prompt) - 1) // 16 * 16

@@ -1,0 +1,279 @@
+"""The server as its users meet it: `headlight serve` on the real model, real HTTP, the openai package."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+MODEL = "smollm2-135m-instruct"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+PATIENCE = 120.0
+"""Seconds for what takes two or three on a machine that does nothing else."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server process that is ready, and its URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--cache-memory", "256MB", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: process.poll() is not None or status(f"{url}/ready") == 200)
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            yield url, process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def status(url: str) -> int:
+    try:
+        return httpx.get(url, timeout=5).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a metric's samples."""
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def url(smollm2) -> Iterator[str]:
+    with serving() as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE, max_retries=0) as client:
+        yield client
+
+
+def test_chat_knows_paris(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30)
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_streamed_chat_equals_unstreamed(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30)
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            temperature=0,
+            max_tokens=30,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage
+    assert whole.usage
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_completion_streamed_and_not(client: OpenAI) -> None:
+    asked = {"model": MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 12}
+    whole = client.completions.create(**asked)
+    assert "Paris" in whole.choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)) == (
+        whole.choices[0].text
+    )
+
+
+def test_logprobs_of_greedy_tokens_are_the_highest(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, max_tokens=8, logprobs=True, top_logprobs=5
+    )
+    content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
+    assert content
+    for token in content:
+        assert len(token.top_logprobs) == 5
+        assert token.logprob == pytest.approx(token.top_logprobs[0].logprob)
+        assert [t.logprob for t in token.top_logprobs] == sorted((t.logprob for t in token.top_logprobs), reverse=True)
+    text = b"".join(bytes(token.bytes or []) for token in content).decode()
+    assert text == answer.choices[0].message.content
+
+    old = client.completions.create(model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=4, logprobs=2)
+    logprobs = old.choices[0].logprobs
+    assert logprobs
+    assert logprobs.tokens
+    assert "".join(logprobs.tokens) == old.choices[0].text
+    assert logprobs.top_logprobs
+    assert all(len(top) >= 2 for top in logprobs.top_logprobs)
+
+
+def test_n_gives_different_choices_and_a_seed_the_same_again(client: OpenAI) -> None:
+    def ask() -> list[str]:
+        answer = client.completions.create(
+            model=MODEL, prompt="My favourite animal is", n=4, seed=7, temperature=1.2, max_tokens=16
+        )
+        return [choice.text for choice in sorted(answer.choices, key=lambda choice: choice.index)]
+
+    first = ask()
+    assert len(set(first)) == 4
+    assert ask() == first
+
+
+def test_stop_strings_end_the_text_before_them(client: OpenAI) -> None:
+    asked = {"model": MODEL, "prompt": "1, 2, 3, 4, 5, 6,", "temperature": 0, "max_tokens": 40}
+    free = client.completions.create(**asked).choices[0].text
+    stop = free[10:14]
+    answer = client.completions.create(**asked, stop=[stop]).choices[0]
+    assert answer.text == free[: free.index(stop)]
+    assert answer.finish_reason == "stop"
+    streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**asked, stop=[stop], stream=True))
+    assert streamed == answer.text
+
+
+def test_korean_survives_the_stream(client: OpenAI) -> None:
+    asked = {"model": MODEL, "prompt": "대한민국의 수도는", "temperature": 0, "max_tokens": 24}
+    whole = client.completions.create(**asked).choices[0].text
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+    assert "".join(pieces) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        ({"model": "gpt-4"}, openai.NotFoundError, "gpt-4"),
+        ({"temperature": -1}, openai.BadRequestError, "temperature"),
+        ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens"),
+        ({"extra_body": {"colour": "red"}}, openai.BadRequestError, "colour"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+    ],
+)
+def test_bad_requests_are_refused_by_name(client: OpenAI, change, error, word: str) -> None:
+    with pytest.raises(error, match=word):
+        client.chat.completions.create(**({"model": MODEL, "messages": QUESTION, "max_tokens": 4} | change))
+
+
+async def test_sixteen_at_once_answer_as_each_alone(url: str) -> None:
+    """Greedy and seeded alike; the batch a request finds itself in must not be seen in its answer."""
+    subjects = ["rain", "bread", "the sea", "a clock", "Seoul", "chess", "iron", "owls"]
+    requests = [
+        {"prompt": f"A short text about {subject}:", "temperature": temperature, "seed": 11, "max_tokens": 24}
+        for subject in subjects
+        for temperature in (0, 0.9)
+    ]
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE, max_retries=0) as client:
+
+        async def ask(request) -> str:
+            return (await client.completions.create(model=MODEL, **request)).choices[0].text
+
+        together = await asyncio.gather(*(ask(request) for request in requests))
+        alone = [await ask(request) for request in requests]
+    assert together == alone
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_frees_its_blocks_at_once(url: str, stream: bool) -> None:
+    body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 2000, "ignore_eos": True, "stream": stream}
+    loop = asyncio.get_running_loop()
+    async with httpx.AsyncClient(timeout=PATIENCE) as client:
+        request = asyncio.create_task(client.post(f"{url}/v1/completions", json=body))
+        while await loop.run_in_executor(None, metric, url, "headlight_requests_running") == 0:
+            assert not request.done()
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+    await loop.run_in_executor(None, wait_until, lambda: metric(url, "headlight_requests_running") == 0)
+    assert metric(url, "headlight_kv_cache_usage_ratio") == 0
+
+
+def test_sigterm_lets_a_request_finish_and_refuses_the_next(smollm2) -> None:
+    with serving() as (url, process), OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.completions.create(
+            model=MODEL, prompt="Once upon a time", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
+        )
+        first = next(iter(stream))
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: status(f"{url}/ready") != 200)
+        chunks = [first, *stream]
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert process.wait(30) == 0
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = headlight("serve", "--port", port)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert port in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("serve", "no/such/model/at-all"), "no/such/model/at-all"),
+        (("serve", __file__, "--port", "0"), "test_end_to_end.py"),
+        (("serve", "--port", "abc"), "port"),
+        (("complete", "hi", "--dtype", "int3"), "dtype"),
+        (("complete", "hi", "--max-context", "1000000000"), "1000000000"),
+        (("complete", "hi", "--cache-memory", "1kB"), "KV cache"),
+        (("complete", "hi", "--device", "abacus"), "abacus"),
+    ],
+)
+def test_what_cannot_be_served_is_one_plain_line(smollm2, arguments: tuple[str, ...], word: str) -> None:
+    result = headlight(*arguments)
+    assert result.returncode == 1
+    assert word in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_complete_and_models_in_the_terminal(smollm2) -> None:
+    assert "Paris" in headlight("complete", "The capital of France is", "--max-tokens", "8").stdout
+    assert MODEL in headlight("models").stdout
+
+
+def test_chat_in_the_terminal(smollm2) -> None:
+    result = headlight("chat", input="What is the capital of France?\n")
+    assert result.returncode == 0
+    assert "Paris" in result.stdout
+
+
+def headlight(*arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        command, input=input, capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False
+    )
