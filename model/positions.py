@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.spec import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+from model.spec import FactorsScaling, LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 
 
 def rope_frequencies(rope: RopeSpec, device: torch.device) -> tuple[Tensor, float]:
@@ -24,6 +24,8 @@ def rope_frequencies(rope: RopeSpec, device: torch.device) -> tuple[Tensor, floa
             return _llama3(frequencies, scaling), 1.0
         case YarnScaling() as scaling:
             return _yarn(frequencies, rope, scaling), _yarn_magnitude(scaling)
+        case FactorsScaling(factors=factors):
+            return frequencies / torch.tensor(factors, dtype=torch.float32, device=device), 1.0
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:

@@ -38,7 +38,15 @@ class YarnScaling:
     """Whether the ramp's ends are rounded outward to whole dimensions."""
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True, slots=True)
+class FactorsScaling:
+    """Each pair's frequency divided by its own factor: how GGUF files carry Llama 3's scaling."""
+
+    factors: tuple[float, ...]
+    """One for each rotated pair."""
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FactorsScaling
 
 
 @dataclass(frozen=True, slots=True)

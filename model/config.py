@@ -1,0 +1,93 @@
+"""A model's configuration with every value checked when it is asked for.
+
+Keys are config.json's own, under Llama's names. It does not know what any of them means for a model.
+"""
+
+from collections.abc import Mapping
+
+from model.checkpoint.errors import LONGEST_LABEL, CheckpointError, label
+
+LARGEST_INTEGER = 1 << 24
+"""Beyond any size or context of a model: what lies above is an error in the file or an attack."""
+LARGEST_NUMBER = 1e12
+
+
+class Config:
+    """Values out of a file that nobody has looked at yet. A value that is null counts as absent.
+
+    For messages, `names` gives the file's own name of a key where it is not the key itself, and `prefix` comes before.
+    """
+
+    def __init__(
+        self, values: Mapping[str, object], source: str, names: Mapping[str, str] | None = None, prefix: str = ""
+    ) -> None:
+        self._values = values
+        self._source = source
+        self._names = names or {}
+        self._prefix = prefix
+
+    def get(self, key: str) -> object:
+        """As it is in the file; None if it is absent."""
+        return self._values.get(key)
+
+    def integer(self, key: str, default: int | None = None, most: int = LARGEST_INTEGER) -> int:
+        """A positive integer, at most `most`."""
+        value = self._present(key, default)
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.refusal(key, f"is {label(value)}, not an integer from 1 to {most}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number."""
+        value = self._present(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST_NUMBER:
+            raise self.refusal(key, f"is {label(value)}, not a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._present(key, default)
+        if type(value) is not bool:
+            raise self.refusal(key, f"is {label(value)}, neither true nor false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._present(key, default)
+        if type(value) is not str:
+            raise self.refusal(key, f"is {label(value)}, not a string")
+        return value
+
+    def section(self, key: str) -> "Config | None":
+        """The object under `key` as a configuration of its own; None if it is absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.refusal(key, f"is {label(value)}, not an object")
+        return Config(value, self._source, prefix=f"{self._name(key)}.")
+
+    def empty(self) -> "Config":
+        """The same file, but silent about everything."""
+        return Config({}, self._source)
+
+    def require(self, key: str, expected: object) -> None:
+        """Refuse any other value than `expected`, which also stands for absent."""
+        value = self.get(key)
+        if value is not None and (value != expected or type(value) is not type(expected)):
+            raise self.refusal(key, f"is {label(value)}, which is not supported")
+
+    def refusal(self, key: str, reason: str) -> CheckpointError:
+        name = self._name(key)
+        # A key may itself come out of the file.
+        shown = name if name.isprintable() and len(name) <= LONGEST_LABEL else label(name)
+        return CheckpointError(f"{self._source}: {shown} {reason}")
+
+    def _present(self, key: str, default: object) -> object:
+        value = self.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise self.refusal(key, "is missing")
+        return value
+
+    def _name(self, key: str) -> str:
+        return self._prefix + self._names.get(key, key)

@@ -1,0 +1,404 @@
+"""The model families: what tells each from Llama, in its mathematics, its configuration and its tensors' names.
+
+Torch-free. A family whose mathematics the decoder knows is one entry here; how tensors are read is not known here.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.errors import CheckpointError, label
+from model.config import Config
+from model.gguf_config import ROPE_FACTORS, gguf_config, read_rope_factors
+from model.rope_config import read_local_rope, read_rope
+from model.spec import ActivationKind, DecoderSpec, LayerSpec, NormKind, RopeSpec
+from model.tensor_names import TensorNames
+
+MOST_LAYERS = 1024
+MOST_HEADS = 1024
+
+ACTIVATIONS: Mapping[str, ActivationKind] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+LLAMA_NAMES = TensorNames(
+    prefix="model.",
+    embedding="embed_tokens",
+    final_norm="norm",
+    output="lm_head",
+    layer="layers.{}.",
+    attention_norm="input_layernorm",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    query_norm="self_attn.q_norm",
+    key_norm="self_attn.k_norm",
+    attention_output="self_attn.o_proj",
+    mlp_norm="post_attention_layernorm",
+    up=("mlp.gate_proj", "mlp.up_proj"),
+    down="mlp.down_proj",
+    ignored=(r".*\.rotary_emb\.inv_freq",),
+)
+GPT2_NAMES = TensorNames(
+    prefix="transformer.",
+    embedding="wte",
+    position_embedding="wpe",
+    final_norm="ln_f",
+    output="lm_head",
+    layer="h.{}.",
+    attention_norm="ln_1",
+    qkv=("attn.c_attn",),
+    attention_output="attn.c_proj",
+    mlp_norm="ln_2",
+    up=("mlp.c_fc",),
+    down="mlp.c_proj",
+    biased=frozenset({"qkv", "attention_output", "up", "down"}),
+    transposed=True,
+    ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),
+)
+BLOOM_NAMES = TensorNames(
+    prefix="transformer.",
+    embedding="word_embeddings",
+    embedding_norm="word_embeddings_layernorm",
+    final_norm="ln_f",
+    output="lm_head",
+    layer="h.{}.",
+    attention_norm="input_layernorm",
+    qkv=("self_attention.query_key_value",),
+    attention_output="self_attention.dense",
+    mlp_norm="post_attention_layernorm",
+    up=("mlp.dense_h_to_4h",),
+    down="mlp.dense_4h_to_h",
+    biased=frozenset({"qkv", "attention_output", "up", "down"}),
+    qkv_layout="per_head",
+)
+GGUF_NAMES = TensorNames(
+    embedding="token_embd",
+    position_embedding="position_embd",
+    final_norm="output_norm",
+    output="output",
+    layer="blk.{}.",
+    attention_norm="attn_norm",
+    qkv=("attn_q", "attn_k", "attn_v"),
+    query_norm="attn_q_norm",
+    key_norm="attn_k_norm",
+    attention_output="attn_output",
+    post_attention_norm="post_attention_norm",
+    mlp_norm="ffn_norm",
+    up=("ffn_gate", "ffn_up"),
+    down="ffn_down",
+    post_mlp_norm="post_ffw_norm",
+    ignored=(re.escape(ROPE_FACTORS), r"blk\.\d+\.attn_rot_embd\.weight"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One family. What is not said is as in Llama."""
+
+    name: str
+    architecture: str
+    """In config.json's "architectures"."""
+    gguf_architecture: str | None = None
+    names: TensorNames = LLAMA_NAMES
+    gguf_names: TensorNames = GGUF_NAMES
+
+    keys: Mapping[str, str] = field(default_factory=lambda: {"norm_eps": "rms_norm_eps"})
+    """Llama's keys, and the file's own where they differ."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """What transformers assumes where config.json is silent."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """Keys that would change the mathematics, and the only value that is supported."""
+
+    norm: NormKind = "rms"
+    gated_mlp: bool = True
+    learned_positions: bool = False
+    alibi: bool = False
+    embedding_norm: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    scaled_embeddings: bool = False
+    """Embeddings are multiplied by the root of the hidden size."""
+    scaled_rope: bool = True
+    """Whether rope scaling of the known kinds is defined for the family."""
+    partial_rope: bool = False
+    """Whether only a part of each head may be rotated."""
+    local_rope: bool = False
+    """Sliding layers have a rotary base of their own."""
+    is_sliding: Callable[[Config, int], bool] = lambda config, layer: False
+    """Whether a layer's attention has the window, where config.json does not list the layers."""
+
+
+def _all_layers_slide(config: Config, layer: int) -> bool:
+    return config.get("sliding_window") is not None
+
+
+def _late_layers_slide(config: Config, layer: int) -> bool:
+    return config.flag("use_sliding_window", False) and layer >= config.integer("max_window_layers", 28)
+
+
+def _pattern_slides(config: Config, layer: int) -> bool:
+    """All but every n-th layer."""
+    every = config.integer("sliding_window_pattern", 6)
+    return config.get("sliding_window") is not None and (layer + 1) % every != 0
+
+
+LLAMA = Family(
+    name="llama",
+    architecture="LlamaForCausalLM",
+    gguf_architecture="llama",
+    gguf_names=replace(GGUF_NAMES, qkv_layout="interleaved"),
+    fixed={"sliding_window": None, "layer_types": None},
+)
+MISTRAL = Family(
+    name="mistral",
+    architecture="MistralForCausalLM",
+    defaults={"sliding_window": 4096},
+    fixed={"layer_types": None},
+    is_sliding=_all_layers_slide,
+)
+QWEN2 = Family(
+    name="qwen2",
+    architecture="Qwen2ForCausalLM",
+    gguf_architecture="qwen2",
+    names=replace(LLAMA_NAMES, biased=frozenset({"qkv"})),
+    gguf_names=replace(GGUF_NAMES, biased=frozenset({"qkv"})),
+    defaults={"sliding_window": 4096, "use_sliding_window": False},
+    is_sliding=_late_layers_slide,
+)
+QWEN3 = Family(
+    name="qwen3",
+    architecture="Qwen3ForCausalLM",
+    gguf_architecture="qwen3",
+    defaults={"head_dim": 128, "sliding_window": 4096, "use_sliding_window": False},
+    qk_norm=True,
+    is_sliding=_late_layers_slide,
+)
+GEMMA3 = Family(
+    name="gemma3",
+    architecture="Gemma3ForCausalLM",
+    gguf_architecture="gemma3",
+    names=replace(
+        LLAMA_NAMES,
+        post_attention_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        post_mlp_norm="post_feedforward_layernorm",
+        norm_offset=1.0,
+    ),
+    keys={"norm_eps": "rms_norm_eps", "hidden_act": "hidden_activation"},
+    defaults={
+        "hidden_act": "gelu_pytorch_tanh",
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "rope_theta": 1e6,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+    },
+    fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": False},
+    qk_norm=True,
+    post_norms=True,
+    scaled_embeddings=True,
+    local_rope=True,
+    is_sliding=_pattern_slides,
+)
+PHI3 = Family(
+    name="phi3",
+    architecture="Phi3ForCausalLM",
+    gguf_architecture="phi3",
+    names=replace(LLAMA_NAMES, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
+    gguf_names=replace(GGUF_NAMES, qkv=("attn_qkv",), up=("ffn_up",)),
+    fixed={"layer_types": None},
+    # Phi-3's own files call their longrope "yarn" as well.
+    scaled_rope=False,
+    partial_rope=True,
+    is_sliding=_all_layers_slide,
+)
+GPT2 = Family(
+    name="gpt2",
+    architecture="GPT2LMHeadModel",
+    gguf_architecture="gpt2",
+    names=GPT2_NAMES,
+    gguf_names=replace(GGUF_NAMES, qkv=("attn_qkv",), up=("ffn_up",), biased=GPT2_NAMES.biased),
+    keys={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+        "hidden_act": "activation_function",
+        "norm_eps": "layer_norm_epsilon",
+    },
+    defaults={"hidden_act": "gelu_new", "tie_word_embeddings": True},
+    fixed={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
+    },
+    norm="layer",
+    gated_mlp=False,
+    learned_positions=True,
+)
+BLOOM = Family(
+    name="bloom",
+    architecture="BloomForCausalLM",
+    names=BLOOM_NAMES,
+    keys={
+        "hidden_size": "n_embed",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "seq_length",
+        "norm_eps": "layer_norm_epsilon",
+    },
+    # The context that the published models were trained with; their files name none.
+    defaults={"hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 2048, "tie_word_embeddings": True},
+    fixed={"apply_residual_connection_post_layernorm": False},
+    norm="layer",
+    gated_mlp=False,
+    alibi=True,
+    embedding_norm=True,
+)
+
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, GPT2, BLOOM)
+
+
+def read_spec(checkpoint: Checkpoint) -> DecoderSpec:
+    """What decoder a checkpoint's configuration describes.
+
+    Raises CheckpointError, naming it, for an architecture or a value that is not supported.
+    """
+    family = _family(checkpoint)
+    if checkpoint.format == "huggingface":
+        return _spec(family, _huggingface_config(family, checkpoint))
+    config = gguf_config(checkpoint, family.defaults)
+    spec = _with_rope_factors(_spec(family, config), checkpoint)
+    if config.get("sliding_window") is not None and all(layer.window is None for layer in spec.layers):
+        raise config.refusal("sliding_window", f"is not supported for {family.gguf_architecture}")
+    return spec
+
+
+def tensor_names(checkpoint: Checkpoint) -> TensorNames:
+    """How the checkpoint names its tensors. Raises CheckpointError for an unknown architecture."""
+    family = _family(checkpoint)
+    names = family.gguf_names if checkpoint.format == "gguf" else family.names
+    if any(name.startswith(names.prefix) for name in checkpoint.tensor_names()):
+        return names
+    return replace(names, prefix="")
+
+
+def _family(checkpoint: Checkpoint) -> Family:
+    config = checkpoint.config
+    architecture: object
+    if checkpoint.format == "gguf":
+        architecture = config.get("general.architecture")
+        known = {family.gguf_architecture: family for family in FAMILIES if family.gguf_architecture}
+    else:
+        listed = config.get("architectures")
+        architecture = listed[0] if isinstance(listed, list) and len(listed) == 1 else listed
+        known = {family.architecture: family for family in FAMILIES}
+    if not isinstance(architecture, str) or architecture not in known:
+        what = f"the architecture {label(architecture)} is not supported; {', '.join(map(str, known))} are"
+        raise CheckpointError(f"{label(checkpoint.name)}: {what}")
+    return known[architecture]
+
+
+def _huggingface_config(family: Family, checkpoint: Checkpoint) -> Config:
+    config = checkpoint.config
+    renamed = {key: config[name] for key, name in family.keys.items() if name in config}
+    return Config({**family.defaults, **config, **renamed}, label(checkpoint.name), family.keys)
+
+
+def _spec(family: Family, config: Config) -> DecoderSpec:
+    for key, value in family.fixed.items():
+        config.require(key, value)
+    hidden_size = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads", most=MOST_HEADS)
+    kv_heads = config.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise config.refusal("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} attention heads")
+    if config.get("head_dim") is None and hidden_size % heads:
+        raise config.refusal("hidden_size", f"is {hidden_size}, which {heads} attention heads do not divide")
+    head_dim = config.integer("head_dim", hidden_size // heads)
+    softcap = config.get("final_logit_softcapping")
+    return DecoderSpec(
+        family=family.name,
+        vocab_size=config.integer("vocab_size"),
+        hidden_size=hidden_size,
+        layers=_layers(family, config, head_dim),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp_size=config.integer("intermediate_size", None if family.gated_mlp else 4 * hidden_size),
+        max_context=config.integer("max_position_embeddings"),
+        norm=family.norm,
+        norm_eps=config.number("norm_eps"),
+        activation=_activation(config),
+        gated_mlp=family.gated_mlp,
+        attention_scale=config.number("query_pre_attn_scalar", head_dim) ** -0.5,
+        learned_positions=family.learned_positions,
+        alibi=family.alibi,
+        embedding_scale=hidden_size**0.5 if family.scaled_embeddings else 1.0,
+        embedding_norm=family.embedding_norm,
+        qk_norm=family.qk_norm,
+        post_norms=family.post_norms,
+        logit_softcap=None if softcap is None else config.number("final_logit_softcapping"),
+        tied_embeddings=config.flag("tie_word_embeddings", False),
+    )
+
+
+def _activation(config: Config) -> ActivationKind:
+    name = config.text("hidden_act", "silu")
+    if name not in ACTIVATIONS:
+        raise config.refusal("hidden_act", f"is {label(name)}, which is not supported")
+    return ACTIVATIONS[name]
+
+
+def _layers(family: Family, config: Config, head_dim: int) -> tuple[LayerSpec, ...]:
+    sliding = _sliding_layers(family, config)
+    full = LayerSpec(_rope(family, config, head_dim, sliding=False))
+    if not any(sliding):
+        return (full,) * len(sliding)
+    windowed = LayerSpec(_rope(family, config, head_dim, sliding=True), config.integer("sliding_window"))
+    return tuple(windowed if slides else full for slides in sliding)
+
+
+def _sliding_layers(family: Family, config: Config) -> list[bool]:
+    count = config.integer("num_hidden_layers", most=MOST_LAYERS)
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return [family.is_sliding(config, layer) for layer in range(count)]
+    if not isinstance(kinds, list) or len(kinds) != count:
+        raise config.refusal("layer_types", f"is not a list of {count} kinds")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise config.refusal("layer_types", f"has {label(kind)}, which is not supported")
+    if "sliding_attention" in kinds and not config.flag("use_sliding_window", True):
+        raise config.refusal("layer_types", "has sliding_attention, but use_sliding_window is false")
+    return [kind == "sliding_attention" for kind in kinds]
+
+
+def _rope(family: Family, config: Config, head_dim: int, *, sliding: bool) -> RopeSpec | None:
+    if family.learned_positions or family.alibi:
+        return None
+    if sliding and family.local_rope:
+        return read_local_rope(config, head_dim)
+    rope = read_rope(config, "sliding_attention" if sliding else "full_attention", head_dim)
+    if rope.scaling is not None and not family.scaled_rope:
+        raise config.refusal("rope_scaling", f"is not supported for {family.architecture}")
+    if rope.dim != head_dim and not family.partial_rope:
+        raise config.refusal("rotary_dim", f"is {rope.dim} of {head_dim}, which is not supported")
+    return rope
+
+
+def _with_rope_factors(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
+    """The spec with the file's own factors of the frequencies, if it has them."""
+    if ROPE_FACTORS not in checkpoint.tensor_names():
+        return spec
+    rope = spec.layers[0].rope
+    if rope is None or rope.scaling is not None or any(layer.rope != rope for layer in spec.layers):
+        raise CheckpointError(f"{label(checkpoint.name)}: {ROPE_FACTORS} is not supported beside this configuration")
+    scaled = replace(rope, scaling=read_rope_factors(checkpoint, rope.dim))
+    return replace(spec, layers=tuple(replace(layer, rope=scaled) for layer in spec.layers))

@@ -1,0 +1,102 @@
+"""A GGUF file's metadata in the terms of config.json, so that both formats are read in one way.
+
+Keys are those of the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md) as llama.cpp writes and reads them.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.errors import CheckpointError, label
+from model.config import Config
+from model.spec import FactorsScaling
+
+KEYS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
+    "rotary_dim": "rope.dimension_count",
+    "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+NORM_KEYS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+SCALING_KEYS = {
+    "type": "rope.scaling.type",
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+}
+KEYS_OF_ONE = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
+"""Multipliers, whose only supported value is 1."""
+HARMLESS_KEYS = ("vocab_size", "attention.value_length", "rope.scaling.finetuned")
+KNOWN_KEYS = frozenset({*KEYS.values(), *NORM_KEYS, *SCALING_KEYS.values(), *HARMLESS_KEYS})
+
+ROPE_FACTORS = "rope_freqs.weight"
+GEMMA_27B_LAYERS = 62
+
+
+def gguf_config(checkpoint: Checkpoint, defaults: Mapping[str, object]) -> Config:
+    """The metadata over `defaults`, which stand for what a GGUF file has no key for.
+
+    Raises CheckpointError for a key that may change the mathematics in a way that is not known.
+    """
+    architecture = checkpoint.config["general.architecture"]
+    prefix = f"{architecture}."
+    metadata = {key.removeprefix(prefix): value for key, value in checkpoint.config.items() if key.startswith(prefix)}
+    values = {**defaults, "query_pre_attn_scalar": None}
+    values |= {key: metadata.get(name) for key, name in KEYS.items()}
+    values["norm_eps"] = next((metadata[key] for key in NORM_KEYS if key in metadata), None)
+    values["sliding_window"] = values["sliding_window"] or None  # Zero stands for none.
+    values["vocab_size"] = checkpoint.shape("token_embd.weight")[0]
+    values["tie_word_embeddings"] = "output.weight" not in checkpoint.tensor_names()
+    values["rope_scaling"] = _rope_scaling(metadata)
+    names = {**KEYS, "norm_eps": NORM_KEYS[0], "rope_scaling": "rope.scaling"}
+    config = Config(values, label(checkpoint.name), names, prefix)
+    _refuse_unknown(metadata, config)
+    if architecture == "gemma3" and values["num_hidden_layers"] == GEMMA_27B_LAYERS:
+        # The file has no key for the scale of the scores. Llama.cpp, too, knows this model by its layers.
+        values["query_pre_attn_scalar"] = config.integer("hidden_size") / config.integer("num_attention_heads")
+    return config
+
+
+def read_rope_factors(checkpoint: Checkpoint, rotary_dim: int) -> FactorsScaling:
+    """The factor that each frequency is divided by: Llama 3's scaling, worked out. Raises CheckpointError."""
+    shape = checkpoint.shape(ROPE_FACTORS)
+    raw = checkpoint.read(ROPE_FACTORS) if shape == (rotary_dim // 2,) else None
+    if raw is None or raw.dtype != "F32":
+        raise CheckpointError(f"{label(checkpoint.name)}: {ROPE_FACTORS} is not {rotary_dim // 2} float32 numbers")
+    if not (np.isfinite(raw.data) & (raw.data > 0)).all():
+        raise CheckpointError(f"{label(checkpoint.name)}: {ROPE_FACTORS} holds a factor that is not positive")
+    return FactorsScaling(tuple(raw.data.tolist()))
+
+
+def _rope_scaling(metadata: Mapping[str, object]) -> dict[str, object] | None:
+    scaling = {key: metadata[name] for key, name in SCALING_KEYS.items() if name in metadata}
+    if scaling.get("type") == "none" or not scaling.get("factor"):
+        # A type alone, such as longrope, is passed on to be refused.
+        return {"type": scaling["type"]} if scaling.get("type") not in (None, "none", "linear") else None
+    return {"type": "linear", **scaling}
+
+
+def _refuse_unknown(metadata: Mapping[str, object], config: Config) -> None:
+    for key, value in metadata.items():
+        if not _is_supported(key, value):
+            raise config.refusal(key, f"is {label(value)}, which is not supported")
+    if metadata.get("attention.value_length") != metadata.get("attention.key_length"):
+        raise config.refusal("attention.value_length", "is not attention.key_length, which is not supported")
+
+
+def _is_supported(key: str, value: object) -> bool:
+    if key in KEYS_OF_ONE:
+        return value == 1
+    # Zero turns off whatever an unknown key is for. Of an unknown flag that is false nobody can say as much.
+    return key in KNOWN_KEYS or (value == 0 and value is not False)
