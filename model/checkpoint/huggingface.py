@@ -45,6 +45,7 @@ class HuggingFaceCheckpoint:
             config=config,
             chat_template=_chat_template(self._folder, config),
             eos_token_ids=_eos_token_ids(self._folder, self.config),
+            model_type=str(self.config.get("model_type", "")),
         )
 
     def tensor_names(self) -> Collection[str]:

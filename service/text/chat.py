@@ -1,0 +1,133 @@
+"""Conversations to tokens, by the model's own chat template.
+
+The template's special tokens are special; the same text inside a message is plain text, so that nobody can end a turn
+or open one by writing it. It knows nothing of HTTP.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Self
+
+from model.checkpoint.errors import CheckpointError
+from service.text.sandbox import SandboxedTemplate, TemplateError
+from service.text.tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "TemplateError"]
+
+_PRIVATE_USE = range(0xE000, 0xF900)
+"""Characters without a meaning of their own; some that nobody used stand in for others while a template renders."""
+
+
+class ChatTemplate:
+    """A model's chat template. Threads may share it."""
+
+    def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
+        """`named_tokens` are bos_token and its like, for the template. Raises TemplateError."""
+        self._template = SandboxedTemplate(source)
+        self._named_tokens = dict(named_tokens)
+        self._characters = frozenset(source).union(*named_tokens.values())
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self | None:
+        """The template that came with a tokenizer; base models have none. Raises CheckpointError if it is broken."""
+        if tokenizer.chat_template is None:
+            return None
+        try:
+            return cls(tokenizer.chat_template, tokenizer.named_tokens)
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template cannot be read: {error}") from None
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens of a conversation of at least one message.
+
+        `add_generation_prompt` opens the assistant's turn; `continue_final_message` leaves the last message open
+        instead. `variables` go to the template by name. Raises TemplateError, and InvalidTextError for lone
+        surrogates.
+        """
+        given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None, **(variables or {})}
+        disguise = _Disguise(tokenizer, self._characters.union(*_strings(given)))
+        hidden = disguise.put_on(given)
+        if continue_final_message:
+            hidden["messages"][-1] = _left_open(hidden["messages"][-1], disguise.mark)
+        text = self._template.render({**self._named_tokens, "add_generation_prompt": add_generation_prompt, **hidden})
+        if continue_final_message:
+            text = _cut_at(text, disguise.mark)
+        pieces = tokenizer.split(text)
+        return tokenizer.encode_pieces(
+            disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces
+        )
+
+
+class _Disguise:
+    """Makes special tokens in the values of one rendering unrecognisable, character for character.
+
+    Every character that a special token can begin with has a stand-in that occurs nowhere else. They are put into
+    values that spell out a special token, or that end in the beginning of one which the next value could complete;
+    others are left as they are, so that templates can search them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, used: frozenset[str]) -> None:
+        firsts = sorted({text[0] for text in tokenizer.special_texts})
+        unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+        stand_ins = list(islice(unused, len(firsts) + 1))
+        if len(stand_ins) <= len(firsts):
+            raise TemplateError("the messages use every character of the private use area")
+        self.mark = stand_ins.pop()
+        """One more character that occurs nowhere."""
+        self._tokenizer = tokenizer
+        self._on = str.maketrans(dict(zip(firsts, stand_ins, strict=True)))
+        self._off = str.maketrans(dict(zip(stand_ins, firsts, strict=True)))
+
+    def put_on(self, value: Any) -> Any:
+        """A copy of plain data with its texts disguised where they need it."""
+        match value:
+            case str():
+                return value.translate(self._on) if self._tokenizer.may_spell_special(value) else value
+            case Mapping():
+                return {self.put_on(key): self.put_on(item) for key, item in value.items()}
+            case list() | tuple():
+                return [self.put_on(item) for item in value]
+            case _:
+                return value
+
+    def take_off(self, text: str) -> str:
+        return text.translate(self._off)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in plain data."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for key, item in value.items():
+                yield from _strings(key)
+                yield from _strings(item)
+        case list() | tuple():
+            for item in value:
+                yield from _strings(item)
+
+
+def _left_open(message: Mapping[str, Any], mark: str) -> dict[str, Any]:
+    """The message with a mark at the end of its text, and a space that tells whether the template trims it."""
+    match message.get("content"):
+        case str(text):
+            return {**message, "content": text + mark + " "}
+        case _:
+            raise TemplateError("the final message has no text to continue")
+
+
+def _cut_at(text: str, mark: str) -> str:
+    before, found, after = text.rpartition(mark)
+    if not found:
+        raise TemplateError("the chat template leaves out the final message")
+    return before if after.startswith(" ") else before.rstrip()

@@ -1,0 +1,39 @@
+"""Turns a completion's tokens into text as they come: whole characters only, and nothing of a stop string."""
+
+import codecs
+from collections.abc import Sequence
+
+from service.text.stop import StopMatcher
+from service.text.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """The text of one completion. It continues a prompt, so a leading space is part of it.
+
+    All that `push` and `finish` return, joined, is `tokenizer.decode(tokens, continuation=True)` up to the first
+    stop string. The work for a token does not grow with the length of the text.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), include_stop: bool = False, skip_special: bool = True
+    ) -> None:
+        """With `include_stop` the text ends with its stop string; `skip_special` leaves out special tokens."""
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = StopMatcher(stop, include_stop)
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._stop.stopped
+
+    def push(self, token: int) -> str:
+        """The text that is certain with this token; empty while a character or a possible stop string is incomplete."""
+        if self._skip_special and self._tokenizer.is_special(token):
+            return ""
+        return self._stop.push(self._characters.decode(self._tokenizer.token_bytes(token)))
+
+    def finish(self) -> str:
+        """What was held back, when the completion ends for another reason than a stop string."""
+        return self._stop.push(self._characters.decode(b"", final=True)) + self._stop.finish()

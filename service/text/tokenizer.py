@@ -1,0 +1,175 @@
+"""Text to tokens and back, over the tokenizers package.
+
+It owns the rules that the package leaves to its caller: which special tokens a text may contain, and the exact bytes
+of each token. It knows no templates, and nothing of how tokens reach a client.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+from model.checkpoint.tokenizer_data import GgufTokenizer, TokenizerData
+from service.text.gguf_vocabulary import gguf_vocabulary
+from service.text.huggingface_vocabulary import huggingface_vocabulary
+from service.text.spelling import WORD_MARK, spelling_of
+from service.text.vocabulary import Vocabulary
+
+
+class InvalidTextError(ValueError):
+    """The text is no Unicode text: it holds lone surrogates."""
+
+
+def load_tokenizer(data: TokenizerData) -> "Tokenizer":
+    """Build a checkpoint's tokenizer. Raises CheckpointError if it is broken or of an unsupported kind."""
+    if isinstance(data, GgufTokenizer):
+        return Tokenizer(gguf_vocabulary(data))
+    return Tokenizer(huggingface_vocabulary(data))
+
+
+class Tokenizer:
+    """One model's tokenizer. Immutable once built, so threads may share it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._backend = vocabulary.backend
+        self._prefix_ids = list(vocabulary.prefix_ids)
+        self._suffix_ids = list(vocabulary.suffix_ids)
+        self.bos_token_id = vocabulary.bos_token_id
+        self.eos_token_ids = vocabulary.eos_token_ids
+        """All tokens that end a completion."""
+        self.named_tokens = vocabulary.named_tokens
+        self.chat_template = vocabulary.chat_template
+        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        """Tokens that have a text; the logits may be wider."""
+
+        self._added = self._backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(token for token, added in self._added.items() if added.special)
+        self.special_texts = frozenset(self._added[token].content for token in self._special_ids)
+        self._special_beginnings = frozenset(
+            text[:length] for text in self.special_texts for length in range(1, len(text))
+        )
+        self._longest_beginning = max(map(len, self._special_beginnings), default=0)
+        # Special tokens are found by the matcher, and only where the caller wants them; never by the backend itself.
+        self._backend.encode_special_tokens = True
+        self._matched_ids, self._matcher = _matcher(self._backend)
+        self._prepends_first = _take_over_first_prefix(self._backend)
+
+        self._spelling = spelling_of(self._backend)
+        self._bytes: dict[int, bytes] = {}
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
+        """The tokens of a whole text.
+
+        `add_special_tokens` frames it as the model expects, usually with a beginning-of-sequence token. With
+        `parse_special`, special tokens written out in the text become those tokens; without it they are plain text.
+        Raises InvalidTextError.
+        """
+        ids = self.encode_pieces(self.split(text, parse_special=parse_special))
+        return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special_tokens else ids
+
+    def split(self, text: str, *, parse_special: bool = True) -> Iterator[str | int]:
+        """The added tokens in a text, as ids, and the texts between them. Raises InvalidTextError."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidTextError("the text holds lone surrogates, which are not Unicode characters") from None
+        [found] = self._matcher.encode_batch([text], add_special_tokens=False)
+        end = 0
+        for index, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            token = self._matched_ids[index]
+            if token in self._special_ids and not parse_special:
+                continue
+            if start > end:
+                yield text[end:start]
+            yield token
+            end = stop
+        if end < len(text):
+            yield text[end:]
+
+    def encode_pieces(self, pieces: Iterable[str | int]) -> list[int]:
+        """The tokens of a text that is split already; special tokens written out in its texts are plain text."""
+        pieces = list(pieces)
+        if (
+            self._prepends_first
+            and pieces
+            and isinstance(pieces[0], str)
+            and not pieces[0].startswith((" ", WORD_MARK))
+        ):
+            pieces[0] = " " + pieces[0]
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        # A batch, even of one, is encoded without holding the interpreter's lock.
+        encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+        ids: list[int] = []
+        for piece in pieces:
+            ids += next(encoded).ids if isinstance(piece, str) else [piece]
+        return ids
+
+    def may_spell_special(self, text: str) -> bool:
+        """Whether a text spells out a special token, or ends in the beginning of one that other text could complete.
+
+        White space at its end does not count, for templates remove it. Raises InvalidTextError.
+        """
+        end = text.rstrip()
+        return any(
+            end[-length:] in self._special_beginnings for length in range(1, min(len(end), self._longest_beginning) + 1)
+        ) or any(piece in self._special_ids for piece in self.split(text))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to running text; none for an id beyond the vocabulary (padded logits)."""
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._spell(token)
+        return known
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is structure rather than text."""
+        return token in self._special_ids
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
+        """The text of tokens; bytes that are not UTF-8 become U+FFFD.
+
+        As a whole text, a space that SentencePiece put before its first word is taken away. As the `continuation` of
+        another text that space is part of it.
+        """
+        skipped = self._special_ids if skip_special_tokens else frozenset()
+        data = b"".join(self.token_bytes(token) for token in tokens if token not in skipped)
+        text = data.decode(errors="replace")
+        return text.removeprefix(" ") if self._spelling.leading_space and not continuation else text
+
+    def _spell(self, token: int) -> bytes:
+        added = self._added.get(token)
+        if added is not None:
+            return self._spelling.added(added.content)
+        spelt: str | None = self._backend.id_to_token(token)
+        return b"" if spelt is None else self._spelling.token(spelt)
+
+
+def _matcher(backend: Backend) -> tuple[list[int], Backend]:
+    """A backend that knows the added tokens of another and nothing else, so that encoding finds just those.
+
+    The first list gives the other's ids for the matcher's. Added tokens that match normalised text stay behind,
+    unless they are special.
+    """
+    added = {
+        token: text
+        for token, text in sorted(backend.get_added_tokens_decoder().items())
+        if text.content and (text.special or not text.normalized)
+    }
+    matcher = Backend(BPE(cache_capacity=0))
+    matcher.add_tokens(list(added.values()))
+    return list(added), matcher
+
+
+def _take_over_first_prefix(backend: Backend) -> bool:
+    """Whether a space goes before the start of a text, but not after its special tokens; the backend stops doing it.
+
+    It could not tell the start of a text from the start of a piece.
+    """
+    if backend.pre_tokenizer is None:
+        return False
+    state = json.loads(backend.pre_tokenizer.__getstate__())
+    if state["type"] != "Metaspace" or state["prepend_scheme"] != "first":
+        return False
+    backend.pre_tokenizer.prepend_scheme = "never"
+    return True

@@ -1,0 +1,228 @@
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, normalizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+from transformers import AutoTokenizer
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.source import open_checkpoint
+from model.checkpoint.tokenizer_data import GgufTokenizer
+from service.text.merges import merges_by_rank
+from service.text.tokenizer import Tokenizer, load_tokenizer
+from tests.service.text import training
+from tests.service.text.training import deterministic
+
+# The expressions as the models' own tokenizer.json files have them.
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _TAIL
+QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _TAIL
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split(expression: str) -> Sequence:
+    return Sequence([Split(Regex(expression), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+ORIGINALS: dict[str, Callable[[], Backend]] = {
+    "gpt-2": lambda: training.byte_level(ByteLevel(add_prefix_space=False)),
+    "smollm": lambda: training.byte_level(
+        Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    ),
+    "llama-bpe": lambda: training.byte_level(split(LLAMA3), ignore_merges=True),
+    "dbrx": lambda: training.byte_level(split(LLAMA3)),
+    "qwen2": lambda: training.byte_level(split(QWEN2), normalizers.NFC()),
+    "tekken": lambda: training.byte_level(split(TEKKEN), ignore_merges=True),
+    "gpt-4o": lambda: training.byte_level(split(GPT4O)),
+}
+
+
+@cache
+def byte_level_pair(pre: str) -> tuple[Backend, Tokenizer]:
+    original = ORIGINALS[pre]()
+    return original, load_tokenizer(training.byte_level_gguf(original, pre))
+
+
+@cache
+def sentencepiece_pair(add_space_prefix: bool) -> tuple[Any, Tokenizer]:
+    model = training.sentencepiece_model(add_dummy_prefix=add_space_prefix)
+    return model, load_tokenizer(training.sentencepiece_gguf(model, add_space_prefix=add_space_prefix))
+
+
+@pytest.mark.parametrize("pre", ORIGINALS)
+@deterministic
+@given(text=training.texts())
+def test_byte_level_equals_the_original(pre: str, text: str) -> None:
+    original, rebuilt = byte_level_pair(pre)
+    expected = original.encode(text).ids
+    assert rebuilt.encode(text, add_special_tokens=True, parse_special=True) == expected
+    assert rebuilt.decode(expected, skip_special_tokens=False) == original.decode(expected, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("pre", ORIGINALS)
+def test_byte_level_equals_the_original_on_the_samples(pre: str) -> None:
+    original, rebuilt = byte_level_pair(pre)
+    for text in [*training.SAMPLES, " unmergeable unmergeable"]:
+        ids = rebuilt.encode(text, add_special_tokens=False, parse_special=True)
+        assert ids == original.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("add_space_prefix", [True, False])
+@settings(deterministic, max_examples=300)
+@given(text=training.texts())
+def test_sentencepiece_equals_its_own_algorithm(add_space_prefix: bool, text: str) -> None:
+    model, rebuilt = sentencepiece_pair(add_space_prefix)
+    text = text.replace("\0", "").replace("<think>", "")
+    assert rebuilt.encode(text, add_special_tokens=False, parse_special=False) == model.encode(text)
+
+
+@deterministic
+@given(tokens=st.lists(st.integers(3, 619).filter(lambda token: token != 3 + ord(" "))))
+def test_sentencepiece_decodes_as_its_own(tokens: list[int]) -> None:
+    model, rebuilt = sentencepiece_pair(True)
+    expected = model.decode(tokens)
+    if "\ufffd" not in expected:
+        assert rebuilt.decode(tokens) == expected
+
+
+def test_gemma_merges_in_the_order_of_its_tokens_and_forms_runs_of_spaces() -> None:
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "  ", "    ", "▁", "a", "b", "c", "bc", "ab"]
+    rebuilt = load_tokenizer(
+        GgufTokenizer(
+            {
+                "general.architecture": "gemma3",
+                "tokenizer.ggml.model": "llama",
+                "tokenizer.ggml.tokens": pieces,
+                "tokenizer.ggml.token_type": [3, 3, 3, 2, 4, 4, *[1] * 6],
+                "tokenizer.ggml.unknown_token_id": 3,
+                "tokenizer.ggml.bos_token_id": 2,
+            }
+        )
+    )
+    ids = rebuilt.encode("abc    a  b", add_special_tokens=True, parse_special=True)
+    assert [pieces[token] for token in ids] == ["<bos>", "a", "bc", "    ", "a", "  ", "b"]
+    assert rebuilt.decode(ids) == "abc    a  b"
+
+
+def test_phi3_special_tokens_swallow_white_space() -> None:
+    model = training.sentencepiece_model(control_symbols=["<|user|>", "<|end|>"])
+    data = training.sentencepiece_gguf(model)
+    rebuilt = load_tokenizer(GgufTokenizer({**data.metadata, "general.architecture": "phi3"}))
+    spaced, bare = (
+        rebuilt.encode(text, add_special_tokens=False, parse_special=True)
+        for text in ("<|user|>\nhi<|end|>\n", "<|user|>hi<|end|>")
+    )
+    assert spaced == bare
+
+
+def test_special_tokens_and_flags() -> None:
+    backend = byte_level_pair("llama-bpe")[0]
+    bos, eos, eot = (backend.token_to_id(text) for text in ("<s>", "</s>", "<|im_start|>"))
+    keys = {"bos_token_id": bos, "eos_token_id": eos, "eot_token_id": eot, "add_bos_token": True, "add_eos_token": True}
+    tokenizer = load_tokenizer(training.byte_level_gguf(backend, "llama-bpe", **keys))
+    ids = tokenizer.encode("x", add_special_tokens=True, parse_special=True)
+    assert (ids[0], ids[-1]) == (bos, eos)
+    assert tokenizer.bos_token_id == bos
+    assert tokenizer.eos_token_ids == {eos, eot, backend.token_to_id("<|im_end|>")}, "the known ends of a turn as well"
+    assert tokenizer.named_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    special = {text for text in [*training.SPECIAL, "<think>"] if tokenizer.is_special(backend.token_to_id(text) or 0)}
+    assert special == set(training.SPECIAL)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokenizer.ggml.pre": "nonesuch"}, "tokenizer.ggml.pre 'nonesuch'"),
+        ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is missing"),
+        ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model 't5'"),
+        ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]}, "twice"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "not an array of str"),
+        ({"tokenizer.ggml.token_type": [1]}, "token types"),
+        ({"tokenizer.ggml.merges": ["a b c"]}, "merges"),
+        ({"tokenizer.ggml.merges": ["nonesuch e"]}, "merges"),
+        ({"tokenizer.ggml.bos_token_id": 10**6}, "bos_token_id"),
+        ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token"),
+        ({"tokenizer.chat_template": 1}, "chat_template"),
+    ],
+)
+def test_broken_metadata_is_refused_in_one_line(change: dict[str, object], reason: str) -> None:
+    metadata = {**training.byte_level_gguf(byte_level_pair("gpt-2")[0], "gpt-2").metadata, **change}
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_tokenizer(GgufTokenizer(metadata))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokenizer.ggml.scores": [1.0]}, "scores"),
+        ({"tokenizer.ggml.remove_extra_whitespaces": True}, "remove_extra_whitespaces is not supported"),
+        ({"tokenizer.ggml.tokens": ["a" * 100_000], "tokenizer.ggml.token_type": [1]}, "100000 characters"),
+    ],
+)
+def test_broken_sentencepiece_metadata_is_refused(change: dict[str, object], reason: str) -> None:
+    metadata = training.sentencepiece_gguf(sentencepiece_pair(True)[0]).metadata
+    for key in ("unknown", "bos", "eos"):
+        metadata = {**metadata, f"tokenizer.ggml.{key}_token_id": None}
+    with pytest.raises(CheckpointError, match=reason):
+        load_tokenizer(GgufTokenizer({**metadata, **change}))
+
+
+def test_deriving_merges_of_a_large_vocabulary_is_quick() -> None:
+    ranks = {f"{number:x}" * 2: number for number in range(32_000)}
+    start = time.process_time()
+    merges_by_rank(ranks)
+    assert time.process_time() - start < 2
+
+
+@pytest.fixture(scope="module")
+def smollm2_pair(smollm2: Path) -> tuple[Any, Tokenizer]:
+    # This conversion knows no rule for the digits; the vocabulary has no token of two, which comes to the same.
+    oracle = AutoTokenizer.from_pretrained(str(smollm2.parent), gguf_file=smollm2.name)
+    return oracle, load_tokenizer(open_checkpoint(smollm2).tokenizer)
+
+
+def test_smollm2_equals_transformers(smollm2_pair: tuple[Any, Tokenizer]) -> None:
+    oracle, tokenizer = smollm2_pair
+
+    @settings(deterministic, max_examples=200)
+    @given(text=training.texts())
+    def equal(text: str) -> None:
+        ids = tokenizer.encode(text, add_special_tokens=True, parse_special=True)
+        assert ids == oracle(text).input_ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == oracle.decode(ids)
+
+    equal()
+
+
+def test_known_facts_of_smollm2(smollm2_pair: tuple[Any, Tokenizer]) -> None:
+    tokenizer = smollm2_pair[1]
+    assert tokenizer.vocab_size == 49152
+    ids = tokenizer.encode("12345 2024", add_special_tokens=True, parse_special=True)
+    assert [tokenizer.decode([token]) for token in ids] == ["1", "2", "3", "4", "5", " ", "2", "0", "2", "4"]
+    ids = tokenizer.encode("<|im_start|>user\nHello<|im_end|>", add_special_tokens=True, parse_special=True)
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert 2 in tokenizer.eos_token_ids
+
+
+def test_smollm2_loads_quickly(smollm2: Path) -> None:
+    data = open_checkpoint(smollm2).tokenizer
+    start = time.process_time()
+    load_tokenizer(data)
+    assert time.process_time() - start < 1
