@@ -1,0 +1,112 @@
+"""The engine without a process: requests go in, steps are taken, reports come out.
+
+Synchronous, and without I/O: whoever owns the process decides when to step and where reports go.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import chain
+
+from model.contract import Runner
+from service.engine.blocks import BlockPool
+from service.engine.messages import Cancel, Delta, EngineStats, Report, Submit
+from service.engine.request import Request
+from service.engine.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Joins a scheduler with a runner. A step that raises ends the requests of that step, not the engine."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        token_budget: int,
+        max_running: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock` gives seconds. Raises ValueError as `Scheduler` does."""
+        limits = runner.limits
+        self._runner = runner
+        self._clock = clock
+        self._vocab_size = limits.vocab_size
+        self._pool = BlockPool(limits.num_blocks, limits.block_size)
+        self._scheduler = Scheduler(self._pool, token_budget=token_budget, max_running=max_running)
+        self._unreported: list[Delta] = []
+        self._steps = 0
+        self._schedule_seconds = 0.0
+        self._forward_seconds = 0.0
+        self._sample_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to compute or to report."""
+        return bool(self._unreported) or self._scheduler.has_work
+
+    def submit(self, message: Submit) -> None:
+        """Queue a request. One that cannot run ends with an error in the next report."""
+        # In a step such an id would fail every request of that step.
+        ids = chain(message.prompt, (token for token, _ in message.params.logit_bias))
+        if not all(0 <= token < self._vocab_size for token in ids):
+            error = "a token id lies outside the vocabulary"
+            self._note(Delta(message.id, [], None, finish_reason="error", error=error))
+            return
+        self._note(self._scheduler.add(Request(message.id, message.prompt, message.params, message.cache_salt)))
+
+    def cancel(self, message: Cancel) -> None:
+        """End a request; its last delta is in the next report."""
+        self._note(self._scheduler.cancel(message.id))
+
+    def step(self) -> Report | None:
+        """Compute one step and say what came of it; None if there was nothing to do."""
+        if not self.has_work:
+            return None
+        deltas, self._unreported = self._unreported, []
+        if self._scheduler.has_work:
+            deltas += self._compute()
+        return Report(deltas, self.stats())
+
+    def stats(self) -> EngineStats:
+        """The state after the last step."""
+        return EngineStats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            blocks_used=self._pool.used,
+            blocks_total=self._pool.num_blocks,
+            steps=self._steps,
+            schedule_seconds=self._schedule_seconds,
+            forward_seconds=self._forward_seconds,
+            sample_seconds=self._sample_seconds,
+            **asdict(self._scheduler.counters),
+        )
+
+    def check(self) -> None:
+        """Raise PoolError if the block pool's books do not balance. O(pool), for tests."""
+        self._scheduler.check()
+
+    def _compute(self) -> list[Delta]:
+        """Plan, run, commit."""
+        began = self._clock()
+        plan = self._scheduler.plan()
+        planned = self._clock()
+        self._steps += 1
+        try:
+            result = self._runner.run(plan)
+        except Exception:
+            logger.exception("a step of %d requests failed", len(plan.chunks))
+            # The client learns that it failed and no more: an exception's text may hold anything.
+            return self._scheduler.fail(plan, "the engine failed in a step of this request")
+        ran = self._clock()
+        deltas = self._scheduler.commit(plan, result)
+        self._schedule_seconds += planned - began + self._clock() - ran
+        self._forward_seconds += result.forward_seconds
+        self._sample_seconds += result.sample_seconds
+        return deltas
+
+    def _note(self, delta: Delta | None) -> None:
+        if delta is not None:
+            self._unreported.append(delta)

@@ -1,0 +1,167 @@
+import itertools
+import logging
+
+import pytest
+
+from model.contract import SamplingParams
+from service.engine.core import EngineCore
+from service.engine.messages import Cancel, Delta, Submit
+from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, output_alone
+
+
+def make_core(runner: FakeRunner, token_budget: int = 16, max_running: int = 8) -> EngineCore:
+    ticks = itertools.count()
+    return EngineCore(runner, token_budget=token_budget, max_running=max_running, clock=lambda: float(next(ticks)))
+
+
+def submit(id: int, prompt: list[int], max_tokens: int = 4, logprobs: int | None = None) -> Submit:
+    return Submit(id, prompt, SamplingParams(max_tokens=max_tokens, logprobs=logprobs))
+
+
+def finish(core: EngineCore) -> dict[int, list[Delta]]:
+    deltas: dict[int, list[Delta]] = {}
+    for _ in range(1000):
+        report = core.step()
+        if report is None:
+            core.check()
+            assert core.stats().blocks_used == 0
+            return deltas
+        for delta in report.deltas:
+            deltas.setdefault(delta.id, []).append(delta)
+    raise AssertionError("the engine does not come to rest")
+
+
+def tokens_of(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.tokens]
+
+
+def test_an_idle_engine_does_nothing() -> None:
+    runner = FakeRunner(4, 4)
+    core = make_core(runner)
+    assert not core.has_work
+    assert core.step() is None
+    assert runner.plans == []
+
+
+def test_many_requests_get_what_each_gets_alone() -> None:
+    core = make_core(FakeRunner(8, 4))
+    messages = [submit(id, [id % VOCAB_SIZE] * (1 + id % 5), max_tokens=1 + id) for id in range(12)]
+    for message in messages:
+        core.submit(message)
+    deltas = finish(core)
+    for message in messages:
+        assert tokens_of(deltas[message.id]) == output_alone(message.prompt, message.params)[0]
+        assert [delta.finish_reason for delta in deltas[message.id]] == [None] * message.id + ["length"]
+
+
+def test_logprobs_come_with_their_tokens_if_asked_for() -> None:
+    core = make_core(FakeRunner(8, 4))
+    core.submit(submit(0, [1], logprobs=1))
+    core.submit(submit(1, [1]))
+    deltas = finish(core)
+    for delta in deltas[0]:
+        assert delta.logprobs is not None
+        assert [logprobs.top_tokens for logprobs in delta.logprobs] == [[token] for token in delta.tokens]
+    assert all(delta.logprobs is None for delta in deltas[1])
+
+
+def test_a_failing_step_ends_its_requests_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    runner = FakeRunner(8, 4)
+    core = make_core(runner, token_budget=4, max_running=2)
+    for id in range(3):
+        core.submit(submit(id, [id, id]))
+    runner.failure = RuntimeError("secret\ndetail")
+    with caplog.at_level(logging.ERROR):
+        report = core.step()
+    assert report is not None
+    assert [(delta.id, delta.finish_reason) for delta in report.deltas] == [(0, "error"), (1, "error")]
+    assert all(delta.error and "secret" not in delta.error and "\n" not in delta.error for delta in report.deltas)
+    assert caplog.records[0].exc_info is not None
+    assert caplog.records[0].exc_info[1] is not None
+    core.submit(submit(3, [0, 0]))
+    deltas = finish(core)
+    assert set(deltas) == {2, 3}
+    assert tokens_of(deltas[3]) == output_alone([0, 0], SamplingParams(max_tokens=4))[0]
+
+
+def test_what_a_failing_step_left_behind_is_not_found() -> None:
+    runner = FakeRunner(8, 2)
+    core = make_core(runner)
+    core.submit(submit(0, [1, 2, 3, 4, 5]))
+    runner.failure = RuntimeError()
+    core.step()
+    core.submit(submit(1, [1, 2, 3, 4, 5]))
+    deltas = finish(core)
+    assert [delta.cached_tokens for delta in deltas[1]] == [0] * 4
+    assert deltas[1][-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (submit(7, []), "empty"),
+        (submit(7, [1] * 30, max_tokens=3), "KV cache"),
+        (submit(7, [1, VOCAB_SIZE]), "vocabulary"),
+        (submit(7, [-1]), "vocabulary"),
+        (submit(7, [2**63]), "vocabulary"),
+        (Submit(7, [1], SamplingParams(max_tokens=1, logit_bias=((VOCAB_SIZE, 1.0),))), "vocabulary"),
+    ],
+)
+def test_a_request_that_cannot_run_ends_alone(message: Submit, error: str) -> None:
+    core = make_core(FakeRunner(8, 4))
+    core.submit(message)
+    core.submit(submit(8, [1]))
+    deltas = finish(core)
+    (refused,) = deltas[7]
+    assert refused.finish_reason == "error"
+    assert error in (refused.error or "")
+    assert deltas[8][-1].finish_reason == "length"
+
+
+def test_a_cancelled_request_ends_in_the_next_report() -> None:
+    runner = FakeRunner(8, 4)
+    core = make_core(runner)
+    core.submit(submit(0, [1, 2, 3]))
+    core.step()
+    core.cancel(Cancel(0))
+    assert core.stats().blocks_used == 0
+    assert core.has_work
+    report = core.step()
+    assert report is not None
+    assert report.deltas == [Delta(0, [], None, finish_reason="abort")]
+    assert len(runner.plans) == 1
+    core.cancel(Cancel(0))
+    assert not core.has_work
+
+
+def test_statistics_count_each_token_once() -> None:
+    """The second prompt hits what the first left, and preemption on the way counts nothing twice."""
+    core = make_core(FakeRunner(6, 2))
+    core.submit(submit(0, [1, 2, 3, 4, 5]))
+    finish(core)
+    core.submit(submit(1, [1, 2, 3, 4, 6]))
+    core.submit(submit(2, [7], max_tokens=8))
+    core.submit(submit(3, [6, 5], max_tokens=8))
+    deltas = finish(core)
+    stats = core.stats()
+    assert {id: deltas[id][0].cached_tokens for id in deltas} == {1: 4, 2: 0, 3: 0}
+    assert stats.preemptions > 0
+    assert stats.prefix_queries == 5 + 5 + 1 + 2
+    assert stats.prefix_hits == 4
+    assert stats.prompt_tokens == 5 + 1 + 1 + 2
+    assert stats.generated_tokens == 4 + 4 + 8 + 8
+    assert stats.blocks_total == 6
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_statistics_add_up_the_seconds_of_steps() -> None:
+    core = make_core(FakeRunner(6, 2))
+    core.submit(submit(0, [1, 2, 3], max_tokens=3))
+    core.step()
+    assert core.stats().running == 1
+    assert core.stats().blocks_used == 2
+    finish(core)
+    stats = core.stats()
+    assert stats.steps == 3
+    assert (stats.forward_seconds, stats.sample_seconds) == (1.5, 0.75)
+    assert stats.schedule_seconds == 3 * 2.0
