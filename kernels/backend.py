@@ -38,7 +38,8 @@ class KVCache:
         self.blocks = blocks
         self.block_size = block_size
         shape = (layers, 2, blocks, block_size, kv_heads, head_dim)
-        self._storage = torch.zeros(shape, dtype=dtype, device=device)
+        # Not zeroed: what no request has written yet then takes no memory of the machine, and nobody reads it.
+        self._storage = torch.empty(shape, dtype=dtype, device=device)
         self.layers = [LayerCache(keys, values) for keys, values in self._storage.unbind(0)]
 
 

@@ -54,6 +54,7 @@ def create_app(settings: Settings, launch: Launch, admission: Admission) -> Fast
         client=client,
         tokenizer=launch.tokenizer,
         template=launch.template,
+        sampling=launch.sampling,
         admission=admission,
         metrics=metrics,
         started=int(time.time()),

@@ -26,6 +26,7 @@ ENGINE_SETTINGS = (
     "block_size",
     "cache_memory",
     "token_budget",
+    "sampling_defaults",
     "log_level",
 )
 """What matters to the terminal commands, which serve nobody over HTTP."""

@@ -5,6 +5,7 @@ The server and the terminal commands start alike; what they do with the parts is
 
 from dataclasses import dataclass
 
+from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import open_checkpoint, resolve
 from model.contract import RunnerConfig
 from service.engine.client import EngineClient
@@ -22,12 +23,16 @@ class Launch:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     client: EngineClient
+    sampling: SamplingDefaults = NEUTRAL
+    """For requests that do not say how to sample."""
 
 
 def prepare(settings: Settings) -> Launch:
     """Find or fetch the model and read its tokenizer. Raises CheckpointError with one line that says what is wrong."""
     source = resolve(settings.model, settings.home_path)
-    tokenizer = load_tokenizer(open_checkpoint(source.path).tokenizer)
+    checkpoint = open_checkpoint(source.path)
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    sampling = source.sampling or checkpoint.sampling_defaults
     config = EngineConfig(
         runner=RunnerConfig(
             model=str(source.path),
@@ -46,4 +51,5 @@ def prepare(settings: Settings) -> Launch:
     )
     client = EngineClient(config, timeout_seconds=settings.engine_timeout_seconds)
     template = ChatTemplate.of(tokenizer)
-    return Launch(settings.served_model_name or source.name, tokenizer, template, client)
+    name = settings.served_model_name or source.name
+    return Launch(name, tokenizer, template, client, sampling if settings.sampling_defaults == "model" else NEUTRAL)

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     backend: str = Field("auto", description="Kernels to compute with: auto, or a backend's name.")
     threads: Count | None = Field(None, description="Threads of the engine process; by default it chooses.")
 
+    sampling_defaults: Literal["model", "neutral"] = Field(
+        "model",
+        description="How requests are sampled that do not say: as the model's makers recommend, or with temperature 1.",
+    )
     max_context: Count | None = Field(
         None, description="Tokens of a prompt and its completion together; by default what the model was made for."
     )

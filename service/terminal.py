@@ -39,7 +39,7 @@ async def chat_in_terminal(settings: Settings, system: str | None) -> None:
                 prompt = launch.template.encode(messages, launch.tokenizer, add_generation_prompt=True)
             except TemplateError as error:
                 raise CommandError(str(error)) from None
-            answer = await _generate(launch, prompt, _room(launch, prompt), temperature=0.7)
+            answer = await _generate(launch, prompt, _room(launch, prompt))
             print()
             messages.append({"role": "assistant", "content": answer})
 
@@ -79,12 +79,15 @@ def _room(launch: Launch, prompt: list[int]) -> int:
     return room
 
 
-async def _generate(launch: Launch, prompt: list[int], max_tokens: int, temperature: float) -> str:
+async def _generate(launch: Launch, prompt: list[int], max_tokens: int, temperature: float | None = None) -> str:
     """Print a completion as it comes, and return it."""
+    sampling = launch.sampling
     params = SamplingParams(
         max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=0.95,
+        temperature=sampling.temperature if temperature is None else temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
         seed=secrets.randbits(63),
         stop_token_ids=tuple(launch.tokenizer.eos_token_ids),
     )

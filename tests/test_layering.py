@@ -26,7 +26,11 @@ RULES: list[tuple[str, set[str], set[str]]] = [
         {"service.text", "model.contract", "model.checkpoint"},
         {"fastapi", "torch", "zmq", "transformers"},
     ),
-    ("service.api", {"service", "model.contract"}, {"torch", "zmq", "transformers"}),
+    (
+        "service.api",
+        {"service", "model.contract", "model.checkpoint.sampling_defaults"},
+        {"torch", "zmq", "transformers"},
+    ),
     ("service", {"service", "model.contract", "model.checkpoint"}, {"torch", "transformers"}),
     ("loadtests", {"loadtests"}, {"torch", "fastapi", "zmq"}),
 ]

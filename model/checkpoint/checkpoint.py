@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.checkpoint.tokenizer_data import TokenizerData
 
 Format = Literal["gguf", "huggingface"]
@@ -46,6 +47,11 @@ class Checkpoint(Protocol):
     @property
     def tokenizer(self) -> TokenizerData:
         """Raises CheckpointError if there is none."""
+        ...
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What the makers recommend, as far as the files say. Raises CheckpointError if they say nonsense."""
         ...
 
     def tensor_names(self) -> Collection[str]: ...

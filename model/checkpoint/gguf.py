@@ -22,6 +22,7 @@ from gguf.quants import dequantize
 from model.checkpoint.checkpoint import NUMPY_DTYPES, DType, RawTensor
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.files import fill, opened
+from model.checkpoint.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from model.checkpoint.tokenizer_data import GgufTokenizer
 
 MAGIC = b"GGUF"
@@ -90,6 +91,10 @@ class _Tensor:
         return self.elements // block_elements * block_bytes
 
 
+SAMPLING_KEYS = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+"""generation_config.json's names, and GGUF's under general.sampling."""
+
+
 class GgufCheckpoint:
     """A GGUF file as a `Checkpoint`."""
 
@@ -115,6 +120,11 @@ class GgufCheckpoint:
     @property
     def tokenizer(self) -> GgufTokenizer:
         return GgufTokenizer(self.config)
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        values = {name: self.config.get(f"general.sampling.{key}") for name, key in SAMPLING_KEYS.items()}
+        return read_sampling_defaults(values, str(self._path))
 
     def tensor_names(self) -> Collection[str]:
         return self._tensors.keys()

@@ -11,10 +11,12 @@ from model.checkpoint.checkpoint import RawTensor
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.files import read_bytes, read_json, read_text
 from model.checkpoint.safetensors import SafetensorsFile
+from model.checkpoint.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GENERATION_CONFIG = "generation_config.json"
 LARGEST_TOKENIZER = 256 << 20
 
 
@@ -47,6 +49,11 @@ class HuggingFaceCheckpoint:
             eos_token_ids=_eos_token_ids(self._folder, self.config),
             model_type=str(self.config.get("model_type", "")),
         )
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        path = self._folder / GENERATION_CONFIG
+        return read_sampling_defaults(_optional_json(path), str(path))
 
     def tensor_names(self) -> Collection[str]:
         return self._shapes.keys()
@@ -133,7 +140,7 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, object]) -> str 
 
 
 def _eos_token_ids(folder: Path, config: Mapping[str, object]) -> tuple[int, ...]:
-    ids = _optional_json(folder / "generation_config.json").get("eos_token_id")
+    ids = _optional_json(folder / GENERATION_CONFIG).get("eos_token_id")
     if ids is None:
         ids = config.get("eos_token_id")
     if ids is None:

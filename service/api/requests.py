@@ -243,6 +243,8 @@ def _job(
 ) -> Job:
     limits = context.client.limits
     seed = secrets.randbits(63) if body.seed is None else body.seed
+    temperature = _given(body.temperature, context.sampling.temperature)
+    top_k = _given(body.top_k, context.sampling.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
@@ -261,10 +263,10 @@ def _job(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
                 stop_token_ids=tuple(dict.fromkeys((*end_tokens, *body.stop_token_ids))),
-                temperature=body.temperature if body.temperature >= _GREEDY_BELOW else 0.0,
-                top_k=0 if body.top_k >= limits.vocab_size else max(body.top_k, 0),
-                top_p=body.top_p,
-                min_p=body.min_p,
+                temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
+                top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
+                top_p=_given(body.top_p, context.sampling.top_p),
+                min_p=_given(body.min_p, context.sampling.min_p),
                 seed=(seed + index * _SEED_STRIDE) % 2**63,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,
@@ -291,6 +293,10 @@ def _job(
         return_token_ids=body.return_token_ids,
         logprobs=logprobs is not None,
     )
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
 
 
 def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits: ModelLimits) -> int:

@@ -139,10 +139,22 @@ class GenerationBody(Body):
     min_tokens: int = Field(
         0, ge=0, le=2**31 - 1, description="Tokens before which no stop token is drawn; not with stop."
     )
-    temperature: float = Field(1.0, ge=0, le=2, description="0 chooses the likeliest token; below 1e-5 counts as 0.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that hold this much probability.")
-    top_k: int = Field(0, ge=-1, le=2**31 - 1, description="Draw from the k likeliest tokens; 0 or -1 for all.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's.")
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        description="0 chooses the likeliest token; below 1e-5 counts as 0. The default of this field and of the three "
+        "below is what the model's makers recommend, if anything.",
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Draw from the likeliest tokens that hold this much probability."
+    )
+    top_k: int | None = Field(
+        None, ge=-1, le=2**31 - 1, description="Draw from the k likeliest tokens; 0 or -1 for all."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's."
+    )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off the logit of every token generated.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="The same, times how often it was generated.")

@@ -93,6 +93,7 @@ async def launch(
         try:
             yield channel
         finally:
+            loop.remove_reader(socket.fileno())
             await channel.leave(grace_seconds)
 
 

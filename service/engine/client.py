@@ -212,7 +212,10 @@ class EngineClient:
             while recent and recent[0] <= now - policy.window_seconds:
                 recent.popleft()
             # What kept a model from loading the first time will most likely not go away.
-            if self._limits is None or len(recent) >= policy.limit:
+            if self._limits is None:
+                self._settled.set()  # Whoever waits to be ready is told the reason.
+                return
+            if len(recent) >= policy.limit:
                 logger.error("%s; it is not started again", self._health.reason)
                 self._settled.set()
                 return

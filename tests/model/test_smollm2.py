@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from service.text.tokenizer import Tokenizer, load_tokenizer
 from transformers import AutoModelForCausalLM
 
 from model.checkpoint.source import open_checkpoint
@@ -13,6 +12,7 @@ from model.contract import RunnerConfig, SamplingParams
 from model.loading import load_runner
 from service.engine.core import EngineCore
 from service.engine.messages import Submit
+from service.text.tokenizer import Tokenizer, load_tokenizer
 
 PROMPTS = [
     "The capital of France is",

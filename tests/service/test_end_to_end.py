@@ -130,7 +130,9 @@ def test_logprobs_of_greedy_tokens_are_the_highest(client: OpenAI) -> None:
     text = b"".join(bytes(token.bytes or []) for token in content).decode()
     assert text == answer.choices[0].message.content
 
-    old = client.completions.create(model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=4, logprobs=2)
+    old = client.completions.create(
+        model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=4, logprobs=2
+    )
     logprobs = old.choices[0].logprobs
     assert logprobs
     assert logprobs.tokens

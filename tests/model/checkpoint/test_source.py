@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_alias_comes_first(home: Path) -> None:
     Path(DEFAULT_MODEL).mkdir()
     expected = home / "models" / "fetched SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert resolve(DEFAULT_MODEL, home) == Source(DEFAULT_MODEL, expected)
+    assert resolve(DEFAULT_MODEL, home) == Source(DEFAULT_MODEL, expected, ALIASES[DEFAULT_MODEL].sampling)
 
 
 def test_then_a_path_that_exists(home: Path, tmp_path: Path) -> None:

@@ -278,18 +278,19 @@ async def test_a_slow_load_is_not_a_hang(config: EngineConfig, script: Path) -> 
 
 
 async def test_a_step_that_hangs_ends_the_engine(config: EngineConfig) -> None:
-    client = EngineClient(config, timeout_seconds=3, restart_policy=AT_ONCE)
+    client = EngineClient(config, timeout_seconds=3, restart_policy=AT_ONCE, grace_seconds=2 * PATIENCE)
     await client.start()
     await client.ready()
     streams = [client.submit([1], ENDLESS), client.submit([HANG], PARAMS)]
     await asyncio.gather(*(check_error(stream, "hung") for stream in streams))
-    await client.ready()
+    async with asyncio.timeout(PATIENCE):
+        await client.ready()
     await check_service(client, [1])
     await client.stop()
 
 
 async def test_an_idle_engine_without_a_heartbeat_is_killed(config: EngineConfig) -> None:
-    client = EngineClient(config, timeout_seconds=3, restart_policy=RestartPolicy(limit=0))
+    client = EngineClient(config, timeout_seconds=3, restart_policy=RestartPolicy(limit=0), grace_seconds=2 * PATIENCE)
     await client.start()
     await client.ready()
     engines()[0].suspend()

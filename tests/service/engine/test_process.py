@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,7 +14,7 @@ import zmq
 
 from model.contract import SamplingParams
 from service.engine.messages import Delta, EngineStats, Failed, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
-from service.engine.process import EngineConfig, endpoint
+from service.engine.process import HEARTBEAT_SECONDS, EngineConfig, endpoint
 from tests.service.engine.fake_loader import BLOCKS, HANG, command
 from tests.service.engine.fakes import output_alone
 
@@ -113,8 +114,11 @@ def test_a_request_is_served(engine: Engine) -> None:
 
 
 def test_an_idle_engine_reports_again_and_again(engine: Engine) -> None:
+    began = time.monotonic()
     client = engine.ready_client()
     assert [client.report().deltas for _ in range(3)] == [[], [], []]
+    # The first report may answer the introduction; between the others the engine sleeps.
+    assert time.monotonic() - began > 1.9 * HEARTBEAT_SECONDS
 
 
 def test_each_client_gets_its_own_deltas_and_all_get_the_statistics(engine: Engine) -> None:
