@@ -108,7 +108,7 @@ def test_uvloop(config: EngineConfig, temporary: Path) -> None:
         await client.stop()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
+        runner.run(asyncio.wait_for(serve(), PATIENCE))
     check_nothing_left(temporary)
 
 

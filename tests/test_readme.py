@@ -1,0 +1,23 @@
+"""What the README says of settings is what the settings are."""
+
+import re
+from pathlib import Path
+
+from service.settings import Settings
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def rows() -> list[tuple[list[str], str]]:
+    table = README.split("| setting | default | what it is |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    return [(re.findall(r"`(\w+)`", names), default.replace("`", "").strip()) for names, default in cells]
+
+
+def test_every_setting_exists_with_the_default_it_is_said_to_have() -> None:
+    assert len(rows()) > 5
+    for names, said in rows():
+        defaults = [Settings.model_fields[name].default for name in names]
+        if None not in defaults:
+            told = [float(part) if part.isdigit() else part for part in said.split(", ")]
+            assert told == [float(d) if isinstance(d, int | float) else str(d) for d in defaults], names
