@@ -121,6 +121,10 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self._deadline is not None and (not self.server_state.tasks or time.monotonic() >= self._deadline):
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            # Whoever still waits for a completion is told that it failed, rather than cut off.
+            await self._client.stop()
+            self.should_exit = True
+        elif self._deadline is not None and not self.server_state.tasks:
             self.should_exit = True
         return await super().on_tick(counter)

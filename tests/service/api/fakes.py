@@ -154,6 +154,8 @@ class FakeClient:
 
     async def stop(self) -> None:
         self.stopped = True
+        self.failure = Delta(0, [], None, finish_reason="error", error="the engine was stopped")
+        self.running.set()
 
     @property
     def params(self) -> SamplingParams:
