@@ -227,16 +227,19 @@ async def test_a_client_that_leaves_frees_its_blocks_at_once(url: str, stream: b
 
 
 def test_sigterm_lets_a_request_finish_and_refuses_the_next(smollm2) -> None:
-    with serving() as (url, process), OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    with (
+        serving("--drain-seconds", "120") as (url, process),
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
         stream = client.completions.create(
-            model=MODEL, prompt="Once upon a time", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
+            model=MODEL, prompt="Once upon a time", max_tokens=60, stream=True, extra_body={"ignore_eos": True}
         )
         first = next(iter(stream))
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: status(f"{url}/ready") != 200)
         chunks = [first, *stream]
         assert chunks[-1].choices[0].finish_reason == "length"
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_taken_port_is_one_clear_line() -> None:
