@@ -26,10 +26,10 @@ async def health(response: Response, context: Served) -> Health:
 async def ready(response: Response, context: Served) -> Health:
     """503 while the model loads, while the server drains, and with an engine that is dead or hangs."""
     engine = context.client.health()
-    if engine.alive and engine.state == "ready" and not context.admission.draining:
+    if engine.state == "ready" and not context.admission.draining:
         return Health(status="ready")
     response.status_code = 503
-    if not engine.alive or engine.state == "dead":
+    if not engine.alive:
         return Health(status="unavailable", reason=engine.reason)
     return Health(status="draining" if context.admission.draining else "loading")
 
