@@ -4,8 +4,7 @@ A backend knows tensors, and nothing of requests, families or files. Everything 
 there is no ambient context, so that a captured graph can own its layout and its cache.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -15,10 +14,17 @@ ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 
 
 class LayerCache(NamedTuple):
-    """One layer's paged keys and values, each [blocks, block_size, kv_heads, head_dim]."""
+    """One layer's paged keys and values, each [blocks, block_size, kv_heads, head_dim].
+
+    In an FP8 (e4m3) cache what is stored is the key or value divided by its head's scale, rounded, and clamped to
+    the largest finite number of the format, 448.
+    """
 
     keys: Tensor
     values: Tensor
+    key_scales: Tensor | None = None
+    """[kv_heads] float32; None in a cache of the model's dtype."""
+    value_scales: Tensor | None = None
 
 
 class KVCache:
@@ -35,12 +41,16 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        """A `dtype` of float8_e4m3fn comes with scales of 1, which whoever knows the model's range overwrites."""
         self.blocks = blocks
         self.block_size = block_size
         shape = (layers, 2, blocks, block_size, kv_heads, head_dim)
         # Not zeroed: what no request has written yet then takes no memory of the machine, and nobody reads it.
         self._storage = torch.empty(shape, dtype=dtype, device=device)
-        self.layers = [LayerCache(keys, values) for keys, values in self._storage.unbind(0)]
+        scales = torch.ones(layers, 2, kv_heads, device=device) if dtype == torch.float8_e4m3fn else None
+        self.layers = [
+            LayerCache(*self._storage[layer], *([] if scales is None else scales[layer])) for layer in range(layers)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,9 @@ class BatchLayout:
 
     The tokens of all sequences stand one after another. Sequences with fewer new tokens come first, so that a
     backend may treat the leading `singles` of them (decoding) apart from the rest (prompts).
+
+    A captured graph pads its batch: a sequence with a context of 0 is padding. Its one token has the slot -1 and is
+    not stored; its attention is 0.
     """
 
     query_starts: Tensor
@@ -58,7 +71,7 @@ class BatchLayout:
     block_table: Tensor
     """[seqs, blocks] int32: the cache blocks of each sequence in order; the padding is 0."""
     slots: Tensor
-    """[tokens] int64: where each token's key and value go: block * block_size + offset."""
+    """[tokens] int64: where each token's key and value go: block * block_size + offset; -1: nowhere."""
     positions: Tensor
     """[tokens] int64: each token's position in its sequence, from 0."""
     singles: int
@@ -97,17 +110,44 @@ class AttentionOptions:
     softcap: float | None = None
     alibi_slopes: Tensor | None = None
     """[heads] float32: scores get slope * (j - i) added."""
+    sinks: Tensor | None = None
+    """[heads] float32: each head's extra logit that takes its part of the softmax and has no value (gpt-oss)."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight [out, in] in groups of `group_size` neighbours along `in`, each group with a scale of its own.
+
+    w = scale * (code - zero) + offset. What GGUF's blocks and the group-quantised formats hold is this, in one form
+    or another.
+    """
+
+    codes: Tensor
+    """uint8: [out, in] of 8 bits, or [out, in / 2] of 4 bits, element 2i in the low half of byte i, 2i + 1 above it."""
+    scales: Tensor
+    """[out, in / group_size] float16."""
+    offsets: Tensor | None
+    """As `scales`; None where every offset is 0."""
+    zero: int
+    """The code that stands for 0 where there is no offset: 8 or 128 in symmetric formats."""
+    bits: Literal[4, 8]
+    group_size: int
+    """A power of two, at least 16."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, width = self.codes.shape
+        return rows, width * 8 // self.bits
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A projection as a backend packed it: y = x W^T + bias."""
 
-    weight: Tensor
+    weight: Tensor | QuantizedWeight
     """[out, in] in the reference backend; another may pack it otherwise."""
     bias: Tensor | None = None
-    packed: object = field(default=None)
-    """What a backend's `pack` keeps beside or in place of `weight`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +172,10 @@ class Backend(Protocol):
     """The decoder's arithmetic. Activations are [tokens, ...] in the model's dtype."""
 
     name: str
+    keeps_quantized: bool
+    """Whether quantised weights are best packed as they are, rather than dequantised by whoever loads them."""
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         """Take a projection's weight [out, in] and bias [out] into the form `linear` reads."""
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
@@ -177,14 +219,23 @@ class Backend(Protocol):
         """
 
 
-def load_backend(device: torch.device, name: str = "auto") -> Backend:
+def load_backend(device: torch.device, name: str = "auto", *, batch_invariant: bool = False) -> Backend:
     """The backend called `name`, or the best one for `device` if it is "auto".
 
-    Raises ValueError for a name this build does not have.
+    `batch_invariant` asks that no row's result depend, in any bit, on the rows beside it. Raises ValueError for a name
+    this build does not have, or that cannot do what is asked of it on `device`.
     """
-    from kernels.reference import ReferenceBackend
+    if name == "auto":
+        name = "triton" if device.type == "cuda" else "reference"
+    match name:
+        case "reference":
+            from kernels.reference import ReferenceBackend
 
-    known: Sequence[str] = ("auto", "reference")
-    if name not in known:
-        raise ValueError(f"unknown backend {name!r}: this build has {', '.join(known)}")
-    return ReferenceBackend()
+            if batch_invariant:
+                raise ValueError("the reference backend cannot promise batch invariance: use the triton backend")
+            return ReferenceBackend()
+        case "triton":
+            from kernels.gpu.backend import load_triton
+
+            return load_triton(device, batch_invariant=batch_invariant)
+    raise ValueError(f"unknown backend {name!r}: this build has auto, reference, triton")

@@ -16,6 +16,7 @@ from kernels.backend import (
     HeadNorms,
     LayerCache,
     Linear,
+    QuantizedWeight,
     Rotation,
     SamplingBatch,
 )
@@ -26,12 +27,16 @@ class ReferenceBackend:
     """`kernels.backend.Backend` in torch alone."""
 
     name = "reference"
+    keeps_quantized = False
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         return Linear(weight, bias)
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
-        return F.linear(x, weight.weight, weight.bias)
+        dense = weight.weight
+        if isinstance(dense, QuantizedWeight):
+            dense = dequantize(dense).to(x.dtype)
+        return F.linear(x, dense, weight.bias)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total = x if residual is None else x + residual
@@ -60,8 +65,9 @@ class ReferenceBackend:
             k = rms_norm(k, norms.key, norms.eps)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        cache.keys.flatten(0, 1)[slots] = k.to(cache.keys.dtype)
-        cache.values.flatten(0, 1)[slots] = v.to(cache.values.dtype)
+        stored = slots >= 0
+        cache.keys.flatten(0, 1)[slots[stored]] = encode(k, cache.key_scales, cache.keys.dtype)[stored]
+        cache.values.flatten(0, 1)[slots[stored]] = encode(v, cache.value_scales, cache.values.dtype)[stored]
         return q
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
@@ -91,6 +97,30 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     cos, sin = rotation.cos[:, None], rotation.sin[:, None]
     return torch.cat([(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest], dim=-1)
+
+
+def encode(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Keys or values [tokens, kv_heads, head_dim] as the cache stores them; `scales` is [kv_heads], or None."""
+    if scales is None:
+        return x.to(dtype)
+    limit = torch.finfo(dtype).max
+    return (x.float() / scales[:, None]).clamp(-limit, limit).to(dtype)
+
+
+def decode(stored: Tensor, scales: Tensor | None) -> Tensor:
+    """What `encode` stored, [..., kv_heads, head_dim], in float32."""
+    return stored.float() if scales is None else stored.float() * scales[:, None]
+
+
+def dequantize(weight: QuantizedWeight) -> Tensor:
+    """The weight [out, in] in float32."""
+    codes = weight.codes
+    if weight.bits == 4:
+        codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
+    grouped = (codes.float() - weight.zero).unflatten(1, (-1, weight.group_size)) * weight.scales.float()[..., None]
+    if weight.offsets is not None:
+        grouped = grouped + weight.offsets.float()[..., None]
+    return grouped.flatten(1)
 
 
 def activation(x: Tensor, kind: ActivationKind) -> Tensor:
@@ -132,9 +162,10 @@ def _attend_padded(
     padded = q[rows].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
     shape = padded.shape[:4]
     padded = padded.flatten(2, 3).float() * options.scale
-    blocks = layout.block_table[first:last, : -(-int(lens.max()) // cache.keys.shape[1])].long()
-    keys = cache.keys[blocks].flatten(1, 2).permute(0, 2, 3, 1).float()
-    values = cache.values[blocks].flatten(1, 2).transpose(1, 2).float()
+    # One block at least, for a group that is all padding.
+    blocks = layout.block_table[first:last, : max(1, -(-int(lens.max()) // cache.keys.shape[1]))].long()
+    keys = decode(cache.keys[blocks], cache.key_scales).flatten(1, 2).permute(0, 2, 3, 1)
+    values = decode(cache.values[blocks], cache.value_scales).flatten(1, 2).transpose(1, 2)
 
     key_at = torch.arange(keys.shape[-1], device=q.device)
     distance = query_at[:, :, None] - key_at
@@ -151,5 +182,10 @@ def _attend_padded(
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
     # What lies in a block beyond its sequence is not ours, and zero times a NaN is a NaN.
     values = values.masked_fill((key_at >= lens[:, None])[:, None, :, None], 0.0)
-    out = torch.softmax(scores, dim=-1).flatten(2, 3) @ values
+    if options.sinks is not None:
+        sinks = options.sinks.view(1, kv_heads, -1, 1, 1).expand(*shape, 1)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    out = (weights.flatten(2, 3) @ values).masked_fill_((lens == 0)[:, None, None, None], 0.0)
     return out.view(*shape, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)

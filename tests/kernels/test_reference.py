@@ -1,6 +1,8 @@
 """The reference backend against arithmetic written out naively, one sequence and one head at a time, in float64."""
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -8,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.backend import AttentionOptions, HeadNorms, KVCache, LayerCache, Rotation
-from kernels.reference import ReferenceBackend
+from kernels.backend import AttentionOptions, HeadNorms, KVCache, LayerCache, QuantizedWeight, Rotation
+from kernels.reference import ReferenceBackend, decode, dequantize
 from model.contract import Chunk
 from model.runner import batch_layout
 
@@ -36,6 +38,8 @@ def naive_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, options
                 scores.append((j, score))
             top = max(score for _, score in scores)
             total = sum(math.exp(score - top) for _, score in scores)
+            if options.sinks is not None:
+                total += math.exp(float(options.sinks[head]) - top)
             for j, score in scores:
                 out[i, head] += math.exp(score - top) / total * values[j, head // group].double()
     return out
@@ -55,6 +59,7 @@ def sequences(draw: st.DrawFn) -> list[tuple[int, int]]:
     window=st.sampled_from([None, 1, 5]),
     softcap=st.sampled_from([None, 2.0]),
     alibi=st.booleans(),
+    sinks=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_attention_over_scattered_blocks_equals_naive_attention(
@@ -64,6 +69,7 @@ def test_attention_over_scattered_blocks_equals_naive_attention(
     window: int | None,
     softcap: float | None,
     alibi: bool,
+    sinks: bool,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +82,11 @@ def test_attention_over_scattered_blocks_equals_naive_attention(
     values = torch.full_like(keys, float("nan"))
     chunks, expected, queries = [], [], []
     options = AttentionOptions(
-        scale=0.3, window=window, softcap=softcap, alibi_slopes=torch.rand(query_heads) if alibi else None
+        scale=0.3,
+        window=window,
+        softcap=softcap,
+        alibi_slopes=torch.rand(query_heads) if alibi else None,
+        sinks=torch.randn(query_heads) if sinks else None,
     )
     for (start, new), count in zip(lens, needed, strict=True):
         blocks, ids = ids[:count], ids[count:]
@@ -91,6 +101,61 @@ def test_attention_over_scattered_blocks_equals_naive_attention(
     layout = batch_layout(chunks, block_size, CPU)
     out = BACKEND.attend(torch.cat(queries), LayerCache(keys, values), layout, options)
     torch.testing.assert_close(out.double(), torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequence_that_pads_a_batch_attends_to_nothing_and_is_not_stored() -> None:
+    cache = KVCache(layers=1, blocks=2, block_size=4, kv_heads=1, head_dim=8, dtype=torch.float32, device=CPU)
+    cache.layers[0].keys.fill_(float("nan"))
+    cache.layers[0].values.fill_(float("nan"))
+    alone = batch_layout([Chunk([0], 0, [1], None)], 4, CPU)
+    padded = replace(
+        alone,
+        query_starts=torch.arange(3, dtype=torch.int32),
+        context_lens=torch.tensor([1, 0], dtype=torch.int32),
+        block_table=torch.tensor([[1], [0]], dtype=torch.int32),
+        slots=torch.tensor([4, -1]),
+        positions=torch.zeros(2, dtype=torch.int64),
+        singles=2,
+    )
+    qkv = torch.randn(2, 3 * 8)
+    q = BACKEND.rotate_and_store(qkv, 1, None, None, cache.layers[0], padded.slots)
+    out = BACKEND.attend(q, cache.layers[0], padded, AttentionOptions(scale=1.0))
+    torch.testing.assert_close(out, torch.stack([qkv[:1, 16:], torch.zeros(1, 8)]))
+    assert cache.layers[0].keys.isnan().sum() == 7 * 8
+
+
+def test_an_fp8_cache_holds_what_its_scales_bring_into_range() -> None:
+    dtype = torch.float8_e4m3fn
+    cache = KVCache(layers=2, blocks=1, block_size=4, kv_heads=2, head_dim=8, dtype=dtype, device=CPU)
+    layer = cache.layers[1]
+    assert layer.key_scales is not None
+    assert layer.value_scales is not None
+    layer.key_scales.copy_(torch.tensor([0.01, 2.0]))
+    qkv = torch.randn(3, (2 + 2 * 2) * 8)
+    qkv[0, -1] = 1000.0
+    BACKEND.rotate_and_store(qkv, 2, None, None, layer, torch.arange(3))
+    keys, values = qkv.view(3, 6, 8)[:, 2:4], qkv.view(3, 6, 8)[:, 4:]
+    # Three bits of mantissa: half a unit in the last place is 1/16.
+    torch.testing.assert_close(decode(layer.keys[0, :3], layer.key_scales), keys, rtol=1 / 16, atol=0.01)
+    torch.testing.assert_close(decode(layer.values[0, :3], None), values.clamp(max=448), rtol=1 / 16, atol=0.01)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("offsets", [True, False])
+def test_a_quantised_weight_is_its_formula(bits: Literal[4, 8], offsets: bool) -> None:
+    codes = torch.randint(0, 1 << bits, (3, 64), dtype=torch.uint8)
+    stored = codes if bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4
+    scales, shifts = torch.rand(3, 2).half(), torch.randn(3, 2).half()
+    weight = QuantizedWeight(stored, scales, shifts if offsets else None, 5, bits, 32)
+    assert weight.shape == (3, 64)
+    expected = torch.zeros(3, 64)
+    for row in range(3):
+        for column in range(64):
+            value = float(scales[row, column // 32]) * (int(codes[row, column]) - 5)
+            expected[row, column] = value + (float(shifts[row, column // 32]) if offsets else 0.0)
+    torch.testing.assert_close(dequantize(weight), expected)
+    x, bias = torch.randn(2, 64), torch.randn(3)
+    torch.testing.assert_close(BACKEND.linear(x, BACKEND.pack(weight, bias)), x @ expected.T + bias)
 
 
 def test_rotate_and_store_puts_every_token_into_its_slot() -> None:
