@@ -41,13 +41,19 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A token to be drawn from the logits of a chunk's last token."""
+    """A token to be drawn from the logits of a chunk's last token.
+
+    `index` is `len(output)`, or one more if the step before is still drawing the token between; a request whose
+    parameters look at its output (the penalties) never stands in such a step.
+    """
 
     params: SamplingParams
     prompt: Sequence[int]
     """The request's prompt; read by the repetition penalty alone."""
     output: Sequence[int]
-    """The tokens generated so far. `len(output)` is the index of the token to draw: the generator's counter."""
+    """The tokens generated so far, but for one that the step before this one is still drawing."""
+    index: int
+    """Which token of the output this is, from 0: the generator's counter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,9 @@ class Chunk:
     """The request's block table, in order; it covers at least `start + len(tokens)` tokens."""
     draw: Draw | None
     """None while tokens that are known remain uncomputed: there is nothing to draw yet."""
+    follows: int | None = None
+    """Set where the last of `tokens` is still being drawn: the index, among the draws of the step before, of the draw
+    whose token belongs there. `tokens` has INVALID_TOKEN in that place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +128,41 @@ class RunnerConfig:
     """Tokens a block of the KV cache."""
     cache_bytes: int | None = None
     """None: a share of the memory that is free once the weights are loaded."""
+    memory_share: float | None = None
+    """Of the device's memory, for weights, a step's working memory and the cache together (GPU), or of what is free
+    for the cache (CPU); None: 0.9 on a GPU, 0.25 on a CPU."""
+    cache_dtype: str = "auto"
+    """auto: the model's dtype; fp8: e4m3 with a scale for each head."""
+    load_format: str = "auto"
+    """auto: read the weights; dummy: the configuration alone, with random weights."""
+    graphs: bool = True
+    """Whether decoding steps on a GPU run from captured graphs."""
+    batch_invariant: bool = False
+    """Whether a request's logits must not depend, in any bit, on what else is in the batch."""
     max_running: int = 64
     """The most requests in a step; without `cache_bytes`, the cache is made no larger than these could fill."""
+    token_budget: int = 2048
+    """The most tokens in a step; a GPU's working memory is measured with as many."""
+
+
+class PendingStep(Protocol):
+    """A step that has been started."""
+
+    def result(self) -> StepResult:
+        """Wait for the step's end. Raises what went wrong in it. Called once."""
 
 
 class Runner(Protocol):
-    """Runs steps on a model. It keeps the KV cache and nothing else between steps."""
+    """Runs steps on a model, in the order they are started. It keeps the KV cache, and the last draws' tokens."""
 
     @property
     def limits(self) -> ModelLimits: ...
 
-    def run(self, plan: StepPlan) -> StepResult: ...
+    @property
+    def lookahead(self) -> int:
+        """How many steps it is worth starting before the result of the oldest is asked for: 1 where another device
+        computes while the host prepares the next step, 0 where `start` itself computes.
+        """
+
+    def start(self, plan: StepPlan) -> PendingStep:
+        """Begin a step. A plan's `follows` refer to the plan started just before it."""

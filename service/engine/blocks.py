@@ -85,12 +85,12 @@ class BlockPool:
             self._owners[block] += 1
         return [self._take() for _ in range(count)]
 
-    def publish(self, request: Request) -> None:
-        """Let the full computed blocks of a request be found by others.
+    def publish(self, request: Request, computed: int) -> None:
+        """Let others find the full blocks among the first `computed` tokens of a request, all of them known.
 
         Where equal content is cached already, that stays and the request's own copy remains private.
         """
-        full = request.computed // self.block_size
+        full = computed // self.block_size
         self._extend_chain(request, full)
         for index in range(request.published, full):
             key, block = request.chain[index], request.blocks[index]

@@ -5,11 +5,12 @@ Synchronous, and without I/O: whoever owns the process decides when to step and 
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 
-from model.contract import Runner
+from model.contract import PendingStep, Runner, StepPlan
 from service.engine.blocks import BlockPool
 from service.engine.messages import Cancel, Delta, EngineStats, Report, Submit
 from service.engine.request import Request
@@ -19,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class EngineCore:
-    """Joins a scheduler with a runner. A step that raises ends the requests of that step, not the engine."""
+    """Joins a scheduler with a runner. A step that raises ends the requests of that step, not the engine.
+
+    Where the runner works apart from the host (`Runner.lookahead`), the next step is started before the one that runs
+    is landed: reporting, receiving and planning take place while the runner computes.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class EngineCore:
         self._vocab_size = limits.vocab_size
         self._pool = BlockPool(limits.num_blocks, limits.block_size)
         self._scheduler = Scheduler(self._pool, token_budget=token_budget, max_running=max_running)
+        self._in_flight: deque[PendingStep] = deque()
         self._unreported: list[Delta] = []
         self._steps = 0
         self._schedule_seconds = 0.0
@@ -45,7 +51,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to compute or to report."""
-        return bool(self._unreported) or self._scheduler.has_work
+        return bool(self._unreported) or self._computes
 
     def submit(self, message: Submit) -> None:
         """Queue a request. One that cannot run ends with an error in the next report."""
@@ -62,11 +68,11 @@ class EngineCore:
         self._note(self._scheduler.cancel(message.id))
 
     def step(self) -> Report | None:
-        """Compute one step and say what came of it; None if there was nothing to do."""
+        """Have steps run, land the oldest and say what came of it; None if there was nothing to do."""
         if not self.has_work:
             return None
         deltas, self._unreported = self._unreported, []
-        if self._scheduler.has_work:
+        if self._computes:
             deltas += self._compute()
         return Report(deltas, self.stats())
 
@@ -88,24 +94,50 @@ class EngineCore:
         """Raise PoolError if the block pool's books do not balance. O(pool), for tests."""
         self._scheduler.check()
 
+    @property
+    def _computes(self) -> bool:
+        return bool(self._in_flight) or self._scheduler.has_work
+
     def _compute(self) -> list[Delta]:
-        """Plan, run, commit."""
+        """Start every step that the runner is to have by now, then land the oldest."""
+        while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
+            try:
+                self._in_flight.append(self._runner.start(plan))
+            except Exception:
+                # No plan can follow one that was not started; those before it land first, as always.
+                landed = []
+                while self._in_flight:
+                    landed += self._land()
+                return landed + self._fail()
+        return self._land()
+
+    def _plan(self) -> StepPlan | None:
         began = self._clock()
         plan = self._scheduler.plan()
-        planned = self._clock()
-        self._steps += 1
+        self._schedule_seconds += self._clock() - began
+        return plan
+
+    def _land(self) -> list[Delta]:
+        """Wait for the oldest step in flight, and say what came of it."""
+        pending = self._in_flight.popleft()
         try:
-            result = self._runner.run(plan)
+            result = pending.result()
         except Exception:
-            logger.exception("a step of %d requests failed", len(plan.chunks))
-            # The client learns that it failed and no more: an exception's text may hold anything.
-            return self._scheduler.fail(plan, "the engine failed in a step of this request")
-        ran = self._clock()
-        deltas = self._scheduler.commit(plan, result)
-        self._schedule_seconds += planned - began + self._clock() - ran
+            return self._fail()
+        began = self._clock()
+        deltas = self._scheduler.commit(result)
+        self._steps += 1
+        self._schedule_seconds += self._clock() - began
         self._forward_seconds += result.forward_seconds
         self._sample_seconds += result.sample_seconds
         return deltas
+
+    def _fail(self) -> list[Delta]:
+        """End the requests of the oldest step, within the handler of what it raised."""
+        logger.exception("a step failed")
+        self._steps += 1
+        # The client learns that it failed and no more: an exception's text may hold anything.
+        return self._scheduler.fail("the engine failed in a step of this request")
 
     def _note(self, delta: Delta | None) -> None:
         if delta is not None:

@@ -13,8 +13,9 @@ from model.contract import Draw, SamplingParams
 class Request:
     """A prompt that grows by one token a draw.
 
-    The known tokens are the prompt and the output; the first `computed` of them have their keys and
-    values in `blocks`. Being behind is all there is to prefill, to decoding and to recomputation.
+    The known tokens are the prompt and the output. Behind them come those whose draws are in flight: promised, but
+    not known on this side yet. The first `computed` tokens of all have their keys and values in `blocks`, or will have
+    once the steps in flight have run. Being behind is all there is to prefill, to decoding and to recomputation.
     """
 
     id: int
@@ -22,6 +23,8 @@ class Request:
     params: SamplingParams
     cache_salt: str = ""
     output: list[int] = field(default_factory=list)
+    promised: int = 0
+    """Tokens whose draws are in flight."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)
@@ -32,13 +35,14 @@ class Request:
     """Prompt tokens found in the prefix cache when first admitted; None before that."""
     counted: int = 0
     """How far into the prompt the statistics have got; recomputation does not count again."""
-    cancelled: bool = False
-    """Cancelled while a step runs on its blocks: it ends when the step does."""
-    draw: Draw = field(init=False)
-    """One for all steps: it refers to `prompt` and `output` and copies neither."""
+    ended: bool = False
+    """Its last delta is made. What steps in flight still compute for it is dropped."""
+    penalised: bool = field(init=False)
+    """Whether its draws count the tokens of the output, which must be known for that."""
 
     def __post_init__(self) -> None:
-        self.draw = Draw(self.params, self.prompt, self.output)
+        params = self.params
+        self.penalised = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) != (0, 0, 1)
 
     @property
     def known(self) -> int:
@@ -46,9 +50,28 @@ class Request:
         return len(self.prompt) + len(self.output)
 
     @property
+    def drawn(self) -> int:
+        """Tokens of the output, promised ones included."""
+        return len(self.output) + self.promised
+
+    @property
+    def length(self) -> int:
+        """Tokens to compute: known and promised ones, but for the last that `max_tokens` allows: nothing follows it."""
+        return len(self.prompt) + min(self.drawn, self.params.max_tokens - 1)
+
+    @property
     def behind(self) -> int:
-        """Known tokens that are not computed yet; 1 while decoding."""
-        return self.known - self.computed
+        """Tokens that are not computed yet; 1 while decoding, 0 once the last is promised."""
+        return self.length - self.computed
+
+    @property
+    def waits(self) -> bool:
+        """Whether a promised token must be known before the next can be drawn."""
+        return self.penalised and self.promised > 0 and self.behind > 0
+
+    def draw(self) -> Draw:
+        """The draw of the token that follows all others. It refers to `prompt` and `output` and copies neither."""
+        return Draw(self.params, self.prompt, self.output, self.drawn)
 
     def tokens(self, start: int, stop: int) -> Sequence[int]:
         """The known tokens at positions start to stop - 1."""

@@ -7,8 +7,8 @@ with their known ones, under one token budget. Chunked prompts, prefix-cache hit
 after a preemption are all this one rule.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from model.contract import INVALID_TOKEN, Chunk, StepPlan, StepResult, TokenLogprobs
@@ -28,12 +28,27 @@ class Counters:
     preemptions: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A plan that has not landed yet, and for each of its chunks the request it belongs to."""
+
+    plan: StepPlan
+    requests: Sequence[Request]
+
+
 class Scheduler:
     """Continuous batching: first come, first served, and the newest makes room for the oldest.
 
     Requests stand in arrival order in `running` followed by `waiting`: admission takes from the front of
     the one, preemption from the back of the other. The oldest request therefore gets every block it needs,
     and at least one token of every step, so that all requests end.
+
+    A plan is in flight until it lands: committed, or failed. The next one may be made before that, with the tokens
+    promised by the draws in flight. A request that ends meanwhile (a stop token, a cancellation, a failure) gives its
+    blocks back at once, although a step in flight still computes for it; what that step draws for it is dropped.
+    This is safe because steps run in the order of their plans: whoever gets such a block writes it in a later step.
+    Nor is such a block found by its content: chunks begin behind all that was published, and nothing is published for
+    a request that has ended.
     """
 
     def __init__(self, pool: BlockPool, *, token_budget: int, max_running: int) -> None:
@@ -49,7 +64,9 @@ class Scheduler:
         self._max_running = max_running
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._running: OrderedDict[int, Request] = OrderedDict()
-        self._in_flight: dict[int, Request] = {}
+        self._in_flight: deque[Step] = deque()
+        self._draws: dict[int, int] = {}
+        """For each request that draws in the newest plan: at which place among the plan's draws."""
 
     @property
     def waiting(self) -> int:
@@ -63,7 +80,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether the next plan has chunks."""
+        """Whether any request has not ended."""
         return bool(self._running or self._waiting)
 
     def add(self, request: Request) -> Delta | None:
@@ -78,56 +95,74 @@ class Scheduler:
         return None
 
     def cancel(self, id: int) -> Delta | None:
-        """End a request, and return its final delta.
-
-        None if the id is not known, or if a step is running on the request's blocks: then the delta comes
-        with the end of that step.
-        """
-        if id in self._in_flight:
-            self._in_flight[id].cancelled = True
-            return None
+        """End a request, and return its final delta; None if the id is not known."""
         request = self._running.get(id) or self._waiting.get(id)
         return self._end(request, "abort") if request else None
 
-    def plan(self) -> StepPlan:
-        """The next step. It must be committed, or failed, before the next plan."""
+    def plan(self) -> StepPlan | None:
+        """The next step; None if there is nothing to compute, or nothing before the step in flight has landed.
+
+        At most one step may be in flight: a chunk follows draws of the plan before its own, and of no other.
+        """
+        if self._in_flight and self._must_land():
+            return None
         budget = self._token_budget
-        chunks = []
+        chunks, requests = [], []
+        draws: dict[int, int] = {}
         for request in self._candidates():
             count = min(request.behind, budget)
-            chunks.append(_chunk(request, count))
-            self._in_flight[request.id] = request
+            chunk = self._chunk(request, count)
+            if chunk.draw is not None:
+                draws[request.id] = len(draws)
+            chunks.append(chunk)
+            requests.append(request)
             budget -= count
             if budget == 0:
                 break
-        return StepPlan(chunks)
+        if not chunks:
+            return None
+        self._draws = draws
+        self._in_flight.append(Step(StepPlan(chunks), requests))
+        return self._in_flight[-1].plan
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[Delta]:
-        """Take in what the step of `plan` drew; one delta for each request that has news."""
+    def commit(self, result: StepResult) -> list[Delta]:
+        """Take in what the oldest step in flight drew; one delta for each request that has news."""
+        step = self._in_flight.popleft()
         drawn = zip(result.tokens, result.logprobs, strict=True)
         deltas = []
-        for request, chunk in self._land(plan):
-            self._advance(request, len(chunk.tokens))
+        for request, chunk in zip(step.requests, step.plan.chunks, strict=True):
             token, logprobs = next(drawn) if chunk.draw else (None, None)
-            if request.cancelled:
-                deltas.append(self._end(request, "abort"))
-            elif token is not None:
-                deltas.append(self._accept(request, token, logprobs))
+            if request.ended:
+                continue
+            self._count(request, chunk)
+            if token is not None:
+                deltas.append(self._accept(request, chunk, token, logprobs))
         return deltas
 
-    def fail(self, plan: StepPlan, message: str) -> list[Delta]:
-        """End every request of a plan whose step did not come to an end."""
-        return [
-            self._end(request, "abort") if request.cancelled else self._fail(request, message)
-            for request, _ in self._land(plan)
-        ]
+    def fail(self, message: str) -> list[Delta]:
+        """End every request of the oldest step in flight, which did not come to an end."""
+        step = self._in_flight.popleft()
+        return [self._fail(request, message) for request in step.requests if not request.ended]
 
     def check(self) -> None:
         """Raise PoolError if a block is lost, owned twice or wrongly findable. O(pool), for tests."""
         self._pool.check([*self._running.values(), *self._waiting.values()])
 
+    def _must_land(self) -> bool:
+        """Whether the step in flight must land before the next is planned.
+
+        Either a draw needs its token, or there is no room for all who grow. Nobody is preempted for that before the
+        step has landed: it may end requests and make room, and it finds all others where they were.
+        """
+        missing = 0
+        for request in self._running.values():
+            if request.waits:
+                return True
+            missing += self._pool.blocks_for(request.length) - len(request.blocks)
+        return missing > self._pool.available
+
     def _candidates(self) -> Iterator[Request]:
-        """Whom to compute for, most urgent first, each with blocks for all its known tokens.
+        """Whom to compute for, most urgent first, each with blocks for all its tokens.
 
         A decoding request is one token behind and the budget covers all of those, so no prompt stalls them.
         A request is admitted only when the caller has budget left and asks for one more.
@@ -146,7 +181,7 @@ class Scheduler:
 
     def _grow(self, request: Request) -> bool:
         """Find room for the newest token of a request; False if it had to make room itself."""
-        while len(request.blocks) < self._pool.blocks_for(request.known):
+        while len(request.blocks) < self._pool.blocks_for(request.length):
             fresh = self._pool.allocate(1)
             if fresh is not None:
                 request.blocks += fresh
@@ -185,24 +220,36 @@ class Scheduler:
         self._running[request.id] = request
         return True
 
-    def _land(self, plan: StepPlan) -> Iterator[tuple[Request, Chunk]]:
-        """The requests of a plan beside their chunks; from now on no step is in flight."""
-        landed, self._in_flight = self._in_flight, {}
-        return zip(landed.values(), plan.chunks, strict=True)
+    def _chunk(self, request: Request, count: int) -> Chunk:
+        """Plan the next `count` tokens of a request. Of what is known only this slice is copied."""
+        start, stop = request.computed, request.computed + count
+        # A promised token stands alone: its request had caught up with all before it, or would have drawn nothing.
+        follows = self._draws[request.id] if stop > request.known else None
+        chunk = Chunk(
+            tokens=request.tokens(start, stop) if follows is None else [INVALID_TOKEN],
+            start=start,
+            blocks=request.blocks,
+            draw=request.draw() if stop == request.length else None,
+            follows=follows,
+        )
+        request.computed = stop
+        if chunk.draw is not None:
+            request.promised += 1
+        return chunk
 
-    def _advance(self, request: Request, count: int) -> None:
-        """Note that `count` more tokens are computed."""
-        begin = max(request.counted, request.computed)
-        request.computed += count
-        request.counted = max(begin, min(request.computed, len(request.prompt)))
+    def _count(self, request: Request, chunk: Chunk) -> None:
+        """Note for the statistics that the tokens of a chunk are computed."""
+        begin = max(request.counted, chunk.start)
+        request.counted = max(begin, min(_stop(chunk), len(request.prompt)))
         self.counters.prompt_tokens += request.counted - begin
 
-    def _accept(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> Delta:
+    def _accept(self, request: Request, chunk: Chunk, token: int, logprobs: TokenLogprobs | None) -> Delta:
         """Append a drawn token, and end the request if it was the last."""
         if token == INVALID_TOKEN:
             return self._fail(request, "the model produced no finite logits")
-        # Only here: finite logits are the evidence that what was computed for them is sound.
-        self._pool.publish(request)
+        # Only here, and only this far: finite logits are the evidence that what was computed for them is sound.
+        self._pool.publish(request, _stop(chunk))
+        request.promised -= 1
         request.output.append(token)
         self.counters.generated_tokens += 1
         reason = _finish_reason(request, token)
@@ -228,19 +275,14 @@ class Scheduler:
         return _final(request, "error", message)
 
     def _drop(self, request: Request) -> None:
+        request.ended = True
         self._running.pop(request.id, None)
         self._waiting.pop(request.id, None)
 
 
-def _chunk(request: Request, count: int) -> Chunk:
-    """The next `count` uncomputed tokens of a request. Only the slice of tokens is copied."""
-    stop = request.computed + count
-    return Chunk(
-        tokens=request.tokens(request.computed, stop),
-        start=request.computed,
-        blocks=request.blocks,
-        draw=request.draw if stop == request.known else None,
-    )
+def _stop(chunk: Chunk) -> int:
+    """How many tokens of the request are computed once the chunk is."""
+    return chunk.start + len(chunk.tokens)
 
 
 def _finish_reason(request: Request, token: int) -> FinishReason | None:

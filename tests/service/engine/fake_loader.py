@@ -10,8 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from model.contract import RunnerConfig, StepPlan, StepResult
-from tests.service.engine.fakes import FakeRunner
+from model.contract import RunnerConfig, StepPlan
+from tests.service.engine.fakes import FakeRunner, FakeStep
 
 BLOCKS = 256
 BLOCK_SIZE = 4
@@ -32,7 +32,7 @@ class ScriptedRunner(FakeRunner):
         self.limits = replace(self.limits, vocab_size=103)
         self._script = script
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def start(self, plan: StepPlan) -> FakeStep:
         while (order := self._script.read_text()).startswith("steps") and len(self.plans) >= int(order.split()[1]):
             time.sleep(0.005)
         tokens = {token for chunk in plan.chunks for token in chunk.tokens}
@@ -42,7 +42,7 @@ class ScriptedRunner(FakeRunner):
             os.kill(os.getpid(), signal.SIGSEGV)
         if HANG in tokens:
             time.sleep(3600)
-        return super().run(plan)
+        return super().start(plan)
 
 
 def load_runner(config: RunnerConfig) -> ScriptedRunner:

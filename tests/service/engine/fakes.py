@@ -1,18 +1,28 @@
 """A model that costs nothing but keeps a real cache: what it answers depends on what its blocks hold."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from model.contract import INVALID_TOKEN, Chunk, ModelLimits, SamplingParams, StepPlan, StepResult, TokenLogprobs
+from model.contract import (
+    INVALID_TOKEN,
+    Chunk,
+    Draw,
+    ModelLimits,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 
 VOCAB_SIZE = 8
 POISON = -2
 """What a slot holds whose key or value is not a number."""
 
 
-class CacheCorruptError(BaseException):
-    """The cache does not hold what the plan says; not an Exception, lest the engine take it for a failing step."""
+class BrokenPromiseError(BaseException):
+    """The engine asks for what the contract rules out; not an Exception, lest it be taken for a failing step."""
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -31,38 +41,63 @@ def output_alone(prompt: Sequence[int], params: SamplingParams) -> tuple[list[in
             return output, "length"
 
 
+@dataclass
+class FakeStep:
+    """A step whose outcome is settled. It is told when it is asked for, and in turn."""
+
+    runner: "FakeRunner"
+    outcome: StepResult | Exception
+
+    def result(self) -> StepResult:
+        if not self.runner.in_flight or self.runner.in_flight.popleft() is not self:
+            raise BrokenPromiseError("a result is asked for out of turn")
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
 class FakeRunner:
     """Stores each chunk's tokens in its slots and draws from what it finds there."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, lookahead: int = 0) -> None:
         self.limits = ModelLimits(VOCAB_SIZE, num_blocks * block_size, num_blocks, block_size)
+        self.lookahead = lookahead
         self.plans: list[StepPlan] = []
+        self.in_flight: deque[FakeStep] = deque()
         self.poisoned_chunks: set[int] = set()
         """Indices of chunks of the next step whose keys and values come out as NaN."""
+        self.refusal: Exception | None = None
+        """Raised instead of starting the next step."""
         self.failure: Exception | None = None
-        """Raised by the next step."""
+        """Raised where the next step's result is asked for."""
         self._slots: dict[int, int] = {}
+        self._drawn: list[tuple[Draw, int]] = []
+        """The draws of the newest step, with their tokens."""
 
-    def run(self, plan: StepPlan) -> StepResult:
-        self.plans.append(plan)
-        poisoned, self.poisoned_chunks = self.poisoned_chunks, set()
+    def start(self, plan: StepPlan) -> FakeStep:
+        """Compute at once: whatever the host does later comes too late for this step, as it would on a device."""
+        refusal, self.refusal = self.refusal, None
         failure, self.failure = self.failure, None
+        poisoned, self.poisoned_chunks = self.poisoned_chunks, set()
+        if len(self.in_flight) > self.lookahead:
+            raise BrokenPromiseError("too many steps are in flight")
+        self.plans.append(plan)
         self._check_blocks(plan)
+        if refusal is not None:
+            raise refusal
         for index, chunk in enumerate(plan.chunks):
-            for offset, token in enumerate(chunk.tokens):
-                stored = POISON if index in poisoned or failure else token
-                self._slots[self._slot(chunk, chunk.start + offset)] = stored
-        if failure is not None:
-            raise failure
-        drawing = [chunk for chunk in plan.chunks if chunk.draw is not None]
-        tokens = [self._draw(chunk) for chunk in drawing]
+            unsound = index in poisoned or failure is not None
+            for position, token in enumerate(self._tokens(chunk), chunk.start):
+                self._slots[self._slot(chunk, position)] = POISON if unsound or token == INVALID_TOKEN else token
+        self._drawn = [(chunk.draw, self._draw(chunk, chunk.draw)) for chunk in plan.chunks if chunk.draw is not None]
+        tokens = [token for _, token in self._drawn]
         logprobs = [
-            TokenLogprobs(-float(token), [token], [-float(token)])
-            if chunk.draw and chunk.draw.params.logprobs
-            else None
-            for chunk, token in zip(drawing, tokens, strict=True)
+            TokenLogprobs(-float(token), [token], [-float(token)]) if draw.params.logprobs else None
+            for draw, token in self._drawn
         ]
-        return StepResult(tokens, logprobs, forward_seconds=0.5, sample_seconds=0.25)
+        result = StepResult(tokens, logprobs, forward_seconds=0.5, sample_seconds=0.25)
+        self.in_flight.append(FakeStep(self, failure or result))
+        return self.in_flight[-1]
 
     def _slot(self, chunk: Chunk, position: int) -> int:
         size = self.limits.block_size
@@ -73,20 +108,41 @@ class FakeRunner:
         tables = Counter(block for chunk in plan.chunks for block in set(chunk.blocks))
         for chunk in plan.chunks:
             if not chunk.tokens:
-                raise CacheCorruptError("an empty chunk")
+                raise BrokenPromiseError("an empty chunk")
             stop = chunk.start + len(chunk.tokens)
             if len(chunk.blocks) * size < stop:
-                raise CacheCorruptError("the block table is too short")
+                raise BrokenPromiseError("the block table is too short")
             written = chunk.blocks[chunk.start // size : (stop - 1) // size + 1]
             if any(tables[block] > 1 for block in written):
-                raise CacheCorruptError("a block is written that another request reads")
+                raise BrokenPromiseError("a block is written that another request reads")
 
-    def _draw(self, chunk: Chunk) -> int:
-        assert chunk.draw is not None
+    def _tokens(self, chunk: Chunk) -> Sequence[int]:
+        """The tokens of a chunk, the one it follows among them."""
+        *known, last = chunk.tokens
+        if INVALID_TOKEN in known or (last == INVALID_TOKEN) != (chunk.follows is not None):
+            raise BrokenPromiseError("a token is missing that no draw will give")
+        if chunk.follows is None:
+            return chunk.tokens
+        if not self.in_flight or not 0 <= chunk.follows < len(self._drawn):
+            raise BrokenPromiseError("a chunk follows a draw that is not in flight")
+        draw, token = self._drawn[chunk.follows]
+        if chunk.draw is None or draw.output is not chunk.draw.output:
+            raise BrokenPromiseError("a chunk follows the draw of another request")
+        return [*known, token]
+
+    def _draw(self, chunk: Chunk, draw: Draw) -> int:
+        ahead = chunk.follows is not None
+        if draw.index != len(draw.output) + ahead:
+            raise BrokenPromiseError("a draw has the index of another token")
+        if draw.index >= draw.params.max_tokens:
+            raise BrokenPromiseError("a token is drawn that nobody asked for")
+        if ahead and draw.params.presence_penalty:
+            raise BrokenPromiseError("a draw needs an output that is still in flight")
         stop = chunk.start + len(chunk.tokens)
         stored = [self._slots[self._slot(chunk, position)] for position in range(stop)]
         if POISON in stored:
             return INVALID_TOKEN
-        if stored != [*chunk.draw.prompt, *chunk.draw.output]:
-            raise CacheCorruptError("the blocks hold other tokens than the request's")
+        followed = [token for other, token in self._drawn if other.output is draw.output] if ahead else []
+        if stored != [*draw.prompt, *draw.output, *followed]:
+            raise BrokenPromiseError("the blocks hold other tokens than the request's")
         return next_token(stored)

@@ -20,8 +20,7 @@ def hold(pool: BlockPool, prompt: list[int], salt: str = "") -> Request:
     fresh = pool.allocate(pool.blocks_for(len(prompt)) - len(found), found)
     assert fresh is not None
     request.blocks, request.published = found + fresh, len(found)
-    request.computed = len(prompt)
-    pool.publish(request)
+    pool.publish(request, len(prompt))
     return request
 
 
@@ -91,11 +90,9 @@ def test_only_computed_blocks_are_published() -> None:
     pool = BlockPool(8, 2)
     request = make_request([1, 2, 3, 4, 5, 6])
     request.blocks = pool.allocate(3) or []
-    request.computed = 3
-    pool.publish(request)
+    pool.publish(request, 3)
     assert found(pool, [1, 2, 3, 4, 5, 6]) == 1
-    request.computed = 6
-    pool.publish(request)
+    pool.publish(request, 6)
     assert found(pool, [1, 2, 3, 4, 5, 6]) == 3
 
 
@@ -119,9 +116,8 @@ def test_the_content_of_a_block_is_cached_once() -> None:
     first, second = make_request([1, 2, 3]), make_request([1, 2, 3])
     for request in (first, second):
         request.blocks = pool.allocate(2) or []
-        request.computed = 3
-    pool.publish(first)
-    pool.publish(second)
+    pool.publish(first, 3)
+    pool.publish(second, 3)
     pool.check([first, second])
     pool.release(second)
     pool.release(first)
@@ -154,12 +150,10 @@ def test_the_key_of_a_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):
         pool.match(request)
     request.blocks = pool.allocate(3) or []
-    request.computed = 5
-    pool.publish(request)
+    pool.publish(request, 5)
     assert calls == [2, 2]
     request.output.append(6)
-    request.computed = 6
-    pool.publish(request)
+    pool.publish(request, 6)
     pool.release(request)
     pool.match(request)
     assert calls == [2, 2, 2]

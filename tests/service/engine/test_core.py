@@ -6,7 +6,14 @@ import pytest
 from model.contract import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import Cancel, Delta, Submit
-from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, output_alone
+from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
+
+
+@pytest.fixture(params=[0, 1])
+def lookahead(request: pytest.FixtureRequest) -> int:
+    """Of the runner. Both must give the same outputs."""
+    ahead: int = request.param
+    return ahead
 
 
 def make_core(runner: FakeRunner, token_budget: int = 16, max_running: int = 8) -> EngineCore:
@@ -24,6 +31,7 @@ def finish(core: EngineCore) -> dict[int, list[Delta]]:
         report = core.step()
         if report is None:
             core.check()
+            assert not core.has_work
             assert core.stats().blocks_used == 0
             return deltas
         for delta in report.deltas:
@@ -35,16 +43,16 @@ def tokens_of(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.tokens]
 
 
-def test_an_idle_engine_does_nothing() -> None:
-    runner = FakeRunner(4, 4)
+def test_an_idle_engine_does_nothing(lookahead: int) -> None:
+    runner = FakeRunner(4, 4, lookahead)
     core = make_core(runner)
     assert not core.has_work
     assert core.step() is None
     assert runner.plans == []
 
 
-def test_many_requests_get_what_each_gets_alone() -> None:
-    core = make_core(FakeRunner(8, 4))
+def test_many_requests_get_what_each_gets_alone(lookahead: int) -> None:
+    core = make_core(FakeRunner(8, 4, lookahead))
     messages = [submit(id, [id % VOCAB_SIZE] * (1 + id % 5), max_tokens=1 + id) for id in range(12)]
     for message in messages:
         core.submit(message)
@@ -54,8 +62,8 @@ def test_many_requests_get_what_each_gets_alone() -> None:
         assert [delta.finish_reason for delta in deltas[message.id]] == [None] * message.id + ["length"]
 
 
-def test_logprobs_come_with_their_tokens_if_asked_for() -> None:
-    core = make_core(FakeRunner(8, 4))
+def test_logprobs_come_with_their_tokens_if_asked_for(lookahead: int) -> None:
+    core = make_core(FakeRunner(8, 4, lookahead))
     core.submit(submit(0, [1], logprobs=1))
     core.submit(submit(1, [1]))
     deltas = finish(core)
@@ -65,12 +73,40 @@ def test_logprobs_come_with_their_tokens_if_asked_for() -> None:
     assert all(delta.logprobs is None for delta in deltas[1])
 
 
-def test_a_failing_step_ends_its_requests_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    runner = FakeRunner(8, 4)
+def test_the_next_step_runs_before_the_one_before_it_is_reported() -> None:
+    runner = FakeRunner(8, 4, lookahead=1)
+    core = make_core(runner)
+    core.submit(submit(0, [1], max_tokens=3))
+    started, landed = [], []
+    while core.step():
+        started.append(len(runner.plans))
+        landed.append(core.stats().generated_tokens)
+    assert (started, landed) == ([2, 3, 3], [1, 2, 3])
+    assert not runner.in_flight
+
+
+def test_a_step_that_computes_for_nobody_is_landed() -> None:
+    runner = FakeRunner(8, 4, lookahead=1)
+    core = make_core(runner)
+    core.submit(Submit(0, [1], SamplingParams(max_tokens=9, stop_token_ids=(next_token([1]),))))
+    first, second = core.step(), core.step()
+    assert first is not None
+    assert second is not None
+    assert [delta.finish_reason for delta in first.deltas] == ["stop"]
+    assert second.deltas == []
+    assert not runner.in_flight
+    assert core.step() is None
+
+
+@pytest.mark.parametrize("way", ["refusal", "failure"])
+def test_a_failing_step_ends_its_requests_and_no_other(
+    lookahead: int, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = FakeRunner(8, 4, lookahead)
     core = make_core(runner, token_budget=4, max_running=2)
     for id in range(3):
         core.submit(submit(id, [id, id]))
-    runner.failure = RuntimeError("secret\ndetail")
+    setattr(runner, way, RuntimeError("secret\ndetail"))
     with caplog.at_level(logging.ERROR):
         report = core.step()
     assert report is not None
@@ -84,11 +120,25 @@ def test_a_failing_step_ends_its_requests_and_no_other(caplog: pytest.LogCapture
     assert tokens_of(deltas[3]) == output_alone([0, 0], SamplingParams(max_tokens=4))[0]
 
 
-def test_what_a_failing_step_left_behind_is_not_found() -> None:
-    runner = FakeRunner(8, 2)
+@pytest.mark.parametrize("way", ["refusal", "failure"])
+def test_what_was_drawn_before_a_failing_step_is_delivered(lookahead: int, way: str) -> None:
+    runner = FakeRunner(8, 4, lookahead)
+    core = make_core(runner)
+    core.submit(submit(0, [1], max_tokens=9))
+    core.step()
+    started = len(runner.plans)
+    setattr(runner, way, RuntimeError())
+    deltas = finish(core)[0]
+    assert tokens_of(deltas) == output_alone([1], SamplingParams(max_tokens=9))[0][1:started]
+    assert deltas[-1].finish_reason == "error"
+
+
+@pytest.mark.parametrize("way", ["refusal", "failure"])
+def test_what_a_failing_step_left_behind_is_not_found(lookahead: int, way: str) -> None:
+    runner = FakeRunner(8, 2, lookahead)
     core = make_core(runner)
     core.submit(submit(0, [1, 2, 3, 4, 5]))
-    runner.failure = RuntimeError()
+    setattr(runner, way, RuntimeError())
     core.step()
     core.submit(submit(1, [1, 2, 3, 4, 5]))
     deltas = finish(core)
@@ -107,8 +157,8 @@ def test_what_a_failing_step_left_behind_is_not_found() -> None:
         (Submit(7, [1], SamplingParams(max_tokens=1, logit_bias=((VOCAB_SIZE, 1.0),))), "vocabulary"),
     ],
 )
-def test_a_request_that_cannot_run_ends_alone(message: Submit, error: str) -> None:
-    core = make_core(FakeRunner(8, 4))
+def test_a_request_that_cannot_run_ends_alone(message: Submit, error: str, lookahead: int) -> None:
+    core = make_core(FakeRunner(8, 4, lookahead))
     core.submit(message)
     core.submit(submit(8, [1]))
     deltas = finish(core)
@@ -118,8 +168,8 @@ def test_a_request_that_cannot_run_ends_alone(message: Submit, error: str) -> No
     assert deltas[8][-1].finish_reason == "length"
 
 
-def test_a_cancelled_request_ends_in_the_next_report() -> None:
-    runner = FakeRunner(8, 4)
+def test_a_cancelled_request_ends_in_the_next_report(lookahead: int) -> None:
+    runner = FakeRunner(8, 4, lookahead)
     core = make_core(runner)
     core.submit(submit(0, [1, 2, 3]))
     core.step()
@@ -129,14 +179,15 @@ def test_a_cancelled_request_ends_in_the_next_report() -> None:
     report = core.step()
     assert report is not None
     assert report.deltas == [Delta(0, [], None, finish_reason="abort")]
-    assert len(runner.plans) == 1
+    assert len(runner.plans) == 1 + lookahead
+    assert not runner.in_flight
     core.cancel(Cancel(0))
     assert not core.has_work
 
 
-def test_statistics_count_each_token_once() -> None:
+def test_statistics_count_each_token_once(lookahead: int) -> None:
     """The second prompt hits what the first left, and preemption on the way counts nothing twice."""
-    core = make_core(FakeRunner(6, 2))
+    core = make_core(FakeRunner(6, 2, lookahead))
     core.submit(submit(0, [1, 2, 3, 4, 5]))
     finish(core)
     core.submit(submit(1, [1, 2, 3, 4, 6]))

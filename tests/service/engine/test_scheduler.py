@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from model.contract import INVALID_TOKEN, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, Chunk, SamplingParams, StepPlan, StepResult
 from service.engine.blocks import BlockPool
 from service.engine.messages import Delta
 from service.engine.request import Request
@@ -17,9 +17,11 @@ from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, outpu
 class Bench:
     """A scheduler, its pool and a fake runner."""
 
-    def __init__(self, num_blocks: int, block_size: int, token_budget: int = 64, max_running: int = 8) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, token_budget: int = 64, max_running: int = 8, lookahead: int = 0
+    ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
-        self.runner = FakeRunner(num_blocks, block_size)
+        self.runner = FakeRunner(num_blocks, block_size, lookahead)
         self.scheduler = Scheduler(self.pool, token_budget=token_budget, max_running=max_running)
         self.ids = 0
 
@@ -29,19 +31,31 @@ class Bench:
         assert self.scheduler.add(request) is None
         return request
 
-    def step(self) -> tuple[StepPlan, list[Delta]]:
+    def start(self) -> StepPlan:
         plan = self.scheduler.plan()
-        deltas = self.scheduler.commit(plan, self.runner.run(plan))
+        assert plan is not None
+        self.runner.start(plan)
         self.scheduler.check()
-        return plan, deltas
+        return plan
+
+    def land(self) -> list[Delta]:
+        deltas = self.scheduler.commit(self.runner.in_flight[0].result())
+        self.scheduler.check()
+        return deltas
+
+    def step(self) -> tuple[StepPlan, list[Delta]]:
+        return self.start(), self.land()
 
     def finish(self) -> list[Delta]:
         deltas: list[Delta] = []
         for _ in range(1000):
-            if not self.scheduler.has_work:
+            if self.runner.in_flight:
+                deltas += self.land()
+            elif self.scheduler.has_work:
+                self.start()
+            else:
                 assert self.pool.used == 0
                 return deltas
-            deltas += self.step()[1]
         raise AssertionError("the scheduler does not come to rest")
 
 
@@ -108,7 +122,7 @@ def test_a_plan_copies_nothing_that_grows_with_the_context() -> None:
     request = bench.add([1] * 50, max_tokens=20)
     for _ in range(10):
         bench.step()
-    (chunk,) = bench.scheduler.plan().chunks
+    (chunk,) = bench.start().chunks
     assert len(chunk.tokens) == 1
     assert chunk.blocks is request.blocks
     assert chunk.draw is not None
@@ -128,9 +142,9 @@ def test_the_newest_request_makes_room_and_loses_nothing() -> None:
     assert bench.scheduler.counters.preemptions == 1
 
     bench.finish()
-    readmission = next(plan for plan in bench.runner.plans[5:] if newest.draw in [chunk.draw for chunk in plan.chunks])
-    first = readmission.chunks[0]
-    assert (first.draw, first.start, list(first.tokens)) == (newest.draw, 0, [2, *newest.output[:4]])
+    chunks = [chunk for plan in bench.runner.plans[5:] for chunk in plan.chunks]
+    first = next(chunk for chunk in chunks if chunk.draw and chunk.draw.output is newest.output)
+    assert (first.start, list(first.tokens)) == (0, [2, *newest.output[:4]])
     for request in [*requests, later]:
         assert request.output == output_alone(request.prompt, request.params)[0]
     assert bench.scheduler.counters.prompt_tokens == 4
@@ -184,9 +198,8 @@ def test_logits_that_are_no_numbers_end_the_request_and_leave_nothing_to_find(st
     bench.add([1] * 5)
     for _ in range(steps_before):
         bench.step()
-    plan = bench.scheduler.plan()
-    deltas = bench.scheduler.commit(plan, StepResult([INVALID_TOKEN], [None]))
-    assert deltas == [
+    bench.scheduler.plan()
+    assert bench.scheduler.commit(StepResult([INVALID_TOKEN], [None])) == [
         Delta(0, [], None, finish_reason="error", error="the model produced no finite logits"),
     ]
     assert bench.pool.used == 0
@@ -241,17 +254,168 @@ def test_cancelling_frees_blocks_at_once() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_cancelling_during_a_step_waits_for_its_end(fails: bool) -> None:
-    bench = Bench(8, 4)
-    bench.add([1, 2])
-    plan = bench.scheduler.plan()
+def test_what_steps_in_flight_do_for_a_cancelled_request_is_dropped(fails: bool) -> None:
+    bench = Bench(8, 4, lookahead=1)
+    request = bench.add([1, 2])
+    bench.start()
+    bench.start()
+    assert bench.scheduler.cancel(0) == Delta(0, [], None, finish_reason="abort")
     assert bench.scheduler.cancel(0) is None
-    assert bench.scheduler.cancel(0) is None
-    assert bench.pool.used == 1
-    scheduler = bench.scheduler
-    deltas = scheduler.fail(plan, "broken") if fails else scheduler.commit(plan, bench.runner.run(plan))
-    assert deltas == [Delta(0, [], None, finish_reason="abort")]
     assert bench.pool.used == 0
+    for _ in range(2):
+        assert (bench.scheduler.fail("broken") if fails else bench.land()) == []
+    assert request.output == []
+    assert (bench.scheduler.counters.prompt_tokens, bench.scheduler.counters.generated_tokens) == (0, 0)
+
+
+def follows(plan: StepPlan) -> list[int | None]:
+    return [chunk.follows for chunk in plan.chunks]
+
+
+def test_a_step_continues_what_the_step_in_flight_draws() -> None:
+    bench = Bench(32, 4, token_budget=10, lookahead=1)
+    long, *short = [bench.add(prompt) for prompt in ([1] * 12, [2] * 3, [3] * 4)]
+    assert (sizes(bench.start()), short[0].blocks) == ([10], [])
+    second = bench.start()
+    assert (sizes(second), follows(second)) == ([2, 3, 4], [None] * 3)
+    assert bench.land() == []
+    third = bench.start()
+    assert (sizes(third), follows(third)) == ([1, 1, 1], [0, 1, 2])
+    assert [chunk.tokens for chunk in third.chunks] == [[INVALID_TOKEN]] * 3
+    assert [chunk.start for chunk in third.chunks] == [12, 3, 4]
+    assert [chunk.draw.index for chunk in third.chunks if chunk.draw] == [1, 1, 1]
+    assert long.output == []
+    assert [delta.id for delta in bench.land()] == [0, 1, 2]
+    bench.scheduler.cancel(0)
+    fourth = bench.start()
+    assert follows(fourth) == [1, 2]
+    bench.finish()
+    for request in short:
+        assert request.output == output_alone(request.prompt, request.params)[0]
+
+
+def test_what_was_planned_counts_once_it_has_landed() -> None:
+    bench = Bench(8, 4, token_budget=8, lookahead=1)
+    bench.add([1] * 12)
+    bench.start()
+    bench.start()
+    assert bench.scheduler.counters.prompt_tokens == 0
+    bench.land()
+    assert bench.scheduler.counters.prompt_tokens == 8
+    bench.land()
+    assert (bench.scheduler.counters.prompt_tokens, bench.scheduler.counters.generated_tokens) == (12, 1)
+
+
+def test_a_token_after_a_stop_token_is_dropped() -> None:
+    """Its key and value are not found either, though its block is full of what the request knew at its end."""
+    bench = Bench(8, 2, lookahead=1)
+    stop = next_token([1, 2, 3])
+    bench.add([1, 2, 3], stop_token_ids=(stop,))
+    bench.start()
+    bench.runner.poisoned_chunks = {0}
+    bench.start()
+    assert bench.land() == [Delta(0, [stop], None, finish_reason="stop")]
+    assert bench.pool.used == 0
+    other = bench.add([1, 2, 3, stop, 5])
+    bench.start()
+    assert other.cached_tokens == 2
+    assert bench.land() == []
+    assert bench.scheduler.counters.generated_tokens == 1
+    bench.finish()
+    assert other.output == output_alone(other.prompt, other.params)[0]
+
+
+def test_a_block_given_back_in_flight_serves_the_next_at_once() -> None:
+    bench = Bench(2, 2, lookahead=1)
+    bench.add([1], max_tokens=3, stop_token_ids=(next_token([1]),))
+    bench.start()
+    (late,) = bench.start().chunks
+    other = bench.add([2, 3, 4], max_tokens=1)
+    assert bench.land()[0].finish_reason == "stop"
+    bench.start()
+    assert late.blocks[0] in other.blocks
+    bench.finish()
+    assert other.output == output_alone(other.prompt, other.params)[0]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3])
+def test_nothing_is_computed_behind_the_last_token(max_tokens: int) -> None:
+    bench = Bench(1, 4, lookahead=1)
+    bench.add([1], max_tokens=max_tokens)
+    for _ in range(max_tokens - 1):
+        bench.start()
+        if len(bench.runner.in_flight) > 1:
+            bench.land()
+    bench.start()
+    while bench.runner.in_flight:
+        assert bench.scheduler.plan() is None
+        deltas = bench.land()
+    assert deltas[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+def test_a_penalty_waits_for_the_token_in_flight(penalty: str) -> None:
+    params: dict[str, Any] = {penalty: 0.5}
+    bench = Bench(8, 4, lookahead=1)
+    bench.add([1])
+    bench.add([2], max_tokens=2, **params)
+    assert sizes(bench.start()) == [1, 1]
+    assert bench.scheduler.plan() is None
+    bench.land()
+    assert sizes(bench.start()) == [1, 1]
+    # The last token of the one who waits is in flight: from now on it holds nobody up.
+    assert follows(bench.start()) == [0]
+
+
+@pytest.mark.parametrize(("max_tokens", "preemptions"), [(4, 0), (7, 1)])
+def test_nobody_is_preempted_before_the_step_in_flight_has_landed(max_tokens: int, preemptions: int) -> None:
+    """Four steps fill the cache; the fourth may end the older request, which makes room for the other."""
+    bench = Bench(4, 2, lookahead=1)
+    older, newer = bench.add([1], max_tokens=max_tokens), bench.add([2], max_tokens=7)
+    bench.start()
+    for _ in range(3):
+        assert sizes(bench.start()) == [1, 1]
+        bench.land()
+    assert bench.scheduler.plan() is None
+    assert (bench.scheduler.running, bench.scheduler.counters.preemptions) == (2, 0)
+    bench.land()
+    bench.start()
+    assert bench.scheduler.counters.preemptions == preemptions
+    bench.finish()
+    for request in (older, newer):
+        assert request.output == output_alone(request.prompt, request.params)[0]
+
+
+def test_what_follows_a_token_that_is_none_is_dropped() -> None:
+    bench = Bench(16, 2, lookahead=1)
+    bench.add([1] * 5)
+    other = bench.add([2] * 5)
+    bench.runner.poisoned_chunks = {0}
+    bench.start()
+    bench.start()
+    assert [(delta.id, delta.finish_reason) for delta in bench.land()] == [(0, "error"), (1, None)]
+    again = bench.add([1] * 5)
+    bench.start()
+    assert again.cached_tokens == 0
+    assert [delta.id for delta in bench.land()] == [1]
+    bench.finish()
+    for request in (other, again):
+        assert request.output == output_alone(request.prompt, request.params)[0]
+
+
+def test_what_follows_a_failed_step_is_dropped() -> None:
+    bench = Bench(16, 2, lookahead=1)
+    bench.add([1] * 5)
+    bench.runner.failure = RuntimeError()
+    bench.start()
+    other = bench.add([2] * 5)
+    assert follows(bench.start()) == [0, None]
+    with pytest.raises(RuntimeError):
+        bench.land()
+    assert [(delta.id, delta.finish_reason) for delta in bench.scheduler.fail("broken")] == [(0, "error")]
+    assert [delta.id for delta in bench.land()] == [1]
+    bench.finish()
+    assert other.output == output_alone(other.prompt, other.params)[0]
 
 
 def test_a_request_that_can_never_fit_ends_at_once() -> None:
@@ -279,10 +443,11 @@ class Watched:
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of requests, steps, cancellations, NaNs and failing steps keeps the promises."""
 
+    lookahead = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.watched: list[Watched] = []
-        self.plan: StepPlan | None = None
 
     @initialize(
         num_blocks=st.integers(2, 10) | st.integers(2, 64),
@@ -290,16 +455,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 6),
         spare=st.integers(0, 40),
     )
-    def start(self, num_blocks: int, block_size: int, max_running: int, spare: int) -> None:
+    def begin(self, num_blocks: int, block_size: int, max_running: int, spare: int) -> None:
         self.budget, self.max_running = max_running + spare, max_running
         self.capacity = num_blocks * block_size
         self.pool = BlockPool(num_blocks, block_size)
-        self.runner = FakeRunner(num_blocks, block_size)
+        self.runner = FakeRunner(num_blocks, block_size, self.lookahead)
         self.scheduler = Scheduler(self.pool, token_budget=self.budget, max_running=max_running)
 
     @property
     def live(self) -> list[Watched]:
         return [watched for watched in self.watched if watched.final is None]
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.runner.in_flight)
 
     @rule(
         document=st.integers(0, 1),
@@ -308,13 +477,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "salt"]),
         max_tokens=st.integers(1, 40),
         stops=st.sets(st.integers(0, VOCAB_SIZE - 1), max_size=1),
+        penalty=st.sampled_from([0.0, 0.0, 0.0, 1.0]),
     )
-    def add(self, document: int, share: int, tail: list[int], salt: str, max_tokens: int, stops: set[int]) -> None:
+    def add(
+        self, document: int, share: int, tail: list[int], salt: str, max_tokens: int, stops: set[int], penalty: float
+    ) -> None:
         """`share` percent of the cache as a prompt that starts like the other prompts of its document."""
         length = max(1, self.capacity * share // 100)
         prompt = [(position * (position + document)) % VOCAB_SIZE for position in range(length)] + tail
         max_tokens = min(max_tokens, max(1, self.capacity - length))
-        params = SamplingParams(max_tokens=max_tokens, stop_token_ids=tuple(stops))
+        params = SamplingParams(max_tokens=max_tokens, stop_token_ids=tuple(stops), presence_penalty=penalty)
         watched = Watched(Request(len(self.watched), prompt, params, salt), output_alone(prompt, params))
         self.watched.append(watched)
         delta = self.scheduler.add(watched.request)
@@ -325,72 +497,83 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             assert delta is None
 
-    @precondition(lambda self: self.plan is None)
-    @rule()
-    def make_plan(self) -> None:
+    @precondition(lambda self: self.in_flight <= self.lookahead)
+    @rule(mishap=st.sampled_from(["none", "none", "poison", "failure", "refusal"]), index=st.integers(0, 100))
+    def start(self, mishap: str, index: int) -> None:
+        plan = self.plan()
+        if plan is None:
+            return
+        if mishap == "poison":
+            # Rather a chunk without a draw: what is wrong with it shows only later.
+            undrawn = [index for index, chunk in enumerate(plan.chunks) if chunk.draw is None]
+            index = undrawn[0] if undrawn else index % len(plan.chunks)
+            self.runner.poisoned_chunks.add(index)
+            self.mark(plan.chunks[index])
+        elif mishap != "none":
+            setattr(self.runner, mishap, RuntimeError())
+            for chunk in plan.chunks:
+                self.mark(chunk)
+        if mishap == "refusal":
+            with pytest.raises(RuntimeError):
+                self.runner.start(plan)
+            while self.in_flight:
+                self.land()
+            self.fail()
+        else:
+            self.runner.start(plan)
+
+    def plan(self) -> StepPlan | None:
         live = self.live
-        decoding = [watched.request for watched in live if watched.request.blocks and watched.request.behind == 1]
-        self.plan = self.scheduler.plan()
-        assert bool(self.plan.chunks) == bool(live)
-        assert sum(sizes(self.plan)) <= self.budget
+        due = [watched.request for watched in live if watched.request.blocks and watched.request.behind == 1]
+        oldest = next((watched.request for watched in live if watched.request.behind), None)
+        plan = self.scheduler.plan()
         assert self.scheduler.running <= self.max_running
-        planned = {id(chunk.blocks) for chunk in self.plan.chunks if chunk.draw is not None}
-        assert all(id(request.blocks) in planned for request in decoding if request.blocks)
-        if live:
-            assert any(chunk.blocks is live[0].request.blocks for chunk in self.plan.chunks)
+        if plan is None:
+            assert self.in_flight or not live
+            return None
+        assert 1 <= sum(sizes(plan)) <= self.budget
+        drawing = {id(chunk.blocks) for chunk in plan.chunks if chunk.draw is not None}
+        assert all(id(request.blocks) in drawing for request in due if request.blocks)
+        assert oldest is not None
+        assert any(chunk.blocks is oldest.blocks for chunk in plan.chunks)
+        return plan
 
-    @precondition(lambda self: self.plan is not None and self.plan.chunks)
-    @rule(index=st.integers(0, 100))
-    def poison(self, index: int) -> None:
-        """Prefers chunks without a draw: what is wrong with them shows only later."""
-        assert self.plan is not None
-        undrawn = [index for index, chunk in enumerate(self.plan.chunks) if chunk.draw is None]
-        index = undrawn[0] if undrawn else index % len(self.plan.chunks)
-        self.runner.poisoned_chunks.add(index)
-        self.mark(self.plan.chunks[index].blocks)
-
-    @precondition(lambda self: self.plan is not None)
+    @precondition(lambda self: self.in_flight)
     @rule()
-    def commit(self) -> None:
-        assert self.plan is not None
-        plan, self.plan = self.plan, None
-        for delta in self.scheduler.commit(plan, self.runner.run(plan)):
+    def land(self) -> None:
+        try:
+            result = self.runner.in_flight[0].result()
+        except RuntimeError:
+            self.fail()
+            return
+        for delta in self.scheduler.commit(result):
             self.take(delta)
-        assert not any(watched.cancelled for watched in self.live)
 
-    @precondition(lambda self: self.plan is not None and self.plan.chunks)
-    @rule()
     def fail(self) -> None:
-        assert self.plan is not None
-        plan, self.plan = self.plan, None
-        self.runner.failure = RuntimeError()
-        with pytest.raises(RuntimeError):
-            self.runner.run(plan)
-        for chunk in plan.chunks:
-            self.mark(chunk.blocks)
-        deltas = self.scheduler.fail(plan, "broken")
-        assert len(deltas) == len(plan.chunks)
-        for delta in deltas:
+        for delta in self.scheduler.fail("broken"):
+            assert delta.finish_reason == "error"
             self.take(delta)
 
     @rule(count=st.integers(1, 12))
     def step(self, count: int) -> None:
         for _ in range(count):
-            if self.plan is None:
-                self.make_plan()
-            self.commit()
-            self.books_balance()
+            while self.in_flight <= self.lookahead and (plan := self.plan()):
+                self.runner.start(plan)
+                self.books_balance()
+            if self.in_flight:
+                self.land()
+                self.books_balance()
 
     @precondition(lambda self: self.watched)
     @rule(index=st.integers(0, 100))
     def cancel(self, index: int) -> None:
         watched = self.watched[index % len(self.watched)]
         delta = self.scheduler.cancel(watched.request.id)
-        if watched.final is None:
-            watched.cancelled = True
+        assert (delta is None) == (watched.final is not None)
         if delta is not None:
+            assert delta.finish_reason == "abort"
+            watched.cancelled = True
             self.take(delta)
-            assert watched.final is delta
 
     @invariant()
     def books_balance(self) -> None:
@@ -412,9 +595,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         owning = [bool(watched.request.blocks) for watched in self.live]
         assert owning == sorted(owning, reverse=True)
 
-    def mark(self, blocks: object) -> None:
-        """Whoever holds these blocks may end with an error, and nobody else."""
-        (watched,) = (watched for watched in self.live if watched.request.blocks is blocks)
+    def mark(self, chunk: Chunk) -> None:
+        """The request of this chunk may end with an error, and no other."""
+        (watched,) = (watched for watched in self.live if watched.request.blocks is chunk.blocks)
         watched.may_fail = True
 
     def somebody_else_knew(self, request: Request, count: int) -> bool:
@@ -451,16 +634,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.watched:
             return
         bound = 1 + sum(watched.request.known + watched.request.params.max_tokens for watched in self.live)
-        for _ in range(bound):
-            if not self.scheduler.has_work and self.plan is None:
-                break
+        for _ in range(bound + self.in_flight):
             self.step(1)
         assert not self.live
+        assert not self.in_flight
         assert self.pool.used == 0
         self.scheduler.check()
 
 
-SchedulerMachine.TestCase.settings = settings(
+class LookaheadMachine(SchedulerMachine):
+    """The same promises where each step is planned and started while the one before it is in flight."""
+
+    lookahead = 1
+
+
+SchedulerMachine.TestCase.settings = LookaheadMachine.TestCase.settings = settings(
     max_examples=250,
     stateful_step_count=40,
     deadline=None,
@@ -468,3 +656,4 @@ SchedulerMachine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 test_scheduler_keeps_its_promises = SchedulerMachine.TestCase
+test_scheduler_keeps_its_promises_looking_ahead = LookaheadMachine.TestCase
