@@ -22,6 +22,8 @@ class Decoder:
         device = weights.embedding.device
         ropes = {layer.rope for layer in spec.layers if layer.rope is not None}
         self._frequencies = {rope: rope_frequencies(rope, device) for rope in ropes}
+        # Rounded to the model's dtype first, as the models that scale were trained.
+        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=weights.embedding.dtype).item()
         slopes = alibi_slopes(spec.heads).to(device) if spec.alibi else None
         self._options = [
             AttentionOptions(spec.attention_scale, layer.window, spec.attention_softcap, slopes)
@@ -51,8 +53,7 @@ class Decoder:
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.weights.embedding[tokens]
         if self.spec.embedding_scale != 1.0:
-            # Rounded to the model's dtype first, as the models that scale were trained.
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+            x = x * self._embedding_scale
         if self.weights.position_embedding is not None:
             x = x + self.weights.position_embedding[positions]
         if self.weights.embedding_norm is not None:

@@ -1,53 +1,102 @@
 """From a model on disk to a runner that is ready to serve: the composition root of `model`."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import torch
 
-from kernels.backend import KVCache, load_backend
-from model.cache import cache_blocks
+from kernels.backend import Backend, KVCache, load_backend
+from model.cache import CPU_SHARE, GPU_SHARE, block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
+from model.calibration import calibrate, set_scales
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
 from model.contract import RunnerConfig
 from model.decoder import Decoder
+from model.dummy import dummy_weights
 from model.families import read_spec
+from model.graphs import CudaCapture, GraphedDecoder, buckets
 from model.machine import available_memory, usable_cores
+from model.memory import Probe, fitting, largest_step, measure
 from model.runner import ModelRunner
 from model.weights import load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8 = torch.float8_e4m3fn
+
+T = TypeVar("T")
 
 
-def load_runner(config: RunnerConfig) -> ModelRunner:
-    """Load the model at `config.model`. Raises CheckpointError or ValueError with one line that says why not."""
+def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
+    """Load the model at `config.model`. Raises CheckpointError or ValueError with one line that says why not.
+
+    `probe` measures what a step takes of a GPU's memory.
+    """
     device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads or usable_cores())
-    backend = load_backend(device, config.backend)
-    checkpoint = open_checkpoint(config.model)
+    else:
+        torch.cuda.set_device(device)
+    dtype = _dtype(config.dtype, device)
+    cache_dtype = _choice("cache dtype", config.cache_dtype, {"auto": dtype, "fp8": FP8})
+    backend = load_backend(device, config.backend, batch_invariant=config.batch_invariant)
+    decoder, max_context = _load_decoder(config, backend, dtype, device)
+    cache = _load_cache(config, decoder, cache_dtype, max_context, probe)
+    if device.type == "cpu" or not config.graphs:
+        return ModelRunner(decoder, cache, max_context)
+    graphed = GraphedDecoder(
+        decoder, cache, max_batch=config.max_running, max_context=max_context, capture=CudaCapture()
+    )
+    return ModelRunner(graphed, cache, max_context)
+
+
+def _load_decoder(
+    config: RunnerConfig, backend: Backend, dtype: torch.dtype, device: torch.device
+) -> tuple[Decoder, int]:
+    """The decoder, and the most tokens of a request."""
+    dummy = _choice("load format", config.load_format, {"auto": False, "dummy": True})
+    checkpoint = open_checkpoint(config.model, weights=not dummy)
     spec = read_spec(checkpoint)
     max_context = config.max_context or spec.max_context
     if max_context > spec.max_context:
         raise CheckpointError(f"a context of {max_context} tokens is beyond the model's {spec.max_context}")
-    weights = load_weights(spec, checkpoint, backend, dtype, device)
-    blocks = cache_blocks(
-        spec,
-        block_size=config.block_size,
-        dtype=dtype,
-        budget=config.cache_bytes,
-        free_memory=available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0],
-        max_context=max_context,
-        max_running=config.max_running,
-    )
-    cache = KVCache(
-        layers=len(spec.layers),
-        blocks=blocks,
-        block_size=config.block_size,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        dtype=dtype,
-        device=device,
-    )
-    return ModelRunner(Decoder(spec, weights, backend), cache, max_context)
+    with fitting(device, "the model's weights", "take a smaller model, or a quantised one"):
+        if dummy:
+            weights = dummy_weights(spec, backend, dtype, device)
+        else:
+            weights = load_weights(spec, checkpoint, backend, dtype, device)
+    return Decoder(spec, weights, backend), max_context
+
+
+def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_context: int, probe: Probe) -> KVCache:
+    """The KV cache: of the size that was asked for, or of what memory is left, as far as there is a use for it."""
+    spec, device = decoder.spec, decoder.weights.embedding.device
+    scales = calibrate(decoder, config.block_size) if dtype == FP8 else None
+    left = _memory_left(config, decoder, dtype, max_context, probe)
+    one = block_bytes(spec, config.block_size, dtype)
+    if config.cache_bytes is not None:
+        blocks = blocks_within(config.cache_bytes, one)
+    else:
+        blocks = min(blocks_within(left, one), useful_blocks(config.block_size, max_context, config.max_running))
+    with fitting(device, f"a KV cache of {blocks * one / 2**30:.2f} GiB", "lower cache_memory or memory_share"):
+        cache = make_cache(spec, blocks=blocks, block_size=config.block_size, dtype=dtype, device=device)
+    if scales is not None:
+        set_scales(cache, scales)
+    return cache
+
+
+def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_context: int, probe: Probe) -> int:
+    """Bytes for the cache. On a GPU the largest step is tried out: what it takes is not left."""
+    spec, device = decoder.spec, decoder.weights.embedding.device
+    if device.type == "cpu":
+        return int(available_memory() * (config.memory_share or CPU_SHARE))
+    step = f"a step of {config.token_budget} tokens for {config.max_running} requests"
+    with fitting(device, step, "lower token_budget, max_running or max_context"):
+        cache = make_cache(spec, blocks=1, block_size=config.block_size, dtype=dtype, device=device)
+        runner = ModelRunner(decoder, cache, max_context)
+        plan = largest_step(runner.limits, max_running=config.max_running, token_budget=config.token_budget)
+        memory = probe(device, lambda: runner.start(plan).result())
+    graphs = len(buckets(config.max_running)) if config.graphs else 0
+    return cache_bytes_left(memory, config.memory_share or GPU_SHARE, graphs=graphs, layers=len(spec.layers))
 
 
 def _device(name: str) -> torch.device:
@@ -65,9 +114,12 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        # Plain bf16 arithmetic is slower than float32 on most CPUs.
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    # Plain bf16 arithmetic is slower than float32 on most CPUs.
+    automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return _choice("dtype", name, {"auto": automatic, **DTYPES})
+
+
+def _choice(what: str, name: str, options: Mapping[str, T]) -> T:
+    if name not in options:
+        raise ValueError(f"unknown {what} {name!r}: use {', '.join(options)}")
+    return options[name]

@@ -3,79 +3,167 @@
 It knows nothing of scheduling: which chunks make a step, and whose they are, is decided before.
 """
 
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.backend import BatchLayout, KVCache
-from model.contract import Chunk, ModelLimits, StepPlan, StepResult
+from model.contract import Chunk, Draw, ModelLimits, StepPlan, StepResult
 from model.decoder import Decoder
-from model.sampling import choose
+from model.graphs import GraphedDecoder
+from model.sampling import Choice, choose, read_choice
+from model.transfer import Moment, fetch, stage
+
+LAYOUT_TENSORS = ("query_starts", "context_lens", "block_table", "slots", "positions")
 
 
 class ModelRunner:
-    """`model.contract.Runner` on a decoder and its KV cache."""
+    """`model.contract.Runner` on a decoder and its KV cache.
 
-    def __init__(self, decoder: Decoder, cache: KVCache, max_context: int) -> None:
+    On a CUDA device `start` asks for work and does not wait for any: while the device computes a step, the host can
+    prepare the next. (The first step on a graph that is yet to be captured is the exception.)
+    """
+
+    def __init__(self, decoder: Decoder | GraphedDecoder, cache: KVCache, max_context: int) -> None:
         self._decoder = decoder
         self._cache = cache
         self._device = decoder.weights.embedding.device
         self._limits = ModelLimits(decoder.spec.vocab_size, max_context, cache.blocks, cache.block_size)
+        self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
+        """The tokens that the step started last draws: those that the next step's chunks follow."""
 
     @property
     def limits(self) -> ModelLimits:
         return self._limits
 
-    @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        began = time.perf_counter()
-        chunks = sorted(plan.chunks, key=lambda chunk: len(chunk.tokens))  # As the layout wants it.
-        layout = batch_layout(chunks, self._cache.block_size, self._device)
-        tokens = torch.tensor(list(chain.from_iterable(chunk.tokens for chunk in chunks)), device=self._device)
-        hidden = self._decoder.forward(tokens, layout, self._cache)
+    @property
+    def lookahead(self) -> int:
+        return 1 if self._device.type == "cuda" else 0
 
-        last_token = dict(zip(map(id, chunks), accumulate(len(chunk.tokens) for chunk in chunks), strict=True))
-        drawing = [chunk for chunk in plan.chunks if chunk.draw is not None]
-        rows = torch.tensor([last_token[id(chunk)] - 1 for chunk in drawing], dtype=torch.int64, device=self._device)
-        if not drawing:
-            return StepResult([], [], forward_seconds=time.perf_counter() - began)
-        logits = self._decoder.logits(hidden[rows])
-        computed = time.perf_counter()
-        draws = [chunk.draw for chunk in drawing if chunk.draw is not None]
-        chosen, logprobs = choose(self._decoder.backend, logits, draws)
-        return StepResult(chosen, logprobs, computed - began, time.perf_counter() - computed)
+    @torch.inference_mode()
+    def start(self, plan: StepPlan) -> "RunningStep":
+        began = Moment(self._device)
+        batch = make_batch(plan, self._cache.block_size, self._device)
+        hidden = self._decoder.forward(batch.known_tokens(self._drawn), batch.layout, self._cache)
+        draws = [chunk.draw for chunk in plan.chunks if chunk.draw is not None]
+        if not draws:
+            computed = Moment(self._device)
+            return RunningStep(draws, None, began, computed, computed)
+        logits = self._decoder.logits(hidden.index_select(0, batch.rows))
+        computed = Moment(self._device)
+        choice = choose(self._decoder.backend, logits, draws)
+        self._drawn = choice.tokens
+        brought = Choice(fetch(choice.tokens), None if choice.logprobs is None else fetch(choice.logprobs))
+        return RunningStep(draws, brought, began, computed, Moment(self._device))
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStep:
+    """`model.contract.PendingStep`: a step whose end is a moment on the device. Its seconds are the device's."""
+
+    draws: list[Draw]
+    choice: Choice | None
+    """On its way to the host until the step has ended; None if there are no draws."""
+    began: Moment
+    computed: Moment
+    ended: Moment
+
+    def result(self) -> StepResult:
+        self.ended.wait()
+        tokens, logprobs = ([], []) if self.choice is None else read_choice(self.choice, self.draws)
+        return StepResult(
+            tokens, logprobs, self.computed.seconds_since(self.began), self.ended.seconds_since(self.computed)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A plan's tensors, on the device. Chunks with fewer tokens come first, as the layout wants it."""
+
+    tokens: Tensor
+    """[tokens] int64; of no meaning in `places`."""
+    layout: BatchLayout
+    rows: Tensor
+    """[draws] int64: where the last token of each chunk stands that has a draw, in the plan's order."""
+    places: Tensor
+    """[following] int64: where the tokens stand that the step before draws."""
+    sources: Tensor
+    """[following] int64: which of that step's draws they are."""
+
+    def known_tokens(self, drawn: Tensor) -> Tensor:
+        """`tokens` with those that the step before drew, [its draws] int64, in their places.
+
+        A draw that failed is INVALID_TOKEN: any token does in its place, since nobody will ask what came of it.
+        """
+        if not self.places.numel():
+            return self.tokens
+        return self.tokens.scatter(0, self.places, drawn.gather(0, self.sources).clamp(min=0))
+
+
+def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
+    """The batch of a plan's chunks, brought to `device` in one transfer."""
+    order = sorted(range(len(plan.chunks)), key=lambda index: len(plan.chunks[index].tokens))
+    chunks = [plan.chunks[index] for index in order]
+    ends = accumulate(len(chunk.tokens) for chunk in chunks)
+    last = dict(zip(order, (end - 1 for end in ends), strict=True))
+    rows = [last[index] for index, chunk in enumerate(plan.chunks) if chunk.draw is not None]
+    follows = {last[index]: chunk.follows for index, chunk in enumerate(plan.chunks) if chunk.follows is not None}
+    integers = ([*chain.from_iterable(chunk.tokens for chunk in chunks)], rows, [*follows], [*follows.values()])
+    layout = _host_layout(chunks, block_size)
+    columns = [torch.tensor(column, dtype=torch.int64) for column in integers]
+    arrived = stage([*columns, *_tensors(layout)], device)
+    tokens, draw_rows, places, sources = arrived[: len(columns)]
+    return Batch(tokens, _with_tensors(layout, arrived[len(columns) :]), draw_rows, places, sources)
 
 
 def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> BatchLayout:
     """The layout of `chunks`, those with fewer tokens first, in a cache with blocks of `block_size` tokens."""
+    layout = _host_layout(chunks, block_size)
+    return _with_tensors(layout, stage(_tensors(layout), device))
+
+
+def _host_layout(chunks: Sequence[Chunk], block_size: int) -> BatchLayout:
     counts = [len(chunk.tokens) for chunk in chunks]
     contexts = [chunk.start + count for chunk, count in zip(chunks, counts, strict=True)]
-    width = -(-max(contexts) // block_size)
-    table = torch.tensor([_padded(chunk.blocks, width) for chunk in chunks], dtype=torch.int32)
-    positions = torch.tensor(
-        [*chain.from_iterable(range(c.start, end) for c, end in zip(chunks, contexts, strict=True))]
-    )
+    table = _block_table(chunks, -(-max(contexts) // block_size))
+    ranges = (range(chunk.start, end) for chunk, end in zip(chunks, contexts, strict=True))
+    positions = torch.tensor([*chain.from_iterable(ranges)])
     sequence = torch.repeat_interleave(torch.tensor(counts))
-    slots = _slots(table, sequence, positions, block_size)
     return BatchLayout(
-        query_starts=torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(device),
-        context_lens=torch.tensor(contexts, dtype=torch.int32).to(device),
-        block_table=table.to(device),
-        slots=slots.to(device),
-        positions=positions.to(device),
+        query_starts=torch.tensor([0, *accumulate(counts)], dtype=torch.int32),
+        context_lens=torch.tensor(contexts, dtype=torch.int32),
+        block_table=table,
+        slots=_slots(table, sequence, positions, block_size),
+        positions=positions,
         singles=counts.count(1),
         max_query=max(counts),
         max_context=max(contexts),
     )
 
 
-def _padded(blocks: Sequence[int], width: int) -> list[int]:
-    return [*blocks[:width], *[0] * (width - len(blocks))]
+def _block_table(chunks: Sequence[Chunk], width: int) -> Tensor:
+    # By way of NumPy, which takes in a list of integers several times as fast as torch.
+    table = np.zeros((len(chunks), width), np.int32)
+    for row, chunk in zip(table, chunks, strict=True):
+        blocks = chunk.blocks[:width]
+        row[: len(blocks)] = blocks
+    return torch.from_numpy(table)
 
 
 def _slots(table: Tensor, sequence: Tensor, positions: Tensor, block_size: int) -> Tensor:
     blocks = table[sequence, positions // block_size].long()
     return blocks * block_size + positions % block_size
+
+
+def _tensors(layout: BatchLayout) -> list[Tensor]:
+    return [getattr(layout, name) for name in LAYOUT_TENSORS]
+
+
+def _with_tensors(layout: BatchLayout, tensors: Sequence[Tensor]) -> BatchLayout:
+    fields: dict[str, Any] = dict(zip(LAYOUT_TENSORS, tensors, strict=True))
+    return replace(layout, **fields)

@@ -7,37 +7,66 @@ how a backend draws, is not known here.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.backend import Backend, SamplingBatch
 from model.contract import INVALID_TOKEN, Draw, TokenLogprobs
+from model.transfer import stage
 
 Entry = tuple[int, int, float]
 """A row, a token, and a value for that logit."""
 
 
-def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was drawn from each row of a batch of logits, on the device that drew it."""
+
+    tokens: Tensor
+    """int64 [rows]; `INVALID_TOKEN` where a row's logits are not numbers, or its transforms left no token."""
+    logprobs: Tensor | None
+    """float64 [rows that ask, 1 + 2 * the most that any asks for]: the token's log-probability, the highest ones in
+    descending order, and their tokens. None if no row asks."""
+
+
+def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> Choice:
     """Draw a token of each row of `logits`, [rows, vocab] float32, which is overwritten; row i belongs to draws[i].
 
-    Returns the tokens and, for the rows that ask, log-probabilities under the logits as they came in. A row whose
-    logits are not numbers, or whose transforms left no token, has `INVALID_TOKEN` and no log-probabilities.
+    Log-probabilities are taken under the logits as they come in. The host does not wait for the device.
     """
-    asking = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
+    asking = _asking(draws)
+    *columns, rows = stage([*sampling_columns(draws), torch.tensor(asking, dtype=torch.int64)], logits.device)
     # Taken before the transforms, so that those need no copy of the logits.
-    scores = torch.log_softmax(logits[asking], dim=-1) if asking else None
+    scores = torch.log_softmax(logits.index_select(0, rows), dim=-1) if asking else None
     for transform in TRANSFORMS:
         transform(logits, draws)
-    drawn = backend.sample(logits, sampling_batch(draws, logits.device))
-    tokens = drawn.tolist()
+    tokens = backend.sample(logits, SamplingBatch(*columns))
+    if scores is None:
+        return Choice(tokens, None)
+    most = max(draws[row].params.logprobs or 0 for row in asking)
+    return Choice(tokens, logprob_table(scores, tokens.index_select(0, rows), most))
 
+
+def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
+    """The tokens, and the log-probabilities that draws ask for, of a choice that has been brought to the host.
+
+    A row without a token has no log-probabilities.
+    """
+    tokens: list[int] = choice.tokens.tolist()
     logprobs: list[TokenLogprobs | None] = [None] * len(draws)
-    if scores is not None:
-        tops = [draws[row].params.logprobs or 0 for row in asking]
-        for row, report in zip(asking, report_logprobs(scores, drawn[asking], tops), strict=True):
-            logprobs[row] = report if tokens[row] != INVALID_TOKEN else None
+    if choice.logprobs is not None:
+        for row, (chosen, *tops) in zip(_asking(draws), choice.logprobs.tolist(), strict=True):
+            most, top = len(tops) // 2, draws[row].params.logprobs or 0
+            if tokens[row] != INVALID_TOKEN:
+                logprobs[row] = TokenLogprobs(chosen, [int(token) for token in tops[most:][:top]], tops[:top])
     return tokens, logprobs
+
+
+def _asking(draws: Sequence[Draw]) -> list[int]:
+    """The rows that log-probabilities are asked for."""
+    return [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
 
 
 def add_bias(logits: Tensor, draws: Sequence[Draw]) -> None:
@@ -85,7 +114,7 @@ def ban_early_stop(logits: Tensor, draws: Sequence[Draw]) -> None:
         [
             (row, token, float("-inf"))
             for row, draw in enumerate(draws)
-            if len(draw.output) < draw.params.min_tokens
+            if draw.index < draw.params.min_tokens
             for token in draw.params.stop_token_ids
         ],
     )
@@ -107,44 +136,31 @@ def add_entries(logits: Tensor, entries: list[Entry]) -> None:
         logits.index_put_((rows, tokens), values, accumulate=True)
 
 
-def to_columns(entries: list[Entry], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def to_columns(entries: list[Entry], device: torch.device) -> list[Tensor]:
     """Rows and tokens, int64, and values, float32, each [entries]."""
     rows, tokens, values = zip(*entries, strict=True)
-    return (
-        torch.tensor(rows, device=device),
-        torch.tensor(tokens, device=device),
-        torch.tensor(values, dtype=torch.float32, device=device),
-    )
+    return stage([torch.tensor(rows), torch.tensor(tokens), torch.tensor(values, dtype=torch.float32)], device)
 
 
-def sampling_batch(draws: Sequence[Draw], device: torch.device) -> SamplingBatch:
-    """The tensors that a backend draws by."""
+def sampling_columns(draws: Sequence[Draw]) -> list[Tensor]:
+    """The fields of the `SamplingBatch` that `draws` ask for, in order, on the host."""
     params = [draw.params for draw in draws]
-
-    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    return SamplingBatch(
-        temperature=column([p.temperature for p in params], torch.float32),
-        top_k=column([p.top_k for p in params], torch.int64),
-        top_p=column([p.top_p for p in params], torch.float32),
-        min_p=column([p.min_p for p in params], torch.float32),
-        seed=column([p.seed for p in params], torch.int64),
-        counter=column([len(draw.output) for draw in draws], torch.int64),
-    )
-
-
-def report_logprobs(scores: Tensor, tokens: Tensor, tops: list[int]) -> list[TokenLogprobs]:
-    """For row i of the log-probabilities [rows, vocab]: of tokens[i], and the tops[i] highest, descending.
-
-    Where tokens[i] is `INVALID_TOKEN` the report means nothing.
-    """
-    most = max(tops)
-    top_scores, top_tokens = scores.topk(most)
-    chosen = scores.gather(1, tokens.clamp(min=0)[:, None])
-    # One transfer from the device; token ids are exact in float64.
-    table = torch.cat([chosen, top_scores, top_tokens.double()], dim=1).tolist()
     return [
-        TokenLogprobs(values[0], [int(token) for token in values[1 + most :][:top]], values[1 : 1 + top])
-        for values, top in zip(table, tops, strict=True)
+        torch.tensor([p.temperature for p in params], dtype=torch.float32),
+        torch.tensor([p.top_k for p in params], dtype=torch.int64),
+        torch.tensor([p.top_p for p in params], dtype=torch.float32),
+        torch.tensor([p.min_p for p in params], dtype=torch.float32),
+        torch.tensor([p.seed for p in params], dtype=torch.int64),
+        torch.tensor([draw.index for draw in draws], dtype=torch.int64),
     ]
+
+
+def logprob_table(scores: Tensor, tokens: Tensor, most: int) -> Tensor:
+    """`Choice.logprobs` of the log-probabilities [rows, vocab], for the tokens [rows] that were drawn.
+
+    Where a token is `INVALID_TOKEN` its row means nothing.
+    """
+    chosen = scores.gather(1, tokens.clamp(min=0)[:, None])
+    top_scores, top_tokens = scores.topk(most)
+    # One tensor for one transfer; token ids are exact in float64.
+    return torch.cat([chosen.double(), top_scores.double(), top_tokens.double()], dim=1)

@@ -1,19 +1,20 @@
-"""A decoder's weights in memory, and how they come from a checkpoint: one tensor at a time, never two copies."""
+"""A decoder's weights in memory, and how they come from a checkpoint: one projection at a time, never two copies."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, Linear
+from kernels.backend import Backend, Linear, QuantizedWeight
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.errors import CheckpointError, label
+from model.checkpoint.group_quantized import GroupQuantized
 from model.families import tensor_names
+from model.quantized_stack import stack_quantized
 from model.spec import DecoderSpec
 from model.tensor_names import Projection, QkvLayout, TensorNames
+from model.tensor_reader import CheckpointReader, TensorReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,59 +62,22 @@ def load_weights(
 ) -> DecoderWeights:
     """Read the weights that `spec` calls for, in `dtype`, on `device`, packed by `backend`.
 
-    Tensors are read one at a time, straight into their place in a stack. Raises CheckpointError for a tensor
-    that is missing, has another shape than the spec says, or is there but belongs to no known place.
+    Raises CheckpointError for a tensor that is missing, has another shape than the spec says, or is there but
+    belongs to no known place.
     """
     names = tensor_names(checkpoint)
-    tensors = _TensorReader(checkpoint, dtype, device)
-    weights = _WeightLoader(spec, names, tensors, backend).decoder()
+    tensors = CheckpointReader(checkpoint, dtype, device)
+    weights = assemble_weights(spec, names, tensors, backend)
     tensors.refuse_unread([*names.ignored, *([re.escape(f"{names.output}.weight")] if spec.tied_embeddings else [])])
     return weights
 
 
-class _TensorReader:
-    """Copies tensors out of a checkpoint, and remembers which."""
+def assemble_weights(spec: DecoderSpec, names: TensorNames, tensors: TensorReader, backend: Backend) -> DecoderWeights:
+    """The weights that `spec` calls for, packed by `backend`.
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        self._checkpoint = checkpoint
-        self._dtype = dtype
-        self._device = device
-        self._unread = set(checkpoint.tensor_names())
-
-    def has(self, name: str) -> bool:
-        return name in self._checkpoint.tensor_names()
-
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Before anything is allocated for it."""
-        actual = self._checkpoint.shape(name)
-        if actual != shape:
-            raise self._error(
-                f"the tensor {label(name)} has the shape {actual}, and the configuration asks for {shape}"
-            )
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor in the type of the file."""
-        self.check(name, shape)
-        self._unread.discard(name)
-        raw = self._checkpoint.read(name)
-        if raw.dtype == "BF16":
-            return torch.from_numpy(raw.data.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(raw.data)
-
-    def load(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor in the type and on the device of the model."""
-        return self.read(name, shape).to(self._device, self._dtype)
-
-    def refuse_unread(self, ignored: Sequence[str]) -> None:
-        strays = sorted(name for name in self._unread if not any(re.fullmatch(one, name) for one in ignored))
-        if strays:
-            raise self._error(f"{len(strays)} tensors have no place in this model, {label(strays[0])} first")
-
-    def _error(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{label(self._checkpoint.name)}: {what}")
+    Dense tensors are read one at a time, straight into their place in a stack.
+    """
+    return _WeightLoader(spec, names, tensors, backend).decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +86,7 @@ class _WeightLoader:
 
     spec: DecoderSpec
     names: TensorNames
-    tensors: _TensorReader
+    tensors: TensorReader
     backend: Backend
 
     def decoder(self) -> DecoderWeights:
@@ -143,9 +107,13 @@ class _WeightLoader:
         )
 
     def _output(self, embedding: Tensor) -> Linear:
-        if self.spec.tied_embeddings:
-            return self.backend.pack(embedding, None)
-        return self.backend.pack(self.tensors.load(f"{self.names.output}.weight", tuple(embedding.shape)), None)
+        names, tied = self.names, self.spec.tied_embeddings
+        name = f"{names.prefix}{names.embedding}.weight" if tied else f"{names.output}.weight"
+        vocab, hidden = embedding.shape
+        quantized = self._quantized([name], [vocab], hidden, None)
+        if quantized is not None:
+            return self.backend.pack(quantized, None)
+        return self.backend.pack(embedding if tied else self.tensors.load(name, (vocab, hidden)), None)
 
     def _layer(self, prefix: str) -> LayerWeights:
         spec, names = self.spec, self.names
@@ -191,10 +159,26 @@ class _WeightLoader:
 
     def _projection(self, kind: Projection, parts: Sequence[str], rows: Sequence[int], columns: int) -> Linear:
         """Stack `parts`, which have `rows` outputs each."""
-        weight = self._stack([f"{part}.weight" for part in parts], rows, columns, kind)
+        names = [f"{part}.weight" for part in parts]
+        quantized = None if self.names.transposed else self._quantized(names, rows, columns, kind)
+        weight = self._stack(names, rows, columns, kind) if quantized is None else quantized
         biased = kind in self.names.biased or any(self.tensors.has(f"{part}.bias") for part in parts)
         bias = self._stack([f"{part}.bias" for part in parts], rows, None, kind) if biased else None
         return self.backend.pack(weight, bias)
+
+    def _quantized(
+        self, parts: Sequence[str], rows: Sequence[int], columns: int, kind: Projection | None
+    ) -> QuantizedWeight | None:
+        """The stack as it is quantised; None if the backend would have it dense, or a part is."""
+        if not self.backend.keeps_quantized:
+            return None
+        stored: list[GroupQuantized] = []
+        for name, count in zip(parts, rows, strict=True):
+            part = self.tensors.read_quantized(name, (count, columns))
+            if part is None:
+                return None
+            stored.append(part)
+        return stack_quantized(stored, lambda index, part: self._ordered(index, part, kind), self.tensors.device)
 
     def _stack(self, parts: Sequence[str], rows: Sequence[int], columns: int | None, kind: Projection) -> Tensor:
         """Weights, or biases if there are no columns."""
@@ -206,11 +190,15 @@ class _WeightLoader:
         stack = self.tensors.empty(sum(rows), *inner)
         for index, (name, shape, place) in enumerate(zip(parts, shapes, stack.split(list(rows)), strict=True)):
             stored = self.tensors.read(name, shape)
-            ordered = stored.T if transposed else stored
-            if kind == "qkv":
-                ordered = half_split(ordered, self.names.qkv_layout, self.spec.head_dim, is_value=index == 2)
+            ordered = self._ordered(index, stored.T if transposed else stored, kind)
             place.view(ordered.shape).copy_(ordered)
         return stack
+
+    def _ordered(self, index: int, rows: Tensor, kind: Projection | None) -> Tensor:
+        """What a part has for each output, in the order that the decoder reads; it may be in more dimensions."""
+        if kind != "qkv":
+            return rows
+        return half_split(rows, self.names.qkv_layout, self.spec.head_dim, is_value=index == 2)
 
 
 def half_split(rows: Tensor, layout: QkvLayout, head_dim: int, *, is_value: bool) -> Tensor:

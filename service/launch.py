@@ -30,7 +30,7 @@ class Launch:
 def prepare(settings: Settings) -> Launch:
     """Find or fetch the model and read its tokenizer. Raises CheckpointError with one line that says what is wrong."""
     source = resolve(settings.model, settings.home_path)
-    checkpoint = open_checkpoint(source.path)
+    checkpoint = open_checkpoint(source.path, weights=settings.load_format != "dummy")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     sampling = source.sampling or checkpoint.sampling_defaults
     config = EngineConfig(
@@ -43,7 +43,13 @@ def prepare(settings: Settings) -> Launch:
             max_context=settings.max_context,
             block_size=settings.block_size,
             cache_bytes=settings.cache_memory,
+            memory_share=settings.memory_share,
+            cache_dtype=settings.cache_dtype,
+            load_format=settings.load_format,
+            graphs=settings.graphs,
+            batch_invariant=settings.batch_invariant,
             max_running=settings.max_running,
+            token_budget=settings.token_budget,
         ),
         token_budget=settings.token_budget,
         max_running=settings.max_running,

@@ -50,9 +50,16 @@ class Settings(BaseSettings):
     home: Path = Field(Path("~/.cache/headlight"), description="Folder for downloaded models.", validate_default=True)
     device: str = Field("auto", description="Device to compute on: auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of the weights and of the KV cache."
+        "auto", description="Number format to compute in, and of the KV cache unless cache_dtype says otherwise."
     )
-    backend: str = Field("auto", description="Kernels to compute with: auto, or a backend's name.")
+    load_format: Literal["auto", "dummy"] = Field(
+        "auto", description="Weights: auto reads them; dummy makes random ones for the model's configuration."
+    )
+    backend: str = Field("auto", description="Kernels to compute with: auto, reference or triton.")
+    graphs: bool = Field(True, description="Whether decoding on a GPU is replayed from captured graphs.")
+    batch_invariant: bool = Field(
+        False, description="Whether no bit of a completion may depend on what else runs; triton alone can, slower."
+    )
     threads: Count | None = Field(None, description="Threads of the engine process; by default it chooses.")
 
     sampling_defaults: Literal["model", "neutral"] = Field(
@@ -64,7 +71,17 @@ class Settings(BaseSettings):
     )
     block_size: Count = Field(16, description="Tokens in a block of the KV cache.")
     cache_memory: Bytes | None = Field(
-        None, description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from the free memory."
+        None, description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from memory_share."
+    )
+    cache_dtype: Literal["auto", "fp8"] = Field(
+        "auto", description="Number format of the KV cache: auto is that of dtype, fp8 takes half or a quarter of it."
+    )
+    memory_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory for all of the engine (by default 0.9), "
+        "or of a machine's free memory for the KV cache (0.25).",
     )
     token_budget: Count = Field(512, description="Tokens that one step of the engine computes at most.")
     max_running: Count = Field(64, description="Completions that run at the same time.")

@@ -20,4 +20,14 @@ def test_every_setting_exists_with_the_default_it_is_said_to_have() -> None:
         defaults = [Settings.model_fields[name].default for name in names]
         if None not in defaults:
             told = [float(part) if part.isdigit() else part for part in said.split(", ")]
-            assert told == [float(d) if isinstance(d, int | float) else str(d) for d in defaults], names
+            assert told == [as_said(default) for default in defaults], names
+
+
+def as_said(default: object) -> float | str:
+    match default:
+        case bool():
+            return str(default).lower()
+        case int() | float():
+            return float(default)
+        case _:
+            return str(default)

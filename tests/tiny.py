@@ -12,9 +12,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from kernels.backend import KVCache, load_backend
+from kernels.backend import Backend, KVCache, load_backend
+from kernels.reference import ReferenceBackend
 from model.checkpoint.checkpoint import Checkpoint, Format, RawTensor
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.group_quantized import GroupQuantized
+from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import open_checkpoint
 from model.checkpoint.tokenizer_data import TokenizerData
 from model.contract import Chunk
@@ -127,8 +130,15 @@ TINY_MODELS = {
 }
 
 
+class QuantizedBackend(ReferenceBackend):
+    """The reference, of weights that stay quantised until they are used."""
+
+    name = "quantized"
+    keeps_quantized = True
+
+
 class MemoryCheckpoint:
-    """A copy of a checkpoint, for tests that change something in it."""
+    """A dense copy of a checkpoint, for tests that change something in it."""
 
     def __init__(self, source: Checkpoint) -> None:
         self.format: Format = source.format
@@ -139,6 +149,10 @@ class MemoryCheckpoint:
     @property
     def tokenizer(self) -> TokenizerData:
         raise CheckpointError("a checkpoint in memory has no tokenizer")
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        return NEUTRAL
 
     def tensor_names(self) -> Collection[str]:
         return self.tensors.keys()
@@ -151,13 +165,16 @@ class MemoryCheckpoint:
             raise CheckpointError(f"has no tensor {name!r}")
         return self.tensors[name]
 
+    def read_quantized(self, name: str) -> GroupQuantized | None:
+        return None
+
 
 class TinyDecoder:
     """Our decoder over a paged cache whose blocks are handed out in no order. Sequences are named by numbers."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, backend: Backend | None = None) -> None:
         spec = read_spec(checkpoint)
-        backend = load_backend(CPU, "reference")
+        backend = backend or load_backend(CPU, "reference")
         self.decoder = Decoder(spec, load_weights(spec, checkpoint, backend, torch.float32, CPU), backend)
         self._cache = KVCache(
             layers=len(spec.layers),

@@ -3,6 +3,8 @@
 Names come from the gguf package's own tables, not from ours.
 """
 
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,18 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 Array = npt.NDArray[np.float32]
 
 
-def write_gguf(model: Any, path: Path, architecture: str, *, rope_factors: bool = False) -> None:
-    """`rope_factors`: a scaled rope as a factor of each frequency, and not by its parameters."""
+def write_gguf(
+    model: Any,
+    path: Path,
+    architecture: str,
+    *,
+    rope_factors: bool = False,
+    types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+) -> None:
+    """`rope_factors`: a scaled rope as a factor of each frequency, and not by its parameters.
+
+    Matrices whose GGUF names match a pattern of `types`, the first that does, are quantised.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     heads = config.num_attention_heads
@@ -39,7 +51,7 @@ def write_gguf(model: Any, path: Path, architecture: str, *, rope_factors: bool 
         writer.add_sliding_window(config.sliding_window)
     if architecture == "gemma3" and config.final_logit_softcapping is not None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    _add_tensors(writer, model, architecture, heads, kv_heads)
+    _add_tensors(writer, model, architecture, heads, kv_heads, types or {})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -67,7 +79,14 @@ def _add_rope(writer: gguf.GGUFWriter, model: Any, architecture: str, rope_facto
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
-def _add_tensors(writer: gguf.GGUFWriter, model: Any, architecture: str, heads: int, kv_heads: int) -> None:
+def _add_tensors(
+    writer: gguf.GGUFWriter,
+    model: Any,
+    architecture: str,
+    heads: int,
+    kv_heads: int,
+    types: Mapping[str, gguf.GGMLQuantizationType],
+) -> None:
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     for name, weight in model.named_parameters():
@@ -83,10 +102,32 @@ def _add_tensors(writer: gguf.GGUFWriter, model: Any, architecture: str, heads: 
                 data = data.T
         gguf_name = names.get_name(name, (".weight", ".bias"))
         assert gguf_name is not None
-        writer.add_tensor(gguf_name, np.ascontiguousarray(data))
+        kind = next((kind for pattern, kind in types.items() if data.ndim == 2 and fnmatch(gguf_name, pattern)), None)
+        if kind is None:
+            writer.add_tensor(gguf_name, np.ascontiguousarray(data))
+        else:
+            writer.add_tensor(gguf_name, quantized(np.ascontiguousarray(data), kind), raw_dtype=kind)
 
 
 def interleave(rows: Array, heads: int) -> Array:
     """Rotary pairs (i, i + dim / 2) of each head made neighbours."""
     pairs = rows.reshape(heads, 2, -1, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+K_SCALES = {"Q2_K": (80, 84, 0.01), "Q3_K": (108, 110, 0.005), "Q4_K": (0, 4, 0.0005), "Q5_K": (0, 4, 0.0002),
+            "Q6_K": (208, 210, 0.0001)}  # fmt: skip
+"""Where a block has its scales in half precision, and a scale with which random blocks are random weights."""
+
+
+def quantized(data: Array, kind: gguf.GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+    """Rows as blocks. The package does not quantise to K-quants: those are drawn, whatever the data."""
+    if kind.name not in K_SCALES:
+        blocks: npt.NDArray[np.uint8] = gguf.quants.quantize(data, kind)
+        return blocks
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    start, end, scale = K_SCALES[kind.name]
+    drawn = np.random.default_rng(data.shape).integers(0, 256, (*data.shape[:-1], data.shape[-1] // elements, size))
+    blocks = drawn.astype(np.uint8)
+    blocks[..., start:end] = np.full((end - start) // 2, scale, np.float16).view(np.uint8)
+    return blocks.reshape(len(data), -1)

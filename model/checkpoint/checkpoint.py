@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.checkpoint.tokenizer_data import TokenizerData
 
@@ -26,6 +27,13 @@ class RawTensor:
 
     data: npt.NDArray[Any]
     dtype: DType
+
+    def float32(self) -> npt.NDArray[np.float32]:
+        """The same numbers."""
+        if self.dtype == "BF16":
+            # A bfloat16 is the upper half of a float32.
+            return (self.data.astype(np.uint32) << 16).view(np.float32)
+        return self.data.astype(np.float32, copy=False)
 
 
 class Checkpoint(Protocol):
@@ -62,4 +70,8 @@ class Checkpoint(Protocol):
 
     def read(self, name: str) -> RawTensor:
         """The tensor's data, a new copy at each call; quantised data as float32. Raises CheckpointError."""
+        ...
+
+    def read_quantized(self, name: str) -> GroupQuantized | None:
+        """A tensor [out, in] as it is quantised; None if it is not quantised in groups. Raises CheckpointError."""
         ...

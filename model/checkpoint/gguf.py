@@ -1,12 +1,12 @@
 """Reads models from GGUF files (github.com/ggml-org/ggml, docs/gguf.md), versions 2 and 3, little-endian.
 
 The header is parsed here, not by the gguf package's reader: that one trusts the file, and makes several arrays of
-each of a vocabulary's strings, which takes seconds. Quantised blocks are decoded by the package.
+each of a vocabulary's strings, which takes seconds.
 """
 
 import os
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import pairwise
@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-from gguf.quants import dequantize
 
 from model.checkpoint.checkpoint import NUMPY_DTYPES, DType, RawTensor
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.files import fill, opened
+from model.checkpoint.gguf_blocks import DECODERS
+from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from model.checkpoint.tokenizer_data import GgufTokenizer
 
@@ -42,20 +43,6 @@ PLAIN_TYPES: dict[GGMLQuantizationType, DType] = {
     GGMLQuantizationType.F16: "F16",
     GGMLQuantizationType.BF16: "BF16",
 }
-QUANTISED_TYPES = frozenset(
-    {
-        GGMLQuantizationType.Q4_0,
-        GGMLQuantizationType.Q4_1,
-        GGMLQuantizationType.Q5_0,
-        GGMLQuantizationType.Q5_1,
-        GGMLQuantizationType.Q8_0,
-        GGMLQuantizationType.Q2_K,
-        GGMLQuantizationType.Q3_K,
-        GGMLQuantizationType.Q4_K,
-        GGMLQuantizationType.Q5_K,
-        GGMLQuantizationType.Q6_K,
-    }
-)
 
 NUMBERS: dict[GGUFValueType, np.dtype[Any]] = {
     GGUFValueType.UINT8: np.dtype("<u1"),
@@ -136,12 +123,19 @@ class GgufCheckpoint:
         tensor = self._tensor(name)
         offset = self._data_start + tensor.offset
         with opened(self._path) as file:
-            if tensor.type in QUANTISED_TYPES:
-                return RawTensor(_dequantised(file, tensor, offset), "F32")
+            if tensor.type in DECODERS:
+                return RawTensor(_dequantized(file, tensor, offset), "F32")
             dtype = PLAIN_TYPES[tensor.type]
             data = np.empty(tensor.shape, NUMPY_DTYPES[dtype])
             fill(data, file, offset)
             return RawTensor(data, dtype)
+
+    def read_quantized(self, name: str) -> GroupQuantized | None:
+        tensor = self._tensor(name)
+        if tensor.type not in DECODERS or len(tensor.shape) != 2:
+            return None
+        with opened(self._path) as file:
+            return _quantized(file, tensor, self._data_start + tensor.offset)
 
     def _tensor(self, name: str) -> _Tensor:
         try:
@@ -209,7 +203,7 @@ class _HeaderReader:
             kind = GGMLQuantizationType(number)
         except ValueError:
             raise self._error(f"the tensor {label(name)} has the unknown type {number}") from None
-        if kind not in PLAIN_TYPES and kind not in QUANTISED_TYPES:
+        if kind not in PLAIN_TYPES and kind not in DECODERS:
             raise self._error(f"the tensor {label(name)} is of type {kind.name}, which is not supported")
         return kind
 
@@ -286,15 +280,38 @@ def _check_layout(tensors: Mapping[str, _Tensor], alignment: int, data_size: int
             raise CheckpointError(f"{path}: the tensors {label(name)} and {label(next_name)} overlap")
 
 
-def _dequantised(file: BufferedReader, tensor: _Tensor, offset: int) -> npt.NDArray[np.float32]:
-    """The tensor in float32. Blocks are decoded piecewise: the package would hold the result twice."""
-    block_elements, block_bytes = GGML_QUANT_SIZES[tensor.type]
-    values = np.empty(tensor.elements, np.float32)
-    blocks = np.empty(BLOCKS_AT_ONCE * block_bytes, np.uint8)
-    for start in range(0, tensor.elements, BLOCKS_AT_ONCE * block_elements):
-        piece = values[start : start + BLOCKS_AT_ONCE * block_elements]
-        encoded = blocks[: piece.size // block_elements * block_bytes]
-        fill(encoded, file, offset + start // block_elements * block_bytes)
-        with np.errstate(all="ignore"):  # A scale that is no number makes weights that are none; that is no warning.
-            piece[:] = dequantize(encoded, tensor.type)
+def _dequantized(file: BufferedReader, tensor: _Tensor, offset: int) -> npt.NDArray[np.float32]:
+    """The tensor in float32, piece by piece: the codes of all of it would come on top."""
+    block_elements, _ = GGML_QUANT_SIZES[tensor.type]
+    values = np.empty((tensor.elements // block_elements, block_elements), np.float32)
+    start = 0
+    for blocks in _decoded(file, tensor, offset):
+        end = start + len(blocks.codes)
+        values[start:end] = blocks.dequantized()
+        start = end
     return values.reshape(tensor.shape)
+
+
+def _quantized(file: BufferedReader, tensor: _Tensor, offset: int) -> GroupQuantized:
+    """The matrix as integers and scales. Blocks are parts of rows, one after another."""
+    pieces = [*_decoded(file, tensor, offset)]
+    rows = tensor.shape[0]
+    offsets = [blocks.offsets for blocks in pieces if blocks.offsets is not None]
+    return GroupQuantized(
+        np.concatenate([blocks.codes for blocks in pieces]).reshape(rows, -1),
+        np.concatenate([blocks.scales for blocks in pieces]).reshape(rows, -1),
+        np.concatenate(offsets).reshape(rows, -1) if offsets else None,
+        pieces[0].bits,
+    )
+
+
+def _decoded(file: BufferedReader, tensor: _Tensor, offset: int) -> Iterator[GroupQuantized]:
+    """The tensor's blocks in pieces, each block as a row."""
+    block_elements, block_bytes = GGML_QUANT_SIZES[tensor.type]
+    count = tensor.elements // block_elements
+    for start in range(0, count, BLOCKS_AT_ONCE):
+        blocks = np.empty((min(BLOCKS_AT_ONCE, count - start), block_bytes), np.uint8)
+        fill(blocks, file, offset + start * block_bytes)
+        with np.errstate(all="ignore"):  # A scale that is no number makes weights that are none; that is no warning.
+            decoded = DECODERS[tensor.type](blocks)
+        yield decoded

@@ -10,11 +10,15 @@ from typing import Literal
 from model.checkpoint.checkpoint import RawTensor
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.files import read_bytes, read_json, read_text
+from model.checkpoint.group_quantized import GroupQuantized
+from model.checkpoint.packed_formats import PackingError, find_packed
+from model.checkpoint.quantization_config import packed_format
 from model.checkpoint.safetensors import SafetensorsFile
 from model.checkpoint.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 LARGEST_TOKENIZER = 256 << 20
@@ -25,11 +29,18 @@ class HuggingFaceCheckpoint:
 
     format: Literal["huggingface"] = "huggingface"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, weights: bool = True) -> None:
+        """Without `weights` none are looked for, and there are no tensors."""
         self._folder = folder
         self.config = _config(folder)
-        self._files = _tensor_files(folder)
-        self._shapes = {name: file.shapes[name] for name, file in self._files.items()}
+        self._files = _tensor_files(folder) if weights else {}
+        stored = {name: file.shapes[name] for name, file in self._files.items()}
+        self._packing = packed_format(self.config, str(folder / CONFIG))
+        self._packed = {} if self._packing is None else find_packed(stored, self._packing, str(folder))
+        for weight in self._packed.values():
+            for part in weight.parts.values():
+                del stored[part]
+        self._shapes = stored | {name: weight.shape for name, weight in self._packed.items()}
 
     @property
     def name(self) -> str:
@@ -63,26 +74,35 @@ class HuggingFaceCheckpoint:
         return self._shapes[name]
 
     def read(self, name: str) -> RawTensor:
-        self._require(name)
+        quantized = self.read_quantized(name)
+        if quantized is not None:
+            return RawTensor(quantized.dequantized(), "F32")
         return self._files[name].read(name)
 
+    def read_quantized(self, name: str) -> GroupQuantized | None:
+        self._require(name)
+        if self._packing is None or name not in self._packed:
+            return None
+        parts = self._packed[name].parts
+        words = {
+            part: self._files[parts[part]].read_words(parts[part]) for part in self._packing.words if part in parts
+        }
+        scales = parts[self._packing.scales]
+        try:
+            return self._packing.unpack(words, self._files[scales].read(scales).float32())
+        except PackingError as error:
+            raise CheckpointError(f"{self._folder}: {label(name)} {error}") from None
+
     def _require(self, name: str) -> None:
-        if name not in self._files:
+        if name not in self._shapes:
             raise CheckpointError(f"{self._folder}: has no tensor {label(name)}")
 
 
 def _config(folder: Path) -> Mapping[str, object]:
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.exists():
-        raise CheckpointError(f"{folder}: has no config.json, so it is not a Hugging Face model")
-    config = read_json(path)
-    match config.get("quantization_config"):
-        case None:
-            return config
-        case {"quant_method": method}:
-            raise CheckpointError(f"{path}: quantization_config {label(method)} is not supported")
-        case _:
-            raise CheckpointError(f"{path}: quantization_config is not supported")
+        raise CheckpointError(f"{folder}: has no {CONFIG}, so it is not a Hugging Face model")
+    return read_json(path)
 
 
 def _tensor_files(folder: Path) -> Mapping[str, SafetensorsFile]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from io import BufferedReader
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from model.checkpoint.checkpoint import NUMPY_DTYPES, DType, RawTensor
 from model.checkpoint.errors import CheckpointError, label
@@ -27,7 +29,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-"""Kinds that a file may hold. Of these, only the ones of `DType` can be read: others occur as unused buffers."""
+"""Kinds that a file may hold. Those that cannot be read occur as unused buffers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,22 @@ class SafetensorsFile:
 
     def read(self, name: str) -> RawTensor:
         """The data of a tensor that is in `shapes`."""
+        dtype = _readable(self._entries[name].dtype, name, self._path)
+        return RawTensor(self._read(name, NUMPY_DTYPES[dtype]), dtype)
+
+    def read_words(self, name: str) -> npt.NDArray[np.uint32]:
+        """The data of a tensor in `shapes` that is of 32-bit integers."""
+        dtype = self._entries[name].dtype
+        if dtype not in ("I32", "U32"):
+            raise CheckpointError(f"{self._path}: the tensor {label(name)} is of type {dtype}, not of 32-bit integers")
+        return self._read(name, np.uint32)
+
+    def _read(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         entry = self._entries[name]
-        dtype = _readable(entry.dtype, name, self._path)
-        data = np.empty(entry.shape, NUMPY_DTYPES[dtype])
+        data = np.empty(entry.shape, dtype)
         with opened(self._path) as file:
             fill(data, file, self._data_start + entry.begin)
-        return RawTensor(data, dtype)
+        return data
 
 
 def _header(file: BufferedReader, path: Path) -> tuple[Mapping[str, object], int]:

@@ -65,11 +65,14 @@ def resolve(model: str, home: Path) -> Source:
     return Source(hub_id.repository, fetch_snapshot(hub_id))
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The reader for a Hugging Face folder or a GGUF file. Raises CheckpointError."""
+def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
+    """The reader for a Hugging Face folder or a GGUF file; without `weights` a folder need not have any.
+
+    Raises CheckpointError.
+    """
     path = Path(path)
     try:
-        return HuggingFaceCheckpoint(path) if path.is_dir() else GgufCheckpoint(path)
+        return HuggingFaceCheckpoint(path, weights=weights) if path.is_dir() else GgufCheckpoint(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
 

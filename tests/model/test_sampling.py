@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from kernels.backend import load_backend
-from model.contract import INVALID_TOKEN, Draw, SamplingParams
-from model.sampling import TRANSFORMS, ban_early_stop, choose, penalise_repetition
+from kernels.backend import Backend, load_backend
+from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
+from model.sampling import TRANSFORMS, ban_early_stop, penalise_repetition, read_choice
+from model.sampling import choose as choose_on_device
 
 VOCAB = 40
 BACKEND = load_backend(torch.device("cpu"), "reference")
@@ -22,6 +23,14 @@ GREEDY = replace(PLAIN, temperature=0.0)
 
 deterministic = settings(derandomize=True, deadline=None)
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=12)
+
+
+def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
+    return read_choice(choose_on_device(backend, logits, draws), draws)
+
+
+def request(params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Draw:
+    return Draw(params, prompt, output, len(output))
 
 
 def numbers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -46,7 +55,7 @@ def any_draws(draw: st.DrawFn) -> Draw:
         ),
         logprobs=draw(st.none() | st.integers(0, 5)),
     )
-    return Draw(params, draw(token_lists), draw(token_lists))
+    return request(params, draw(token_lists), draw(token_lists))
 
 
 batches = st.lists(any_draws(), min_size=1, max_size=6)
@@ -87,7 +96,7 @@ def test_transforms_are_their_definitions_token_by_token(draws: list[Draw]) -> N
 def test_repetition_penalty_is_that_of_transformers(prompt: list[int], output: list[int], penalty: float) -> None:
     logits = random_logits(1)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + output]), logits.clone())
-    penalise_repetition(logits, [Draw(replace(PLAIN, repetition_penalty=penalty), prompt, output)])
+    penalise_repetition(logits, [request(replace(PLAIN, repetition_penalty=penalty), prompt, output)])
     torch.testing.assert_close(logits, expected)
 
 
@@ -95,7 +104,7 @@ def test_rows_without_a_transform_are_not_touched() -> None:
     logits = random_logits(3)
     edited = logits.clone()
     biased = replace(PLAIN, logit_bias=((3, 1.0),), presence_penalty=1.0, repetition_penalty=2.0)
-    draws = [Draw(PLAIN, [1], [2, 2]), Draw(biased, [1], [2]), Draw(PLAIN, [3], [])]
+    draws = [request(PLAIN, [1], [2, 2]), request(biased, [1], [2]), request(PLAIN, [3], [])]
     for transform in TRANSFORMS:
         transform(edited, draws)
     assert torch.equal(edited[[0, 2]], logits[[0, 2]])
@@ -105,7 +114,7 @@ def test_rows_without_a_transform_are_not_touched() -> None:
 def test_stop_tokens_are_banned_until_the_last_of_min_tokens() -> None:
     params = replace(GREEDY, min_tokens=2, stop_token_ids=(7,))
     logits = torch.zeros(3, VOCAB)
-    ban_early_stop(logits, [Draw(params, [1], [0] * n) for n in range(3)])
+    ban_early_stop(logits, [request(params, [1], [0] * n) for n in range(3)])
     assert logits[:, 7].tolist() == [-math.inf, -math.inf, 0.0]
 
 
@@ -138,7 +147,7 @@ def test_logprobs_are_those_of_the_logits_before_any_transform(draws: list[Draw]
 
 def test_top_tokens_of_a_large_vocabulary() -> None:
     logits = torch.zeros(1, 200_001).index_fill(1, torch.tensor([199_999]), 9.0)
-    _, (reported,) = choose(BACKEND, logits, [Draw(replace(GREEDY, logprobs=1), [1], [])])
+    _, (reported,) = choose(BACKEND, logits, [request(replace(GREEDY, logprobs=1), [1], [])])
     assert reported is not None
     assert reported.top_tokens == [199_999]
 
@@ -146,12 +155,21 @@ def test_top_tokens_of_a_large_vocabulary() -> None:
 def test_the_counter_is_the_number_of_generated_tokens() -> None:
     """Neither the prompt nor what was generated matters to the noise, only how much."""
     row = random_logits(1).repeat(30, 1)
-    forwards = [Draw(replace(PLAIN, seed=4), [1], [0] * n) for n in range(30)]
+    forwards = [request(replace(PLAIN, seed=4), [1], [0] * n) for n in range(30)]
     same, _ = choose(BACKEND, row.clone(), forwards)
-    other, _ = choose(BACKEND, row.clone(), [Draw(d.params, [5, 6], [9] * len(d.output)) for d in forwards])
+    other, _ = choose(BACKEND, row.clone(), [request(d.params, [5, 6], [9] * len(d.output)) for d in forwards])
     assert same == other
     assert len(set(same)) > 1
-    assert same != choose(BACKEND, row.clone(), [Draw(replace(PLAIN, seed=5), [1], d.output) for d in forwards])[0]
+    assert same != choose(BACKEND, row.clone(), [request(replace(PLAIN, seed=5), [1], d.output) for d in forwards])[0]
+
+
+def test_a_token_that_is_still_being_drawn_counts() -> None:
+    """A draw ahead of its predecessor's result: `index` is what matters, and it is one more than the output."""
+    params = replace(PLAIN, seed=4, min_tokens=2, stop_token_ids=(7,))
+    logits = random_logits(1).repeat(30, 1)
+    behind, _ = choose(BACKEND, logits.clone(), [Draw(params, [1], [0] * (n + 1), n + 1) for n in range(30)])
+    ahead, _ = choose(BACKEND, logits.clone(), [Draw(params, [1], [0] * n, n + 1) for n in range(30)])
+    assert ahead == behind
 
 
 def test_bias_decides_a_greedy_draw_and_is_no_ban() -> None:
@@ -159,10 +177,10 @@ def test_bias_decides_a_greedy_draw_and_is_no_ban() -> None:
     best = int(logits[2].argmax())
     every = tuple((token, -100.0) for token in range(VOCAB))
     draws = [
-        Draw(replace(GREEDY, logit_bias=((11, 100.0),)), [1], []),
+        request(replace(GREEDY, logit_bias=((11, 100.0),)), [1], []),
         # Two entries for one token add up.
-        Draw(replace(GREEDY, logit_bias=((12, 50.0), (12, 50.0), (13, 60.0))), [1], []),
-        Draw(replace(GREEDY, logit_bias=every), [1], []),
+        request(replace(GREEDY, logit_bias=((12, 50.0), (12, 50.0), (13, 60.0))), [1], []),
+        request(replace(GREEDY, logit_bias=every), [1], []),
     ]
     assert choose(BACKEND, logits, draws)[0] == [11, 12, best]
 
@@ -173,10 +191,10 @@ def test_a_request_without_a_token_to_draw_is_invalid_and_the_others_are_not() -
     best = [int(i) for i in logits.nan_to_num().argmax(-1)]
     banned = replace(PLAIN, min_tokens=1, stop_token_ids=tuple(range(VOCAB)), logprobs=2)
     draws = [
-        Draw(replace(GREEDY, logprobs=1), [1], []),
-        Draw(replace(PLAIN, logprobs=1), [1], []),
-        Draw(banned, [1], []),
-        Draw(GREEDY, [1], []),
+        request(replace(GREEDY, logprobs=1), [1], []),
+        request(replace(PLAIN, logprobs=1), [1], []),
+        request(banned, [1], []),
+        request(GREEDY, [1], []),
     ]
     tokens, logprobs = choose(BACKEND, logits, draws)
     assert tokens == [best[0], INVALID_TOKEN, INVALID_TOKEN, best[3]]

@@ -150,6 +150,44 @@ def test_quantised_types_are_decoded_as_the_package_does(tmp_path: Path, name: s
         np.testing.assert_array_equal(raw.data, quants.dequantize(encoded, kind))
 
 
+FORMS = {
+    "Q4_0": (4, 32, False), "Q4_1": (4, 32, True), "Q5_0": (8, 32, False), "Q5_1": (8, 32, True),
+    "Q8_0": (8, 32, False), "Q2_K": (4, 16, True), "Q3_K": (4, 16, False), "Q4_K": (4, 32, True),
+    "Q5_K": (8, 32, True), "Q6_K": (8, 16, False),
+}  # fmt: skip
+"""Bits of a code, elements of a group, and whether groups have offsets."""
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_types_as_integers_and_scales(tmp_path: Path, name: str) -> None:
+    """To the last bit what the package makes of them: no product of scales is rounded yet."""
+    kind = GGMLQuantizationType[name]
+    block_elements, block_bytes = GGML_QUANT_SIZES[kind]
+    rows, blocks_a_row = 7, BLOCKS_AT_ONCE // 6
+    encoded = np.random.default_rng(kind).integers(0, 256, (rows, blocks_a_row * block_bytes), dtype=np.uint8)
+    path = written(tmp_path / "q.gguf", lambda writer: writer.add_tensor("w", encoded, raw_dtype=kind))
+    quantized = GgufCheckpoint(path).read_quantized("w")
+    assert quantized is not None
+    bits, group_size, offsets = FORMS[name]
+    assert (quantized.bits, quantized.group_size, quantized.offsets is not None) == (bits, group_size, offsets)
+    assert quantized.codes.dtype == np.uint8
+    assert quantized.codes.shape == (rows, blocks_a_row * block_elements)
+    assert quantized.codes.max() < 1 << bits
+    assert quantized.zero == (0 if offsets else 1 << (bits - 1))
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(quantized.dequantized(), quants.dequantize(encoded, kind))
+
+
+def test_only_quantised_matrices_have_a_quantised_form(tmp_path: Path, small: bytes) -> None:
+    checkpoint = opened(tmp_path / "small.gguf", small)
+    assert checkpoint.read_quantized("plain") is None
+    assert checkpoint.read_quantized("blocks") is not None
+    block = opened(tmp_path / "row.gguf", build(tensor("w", shape=(32,), kind=Q4_0), data=bytes(18)))
+    assert block.read_quantized("w") is None
+    with pytest.raises(CheckpointError, match=r"has no tensor 'output.weight'"):
+        checkpoint.read_quantized("output.weight")
+
+
 def halves(*values: float) -> bytes:
     return np.array(values, np.float16).tobytes()
 

@@ -1,0 +1,128 @@
+"""Decodes GGUF's quantised blocks: what each struct of ggml's ggml-common.h holds, as integers, scales and offsets.
+
+Nothing is rounded: a product of a block's half-precision scale and a group's small integer is exact in float32.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
+
+from model.checkpoint.group_quantized import GroupQuantized
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+BlockDecoder = Callable[[Bytes], GroupQuantized]
+"""From blocks [count, bytes of one] to one row of codes a block."""
+
+
+def _q4_0(blocks: Bytes) -> GroupQuantized:
+    scale, codes = _split(blocks, 2, 16)
+    return GroupQuantized(_fields(codes, 4, 16), _halves(scale), None, 4)
+
+
+def _q4_1(blocks: Bytes) -> GroupQuantized:
+    scale, offset, codes = _split(blocks, 2, 2, 16)
+    return GroupQuantized(_fields(codes, 4, 16), _halves(scale), _halves(offset), 4)
+
+
+def _q5_0(blocks: Bytes) -> GroupQuantized:
+    scale, high, low = _split(blocks, 2, 4, 16)
+    return GroupQuantized(_centred(_joined(_fields(low, 4, 16), _fields(high, 1, 1), 4), 16), _halves(scale), None, 8)
+
+
+def _q5_1(blocks: Bytes) -> GroupQuantized:
+    scale, offset, high, low = _split(blocks, 2, 2, 4, 16)
+    return GroupQuantized(_joined(_fields(low, 4, 16), _fields(high, 1, 1), 4), _halves(scale), _halves(offset), 8)
+
+
+def _q8_0(blocks: Bytes) -> GroupQuantized:
+    scale, signed = _split(blocks, 2, 32)
+    return GroupQuantized(_centred(signed, 0), _halves(scale), None, 8)
+
+
+def _q2_k(blocks: Bytes) -> GroupQuantized:
+    both, codes, scale, offset = _split(blocks, 16, 64, 2, 2)
+    return GroupQuantized(_fields(codes, 2, 32), _halves(scale) * (both & 15), -_halves(offset) * (both >> 4), 4)
+
+
+def _q3_k(blocks: Bytes) -> GroupQuantized:
+    high, low, group_scales, scale = _split(blocks, 32, 64, 12, 2)
+    group_low, group_high = _split(group_scales, 8, 4)
+    signed = _joined(_fields(group_low, 4, 8), _fields(group_high, 2, 4), 4).astype(np.float32) - 32
+    codes = _joined(_fields(low, 2, 32), _fields(high, 1, 32), 2)
+    # 4 stands for 0 in the block, and 8 in 4-bit codes.
+    return GroupQuantized(codes + np.uint8(4), _halves(scale) * signed, None, 4)
+
+
+def _q4_k(blocks: Bytes) -> GroupQuantized:
+    scale, offset, packed, codes = _split(blocks, 2, 2, 12, 128)
+    scales, offsets = _k_scales(scale, offset, packed)
+    return GroupQuantized(_fields(codes, 4, 32), scales, offsets, 4)
+
+
+def _q5_k(blocks: Bytes) -> GroupQuantized:
+    scale, offset, packed, high, low = _split(blocks, 2, 2, 12, 32, 128)
+    scales, offsets = _k_scales(scale, offset, packed)
+    return GroupQuantized(_joined(_fields(low, 4, 32), _fields(high, 1, 32), 4), scales, offsets, 8)
+
+
+def _q6_k(blocks: Bytes) -> GroupQuantized:
+    low, high, group_scales, scale = _split(blocks, 128, 64, 16, 2)
+    codes = _joined(_fields(low, 4, 64), _fields(high, 2, 32), 4)
+    return GroupQuantized(_centred(codes, 32), _halves(scale) * group_scales.view(np.int8), None, 8)
+
+
+DECODERS: Mapping[GGMLQuantizationType, BlockDecoder] = {
+    GGMLQuantizationType.Q4_0: _q4_0,
+    GGMLQuantizationType.Q4_1: _q4_1,
+    GGMLQuantizationType.Q5_0: _q5_0,
+    GGMLQuantizationType.Q5_1: _q5_1,
+    GGMLQuantizationType.Q8_0: _q8_0,
+    GGMLQuantizationType.Q2_K: _q2_k,
+    GGMLQuantizationType.Q3_K: _q3_k,
+    GGMLQuantizationType.Q4_K: _q4_k,
+    GGMLQuantizationType.Q5_K: _q5_k,
+    GGMLQuantizationType.Q6_K: _q6_k,
+}
+
+
+def _split(blocks: Bytes, *sizes: int) -> list[Bytes]:
+    """The fields of a struct, from their sizes in bytes."""
+    return [np.ascontiguousarray(field) for field in np.split(blocks, np.cumsum(sizes)[:-1], axis=1)]
+
+
+def _fields(packed: Bytes, bits: int, run: int) -> Bytes:
+    """Integers of `bits` bits. Of every `run` bytes come all lowest ones first, then all next ones."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    fields: Bytes = packed.reshape(len(packed), -1, 1, run) >> shifts & np.uint8((1 << bits) - 1)
+    return fields.reshape(len(packed), -1)
+
+
+def _joined(low: Bytes, high: Bytes, low_bits: int) -> Bytes:
+    """Integers of which `low` has the lowest `low_bits` bits."""
+    return low | high << np.uint8(low_bits)
+
+
+def _centred(codes: Bytes, zero: int) -> Bytes:
+    """Codes of which `zero` stands for 0 as 8-bit codes centred on 128; signed ones wrap around to them."""
+    return codes + np.uint8(128 - zero)
+
+
+def _halves(data: Bytes) -> Floats:
+    return data.view(np.float16).astype(np.float32)
+
+
+def _k_scales(scale: Bytes, offset: Bytes, packed: Bytes) -> tuple[Floats, Floats]:
+    """Scales and offsets of the eight groups of Q4_K and Q5_K, whose 6-bit integers lie in 12 bytes.
+
+    The first four groups' are the low bits of bytes 0 to 7. The other four's have their low four bits in bytes 8 to
+    11 and their high two in the high bits of bytes 0 to 7.
+    """
+    first, second, low = _split(packed, 4, 4, 4)
+    low_scales, low_offsets = _split(_fields(low, 4, 4), 4, 4)
+    scales = np.hstack([first & np.uint8(63), _joined(low_scales, first >> np.uint8(6), 4)])
+    offsets = np.hstack([second & np.uint8(63), _joined(low_offsets, second >> np.uint8(6), 4)])
+    return _halves(scale) * scales, -_halves(offset) * offsets

@@ -1,0 +1,60 @@
+"""Random weights in place of a checkpoint's: for measuring what a model would cost without its files, and for tests."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.backend import Backend
+from model.checkpoint.group_quantized import GroupQuantized
+from model.families import FAMILIES
+from model.spec import DecoderSpec
+from model.weights import DecoderWeights, assemble_weights
+
+SPREAD = 0.02
+"""Standard deviation of norms about 1 and of biases about 0."""
+
+
+def dummy_weights(spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
+    """Weights for `spec`, made on `device` and packed by `backend`; the same at every call on one kind of device.
+
+    Norms are near 1, and matrices keep their input's size. What the family need not have, such as a bias, is left out.
+    Raises KeyError for a family that is not known.
+    """
+    names = {family.name: family.names for family in FAMILIES}[spec.family]
+    generator = torch.Generator(device).manual_seed(0)
+    return assemble_weights(spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend)
+
+
+@dataclass(frozen=True, slots=True)
+class _RandomReader:
+    """`model.tensor_reader.TensorReader` that finds every tensor it is asked for, in any shape."""
+
+    device: torch.device
+    dtype: torch.dtype
+    generator: torch.Generator
+    norm_offset: float
+    """What is added to the weights of norms when they have been read."""
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        pass
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.load(name, shape)
+
+    def load(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) > 1:
+            return self._normal(shape, 0.0, shape[-1] ** -0.5)
+        return self._normal(shape, 0.0 if name.endswith(".bias") else 1.0 - self.norm_offset, SPREAD)
+
+    def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
+        return None
+
+    def _normal(self, shape: tuple[int, ...], mean: float, deviation: float) -> Tensor:
+        return self.empty(*shape).normal_(mean, deviation, generator=self.generator)

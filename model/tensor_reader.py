@@ -1,0 +1,97 @@
+"""Where a decoder's tensors come from: by name and shape, one at a time. It does not know what they are for."""
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.errors import CheckpointError, label
+from model.checkpoint.group_quantized import GroupQuantized
+
+
+class TensorReader(Protocol):
+    """Tensors for a model of one dtype on one device.
+
+    What reads a tensor raises CheckpointError if it is missing or has another shape than `shape`.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        ...
+
+    def empty(self, *shape: int) -> Tensor:
+        """Uninitialised, in the dtype and on the device of the model."""
+        ...
+
+    def has(self, name: str) -> bool: ...
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise what reading the tensor would, before anything is allocated for it."""
+        ...
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor in the dtype in which it is stored, in the machine's memory; quantised ones in float32."""
+        ...
+
+    def load(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor in the dtype and on the device of the model."""
+        ...
+
+    def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
+        """A tensor as it is quantised, in the machine's memory; None if it is stored in no such form."""
+        ...
+
+
+class CheckpointReader:
+    """`TensorReader` of a checkpoint's tensors, which remembers what it was asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        self.device = device
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._unread = set(checkpoint.tensor_names())
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self._dtype, device=self.device)
+
+    def has(self, name: str) -> bool:
+        return name in self._checkpoint.tensor_names()
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        actual = self._checkpoint.shape(name)
+        if actual != shape:
+            raise self._error(
+                f"the tensor {label(name)} has the shape {actual}, and the configuration asks for {shape}"
+            )
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        self._take(name, shape)
+        raw = self._checkpoint.read(name)
+        if raw.dtype == "BF16":
+            return torch.from_numpy(raw.data.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(raw.data)
+
+    def load(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.read(name, shape).to(self.device, self._dtype)
+
+    def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
+        self._take(name, shape)
+        return self._checkpoint.read_quantized(name)
+
+    def refuse_unread(self, ignored: Sequence[str]) -> None:
+        """Raise CheckpointError if the checkpoint has tensors that nobody read and no pattern in `ignored` matches."""
+        strays = sorted(name for name in self._unread if not any(re.fullmatch(one, name) for one in ignored))
+        if strays:
+            raise self._error(f"{len(strays)} tensors have no place in this model, {label(strays[0])} first")
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> None:
+        self.check(name, shape)
+        self._unread.discard(name)
+
+    def _error(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{label(self._checkpoint.name)}: {what}")

@@ -1,0 +1,96 @@
+"""Decoders with random weights and no files: a spec, a backend and a device make one."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.backend import Backend, KVCache, load_backend
+from kernels.gpu.launch import Target
+from model.cache import make_cache
+from model.contract import Chunk, Draw, SamplingParams
+from model.decoder import Decoder
+from model.dummy import dummy_weights
+from model.spec import DecoderSpec, LayerSpec, RopeSpec
+
+CPU = torch.device("cpu")
+GREEDY = SamplingParams(max_tokens=100, temperature=0.0)
+
+SMALL = DecoderSpec(
+    family="llama",
+    vocab_size=97,
+    hidden_size=64,
+    layers=(LayerSpec(RopeSpec(1e4, 16)), LayerSpec(RopeSpec(1e4, 16), window=5)),
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp_size=96,
+    max_context=64,
+    attention_scale=0.25,
+    tied_embeddings=False,
+)
+SCALED = replace(SMALL, family="gemma3", embedding_scale=8.0, qk_norm=True, post_norms=True, logit_softcap=30.0)
+LEARNED = replace(
+    SMALL, family="gpt2", layers=(LayerSpec(),) * 2, norm="layer", gated_mlp=False, learned_positions=True
+)
+
+
+def make_decoder(
+    spec: DecoderSpec = SMALL,
+    backend: Backend | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> Decoder:
+    """The same weights at every call."""
+    backend = backend or load_backend(device, "reference")
+    return Decoder(spec, dummy_weights(spec, backend, dtype, device), backend)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Weights, with every tensor on another device."""
+    match value:
+        case Tensor():
+            return value.to(device)
+        case list():
+            return [moved(item, device) for item in value]
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{field.name: moved(getattr(value, field.name), device) for field in fields(value)})
+        case _:
+            return value
+
+
+def empty_cache(
+    decoder: Decoder, *, blocks: int = 64, block_size: int = 4, dtype: torch.dtype | None = None
+) -> KVCache:
+    """Full of what no one should read."""
+    embedding = decoder.weights.embedding
+    cache = make_cache(
+        decoder.spec, blocks=blocks, block_size=block_size, dtype=dtype or embedding.dtype, device=embedding.device
+    )
+    for layer in cache.layers:
+        layer.keys.fill_(float("nan"))
+        layer.values.fill_(float("nan"))
+    return cache
+
+
+def drawing(params: SamplingParams = GREEDY, output: Sequence[int] = (), ahead: int = 0) -> Draw:
+    """The next draw of a request; `ahead` of so many tokens whose values are not known yet."""
+    return Draw(params, [1, 2], output, len(output) + ahead)
+
+
+def decoding(token: int, start: int, blocks: Sequence[int], params: SamplingParams = GREEDY) -> Chunk:
+    return Chunk([token], start, blocks, drawing(params))
+
+
+class SilentLauncher:
+    """A `kernels.gpu.launch.Launcher` that launches nothing: results are whatever lies in memory."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def __call__(
+        self, kernel: Any, grid: tuple[int, ...], *arguments: object, num_warps: int, num_stages: int, **constants: Any
+    ) -> None:
+        pass

@@ -1,0 +1,88 @@
+"""What a configuration asks for is what the runner is made of, or one line says why not."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.cache import CacheSizeError
+from model.checkpoint.errors import CheckpointError
+from model.contract import Chunk, RunnerConfig, StepPlan
+from model.loading import load_runner
+from model.machine import available_memory
+from tests.dummies import GREEDY, drawing
+from tests.tiny import LLAMA_LIKE
+
+CONFIG = {
+    **LLAMA_LIKE,
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "head_dim": 16,
+}
+BLOCK_BYTES = 2 * 3 * 16 * 2 * 16 * 4
+PROMPT = Chunk([1, 2, 3], 0, [0], drawing(GREEDY))
+
+
+@pytest.fixture
+def dummy(tmp_path: Path) -> RunnerConfig:
+    """A model of which there is a configuration alone."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return RunnerConfig(model=str(tmp_path), device="cpu", load_format="dummy", cache_bytes=2**20, max_running=4)
+
+
+def test_a_configuration_alone_is_enough_for_a_dummy(dummy: RunnerConfig) -> None:
+    runner = load_runner(dummy)
+    assert (runner.limits.vocab_size, runner.limits.max_context) == (97, 64)
+    tokens = runner.start(StepPlan([PROMPT])).result().tokens
+    assert tokens == load_runner(dummy).start(StepPlan([PROMPT])).result().tokens
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_runner(replace(dummy, load_format="auto"))
+
+
+def test_an_fp8_cache_holds_four_times_as_many_tokens_as_a_float32_one(dummy: RunnerConfig) -> None:
+    plain, fp8 = load_runner(dummy), load_runner(replace(dummy, cache_dtype="fp8"))
+    assert plain.limits.num_blocks == 2**20 // BLOCK_BYTES
+    assert fp8.limits.num_blocks == 2**20 // (BLOCK_BYTES // 4)
+    assert fp8.start(StepPlan([PROMPT])).result().tokens == plain.start(StepPlan([PROMPT])).result().tokens
+
+
+def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_use_for_it(dummy: RunnerConfig) -> None:
+    sizeless = replace(dummy, cache_bytes=None)
+    assert load_runner(sizeless).limits.num_blocks == 4 * 64 // 16
+    some = 5.5 * BLOCK_BYTES / available_memory()
+    assert 0 < load_runner(replace(sizeless, memory_share=some)).limits.num_blocks < 16
+    with pytest.raises(CacheSizeError, match="hold no block"):
+        load_runner(replace(sizeless, memory_share=1e-12))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device": "abacus"}, ["abacus", "auto", "cpu", "cuda"]),
+        ({"dtype": "int3"}, ["int3", "auto", "bfloat16"]),
+        ({"backend": "abacus"}, ["abacus", "reference", "triton"]),
+        ({"cache_dtype": "fp4"}, ["fp4", "auto", "fp8"]),
+        ({"load_format": "guess"}, ["guess", "auto", "dummy"]),
+        ({"max_context": 65}, ["65", "64"]),
+        ({"batch_invariant": True, "backend": "reference"}, ["batch invariance", "triton"]),
+        ({"cache_bytes": 1}, ["1 bytes", "no block"]),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_names_it(
+    dummy: RunnerConfig, change: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises((ValueError, CheckpointError)) as caught:
+        load_runner(replace(dummy, **change))  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_gpu_is_asked_for_and_there_is_none(dummy: RunnerConfig) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="no CUDA device"):
+        load_runner(replace(dummy, device="cuda"))

@@ -1,0 +1,80 @@
+"""The whole server on the Triton kernels: token for token what it gives on the reference backend."""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tests.service.servers import PATIENCE, serving
+from tests.tiny import LLAMA_LIKE, TinyModel, save
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+SHARED = "a system prompt that several requests share, so that its blocks are found in the prefix cache "
+REQUESTS: list[dict[str, Any]] = [
+    {"prompt": "one", "temperature": 0},
+    {"prompt": SHARED + "first", "temperature": 0, "logprobs": 3},
+    {"prompt": SHARED + "second", "temperature": 0.8, "seed": 1},
+    {"prompt": SHARED * 2, "temperature": 1.5, "top_k": 20, "seed": 2},
+    {"prompt": "two", "temperature": 1.0, "top_p": 0.7, "seed": 3, "logprobs": 1},
+    {"prompt": "three", "temperature": 1.0, "min_p": 0.1, "top_k": 50, "top_p": 0.9, "seed": 4},
+    {"prompt": "four", "temperature": 0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"prompt": "five", "temperature": 0, "logit_bias": {"65": 30.0}, "min_tokens": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a tokenizer whose tokens are the 256 bytes."""
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {"vocab_size": 300, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    save(TinyModel("LlamaForCausalLM", {**LLAMA_LIKE, **sizes}).build(), folder)
+    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(BYTES)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> Iterator[list[dict[str, Any]]]:
+    """The reference backend's answers, one request at a time."""
+    with serving(str(model), "--backend", "reference", "--dtype", "float32", "--device", "cpu") as (url, _):
+        yield [ask(url, request) for request in REQUESTS]
+
+
+@pytest.mark.parametrize("flags", [[], ["--token-budget", "64", "--max-running", "3"]], ids=["roomy", "tight"])
+def test_triton_answers_as_the_reference_does(
+    model: Path, expected: list[dict[str, Any]], flags: Sequence[str]
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # On a CPU, in Triton's interpreter.
+    with (
+        serving(str(model), "--backend", "triton", "--dtype", "float32", "--device", device, *flags) as (url, _),
+        ThreadPoolExecutor(len(REQUESTS)) as clients,
+    ):
+        answers = list(clients.map(lambda request: ask(url, request), REQUESTS))
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert answer["token_ids"] == wanted["token_ids"]
+        assert answer["text"] == wanted["text"]
+        if wanted["logprobs"] is not None:
+            torch.testing.assert_close(
+                torch.tensor(answer["logprobs"]["token_logprobs"]),
+                torch.tensor(wanted["logprobs"]["token_logprobs"]),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+
+
+def ask(url: str, request: dict[str, Any]) -> dict[str, Any]:
+    body = {"max_tokens": 12, "ignore_eos": True, "return_token_ids": True, **request}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE)
+    assert answer.status_code == 200, answer.text
+    choice: dict[str, Any] = answer.json()["choices"][0]
+    assert len(choice["token_ids"]) == 12
+    return choice
