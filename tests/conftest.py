@@ -4,11 +4,24 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.checkpoint.source import DEFAULT_MODEL, resolve
 
 # The oracles read local files; nothing in a test may look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Read when a kernel's module is imported: without a GPU, kernels run in Triton's interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu need a GPU to mean anything."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,300 @@
+"""Calls as the decoder makes them, over tensors without data, so that a recorder sees every variant they launch.
+
+The backend's own methods are driven: which kernels an operation launches, and with which constants, is said only where
+it is implemented. The shapes are those of published models.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kernels.aot import landing  # TEMPORARY
+from kernels.aot.record import RecordingLauncher, Variant
+from kernels.backend import (
+    ActivationKind,
+    AttentionOptions,
+    Backend,
+    BatchLayout,
+    HeadNorms,
+    KVCache,
+    LayerCache,
+    QuantizedWeight,
+    Rotation,
+    SamplingBatch,
+)
+from kernels.gpu.backend import TritonBackend
+from kernels.gpu.launch import Target
+
+Feature = Literal["window", "softcap", "alibi", "sinks"]
+BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+CACHE_BYTES = 16 << 30
+"""Of all layers, so that offsets of 32 bits do not reach all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Some calls of a backend, and what they are for."""
+
+    name: str
+    run: Callable[[Backend], None]
+    served: bool = True
+    """Whether families meet it in the dtypes they are published in; the rest is compiled when everything is asked."""
+    batch_invariant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What attention must know of a model."""
+
+    dim: int
+    """Of a head."""
+    heads: int
+    kv_heads: int
+    dtype: torch.dtype = BF16
+    cache_dtype: torch.dtype = BF16
+    block_size: int = 64
+
+    def __str__(self) -> str:
+        cache = "" if self.cache_dtype == self.dtype else f" cache {_name(self.cache_dtype)}"
+        block = "" if self.block_size == 64 else f" block {self.block_size}"
+        return f"d{self.dim} {self.heads}/{self.kv_heads} {_name(self.dtype)}{cache}{block}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """A batch: so many sequences that decode, and the new tokens of one prompt after them."""
+
+    singles: int
+    prompt: int
+    context: int
+
+
+BATCHES = (
+    Sequences(1, 0, 1000),
+    Sequences(1, 0, 32_768),
+    Sequences(32, 0, 4096),
+    Sequences(0, 2048, 2048),
+    Sequences(7, 500, 4000),
+)
+SHAPES = ((64, 32, 8), (80, 32, 32), (96, 32, 32), (128, 32, 8), (192, 64, 8), (256, 8, 4))
+"""(head dimension, query heads, key heads)"""
+GROUPS = ((64, 12, 12), (64, 9, 3), (128, 28, 4), (128, 64, 8), (128, 32, 32), (256, 4, 1))
+"""Other numbers of query heads to a key head: GPT-2, SmolLM2, Qwen 2.5, Llama 70B, Llama 2, Gemma 3 1B."""
+FP8_SERVED = (64, 128, 256)
+HIDDEN = (576, 768, 2304, 4096, 8192)
+FORMS: tuple[tuple[Literal[4, 8], int, bool], ...] = (
+    (4, 32, True),
+    (4, 32, False),
+    (4, 128, False),
+    (8, 16, True),
+    (8, 32, False),
+)
+"""(bits, group size, whether there are offsets) as GGUF and the group-quantised formats have them."""
+KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
+
+
+def record(target: Target, only: str = "", *, everything: bool = False) -> list[Variant]:
+    """The distinct variants that the cases whose name contains `only` launch on `target`."""
+    launcher = RecordingLauncher(target)
+    for case in _cases():
+        if only in case.name and (case.served or everything):
+            launcher.label = case.name
+            try:
+                case.run(TritonBackend(launcher, batch_invariant=case.batch_invariant))
+            except landing.Missing:  # TEMPORARY
+                continue
+            except Exception as error:  # TEMPORARY
+                print(f"(case {case.name} fails: {type(error).__name__}: {error})")
+    return list(launcher.variants.values())
+
+
+def _cases() -> Iterator[Case]:
+    yield from _attention()
+    yield from _attention_features()
+    yield from _rotary()
+    yield from _elementwise()
+    yield from _matmul()
+    yield Case("sample", _sample)
+
+
+def _attention() -> Iterator[Case]:
+    for shape in SHAPES:
+        for dtype in (BF16, FP16, FP32):
+            for cache_dtype in (dtype, FP8):
+                model = Model(*shape, dtype, cache_dtype)
+                usual = dtype == BF16 and (cache_dtype == BF16 or model.dim in FP8_SERVED)
+                served = usual or (cache_dtype == dtype and model.dim == {FP16: 128, FP32: 64}.get(dtype))
+                yield Case(f"attend {model}", partial(_attend, model), served)
+    for shape in GROUPS:
+        yield Case(f"attend {Model(*shape)}", partial(_attend, Model(*shape)))
+    small_blocks = Model(128, 32, 8, block_size=16)
+    yield Case(f"attend {small_blocks}", partial(_attend, small_blocks))
+    yield Case(f"attend {Model(128, 32, 8)} invariant", partial(_attend, Model(128, 32, 8)), batch_invariant=True)
+
+
+def _attention_features() -> Iterator[Case]:
+    """As families combine them, and each in one combination with an FP8 cache."""
+    families: list[tuple[str, tuple[int, int, int], tuple[Feature, ...]]] = [
+        ("Mistral", (128, 32, 8), ("window",)),
+        ("Phi 3", (96, 32, 32), ("window",)),
+        ("Gemma 3", (256, 8, 4), ("window",)),
+        ("Gemma 2", (256, 8, 4), ("softcap",)),
+        ("Gemma 2 local", (256, 8, 4), ("softcap", "window")),
+        ("BLOOM", (64, 16, 16), ("alibi",)),
+        ("BLOOM 7B", (128, 32, 32), ("alibi",)),
+        ("gpt-oss", (64, 64, 8), ("sinks",)),
+        ("gpt-oss local", (64, 64, 8), ("sinks", "window")),
+    ]
+    for family, shape, features in families:
+        for cache_dtype in (BF16, FP8):
+            model = Model(*shape, BF16, cache_dtype)
+            run = partial(_attend, model, features=features)
+            yield Case(f"attend {model} {'+'.join(features)} ({family})", run, cache_dtype == BF16)
+
+
+def _attend(model: Model, backend: Backend, features: tuple[Feature, ...] = ()) -> None:
+    per_head = _meta(model.heads, dtype=FP32)
+    options = AttentionOptions(
+        model.dim**-0.5,
+        window=1024 if "window" in features else None,
+        softcap=50.0 if "softcap" in features else None,
+        alibi_slopes=per_head if "alibi" in features else None,
+        sinks=per_head if "sinks" in features else None,
+    )
+    for batch in BATCHES:
+        layout = _layout(batch, model.block_size)
+        q = _meta(layout.positions.shape[0], model.heads, model.dim, dtype=model.dtype)
+        backend.attend(q, _cache(model), layout, options)
+
+
+def _rotary() -> Iterator[Case]:
+    for shape in SHAPES:
+        for dtype, cache_dtype in ((BF16, BF16), (BF16, FP8), (FP16, FP16), (FP32, FP32)):
+            model = Model(*shape, dtype, cache_dtype)
+            yield Case(f"rotate {model}", partial(_rotate, model, rope_dim=model.dim), dtype == BF16)
+    fp8 = Model(128, 32, 8, BF16, FP8)
+    for model in (Model(128, 32, 8), Model(256, 4, 1), fp8):
+        yield Case(f"rotate {model} head norms", partial(_rotate, model, rope_dim=model.dim, norms=True))
+    yield Case("rotate d96 partly", partial(_rotate, Model(96, 32, 32), rope_dim=48))
+    yield Case("store d64 unrotated", partial(_rotate, Model(64, 12, 12), rope_dim=0))
+
+
+def _rotate(model: Model, backend: Backend, rope_dim: int, norms: bool = False) -> None:
+    weight = _meta(model.dim, dtype=model.dtype)
+    for tokens in (1, 7, 32, 2048):
+        angles = _meta(tokens, rope_dim // 2, dtype=FP32)
+        backend.rotate_and_store(
+            _meta(tokens, (model.heads + 2 * model.kv_heads) * model.dim, dtype=model.dtype),
+            model.heads,
+            HeadNorms(weight, weight, 1e-6) if norms else None,
+            Rotation(angles, angles) if rope_dim else None,
+            _cache(model),
+            _meta(tokens, dtype=torch.int64),
+        )
+
+
+def _elementwise() -> Iterator[Case]:
+    for dtype in (BF16, FP16, FP32):
+        for hidden in HIDDEN:
+            yield Case(f"norm {hidden} {_name(dtype)}", partial(_norm, hidden, dtype), dtype == BF16)
+        for kind in KINDS:
+            yield Case(f"activation {kind} {_name(dtype)}", partial(_activation, kind, dtype), dtype == BF16)
+
+
+def _norm(hidden: int, dtype: torch.dtype, backend: Backend) -> None:
+    weight = _meta(hidden, dtype=dtype)
+    for tokens in (1, 7, 32, 2048):
+        x = _meta(tokens, hidden, dtype=dtype)
+        for residual in (None, x):
+            backend.add_rms_norm(x, residual, weight, 1e-6)
+            backend.add_layer_norm(x, residual, weight, weight, 1e-6)
+
+
+def _activation(kind: ActivationKind, dtype: torch.dtype, backend: Backend) -> None:
+    for tokens in (1, 7, 32, 2048):
+        for size in (1536, 14_336):
+            backend.activation(_meta(tokens, size, dtype=dtype), kind)
+            backend.gated_activation(_meta(tokens, 2 * size, dtype=dtype), kind)
+
+
+def _matmul() -> Iterator[Case]:
+    for dtype in (BF16, FP16, FP32):
+        served = dtype == BF16
+        for bits, group_size, offsets in FORMS:
+            form = f"W{bits} group {group_size}{' offsets' if offsets else ''}"
+            run = partial(_quantized, bits, group_size, offsets, dtype)
+            yield Case(f"linear {form} {_name(dtype)}", run, served)
+            yield Case(f"linear {form} {_name(dtype)} invariant", run, False, batch_invariant=True)
+        dense = partial(_dense, dtype)
+        yield Case(f"linear {_name(dtype)}", dense, served)
+        yield Case(f"linear {_name(dtype)} invariant", dense, served, batch_invariant=True)
+
+
+def _quantized(bits: Literal[4, 8], group_size: int, offsets: bool, dtype: torch.dtype, backend: Backend) -> None:
+    for out, width in ((6144, 4096), (4096, 14_336)):
+        scales = _meta(out, width // group_size, dtype=FP16)
+        codes = _meta(out, width * bits // 8, dtype=torch.uint8)
+        zero = 0 if offsets else 1 << (bits - 1)
+        weight = QuantizedWeight(codes, scales, scales if offsets else None, zero, bits, group_size)
+        _project(weight, width, dtype, backend)
+
+
+def _dense(dtype: torch.dtype, backend: Backend) -> None:
+    for out, width in ((6144, 4096), (4096, 14_336)):
+        _project(_meta(out, width, dtype=dtype), width, dtype, backend)
+
+
+def _project(weight: Tensor | QuantizedWeight, width: int, dtype: torch.dtype, backend: Backend) -> None:
+    for bias in (None, _meta(weight.shape[0], dtype=dtype)):
+        packed = backend.pack(weight, bias)
+        for tokens in (1, 7, 16, 64, 2048):
+            backend.linear(_meta(tokens, width, dtype=dtype), packed)
+
+
+def _sample(backend: Backend) -> None:
+    for rows in (1, 7, 32, 128):
+        for vocab in (32_000, 49_152, 128_256, 262_144):
+            floats, integers = _meta(rows, dtype=FP32), _meta(rows, dtype=torch.int64)
+            batch = SamplingBatch(floats, integers, floats, floats, integers, integers)
+            backend.sample(_meta(rows, vocab, dtype=FP32), batch)
+
+
+def _cache(model: Model) -> LayerCache:
+    layers = 32
+    token = 2 * layers * model.kv_heads * model.dim * model.cache_dtype.itemsize
+    return KVCache(
+        layers=layers,
+        blocks=CACHE_BYTES // (token * model.block_size),
+        block_size=model.block_size,
+        kv_heads=model.kv_heads,
+        head_dim=model.dim,
+        dtype=model.cache_dtype,
+        device=torch.device("meta"),
+    ).layers[1]
+
+
+def _layout(batch: Sequences, block_size: int) -> BatchLayout:
+    sequences = batch.singles + (batch.prompt > 0)
+    tokens = batch.singles + batch.prompt
+    return BatchLayout(
+        query_starts=_meta(sequences + 1, dtype=torch.int32),
+        context_lens=_meta(sequences, dtype=torch.int32),
+        block_table=_meta(sequences, -(-batch.context // block_size), dtype=torch.int32),
+        slots=_meta(tokens, dtype=torch.int64),
+        positions=_meta(tokens, dtype=torch.int64),
+        singles=batch.singles,
+        max_query=max(batch.prompt, 1),
+        max_context=batch.context,
+    )
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {BF16: "bf16", FP16: "fp16", FP32: "fp32", FP8: "fp8"}[dtype]

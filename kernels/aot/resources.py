@@ -1,0 +1,120 @@
+"""What a compiled kernel takes of a chip, read from its machine code.
+
+NVIDIA's is disassembled with the cuobjdump that comes with Triton; AMD's assembly carries its own figures.
+"""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.compiler import ASTSource
+
+from kernels.aot.record import FP_FUSION, Variant, gpu_target
+from kernels.gpu.launch import Target
+
+TENSOR_CORE = re.compile(r"HMMA|IMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA|v_mfma\w*")
+"""mma.sync, wgmma and tcgen05 as NVIDIA's assembly names them, and AMD's matrix instructions."""
+ASYNC_COPY = re.compile(r"LDGSTS|UTMALDG")
+"""Global to shared memory without registers: cp.async, and the bulk tensor copy."""
+LOCAL_MEMORY = re.compile(r"STL|LDL")
+
+SASS_OPCODE = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
+AMD_OPCODE = re.compile(r"^\s+([a-z]\w+)\s", re.MULTILINE)
+DOT = re.compile(r"tt\.dot(?:_scaled)? .*? : tensor<[\dx]+x(\w+)")
+"""In Triton's IR; the group is the left operand's type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Of one compiled variant; counts are of instructions as they stand in the code."""
+
+    registers: int
+    """A thread's; on AMD the vector registers."""
+    spills: int
+    """Loads and stores of local memory; on AMD the vector registers that were spilled."""
+    stack: int
+    """Bytes of local memory a thread; not gated on AMD, where scalar registers are spilled there."""
+    shared_memory: int
+    """Bytes a program."""
+    tensor_core: int
+    async_copies: int
+    needs_tensor_core: bool
+    """Has a dot of operands narrower than float32."""
+
+
+def faults(resources: Resources, target: Target) -> list[str]:
+    """What the gate refuses, in words."""
+    found = []
+    if resources.spills:
+        found.append(f"spills registers: {resources.spills} {'registers' if target.backend == 'hip' else 'STL/LDL'}")
+    elif resources.stack and target.backend == "cuda":
+        found.append(f"uses {resources.stack} bytes of local memory")
+    if resources.shared_memory > target.shared_memory:
+        found.append(f"takes {resources.shared_memory} bytes of shared memory of {target.shared_memory}")
+    if resources.needs_tensor_core and not resources.tensor_core:
+        found.append("has a dot and no tensor-core instruction")
+    return found
+
+
+def compile_variant(variant: Variant) -> Resources:
+    """Compile for the variant's target; needs no GPU. Raises whatever Triton's compiler raises."""
+    source = ASTSource(variant.resolve(), variant.signature, variant.constants, variant.attributes)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": FP_FUSION}
+    compiled = triton.compile(source, target=gpu_target(variant.target), options=options)
+    return _read_amd(compiled) if variant.target.backend == "hip" else _read_nvidia(compiled)
+
+
+def _read_nvidia(compiled: Any) -> Resources:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = _cuobjdump("-res-usage", cubin.name)
+        opcodes = SASS_OPCODE.findall(_cuobjdump("-sass", cubin.name))
+    return Resources(
+        registers=_figure(r"\bREG:(\d+)", usage),
+        spills=_count(LOCAL_MEMORY, opcodes),
+        stack=_figure(r"\bSTACK:(\d+)", usage) + _figure(r"\bLOCAL:(\d+)", usage),
+        shared_memory=compiled.metadata.shared,
+        tensor_core=_count(TENSOR_CORE, opcodes),
+        async_copies=_count(ASYNC_COPY, opcodes),
+        needs_tensor_core=_needs_tensor_core(compiled),
+    )
+
+
+def _read_amd(compiled: Any) -> Resources:
+    assembly = compiled.asm["amdgcn"]
+    opcodes = AMD_OPCODE.findall(assembly)
+    return Resources(
+        registers=_figure(r"\.vgpr_count:\s+(\d+)", assembly),
+        spills=_figure(r"\.vgpr_spill_count:\s+(\d+)", assembly),
+        stack=_figure(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
+        shared_memory=compiled.metadata.shared,
+        tensor_core=_count(TENSOR_CORE, opcodes),
+        async_copies=0,
+        needs_tensor_core=_needs_tensor_core(compiled),
+    )
+
+
+def _needs_tensor_core(compiled: Any) -> bool:
+    return any(operand != "f32" for operand in DOT.findall(compiled.asm["ttir"]))
+
+
+def _cuobjdump(what: str, path: str) -> str:
+    command = [knobs.nvidia.cuobjdump.path, what, path]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _figure(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        # A figure that cannot be read must not pass for 0.
+        raise ValueError(f"no {pattern} in what the compiler says of its kernel")
+    return int(found.group(1))
+
+
+def _count(kind: re.Pattern[str], opcodes: list[str]) -> int:
+    return sum(kind.fullmatch(opcode) is not None for opcode in opcodes)

@@ -1,0 +1,81 @@
+"""The Triton backend: each operation's kernel, started for one chip."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from kernels.backend import (
+    ActivationKind,
+    AttentionOptions,
+    BatchLayout,
+    HeadNorms,
+    LayerCache,
+    Linear,
+    QuantizedWeight,
+    Rotation,
+    SamplingBatch,
+)
+from kernels.gpu.activation import activation, gated_activation
+from kernels.gpu.attention import attend
+from kernels.gpu.launch import JitLauncher, Launcher, device_target
+from kernels.gpu.matmul import linear, pack
+from kernels.gpu.norm import add_layer_norm, add_rms_norm
+from kernels.gpu.rotary import rotate_and_store
+from kernels.gpu.sampling import sample
+
+
+class TritonBackend:
+    """`kernels.backend.Backend` in Triton."""
+
+    name = "triton"
+    keeps_quantized = True
+
+    def __init__(self, launch: Launcher, *, batch_invariant: bool = False) -> None:
+        """`batch_invariant`: a row's result does not depend, in any bit, on the rows beside it; matmuls pay for it."""
+        self._launch = launch
+        self._batch_invariant = batch_invariant
+
+    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
+        return pack(weight, bias)
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        return linear(self._launch, x, weight, batch_invariant=self._batch_invariant)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(self._launch, x, residual, weight, eps)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(self._launch, x, residual, weight, bias, eps)
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        heads: int,
+        norms: HeadNorms | None,
+        rotation: Rotation | None,
+        cache: LayerCache,
+        slots: Tensor,
+    ) -> Tensor:
+        return rotate_and_store(self._launch, qkv, heads, norms, rotation, cache, slots)
+
+    def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+        return attend(self._launch, q, cache, layout, options)
+
+    def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
+        return activation(self._launch, x, kind)
+
+    def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
+        return gated_activation(self._launch, gate_up, kind)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        return sample(self._launch, logits, batch)
+
+
+def load_triton(device: torch.device, *, batch_invariant: bool = False) -> TritonBackend:
+    """The backend for `device`. Raises ValueError where Triton could not run."""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("the triton backend needs a GPU, or TRITON_INTERPRET=1 to be interpreted on a CPU")
+    return TritonBackend(JitLauncher(device_target(device)), batch_invariant=batch_invariant)

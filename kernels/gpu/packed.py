@@ -1,0 +1,165 @@
+"""Quantised weights in the order that the GPU reads them. Knows the one layout they have, and nothing of products."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.backend import QuantizedWeight
+from kernels.gpu.launch import Launcher
+
+DEQUANTIZED_ROWS = 32
+"""What one program of `dequantize` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight(QuantizedWeight):
+    """A quantised weight whose codes are where a shift and a mask bring out two neighbouring inputs at once.
+
+    A tile is `fields * width` neighbouring inputs of a row, in width / 2 words of 32 bits. Each half word holds as many
+    codes as fit, its `fields`. Field f of word j, lowest bits first, holds the tile's inputs f * width + 2j (in the low
+    half) and f * width + 2j + 1 (in the high half), so that field f of all words is a run of `width` inputs.
+
+    `codes` are int32 [out, words], `scales` and `offsets` are transposed, [groups, out]; all are padded with zeros to
+    whole tiles.
+    """
+
+    inputs: int
+    """`in` without padding."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.inputs
+
+    @property
+    def fields(self) -> int:
+        return 16 // self.bits
+
+    @property
+    def width(self) -> int:
+        """All of a run is in one group; 64 inputs of 16 bits fill a line of shared memory."""
+        return min(self.group_size, 64)
+
+    @property
+    def tiles(self) -> int:
+        """Of a row."""
+        return triton.cdiv(self.inputs, self.fields * self.width)
+
+
+def rearrange(weight: QuantizedWeight) -> PackedWeight:
+    """Pack `weight`, which is not changed."""
+    outputs, inputs = weight.shape
+    packed = PackedWeight(
+        weight.codes, weight.scales, weight.offsets, weight.zero, weight.bits, weight.group_size, inputs
+    )
+    padded = packed.tiles * packed.fields * packed.width
+    groups = triton.cdiv(padded, weight.group_size)
+    codes = weight.codes
+    if weight.bits == 4:
+        codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
+    runs = F.pad(codes, (0, padded - inputs)).view(outputs, packed.tiles, packed.fields, packed.width // 2, 2)
+    words = torch.zeros(outputs, packed.tiles, packed.width // 2, dtype=torch.int32, device=codes.device)
+    for field in range(packed.fields):
+        for half in range(2):
+            words |= runs[:, :, field, :, half].int() << (16 * half + weight.bits * field)
+    return PackedWeight(
+        words.flatten(1),
+        _transposed(weight.scales, groups),
+        None if weight.offsets is None else _transposed(weight.offsets, groups),
+        weight.zero,
+        weight.bits,
+        weight.group_size,
+        inputs,
+    )
+
+
+def _transposed(numbers: Tensor, groups: int) -> Tensor:
+    """[out, groups that are there] -> [groups, out], the others 0."""
+    return F.pad(numbers, (0, groups - numbers.shape[1])).T.contiguous()
+
+
+def dequantize(launch: Launcher, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """The weight's numbers, [out, in] of `dtype`."""
+    outputs, inputs = weight.shape
+    numbers = torch.empty(outputs, inputs, dtype=dtype, device=weight.codes.device)
+    launch(
+        _dequantize,
+        (triton.cdiv(outputs, DEQUANTIZED_ROWS), weight.tiles),
+        weight.codes,
+        weight.scales,
+        weight.offsets,
+        numbers,
+        outputs,
+        inputs,
+        BITS=weight.bits,
+        ZERO=weight.zero,
+        GROUP=weight.group_size,
+        WIDTH=weight.width,
+        OUTPUTS=DEQUANTIZED_ROWS,
+        num_warps=4,
+        num_stages=1,
+    )
+    return numbers
+
+
+@triton.constexpr_function
+def unit(dtype):
+    """What the numbers of `integers` have to be multiplied by."""
+    return 2.0**9 if dtype == tl.float16 else 2.0**6 if dtype == tl.bfloat16 else 2.0**22
+
+
+@triton.jit
+def integers(words, FIELD: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr, dtype: tl.constexpr):
+    """(code - zero) / unit(dtype), exactly, of one field of a tile's words [rows, words]: [rows, width] of `dtype`.
+
+    The bits of a small integer, read as a floating-point number, are that integer times the least positive number of
+    the type: subnormal up to 2^mantissa, and true up to twice that. One multiplication lifts it into the normal range.
+    That takes on two 16-bit numbers at once, where a conversion takes one at a fraction of the rate.
+    """
+    pairs = (words >> (BITS * FIELD)) & ((2**BITS - 1) * 0x10001)
+    if dtype == tl.float32:
+        low, high = pairs & 0xFFFF, pairs >> 16
+    else:
+        low, high = pairs.to(tl.uint16), (pairs >> 16).to(tl.uint16)
+    tiny = tl.join(low.to(dtype, bitcast=True), high.to(dtype, bitcast=True))
+    lift: tl.constexpr = 2.0**15 if dtype == tl.float16 else 2.0**127
+    return tiny.reshape(words.shape[0], 2 * words.shape[1]) * lift - ZERO / unit(dtype)
+
+
+@triton.jit
+def _dequantize(
+    codes,
+    scales,
+    offsets,
+    numbers,
+    outputs,
+    inputs,
+    BITS: tl.constexpr,
+    ZERO: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    """numbers[n, k] = scale * (code - zero) + offset, in float32 and then rounded, for one tile of OUTPUTS rows."""
+    FIELDS: tl.constexpr = 16 // BITS
+    WORDS: tl.constexpr = WIDTH // 2
+    tile = tl.program_id(1)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    there = n < outputs
+    row = n.to(tl.int64)[:, None]
+    word = (tile * WORDS + tl.arange(0, WORDS))[None, :]
+    words = tl.load(codes + row * (tl.num_programs(1) * WORDS) + word, mask=there[:, None], other=0)
+    for field in tl.static_range(FIELDS):
+        start = (tile * FIELDS + field) * WIDTH
+        group = start // GROUP * outputs + n
+        scale = tl.load(scales + group, mask=there, other=0.0).to(tl.float32) * unit(tl.float32)
+        values = integers(words, field, BITS, ZERO, tl.float32) * scale[:, None]
+        if offsets is not None:
+            values += tl.load(offsets + group, mask=there, other=0.0).to(tl.float32)[:, None]
+        k = (start + tl.arange(0, WIDTH))[None, :]
+        tl.store(numbers + row * inputs + k, values.to(numbers.dtype.element_ty), mask=there[:, None] & (k < inputs))

@@ -1,0 +1,109 @@
+"""The ahead-of-time gate: what it refuses, that it compiles what would be launched, and every kernel through it.
+
+Triton is interpreted in this process; the gate has processes of its own, where it is not.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.aot.resources import Resources, faults
+from kernels.gpu.launch import TARGETS
+
+ROOT = Path(__file__).parents[2]
+FITS = Resources(128, 0, 0, 1000, 8, 4, needs_tensor_core=True)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
+
+
+def toy(call: str) -> subprocess.CompletedProcess[str]:
+    return run("-c", f"import sys; from tests.kernels import aot_toys; sys.exit(aot_toys.{call})")
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[str]]:
+    """What the gate finds against each toy on each chip."""
+    store, rows = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("rows") / "rows.json"
+    toys = ["fits", "dot", "float32 dot", "spills", "shared memory", "broken"]
+    done = toy(f"gate({str(store)!r}, {str(rows)!r}, {toys})")
+    assert done.returncode == 1, done.stdout + done.stderr
+    return {(row["case"], row["chip"]): row["faults"] for row in json.loads(rows.read_text())}
+
+
+@pytest.mark.parametrize("chip", list(TARGETS))
+@pytest.mark.parametrize("what", ["fits", "dot", "float32 dot"])
+def test_what_the_gate_lets_through(what: str, chip: str, verdicts: dict[tuple[str, str], list[str]]) -> None:
+    assert verdicts[what, chip] == []
+
+
+@pytest.mark.parametrize("chip", list(TARGETS))
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [("spills", "spills registers"), ("shared memory", "bytes of shared memory"), ("broken", "does not compile")],
+)
+def test_what_the_gate_refuses(what: str, fault: str, chip: str, verdicts: dict[tuple[str, str], list[str]]) -> None:
+    assert any(fault in found for found in verdicts[what, chip])
+
+
+def test_figures_are_kept_and_failures_are_not(tmp_path: Path) -> None:
+    store, rows = tmp_path / "store", tmp_path / "rows.json"
+    call = f"gate({str(store)!r}, {str(rows)!r}, ['fits', 'broken'])"
+    assert toy(call).returncode == 1
+    kept = list(store.iterdir())
+    assert len(kept) == len(TARGETS)
+    for entry in kept:
+        entry.write_text(json.dumps(json.loads(entry.read_text()) | {"registers": 12345}))
+    toy(call)
+    assert [row.get("registers") for row in json.loads(rows.read_text())].count(12345) == len(TARGETS)
+
+
+def test_what_is_recorded_is_what_would_be_launched() -> None:
+    done = toy("recorded_as_launched()")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_variants_differ_as_tritons_do() -> None:
+    # count is 1; neither 1 nor divisible by 16; divisible by 16.
+    assert toy("distinct_variants()").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("resources", "chip", "expected"),
+    [
+        (FITS, "sm_90", []),
+        (Resources(255, 3, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", ["spills registers: 3 STL/LDL"]),
+        (Resources(255, 0, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", ["uses 16 bytes of local memory"]),
+        (Resources(255, 0, 16, 0, 0, 0, needs_tensor_core=False), "gfx942", []),
+        (
+            Resources(255, 0, 0, 65_537, 8, 0, needs_tensor_core=True),
+            "gfx942",
+            ["takes 65537 bytes of shared memory of 65536"],
+        ),
+        (Resources(99, 0, 0, 0, 0, 0, needs_tensor_core=True), "sm_80", ["has a dot and no tensor-core instruction"]),
+    ],
+)
+def test_faults(resources: Resources, chip: str, expected: list[str]) -> None:
+    assert faults(resources, TARGETS[chip]) == expected
+
+
+def test_the_gate_says_that_the_interpreter_compiles_nothing() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "kernels.aot"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "TRITON_INTERPRET" in done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_every_kernel_fits_every_chip() -> None:
+    done = run("-m", "kernels.aot")
+    assert done.returncode == 0, done.stdout + done.stderr
