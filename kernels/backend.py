@@ -174,6 +174,8 @@ class Backend(Protocol):
     name: str
     keeps_quantized: bool
     """Whether quantised weights are best packed as they are, rather than dequantised by whoever loads them."""
+    capturable: bool
+    """Whether a CUDA graph can hold its operations: none lets the host look at what the device computes."""
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         """Take a projection's weight [out, in] and bias [out] into the form `linear` reads."""

@@ -28,6 +28,7 @@ class ReferenceBackend:
 
     name = "reference"
     keeps_quantized = False
+    capturable = False
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         return Linear(weight, bias)

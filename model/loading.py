@@ -41,7 +41,7 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     backend = load_backend(device, config.backend, batch_invariant=config.batch_invariant)
     decoder, max_context = _load_decoder(config, backend, dtype, device)
     cache = _load_cache(config, decoder, cache_dtype, max_context, probe)
-    if device.type == "cpu" or not config.graphs:
+    if device.type == "cpu" or not config.graphs or not backend.capturable:
         return ModelRunner(decoder, cache, max_context)
     graphed = GraphedDecoder(
         decoder, cache, max_batch=config.max_running, max_context=max_context, capture=CudaCapture()

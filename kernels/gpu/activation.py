@@ -1,7 +1,5 @@
 """The activations of an MLP, alone or times the second half of a gated one."""
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,misc"
-
 import torch
 import triton
 import triton.language as tl

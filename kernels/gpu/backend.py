@@ -30,6 +30,7 @@ class TritonBackend:
 
     name = "triton"
     keeps_quantized = True
+    capturable = True
 
     def __init__(self, launch: Launcher, *, batch_invariant: bool = False) -> None:
         """`batch_invariant`: a row's result does not depend, in any bit, on the rows beside it; matmuls pay for it."""

@@ -7,8 +7,6 @@ A code is s eeee mmm: (-1)^s * 2^(e - 7) * (1 + m / 8), or (-1)^s * 2^-6 * m / 8
 infinities: s 1111 111 is NaN, so that the largest number is 448.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,misc"
-
 import triton
 import triton.language as tl
 

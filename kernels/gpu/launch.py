@@ -31,7 +31,8 @@ TARGETS = {
 class Launcher(Protocol):
     """Starts a kernel, or only notes what would be started."""
 
-    target: Target
+    @property
+    def target(self) -> Target: ...
 
     def __call__(
         self, kernel: Any, grid: tuple[int, ...], *arguments: object, num_warps: int, num_stages: int, **constants: Any

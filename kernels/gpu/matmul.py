@@ -14,8 +14,6 @@ weight and the chip. Each split is summed by itself and the splits are added in 
 them and a second kernel adds, or a program computes them all.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
-
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +81,7 @@ def _project(
         operands = weight, None, None
         form = {"BITS": 16, "ZERO": 0, "GROUP": 64, "WIDTH": 64}
     tile = 16 // form["BITS"] * form["WIDTH"]
-    tiling = _tiling(tokens, form["BITS"], x.dtype, launch.target, batch_invariant)
+    tiling = _tiling(tokens, form["BITS"], form["WIDTH"], x.dtype, launch.target, batch_invariant)
     rows, columns = triton.cdiv(outputs, tiling.outputs), triton.cdiv(tokens, tiling.tokens)
     tiles_per_split, splits = _split(rows, triton.cdiv(inputs, tile), launch.target)
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
@@ -112,9 +110,10 @@ def _project(
     return y
 
 
-def _tiling(tokens: int, bits: int, dtype: torch.dtype, target: Target, batch_invariant: bool) -> Tiling:
+def _tiling(tokens: int, bits: int, width: int, dtype: torch.dtype, target: Target, batch_invariant: bool) -> Tiling:
     """Batch-invariant, the tile of tokens is as wide as it may be before a single token waits for its arithmetic."""
-    narrowest = 8 if target.backend == "cuda" else 16
+    # A run of 16 values of 8 tokens is too little for each thread of a program to copy some of it without waiting.
+    narrowest = 8 if target.backend == "cuda" and width >= 32 else 16
     if batch_invariant:
         wide = 32 if bits == 4 else 64
     else:
@@ -136,7 +135,7 @@ def _split(rows: int, tiles: int, target: Target) -> tuple[int, int]:
 
 
 def _add(launch: Launcher, sums: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    """y = the sum of `sums` [splits, tokens, out] over the splits, and the bias."""
+    """Y = the sum of `sums` [splits, tokens, out] over the splits, and the bias."""
     splits, tokens, outputs = sums.shape
     block = 256
     launch(
@@ -212,9 +211,7 @@ def _matmul(
 
 
 @triton.jit
-def _sum_dense(
-    x, weight, n, t, tokens, outputs, inputs, begin, end, TILE: tl.constexpr, WHOLE_TILES: tl.constexpr
-):
+def _sum_dense(x, weight, n, t, tokens, outputs, inputs, begin, end, TILE: tl.constexpr, WHOLE_TILES: tl.constexpr):
     """W x^T over the tiles `begin` to `end` - 1 of the inputs, for the outputs `n` and the tokens `t`: [n, t]."""
     precision: tl.constexpr = "ieee" if x.dtype.element_ty == tl.float32 else "tf32"
     # A row past the end reads the last one's, and is not stored.
@@ -265,7 +262,9 @@ def _sum_quantized(
 
     row = codes + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * (tl.cdiv(inputs, TILE) * WORDS)
     token = x + t.to(tl.int64)[:, None] * inputs
-    ones = tl.full([n.shape[0], WIDTH], 1.0, dtype)
+    one = tl.full([n.shape[0], WORDS], 1.0, dtype)
+    # Joined, as `integers` are: the compiler lays such operands out alike, and one copy of the values serves both dots.
+    ones = tl.join(one, one).reshape(n.shape[0], WIDTH)
     total = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
     # The compiler pipelines no load that feeds no dot: each tile's scales are asked for a tile ahead.
     next_scales = _groups(scales, begin * TILE // GROUP, n, outputs, GROUPS)

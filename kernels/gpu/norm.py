@@ -3,8 +3,6 @@
 One program holds one row, so that a row's result depends on nothing else, and reads and writes it once.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,misc"
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """Quantised weights in the order that the GPU reads them. Knows the one layout they have, and nothing of products."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 It knows nothing of how the cache is read (`tiles`), nor of sequences that decode.
 """
 
-# mypy: disable-error-code="no-untyped-def,misc"
-
 from typing import NamedTuple
 
 import torch

@@ -3,8 +3,6 @@
 Queries and keys are normed and rotated where a model does that, and keys and values go into the paged cache.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,misc"
-
 import torch
 import triton
 import triton.language as tl

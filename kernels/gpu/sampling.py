@@ -13,8 +13,6 @@ with a probability of at most 1 / i, so that at most 1 + ln(vocab) rounds are to
 Rows are cut into slices of a fixed size, and sums go in a fixed order: a row's token depends on the row alone.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
-
 import torch
 import triton
 import triton.language as tl

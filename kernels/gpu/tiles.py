@@ -8,8 +8,6 @@ A head's dimensions stand in two parts, HEAD of them and TAIL more, each a power
 Nothing here knows which queries meet which keys, or why.
 """
 
-# mypy: disable-error-code="no-untyped-def,misc"
-
 import triton
 import triton.language as tl
 
@@ -205,7 +203,7 @@ def _bend(logits, distance, cap, slopes):
 
 @triton.jit
 def _add_weighted(sums, fade, weights, v, TAIL: tl.constexpr):
-    """sums * fade + weights @ v."""
+    """Sums * fade + weights @ v."""
     head = tl.dot(weights, v[0], sums[0] * fade[:, None], input_precision="ieee", out_dtype=tl.float32)
     if TAIL:
         tail = tl.dot(weights, v[1], sums[1] * fade[:, None], input_precision="ieee", out_dtype=tl.float32)
