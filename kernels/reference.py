@@ -118,7 +118,9 @@ def dequantize(weight: QuantizedWeight) -> Tensor:
     codes = weight.codes
     if weight.bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
-    grouped = (codes.float() - weight.zero).unflatten(1, (-1, weight.group_size)) * weight.scales.float()[..., None]
+    grouped: Tensor = (codes.float() - weight.zero).unflatten(1, (-1, weight.group_size)) * weight.scales.float()[
+        ..., None
+    ]
     if weight.offsets is not None:
         grouped = grouped + weight.offsets.float()[..., None]
     return grouped.flatten(1)

@@ -64,6 +64,6 @@ def device_target(device: torch.device) -> Target:
         "cuda",
         chip.major * 10 + chip.minor,
         32,
-        chip.shared_memory_per_block_optin,
+        chip.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # It has it; its stub does not.
         chip.multi_processor_count,
     )

@@ -30,6 +30,8 @@ FUSED_TOKENS = 256
 """Up to as many tokens, making numbers of the codes for each tile of tokens is less than writing them all out."""
 PROGRAMS_PER_MULTIPROCESSOR = 3
 """What splitting aims at: enough loads under way to keep the memory busy."""
+LOADS_PER_WARP = 4096
+"""Bytes of the weight that are under way while a warp computes, where there is shared memory for them."""
 TILES_PER_SPLIT = 4
 """At least: a program waits for its first loads in full."""
 MOST_SPLITS = 8
@@ -120,10 +122,10 @@ def _tiling(tokens: int, bits: int, width: int, dtype: torch.dtype, target: Targ
         wide = min(max(narrowest, triton.next_power_of_2(tokens)), 64)
     if dtype == torch.float32:
         return Tiling(outputs=32, tokens=min(wide, 16), num_warps=4, num_stages=2)
-    stages = 2 if target.shared_memory < 100_000 else 4
-    if wide <= 16:
-        return Tiling(outputs=64, tokens=wide, num_warps=4, num_stages=stages)
-    return Tiling(outputs=128, tokens=wide, num_warps=8, num_stages=min(stages, 3))
+    outputs, num_warps = (64, 4) if wide <= 16 else (128, 8)
+    if target.shared_memory < LOADS_PER_WARP * 32:
+        return Tiling(outputs, wide, num_warps, num_stages=2)
+    return Tiling(outputs, wide, num_warps, num_stages=min(1 + LOADS_PER_WARP * num_warps // (outputs * width * 2), 6))
 
 
 def _split(rows: int, tiles: int, target: Target) -> tuple[int, int]:

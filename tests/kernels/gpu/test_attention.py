@@ -1,6 +1,7 @@
 """Paged attention against the reference backend, over caches that are poisoned wherever no sequence owns them."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_a_sequence_alone_is_bit_for_bit_what_it_is_in_a_batch(feature: str) -> 
     options = features(4)[feature]
     together = run(case, options)
     starts = case.layout.query_starts.tolist()
-    for sequence, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for sequence, (begin, end) in enumerate(pairwise(starts)):
         assert torch.equal(run(part_of(case, sequence, 0, end - begin), options), together[begin:end])
 
 
