@@ -125,7 +125,7 @@ def _decode(launch: Launcher, call: _Call) -> None:
         **call.constants,
         SPLIT=SPLIT,
         ROWS=max(16, _power_of_two(group)),
-        SEQUENCES=_power_of_two(sequences),
+        SEQUENCES=max(16, _power_of_two(sequences)),
         BLOCK_N=tiles.block_n,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
