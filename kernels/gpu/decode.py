@@ -1,7 +1,8 @@
 """Attention of sequences that decode: one new token each, and a long context to read.
 
-There are too few sequences to fill a chip, so that a context is split, into SPLIT tokens at a time whatever the batch is,
-and the splits' results are combined in their order. It knows nothing of how the cache is read (`tiles`), nor of prompts.
+There are too few sequences to fill a chip, so that a context is split, into SPLIT tokens at a time whatever the batch
+is, and the splits' results are combined in their order. It knows nothing of how the cache is read (`tiles`), nor of
+prompts.
 """
 
 from typing import NamedTuple
@@ -105,7 +106,7 @@ def decode_kernel(
             visible = tl.maximum(context - window, 0)
         begin = tl.maximum((visible // SPLIT + split) * SPLIT, visible // BLOCK_N * BLOCK_N)
         end = tl.minimum((visible // SPLIT + split + 1) * SPLIT, context)
-        # Keys of which the window hides some, keys that are all seen, and the last tile, which the context may not fill.
+        # Keys of which the window hides some, keys that are all seen, and a last tile that the context may not fill.
         all_seen = begin
         if window is not None:
             all_seen = tl.minimum(tl.maximum(tl.cdiv(visible, BLOCK_N) * BLOCK_N, begin), end)

@@ -6,8 +6,8 @@ Which way a projection goes:
 - a quantised weight and few tokens: `_matmul`, which reads the codes once and makes numbers of them on their way to the
   tensor cores. What it takes is the time in which the weight's bytes arrive;
 - a quantised weight and many tokens: the numbers written out, then torch's matmul;
-- batch invariance: `_matmul` for any number of tokens, in tiles of one size. A row's bits then depend on its numbers and
-  on the weight alone: nothing in the order of its additions follows from the batch.
+- batch invariance: `_matmul` for any number of tokens, in tiles of one size. A row's bits then depend on its numbers
+  and on the weight alone: nothing in the order of its additions follows from the batch.
 
 A row's inputs are cut into splits, so that a small weight keeps the whole chip busy too. How many follows from the
 weight and the chip. Each split is summed by itself and the splits are added in order, whether a program computes one of
@@ -76,6 +76,7 @@ def _project(
     y = x.new_empty(tokens, outputs)
     if tokens == 0:
         return y
+    operands: tuple[object, object, object]
     if isinstance(weight, PackedWeight):
         operands = weight.codes, weight.scales, weight.offsets
         form = {"BITS": weight.bits, "ZERO": weight.zero, "GROUP": weight.group_size, "WIDTH": weight.width}
@@ -116,10 +117,8 @@ def _tiling(tokens: int, bits: int, width: int, dtype: torch.dtype, target: Targ
     """Batch-invariant, the tile of tokens is as wide as it may be before a single token waits for its arithmetic."""
     # A run of 16 values of 8 tokens is too little for each thread of a program to copy some of it without waiting.
     narrowest = 8 if target.backend == "cuda" and width >= 32 else 16
-    if batch_invariant:
-        wide = 32 if bits == 4 else 64
-    else:
-        wide = min(max(narrowest, triton.next_power_of_2(tokens)), 64)
+    widest = 32 if bits == 4 and batch_invariant else 64
+    wide = widest if batch_invariant else min(max(narrowest, triton.next_power_of_2(tokens)), widest)
     if dtype == torch.float32:
         return Tiling(outputs=32, tokens=min(wide, 16), num_warps=4, num_stages=2)
     outputs, num_warps = (64, 4) if wide <= 16 else (128, 8)

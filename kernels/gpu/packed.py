@@ -46,7 +46,7 @@ class PackedWeight(QuantizedWeight):
     @property
     def tiles(self) -> int:
         """Of a row."""
-        return triton.cdiv(self.inputs, self.fields * self.width)
+        return -(-self.inputs // (self.fields * self.width))
 
 
 def rearrange(weight: QuantizedWeight) -> PackedWeight:

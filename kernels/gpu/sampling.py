@@ -144,7 +144,7 @@ def draw_rows(
     at = row * SLICES + part
     slice_peaks = tl.load(peaks + part, mask=part < SLICES, other=float("-inf"))
     peak = tl.max(slice_peaks)
-    token = -1
+    token = tl.full([], -1, tl.int32)
     if tl.abs(peak) < float("inf"):
         temperature = tl.load(temperatures + row)
         # From each slice's own peak to the row's. The product is as good as the weight itself: whoever may win is high.
