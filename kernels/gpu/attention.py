@@ -125,7 +125,7 @@ def _decode(launch: Launcher, call: _Call) -> None:
         **call.constants,
         SPLIT=SPLIT,
         ROWS=max(16, _power_of_two(group)),
-        SEQUENCES=max(16, _power_of_two(sequences)),
+        SEQUENCES=_decoded_together(sequences),
         BLOCK_N=tiles.block_n,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -136,8 +136,7 @@ def _decode(launch: Launcher, call: _Call) -> None:
             (sequences, heads),
             *(call.out, sums, totals, call.cache.value_scales, options.sinks, layout.context_lens, options.window),
             splits,
-            HEADS=heads,
-            GROUP=group,
+            group,
             HEAD=call.constants["HEAD"],
             TAIL=call.constants["TAIL"],
             SPLIT=SPLIT,
@@ -145,6 +144,11 @@ def _decode(launch: Launcher, call: _Call) -> None:
             num_warps=4,
             num_stages=1,
         )
+
+
+def _decoded_together(sequences: int) -> int:
+    """The SEQUENCES of a batch: few values, since each is a kernel to be compiled."""
+    return 32 if sequences <= 32 else max(256, _power_of_two(sequences))
 
 
 def _power_of_two(least: int) -> int:

@@ -156,7 +156,7 @@ def decode_kernel(
             tl.store(partial_totals + places * 2 + 1, total, mask=real)
 
 
-@triton.jit(do_not_specialize=["max_splits"])
+@triton.jit(do_not_specialize=["max_splits", "group"])
 def combine_kernel(
     out,
     partial_sums,
@@ -166,20 +166,20 @@ def combine_kernel(
     context_lens,
     window,
     max_splits,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
+    group,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The splits of one sequence and one head, in their order, BLOCK at a time: programs are (sequences, HEADS).
+    """The splits of one sequence and one head, in their order, BLOCK at a time: programs are (sequences, heads).
 
     sum_s 2^(greatest_s - greatest) sums_s / sum_s 2^(greatest_s - greatest) total_s
     """
     width: tl.constexpr = HEAD + TAIL
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    heads = tl.num_programs(1)
     splits = split_count(tl.load(context_lens + sequence), window, SPLIT)
     if splits <= 1:
         return
@@ -188,7 +188,7 @@ def combine_kernel(
     for start in range(0, splits, BLOCK):
         split = start + tl.arange(0, BLOCK)
         real = split < splits
-        places = (sequence * max_splits + split) * HEADS + head
+        places = (sequence * max_splits + split) * heads + head
         tops = tl.load(partial_totals + places * 2, mask=real, other=LOWEST)
         totals = tl.load(partial_totals + places * 2 + 1, mask=real, other=0.0)
         parts = load_rows(partial_sums + places * width, real, HEAD, TAIL, tl.float32, False)
@@ -201,8 +201,8 @@ def combine_kernel(
             sums = (_add_shares(sums[0], fade, shares, parts[0]),)
         total = tl.fma(total, fade, tl.sum(totals * shares, 0))
         greatest = top
-    factor = _last_factor(greatest, total, sinks, value_scales, one + head, head // GROUP, one == 0)
-    out_rows = out + (sequence * HEADS + head) * width + one
+    factor = _last_factor(greatest, total, sinks, value_scales, one + head, head // group, one == 0)
+    out_rows = out + (sequence * heads + head) * width + one
     store_rows(out_rows, one == 0, sums, factor, HEAD, TAIL)
 
 
