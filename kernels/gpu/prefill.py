@@ -24,9 +24,45 @@ class PrefillTiles(NamedTuple):
     num_stages: int
 
 
+_AMPERE = {
+    64: PrefillTiles(128, 64, 8, 3),
+    80: PrefillTiles(128, 64, 8, 3),
+    96: PrefillTiles(128, 64, 8, 3),
+    128: PrefillTiles(64, 32, 4, 2),
+    192: PrefillTiles(32, 32, 4, 2),
+    256: PrefillTiles(64, 32, 8, 2),
+}
+_HOPPER = {
+    64: PrefillTiles(128, 64, 8, 3),
+    80: PrefillTiles(128, 64, 8, 3),
+    96: PrefillTiles(128, 64, 8, 3),
+    128: PrefillTiles(128, 64, 8, 3),
+    192: PrefillTiles(128, 64, 8, 3),
+    256: PrefillTiles(128, 32, 8, 2),
+}
+_CDNA = {
+    64: PrefillTiles(128, 64, 8, 2),
+    80: PrefillTiles(128, 64, 8, 2),
+    96: PrefillTiles(128, 64, 4, 2),
+    128: PrefillTiles(128, 64, 8, 2),
+    192: PrefillTiles(128, 64, 4, 2),
+    256: PrefillTiles(64, 32, 8, 2),
+}
+"""By head dimension, the largest tiles that `python -m kernels.aot` finds to need no spills.
+
+Hopper's are for chips with its shared memory, Ampere's for those with less."""
+
+
 def prefill_tiles(head_dim: int, operand: torch.dtype, target: Target) -> PrefillTiles:
     """The tiles for dots of `operand`."""
-    return PrefillTiles(128, 128 if head_dim <= 128 else 64, 8, 3)
+    if operand == torch.float32:
+        # No tensor core takes these: every product passes through the registers.
+        return PrefillTiles(64, 32, 8, 2) if head_dim <= 64 else PrefillTiles(16, 16, 4, 1)
+    if operand == torch.float16 and head_dim == 256:
+        return PrefillTiles(64, 32, 8, 2)  # Codes of FP8 take registers too.
+    if target.backend == "hip":
+        return _CDNA[max(head_dim, 64)]
+    return (_HOPPER if target.shared_memory > 200_000 else _AMPERE)[max(head_dim, 64)]
 
 
 @triton.jit(do_not_specialize=["table_stride", "first", "sequences"])
