@@ -250,7 +250,7 @@ def _dense(dtype: torch.dtype, backend: Backend) -> None:
 def _project(weight: Tensor | QuantizedWeight, width: int, dtype: torch.dtype, backend: Backend) -> None:
     for bias in (None, _meta(weight.shape[0], dtype=dtype)):
         packed = backend.pack(weight, bias)
-        for tokens in (1, 7, 16, 64, 2048):
+        for tokens in (1, 16, 32, 64, 2048):
             backend.linear(_meta(tokens, width, dtype=dtype), packed)
 
 

@@ -30,8 +30,10 @@ FUSED_TOKENS = 256
 """Up to as many tokens, making numbers of the codes for each tile of tokens is less than writing them all out."""
 PROGRAMS_PER_MULTIPROCESSOR = 3
 """What splitting aims at: enough loads under way to keep the memory busy."""
-LOADS_PER_WARP = 4096
-"""Bytes of the weight that are under way while a warp computes, where there is shared memory for them."""
+OUTPUTS = 64
+"""Of a program: with more, what is made of the codes for 64 tokens does not fit the registers."""
+VALUES_UNDER_WAY = 128
+"""Of each of a program's rows, while it computes, where there is shared memory for them."""
 TILES_PER_SPLIT = 4
 """At least: a program waits for its first loads in full."""
 MOST_SPLITS = 8
@@ -40,9 +42,8 @@ MOST_SPLITS = 8
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """What one program of `_matmul` computes at a time."""
+    """What one program of `_matmul` computes at a time, for OUTPUTS outputs."""
 
-    outputs: int
     tokens: int
     num_warps: int
     num_stages: int
@@ -85,7 +86,7 @@ def _project(
         form = {"BITS": 16, "ZERO": 0, "GROUP": 64, "WIDTH": 64}
     tile = 16 // form["BITS"] * form["WIDTH"]
     tiling = _tiling(tokens, form["BITS"], form["WIDTH"], x.dtype, launch.target, batch_invariant)
-    rows, columns = triton.cdiv(outputs, tiling.outputs), triton.cdiv(tokens, tiling.tokens)
+    rows, columns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(tokens, tiling.tokens)
     tiles_per_split, splits = _split(rows, triton.cdiv(inputs, tile), launch.target)
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
     sums = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device) if apart else y
@@ -102,7 +103,7 @@ def _project(
         tiles_per_split,
         1 if apart else splits,
         **form,
-        OUTPUTS=tiling.outputs,
+        OUTPUTS=OUTPUTS,
         TOKENS=tiling.tokens,
         WHOLE_TILES=inputs % tile == 0,
         num_warps=tiling.num_warps,
@@ -120,11 +121,9 @@ def _tiling(tokens: int, bits: int, width: int, dtype: torch.dtype, target: Targ
     widest = 32 if bits == 4 and batch_invariant else 64
     wide = widest if batch_invariant else min(max(narrowest, triton.next_power_of_2(tokens)), widest)
     if dtype == torch.float32:
-        return Tiling(outputs=32, tokens=min(wide, 16), num_warps=4, num_stages=2)
-    outputs, num_warps = (64, 4) if wide <= 16 else (128, 8)
-    if target.shared_memory < LOADS_PER_WARP * 32:
-        return Tiling(outputs, wide, num_warps, num_stages=2)
-    return Tiling(outputs, wide, num_warps, num_stages=min(1 + LOADS_PER_WARP * num_warps // (outputs * width * 2), 6))
+        return Tiling(min(wide, 16), num_warps=4, num_stages=2)
+    num_stages = 2 if target.shared_memory < 100_000 else min(1 + VALUES_UNDER_WAY // width, 6)
+    return Tiling(wide, 4 if wide <= target.warp_size // 2 else 8, num_stages)
 
 
 def _split(rows: int, tiles: int, target: Target) -> tuple[int, int]:
