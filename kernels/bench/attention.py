@@ -1,16 +1,16 @@
 """Attention over the paged cache: decoding, prompts, and chunks of them, beside their floors and what others reach."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
-from kernels.bench.attention_case import FP8, Case, Lengths, make_case, ours
-from kernels.bench.attention_peers import PEERS, flex
-from kernels.bench.bench import Bench
-from kernels.bench.report import MICROSECONDS, TERAFLOPS, Row
+from kernels.bench.attention_case import FP8, Case, Lengths, make_case
+from kernels.bench.attention_peers import flex, peers
+from kernels.bench.bench import Bench, Sizes
+from kernels.bench.report import MICROSECONDS, TERAFLOPS, Row, Unit
 
 K = 1024
-FLEX_SECONDS = 45.0
-"""What flex_attention may take of the run: each shape is compiled anew."""
 
 DECODE = (
     (1, 1 * K, 9),
@@ -27,86 +27,102 @@ DECODE = (
 PREFILL = ((4, 2 * K, 420), (2, 4 * K, 470), (1, 8 * K, 500), (1, 16 * K, 500))
 """(sequences, tokens, TFLOP/s to reach)"""
 FP8_DECODE = ((8, 4 * K), (8, 32 * K), (64, 8 * K))
+SHARE = 0.8
+"""Of the floor, to be reached where sequences differ and where a cache of 8 bits is large."""
+LARGE = 1 << 29
+"""Bytes."""
 
 
-def measure_attention(bench: Bench) -> None:
-    """Ours first, each beside what is quick to measure; flex_attention, which compiles every shape, after all."""
-    later = [*_decode(bench), *_prefill(bench)]
-    _ragged(bench)
-    _fp8(bench)
-    end = bench.clock.left() - FLEX_SECONDS
-    for row, lengths in later:
-        if bench.clock.left() < end:
-            bench.report.fail("flex: no time", row)
-        else:
-            bench.peer(row, "flex", partial(flex, bench, lengths))
+class Entry(NamedTuple):
+    """A line of the tables above, in the sizes that are measured."""
+
+    section: str
+    case: str
+    lengths: Lengths
+    unit: Unit
+    target: float | None
 
 
-def _decode(bench: Bench) -> list[tuple[Row, Lengths]]:
-    measured: list[tuple[Row, Lengths]] = []
-    for count, context, target in DECODE:
-        lengths = [(bench.sizes.tokens(context), 1)] * bench.sizes.sequences(count)
-        case = make_case(bench, lengths)
-        row = _bandwidth_row(bench, "decode", f"{count} x {context // K}K", case, target)
-        _peers(bench, row, case)
-        measured.append((row, lengths))
+def decode_entries(sizes: Sizes) -> list[Entry]:
+    """`DECODE`."""
+    return [
+        Entry("decode", f"{count} x {context // K}K", _decoding(sizes, count, context), MICROSECONDS, target)
+        for count, context, target in DECODE
+    ]
+
+
+def prefill_entries(sizes: Sizes) -> list[Entry]:
+    """`PREFILL`, and chunks of two prompts."""
+    entries = [
+        Entry("prefill", f"{count} x {tokens // K}K causal", _prompts(sizes, count, tokens), TERAFLOPS, target)
+        for count, tokens, target in PREFILL
+    ]
+    chunks = [(sizes.tokens(4 * K), sizes.tokens(512))] * 2
+    return [*entries, Entry("prefill", "2 x 512 new of 4K", chunks, MICROSECONDS, 135)]
+
+
+def measure_decode(bench: Bench) -> None:
+    """The floor is every key and value, read once."""
+    for entry in decode_entries(bench.sizes):
+        bench.attempt(f"decode {entry.case}", partial(_measure, bench, entry))
     # A graph serves every context up to the one that its block tables have room for.
-    case = make_case(bench, lengths=[(bench.sizes.tokens(4 * K), 1)] * bench.sizes.sequences(8))
-    roomy = replace(case.layout, max_context=case.layout.max_context * 32)
-    _bandwidth_row(bench, "decode", "8 x 4K, graph for 128K", replace(case, layout=roomy), None)
-    return measured
+    entry = Entry("decode", "8 x 4K, graph for 128K", _decoding(bench.sizes, 8, 4 * K), MICROSECONDS, None)
+    bench.attempt(f"decode {entry.case}", partial(_measure, bench, entry, room=32))
 
 
-def _ragged(bench: Bench) -> None:
-    long, short = bench.sizes.tokens(64 * K), bench.sizes.tokens(1 * K)
-    case = make_case(bench, [(long, 1), *[(short, 1)] * (bench.sizes.sequences(32) - 1)])
-    row = _bandwidth_row(bench, "decode", "1 x 64K and 31 x 1K", case, None)
-    if row.floor is not None:
-        row.target = 1.25 * row.shown(row.floor)
+def measure_prefill(bench: Bench) -> None:
+    """The floor is the arithmetic of what the causal mask leaves."""
+    for entry in prefill_entries(bench.sizes):
+        bench.attempt(f"prefill {entry.case}", partial(_measure, bench, entry))
 
 
-def _fp8(bench: Bench) -> None:
+def measure_cache_forms(bench: Bench) -> None:
+    """Sequences that differ, and FP8 caches."""
+    sizes = bench.sizes
+    ragged = [*_decoding(sizes, 1, 64 * K), *_decoding(sizes, sizes.sequences(32) - 1, 1 * K)]
+    bench.attempt("decode ragged", partial(_measure_share, bench, "1 x 64K and 31 x 1K", ragged, fp8=False))
     for count, context in FP8_DECODE:
-        lengths = [(bench.sizes.tokens(context), 1)] * bench.sizes.sequences(count)
-        _bandwidth_row(bench, "decode", f"{count} x {context // K}K, FP8 cache", make_case(bench, lengths, FP8), None)
+        name, lengths = f"{count} x {context // K}K, FP8 cache", _decoding(sizes, count, context)
+        bench.attempt(f"decode {name}", partial(_measure_share, bench, name, lengths, fp8=True))
 
 
-def _prefill(bench: Bench) -> list[tuple[Row, Lengths]]:
-    measured: list[tuple[Row, Lengths]] = []
-    for count, tokens, target in PREFILL:
-        length = bench.sizes.tokens(tokens)
-        lengths = [(length, length)] * bench.sizes.sequences(count)
-        case = make_case(bench, lengths)
-        operations = case.shape.operations
-        row = Row(
-            "prefill",
-            f"{count} x {tokens // K}K causal",
-            TERAFLOPS,
-            ours(bench, case),
-            floor=bench.rates.computing(operations),
-            work=operations,
-            target=target,
-        )
-        bench.report.add(row)
-        _peers(bench, row, case)
-        measured.append((row, lengths))
-    total, new = bench.sizes.tokens(4 * K), bench.sizes.tokens(512)
-    lengths = [(total, new)] * 2
-    case = make_case(bench, lengths)
-    floor = bench.rates.computing(case.shape.operations)
-    row = Row("prefill", "2 x 512 new of 4K", MICROSECONDS, ours(bench, case), floor, target=135)
+def measure_flex(bench: Bench) -> None:
+    """flex_attention beside what the other sections measured. It compiles each shape, which takes its time."""
+    for entry in (*prefill_entries(bench.sizes), *decode_entries(bench.sizes)):
+        row = bench.report.row(entry.section, entry.case)
+        if row is not None:
+            bench.peer(row, "flex", partial(flex, bench, entry.lengths))
+
+
+def _decoding(sizes: Sizes, count: int, context: int) -> Lengths:
+    return [(sizes.tokens(context), 1)] * sizes.sequences(count)
+
+
+def _prompts(sizes: Sizes, count: int, tokens: int) -> Lengths:
+    return [(sizes.tokens(tokens), sizes.tokens(tokens))] * sizes.sequences(count)
+
+
+def _measure(bench: Bench, entry: Entry, room: int = 1) -> None:
+    """A row, with its peers. The graph is one for contexts `room` times as long."""
+    case = make_case(bench, entry.lengths)
+    layout = replace(case.layout, max_context=case.layout.max_context * room)
+    _add(bench, entry, replace(case, layout=layout))
+
+
+def _measure_share(bench: Bench, name: str, lengths: Sequence[tuple[int, int]], *, fp8: bool) -> None:
+    """A row that is to reach a share of its floor, unless it is FP8 and small."""
+    case = make_case(bench, lengths, FP8 if fp8 else None)
+    moved = case.bytes
+    target = MICROSECONDS.show(bench.rates.reading(moved) / SHARE, moved)
+    _add(bench, Entry("decode", name, lengths, MICROSECONDS, None if fp8 and moved < LARGE else target), case)
+
+
+def _add(bench: Bench, entry: Entry, case: Case) -> None:
+    decoding = entry.section == "decode"
+    work = case.bytes if decoding else case.shape.operations
+    floor = bench.rates.reading(work) if decoding else bench.rates.computing(work)
+    seconds = bench.timer.cold(partial(bench.backend.attend, case.q, case.cache, case.layout, case.options))
+    row = Row(entry.section, entry.case, entry.unit, seconds, floor, work, entry.target)
     bench.report.add(row)
-    _peers(bench, row, case)
-    return [*measured, (row, lengths)]
-
-
-def _bandwidth_row(bench: Bench, section: str, name: str, case: Case, target: float | None) -> Row:
-    moved = case.shape.bytes(case.q.dtype.itemsize, case.cache.keys.dtype.itemsize)
-    row = Row(section, name, MICROSECONDS, ours(bench, case), bench.rates.reading(moved), moved, target)
-    bench.report.add(row)
-    return row
-
-
-def _peers(bench: Bench, row: Row, case: Case) -> None:
-    for name, peer in PEERS.items():
+    for name, peer in peers(case).items():
         bench.peer(row, name, partial(peer, bench, case))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,6 +54,11 @@ class Case:
     def options(self) -> AttentionOptions:
         return AttentionOptions(self.shape.head_dim**-0.5)
 
+    @property
+    def bytes(self) -> float:
+        """What has to be moved."""
+        return self.shape.bytes(self.q.dtype.itemsize, self.cache.keys.dtype.itemsize)
+
 
 def make_case(bench: Bench, lengths: Lengths, cache_dtype: torch.dtype | None = None) -> Case:
     """Tensors of `lengths` in the bench's number of heads, in a cache of `cache_dtype` or the model's."""
@@ -80,8 +84,3 @@ def make_case(bench: Bench, lengths: Lengths, cache_dtype: torch.dtype | None = 
     shape = Shape(lengths, sizes.heads, sizes.kv_heads, sizes.head_dim)
     q = bench.random(shape.queries, sizes.heads, sizes.head_dim)
     return Case(shape, q, cache.layers[0], batch_layout(chunks, size, device))
-
-
-def ours(bench: Bench, case: Case) -> float:
-    """Seconds of the backend's attention."""
-    return bench.timer.cold(partial(bench.backend.attend, case.q, case.cache, case.layout, case.options))

@@ -31,9 +31,14 @@ def _dense(bench: Bench, lengths: Lengths) -> tuple[Tensor, Tensor, Tensor]:
 def _sdpa(backend: SDPBackend, bench: Bench, case: Case) -> float:
     q, k, v = _dense(bench, case.shape.lengths)
     new, total = q.shape[2], k.shape[2]
+    mask: Tensor | None = None
+    # A chunk's queries are the last of its tokens, which is_causal alone does not say: flash has a form for that.
+    if 1 < new < total and backend == SDPBackend.FLASH_ATTENTION:
+        mask = causal_lower_right(new, total)
+    elif 1 < new < total:
+        hidden = torch.ones(new, total, dtype=torch.bool, device=bench.device).triu(total - new + 1)
+        mask = torch.zeros(1, 1, new, total, dtype=q.dtype, device=bench.device).masked_fill(hidden, float("-inf"))
     causal = 1 < new == total
-    # A chunk's queries are the last of its tokens, which is_causal alone does not say.
-    mask = causal_lower_right(new, total) if 1 < new < total else None
     attention = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
     with sdpa_kernel(backend):
         return bench.timer.cold(attention)
@@ -48,8 +53,10 @@ def flex(bench: Bench, lengths: Lengths) -> float:
         return query + (total - new) >= key
 
     mask = None if new == 1 else create_block_mask(visible, None, None, new, total, device=str(bench.device))
-    # Only torch's own generated code is worth a comparison; without a GPU there is none to compare.
-    compiled: Any = torch.compile(flex_attention, dynamic=False) if bench.device.type == "cuda" else flex_attention
+    compiled: Any = flex_attention
+    if bench.device.type == "cuda":  # Only the code that torch generates is worth a comparison.
+        torch.compiler.reset()  # A function that was compiled for several shapes is not compiled for many more.
+        compiled = torch.compile(flex_attention, dynamic=False)
     return bench.timer.cold(partial(compiled, q, k, v, block_mask=mask, enable_gqa=True))
 
 
@@ -74,9 +81,12 @@ def _flashinfer(bench: Bench, case: Case) -> float:
     return bench.timer.cold(lambda: wrapper.run(case.q, (case.cache.keys, case.cache.values)))
 
 
-PEERS: dict[str, Peer] = {
-    "torch flash": partial(_sdpa, SDPBackend.FLASH_ATTENTION),
-    "torch cudnn": partial(_sdpa, SDPBackend.CUDNN_ATTENTION),
-}
-if importlib.util.find_spec("flashinfer") is not None:
-    PEERS["flashinfer"] = _flashinfer
+def peers(case: Case) -> dict[str, Peer]:
+    """Who can do the work of `case`: torch's kernels where its sequences are alike and its cache is not FP8."""
+    found: dict[str, Peer] = {}
+    if len(set(case.shape.lengths)) == 1 and case.cache.key_scales is None:
+        found["torch flash"] = partial(_sdpa, SDPBackend.FLASH_ATTENTION)
+        found["torch cudnn"] = partial(_sdpa, SDPBackend.CUDNN_ATTENTION)
+    if importlib.util.find_spec("flashinfer") is not None:
+        found["flashinfer"] = _flashinfer
+    return found

@@ -1,5 +1,6 @@
 """What every section measures with: the chip, the backend, the clock, and how large the cases are."""
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,19 +68,41 @@ class Bench:
     timer: Timer
     rates: Rates
     clock: Clock
+    """When the section's time is over, no more peers are measured."""
     report: Report
 
     def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Normally distributed."""
         return torch.randn(shape, dtype=dtype or self.sizes.dtype, device=self.device)
 
+    def attempt(self, name: str, measure: Callable[[], None]) -> None:
+        """A part of a section, or all of it: an error in it is reported, and what comes after it goes on.
+
+        Raises what the device says where it can be used no more.
+        """
+        try:
+            measure()
+        except Exception as error:
+            traceback.print_exc()
+            self.report.fail(f"{name} failed: {_first_line(error)}")
+        self._ask_device()
+
     def peer(self, row: Row, name: str, measure: Callable[[], float]) -> None:
         """Measure a peer for `row`, unless time is over; what it fails with is reported beside the rest."""
         if self.clock.left() < 0:
-            self.report.fail(f"{name}: no time", row)
+            self.report.fail_peer(row, f"{name}: no time")
             return
         try:
-            row.peers[name] = measure()
+            self.report.add_peer(row, name, measure())
         except Exception as error:  # Whatever another library raises is its result.
-            reason = (str(error).strip().splitlines() or [""])[0][:160]
-            self.report.fail(f"{name}: {type(error).__name__}: {reason}", row)
+            self.report.fail_peer(row, f"{name}: {_first_line(error)}")
+        self._ask_device()
+
+    def _ask_device(self) -> None:
+        """An access to memory that is not ours ends a process's use of the GPU: every later call raises."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"

@@ -2,12 +2,15 @@
 
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 import triton
 
 from kernels.bench.timing import Timer
+
+PEERS = ("transformers", "flashinfer-python")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Rates:
     """Bytes a second of summing one large tensor."""
     matmul: float
     """Operations a second of a large square product of random numbers."""
+    launch: float
+    """Seconds of a kernel that does next to nothing: what every measurement of one run has in it beside the work."""
 
     def reading(self, count: float) -> float:
         """Seconds that reading so many bytes takes at the least."""
@@ -33,15 +38,25 @@ class Rates:
         """Seconds that so many operations take at the least."""
         return operations / self.matmul
 
+    def facts(self) -> dict[str, float]:
+        """For people."""
+        return {
+            "copy GB/s": round(self.copy / 1e9, 1),
+            "read GB/s": round(self.read / 1e9, 1),
+            "matmul TFLOP/s": round(self.matmul / 1e12, 1),
+            "smallest kernel us": round(self.launch * 1e6, 2),
+        }
+
 
 def measure_rates(timer: Timer, device: torch.device, *, elements: int, width: int, dtype: torch.dtype) -> Rates:
     """With tensors of `elements` float32 numbers, which the caches must not hold, and matrices of width * width."""
     source, sink = torch.randn(elements, device=device), torch.empty(elements, device=device)
     copy = timer.cold(lambda: sink.copy_(source))
     read = timer.cold(source.sum)
+    launch = timer.cold(lambda: sink[:1].add_(1))
     a, b = (torch.randn(width, width, dtype=dtype, device=device) for _ in range(2))
     matmul = timer.steady(lambda: a @ b)
-    return Rates(2 * source.nbytes / copy, source.nbytes / read, 2 * width**3 / matmul)
+    return Rates(2 * source.nbytes / copy, source.nbytes / read, 2 * width**3 / matmul, launch)
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -53,7 +68,15 @@ def facts(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda or torch.version.hip,
         "torch": torch.__version__,
         "triton": triton.__version__,
+        **{name: _version(name) for name in PEERS},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _driver() -> str:

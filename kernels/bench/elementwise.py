@@ -8,7 +8,7 @@ import torch
 from kernels.backend import KVCache, Rotation, SamplingBatch
 from kernels.bench.attention_case import FP8
 from kernels.bench.bench import Bench
-from kernels.bench.report import GIGABYTES, MICROSECONDS, Row
+from kernels.bench.report import GIGABYTES, MICROSECONDS, Row, Unit
 
 TOKENS = (1, 64, 8192)
 DRAWS = (1, 32, 128)
@@ -31,8 +31,8 @@ def measure_sampling(bench: Bench) -> None:
         logits = bench.random(rows, bench.sizes.vocab, dtype=torch.float32)
         for name, filters in (("no filter", (0, 1.0, 0.0)), ("top-k, top-p, min-p", (50, 0.9, 0.05))):
             draw = partial(bench.backend.sample, logits, draws(rows, bench.device, *filters))
-            floor = bench.rates.reading(logits.nbytes)
-            bench.report.add(Row("sampling", f"{count} rows, {name}", MICROSECONDS, bench.timer.cold(draw), floor))
+            case, floor = f"{count} rows, {name}", bench.rates.reading(logits.nbytes)
+            bench.attempt(f"sampling {case}", partial(_measure, bench, "sampling", case, MICROSECONDS, draw, floor))
 
 
 def draws(rows: int, device: torch.device, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> SamplingBatch:
@@ -85,5 +85,11 @@ def _rotate(bench: Bench, count: int, tokens: int, cache_dtype: torch.dtype) -> 
 
 
 def _add(bench: Bench, name: str, run: Callable[[], object], moved: float) -> None:
-    row = Row("elementwise", name, GIGABYTES, bench.timer.cold(run), bench.rates.copying(moved), moved)
-    bench.report.add(row)
+    floor = bench.rates.copying(moved)
+    bench.attempt(name, partial(_measure, bench, "elementwise", name, GIGABYTES, run, floor, moved))
+
+
+def _measure(
+    bench: Bench, section: str, case: str, unit: Unit, run: Callable[[], object], floor: float, work: float = 0.0
+) -> None:
+    bench.report.add(Row(section, case, unit, bench.timer.cold(run), floor, work))

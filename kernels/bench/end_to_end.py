@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.backend import KVCache
+from kernels.backend import KVCache, load_backend
 from kernels.bench.bench import Bench, Sizes
 from kernels.bench.elementwise import draws
+from kernels.bench.matmul import COST
 from kernels.bench.report import MILLISECONDS, TOKENS, Row
 from kernels.bench.transformers_peer import TransformersPeer
 from model.cache import make_cache
@@ -23,6 +24,8 @@ CONTEXT = 1024
 DECODE = ((1, 4.6), (8, None), (32, None), (128, None))
 """(sequences, milliseconds a token to reach)"""
 PREFILL = (2048, 8192)
+PLAIN = "Llama 8B"
+INVARIANT = "Llama 8B, batch-invariant"
 
 
 def llama_spec(sizes: Sizes) -> DecoderSpec:
@@ -44,26 +47,47 @@ def llama_spec(sizes: Sizes) -> DecoderSpec:
 
 @torch.inference_mode()
 def measure_end_to_end(bench: Bench) -> None:
-    """Ours, then transformers on the same device, whose weights take the place of ours."""
+    """What is served by default, then with batch-invariant projections, which are to cost little more."""
     spec = llama_spec(bench.sizes)
-    decoder = Decoder(spec, dummy_weights(spec, bench.backend, bench.sizes.dtype, bench.device), bench.backend)
-    decoding = [(_decode(bench, decoder, count, target), count) for count, target in DECODE]
-    prefilling = [(_prefill(bench, decoder, count), count) for count in PREFILL]
-    del decoder
+    weights = dummy_weights(spec, bench.backend, bench.sizes.dtype, bench.device)
+    invariant = load_backend(bench.device, "triton", batch_invariant=True)
+    for form, backend in ((PLAIN, bench.backend), (INVARIANT, invariant)):
+        decoder = Decoder(spec, weights, backend)
+        for count, target in DECODE:
+            bench.attempt(f"decode {count}, {form}", partial(_measure_decode, bench, decoder, form, count, target))
+        for count in PREFILL:
+            bench.attempt(f"prefill {count}, {form}", partial(_measure_prefill, bench, decoder, form, count))
+
+
+@torch.inference_mode()
+def measure_transformers(bench: Bench) -> None:
+    """The same model by transformers, beside what `measure_end_to_end` measured."""
     try:
-        peer = TransformersPeer(spec, bench.sizes.dtype, bench.device)
+        peer = TransformersPeer(llama_spec(bench.sizes), bench.sizes.dtype, bench.device)
     except ImportError as error:
         bench.report.note(f"transformers left out: {error}")
         return
     context = bench.sizes.tokens(CONTEXT)
-    for row, count in prefilling:
-        bench.peer(row, "transformers", partial(peer.prefill, bench.timer, bench.sizes.tokens(count)))
-    for row, count in decoding:
-        sequences = bench.sizes.sequences(count)
-        bench.peer(row, "transformers", partial(peer.decode, bench.timer, sequences, context))
+    for count in PREFILL:
+        row = bench.report.row(f"prefill, {PLAIN}", _prefill_case(count))
+        if row is not None:
+            bench.peer(row, "transformers", partial(peer.prefill, bench.timer, bench.sizes.tokens(count)))
+    for count, _ in DECODE:
+        row = bench.report.row(f"decode, {PLAIN}", _decode_case(count))
+        if row is not None:
+            decode = partial(peer.decode, bench.timer, bench.sizes.sequences(count), context)
+            bench.peer(row, "transformers", decode)
 
 
-def _decode(bench: Bench, decoder: Decoder, count: int, target: float | None) -> Row:
+def _decode_case(count: int) -> str:
+    return f"{count} x {CONTEXT // 1024}K"
+
+
+def _prefill_case(count: int) -> str:
+    return f"1 x {count // 1024}K"
+
+
+def _measure_decode(bench: Bench, decoder: Decoder, form: str, count: int, target: float | None) -> None:
     """A whole step: the decoder, the logits, the draw; tokens stay on the device, as they do in the server."""
     spec, sizes = decoder.spec, bench.sizes
     sequences, context = sizes.sequences(count), sizes.tokens(CONTEXT)
@@ -73,22 +97,21 @@ def _decode(bench: Bench, decoder: Decoder, count: int, target: float | None) ->
     if bench.device.type == "cuda":
         graphed = GraphedDecoder(decoder, cache, max_batch=sequences, max_context=2 * context, capture=CudaCapture())
         forward = graphed.forward
-    tokens = torch.zeros(sequences, dtype=torch.int64, device=bench.device)
+    tokens = torch.randint(0, spec.vocab_size, (sequences,), device=bench.device)
     drawing = draws(sequences, bench.device)
 
     def step() -> Tensor:
-        return bench.backend.sample(decoder.logits(forward(tokens, layout, cache)), drawing)
+        return decoder.backend.sample(decoder.logits(forward(tokens, layout, cache)), drawing)
 
     moved = _weight_bytes(decoder) + 2 * sequences * context * len(spec.layers) * (
         spec.kv_heads * spec.head_dim * sizes.dtype.itemsize
     )
     floor = max(bench.rates.reading(moved), bench.rates.computing(_weight_operations(decoder) * sequences))
-    row = Row("decode, Llama 8B", f"{count} x 1K", MILLISECONDS, bench.timer.steady(step), floor, target=target)
-    bench.report.add(row)
-    return row
+    seconds = bench.timer.steady(step)
+    _add(bench, Row(f"decode, {form}", _decode_case(count), MILLISECONDS, seconds, floor, moved, target))
 
 
-def _prefill(bench: Bench, decoder: Decoder, count: int) -> Row:
+def _measure_prefill(bench: Bench, decoder: Decoder, form: str, count: int) -> None:
     spec, sizes = decoder.spec, bench.sizes
     length = sizes.tokens(count)
     cache = _cache(bench, decoder, -(-length // sizes.block_size))
@@ -98,15 +121,22 @@ def _prefill(bench: Bench, decoder: Decoder, count: int) -> Row:
 
     def step() -> Tensor:
         hidden = decoder.forward(tokens, layout, cache)
-        return bench.backend.sample(decoder.logits(hidden[-1:]), drawing)
+        return decoder.backend.sample(decoder.logits(hidden[-1:]), drawing)
 
     attention = 2.0 * spec.heads * spec.head_dim * length * (length + 1) * len(spec.layers)
     projections = _weight_operations(decoder, output=False) * length
     floor = bench.rates.computing(attention + projections)
     seconds = bench.timer.steady(step, runs=5)
-    row = Row("prefill, Llama 8B", f"1 x {count // 1024}K", TOKENS, seconds, floor, work=length)
+    _add(bench, Row(f"prefill, {form}", _prefill_case(count), TOKENS, seconds, floor, length))
+
+
+def _add(bench: Bench, row: Row) -> None:
+    """What is batch-invariant may take so much longer than what is not."""
+    kind, _, form = row.section.partition(", ")
+    plain = bench.report.row(f"{kind}, {PLAIN}", row.case)
+    if form == INVARIANT and plain is not None:
+        row.target = row.shown(COST * plain.seconds)
     bench.report.add(row)
-    return row
 
 
 def _cache(bench: Bench, decoder: Decoder, blocks: int) -> KVCache:

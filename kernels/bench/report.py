@@ -25,6 +25,7 @@ MILLISECONDS = Unit("ms", 1e3)
 TERAFLOPS = Unit("TFLOP/s", 1e-12, rate=True)
 GIGABYTES = Unit("GB/s", 1e-9, rate=True)
 TOKENS = Unit("tokens/s", 1.0, rate=True)
+UNITS = {unit.name: unit for unit in (MICROSECONDS, MILLISECONDS, TERAFLOPS, GIGABYTES, TOKENS)}
 
 
 @dataclass(slots=True)
@@ -55,31 +56,77 @@ class Row:
         value = self.shown(self.seconds)
         return value >= self.target if self.unit.rate else value <= self.target
 
+    def content(self) -> dict[str, Any]:
+        """As JSON has it: the fields, and what follows from them."""
+        return asdict(self) | {"unit": self.unit.name, "value": self.shown(self.seconds), "reached": self.reached}
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Row":
+        """The row that `content` describes."""
+        fields = {name: value for name, value in content.items() if name not in ("value", "reached")}
+        return cls(**fields | {"unit": UNITS[fields["unit"]]})
+
 
 class Report:
-    """Rows and notes as they come, on stderr; the table at the end. `facts` say where they were measured."""
+    """Rows and notes as they come, on stderr and in a file; the table at the end. A smoke run's rows have no targets.
 
-    def __init__(self, facts: dict[str, Any], *, smoke: bool) -> None:
+    `facts` say where they were measured.
+    """
+
+    def __init__(self, facts: dict[str, Any], path: Path, *, smoke: bool) -> None:
         self.facts = facts
         self.smoke = smoke
         self.rows: list[Row] = []
         self.notes: list[str] = []
+        self.errors: list[str] = []
+        """What should have been measured and could not be."""
         self.failures: dict[str, list[str]] = {}
         """What a peer says, and where it says so."""
+        self.sections: dict[str, bool] = {}
+        """Those that have begun, and whether they have ended too."""
+        self._path = path
+
+    @classmethod
+    def load(cls, path: Path) -> "Report":
+        """The report saved at `path`, to be carried on there."""
+        content = json.loads(path.read_text())
+        report = cls(content["facts"], path, smoke=content["smoke"])
+        report.rows = [Row.of(row) for row in content["rows"]]
+        report.notes, report.errors = content["notes"], content["errors"]
+        report.failures, report.sections = content["failures"], content["sections"]
+        return report
 
     def add(self, row: Row) -> None:
         if self.smoke:
             row.target = None
         self.rows.append(row)
-        print(_line(row), file=sys.stderr, flush=True)
+        self._say(_line(row))
+
+    def add_peer(self, row: Row, name: str, seconds: float) -> None:
+        row.peers[name] = seconds
+        self._say(f"    {name}: {row.shown(seconds):.5g} {row.unit.name}")
+
+    def fail_peer(self, row: Row, reason: str) -> None:
+        """A peer of a row could not be measured."""
+        self.failures.setdefault(reason, []).append(f"{row.section} {row.case}")
+        self._say(f"    {reason}")
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        print(text, file=sys.stderr, flush=True)
+        self._say(text)
 
-    def fail(self, reason: str, row: Row) -> None:
-        """A peer of a row that could not be measured."""
-        self.failures.setdefault(reason, []).append(f"{row.section} {row.case}")
+    def fail(self, text: str) -> None:
+        """Something of our own could not be measured."""
+        self.errors.append(text)
+        self._say(text)
+
+    def mark(self, section: str, *, ended: bool) -> None:
+        self.sections[section] = ended
+        self.save()
+
+    def row(self, section: str, case: str) -> Row | None:
+        """What was measured of a case, if anything."""
+        return next((row for row in self.rows if (row.section, row.case) == (section, case)), None)
 
     def table(self) -> str:
         """The rows under their sections, then the notes."""
@@ -88,22 +135,27 @@ class Report:
         for section in dict.fromkeys(row.section for row in self.rows):
             lines += ["", section, HEADER, *(_line(row) for row in self.rows if row.section == section)]
         failures = [f"{reason} ({'; '.join(where)})" for reason, where in self.failures.items()]
-        return "\n".join([*lines, "", *self.notes, *failures])
+        return "\n".join([*lines, "", *failures, *self.notes, *self.errors])
 
-    def save(self, path: Path) -> None:
-        rows = [
-            asdict(row) | {"unit": row.unit.name, "value": row.shown(row.seconds), "reached": row.reached}
-            for row in self.rows
-        ]
+    def save(self) -> None:
         content = {
             "smoke": self.smoke,
             "facts": self.facts,
-            "rows": rows,
+            "rows": [row.content() for row in self.rows],
             "notes": self.notes,
+            "errors": self.errors,
             "failures": self.failures,
+            "sections": self.sections,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever ends the process finds the file whole.
+        draft = self._path.with_suffix(".part")
+        draft.write_text(json.dumps(content, indent=1) + "\n")
+        draft.replace(self._path)
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        self.save()
 
 
 HEADER = f"  {'case':<44} {'value':>10} {'unit':<9} {'floor':>10} {'of floor':>8} {'target':>8}      peers"
@@ -112,7 +164,7 @@ HEADER = f"  {'case':<44} {'value':>10} {'unit':<9} {'floor':>10} {'of floor':>8
 def _line(row: Row) -> str:
     floor = "" if row.floor is None else f"{row.shown(row.floor):.5g}"
     share = "" if row.floor is None else f"{row.floor / row.seconds:.1%}"
-    target = "" if row.target is None else f"{row.target:g}"
+    target = "" if row.target is None else f"{row.target:.5g}"
     verdict = {None: "", True: "met", False: "MISS"}[row.reached]
     peers = ", ".join(f"{name} {row.shown(seconds):.5g}" for name, seconds in row.peers.items())
     value = f"{row.shown(row.seconds):.5g}"

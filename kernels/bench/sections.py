@@ -1,39 +1,34 @@
 """The sections of a run, in the order of their weight: when time is over, the last are left out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
-
-from kernels.backend import load_backend
-from kernels.bench.attention import measure_attention
-from kernels.bench.bench import SMOKE, Bench, Sizes
-from kernels.bench.chip import facts, measure_rates
+from kernels.bench.attention import measure_cache_forms, measure_decode, measure_flex, measure_prefill
+from kernels.bench.bench import Bench
 from kernels.bench.elementwise import measure_elementwise, measure_sampling
-from kernels.bench.end_to_end import measure_end_to_end
+from kernels.bench.end_to_end import measure_end_to_end, measure_transformers
 from kernels.bench.matmul import measure_batch_invariance, measure_matmul
-from kernels.bench.report import Report
-from kernels.bench.timing import Clock, CudaTimer, Timer, WallTimer
 
-SECTIONS: dict[str, Callable[[Bench], None]] = {
-    "attention": measure_attention,
-    "end to end": measure_end_to_end,
-    "elementwise": measure_elementwise,
-    "sampling": measure_sampling,
-    "matmul": measure_matmul,
-    "batch invariance": measure_batch_invariance,
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a run that can be measured by itself."""
+
+    measure: Callable[[Bench], None]
+    seconds: float
+    """After which it measures no more peers; after twice as many it is ended."""
+
+
+SECTIONS: dict[str, Section] = {
+    "decode": Section(measure_decode, 70),
+    "prefill": Section(measure_prefill, 50),
+    "ragged and FP8": Section(measure_cache_forms, 30),
+    "end to end": Section(measure_end_to_end, 80),
+    "elementwise": Section(measure_elementwise, 40),
+    "sampling": Section(measure_sampling, 20),
+    "matmul": Section(measure_matmul, 60),
+    "batch invariance": Section(measure_batch_invariance, 40),
+    # Peers that are slow to come by add to the rows of the sections above.
+    "transformers": Section(measure_transformers, 60),
+    "flex": Section(measure_flex, 120),
 }
-
-
-def make_bench(device: torch.device, *, seconds: float, smoke: bool) -> Bench:
-    """What the sections measure with; measures the chip's rates."""
-    clock = Clock(seconds)
-    sizes = SMOKE if smoke else Sizes()
-    timer: Timer = WallTimer() if smoke else CudaTimer.of(device)
-    rates = measure_rates(timer, device, elements=sizes.rate_elements, width=sizes.rate_width, dtype=sizes.dtype)
-    measured = {
-        "copy GB/s": round(rates.copy / 1e9, 1),
-        "read GB/s": round(rates.read / 1e9, 1),
-        "matmul TFLOP/s": round(rates.matmul / 1e12, 1),
-    }
-    report = Report(facts(device) | measured, smoke=smoke)
-    return Bench(device, sizes, load_backend(device, "triton"), timer, rates, clock, report)

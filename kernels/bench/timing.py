@@ -30,19 +30,23 @@ class CudaTimer:
     device: torch.device
     flush: torch.Tensor
     """Four times what the L2 holds. It is read, not written, so that no run pays for writing it back."""
+    stream: torch.cuda.Stream
 
     @classmethod
     def of(cls, device: torch.device) -> "CudaTimer":
         """For `device`."""
         cache: int = torch.cuda.get_device_properties(device).L2_cache_size
-        return cls(device, torch.ones(cache, dtype=torch.float32, device=device))
+        return cls(device, torch.ones(cache, dtype=torch.float32, device=device), torch.cuda.Stream(device))
 
     def cold(self, function: Callable[[], object]) -> float:
-        function()  # Compiled and loaded, which a capture does not allow.
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
-        return self._median(graph.replay)
+        torch.cuda.synchronize(self.device)  # What `function` reads was made on another stream.
+        # A capture that fails leaves its stream the current one: here it is left in any case.
+        with torch.cuda.stream(self.stream):
+            function()  # Compiled and loaded, which a capture does not allow.
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                function()
+            return self._median(graph.replay)
 
     def steady(self, function: Callable[[], object], runs: int = 20) -> float:
         for _ in range(3):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.errors import CheckpointError, label
-from model.checkpoint.gguf import GgufCheckpoint
 from model.checkpoint.hub import HubId, fetch_snapshot
 from model.checkpoint.huggingface import HuggingFaceCheckpoint
 from model.checkpoint.sampling_defaults import SamplingDefaults
@@ -72,7 +71,12 @@ def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     """
     path = Path(path)
     try:
-        return HuggingFaceCheckpoint(path, weights=weights) if path.is_dir() else GgufCheckpoint(path)
+        if path.is_dir():
+            return HuggingFaceCheckpoint(path, weights=weights)
+        # Where there is nothing but what the kernels need, folders can still be read.
+        from model.checkpoint.gguf import GgufCheckpoint
+
+        return GgufCheckpoint(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
 

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from kernels.bench.__main__ import main
+from kernels.bench.__main__ import main, measure_all
 from kernels.bench.attention_case import Shape
+from kernels.bench.bench import Bench
 from kernels.bench.report import MICROSECONDS, TERAFLOPS, Report, Row, Unit
 from kernels.bench.timing import Clock
 
@@ -19,6 +21,8 @@ SECTIONS = {
     "prefill": 5,
     "decode, Llama 8B": 4,
     "prefill, Llama 8B": 2,
+    "decode, Llama 8B, batch-invariant": 4,
+    "prefill, Llama 8B, batch-invariant": 2,
     "elementwise": 15,
     "sampling": 6,
     "matmul": 24,
@@ -77,24 +81,90 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_section_that_fails_does_not_stop_the_rest(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def half_broken(bench: Bench) -> None:
+    bench.report.add(Row("half", "done", MICROSECONDS, 1.0))
+    raise RuntimeError("out of sorts")
+
+
+def sound(bench: Bench) -> None:
+    bench.report.add(Row("whole", "done", MICROSECONDS, 1.0))
+
+
+@pytest.fixture
+def two_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     from kernels.bench import sections
 
-    def broken(bench: sections.Bench) -> None:
-        bench.report.add(Row("half", "done", MICROSECONDS, 1.0))
-        raise RuntimeError("out of sorts")
+    for name in [*sections.SECTIONS]:
+        monkeypatch.delitem(sections.SECTIONS, name)
+    monkeypatch.setitem(sections.SECTIONS, "broken", sections.Section(half_broken, 60))
+    monkeypatch.setitem(sections.SECTIONS, "sound", sections.Section(sound, 60))
 
-    def sound(bench: sections.Bench) -> None:
-        bench.report.add(Row("whole", "done", MICROSECONDS, 1.0))
 
-    monkeypatch.setattr(sections, "SECTIONS", {"broken": broken, "sound": sound})
+@pytest.mark.usefixtures("two_sections")
+def test_a_section_that_fails_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--smoke", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert [word in printed for word in ("half", "whole", "out of sorts")] == [True] * 3
-    assert main(["--smoke", "--out", str(tmp_path), "--budget", "-1"]) == 0
-    assert "section broken left out: no time" in capsys.readouterr().out
+
+
+def started_with(path: Path, behaviour: Callable[[str, Report], bool]) -> Callable[[Sequence[str], float], None]:
+    """Starts a process that goes through sections as long as `behaviour` lets it live."""
+
+    def start(names: Sequence[str], seconds: float) -> None:
+        report = Report.load(path) if path.exists() else Report({}, path, smoke=False)
+        for name in names:
+            report.mark(name, ended=False)
+            if not behaviour(name, report):
+                return
+            report.mark(name, ended=True)
+
+    return start
+
+
+def test_a_section_that_ends_its_process_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+
+    def measure(name: str, report: Report) -> bool:
+        report.add(Row(name, "first", MICROSECONDS, 1.0))
+        return name not in ("b", "c")
+
+    assert measure_all("abcd", path, 60, started_with(path, measure)) == 1
+    report = Report.load(path)
+    assert [row.section for row in report.rows] == ["a", "b", "c", "d"]
+    assert [error.split(":")[0] for error in report.errors] == ["section b", "section c"]
+    assert "section c: its process ended" in capsys.readouterr().out
+
+
+def test_processes_that_cannot_begin_are_not_started_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure_all("ab", tmp_path / "report.json", 60, lambda names, seconds: None) == 1
+    assert "nothing was measured" in capsys.readouterr().out
+
+
+def test_sections_that_time_does_not_reach_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    Report({}, path, smoke=False).mark("a", ended=True)
+    assert measure_all("b", path, -1, started_with(path, lambda name, report: True)) == 1
+    assert Report.load(path).errors == ["section b: no time"]
+
+
+def test_a_report_is_carried_on_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report = Report({"chip": "C"}, path, smoke=False)
+    row = Row("s", "c", TERAFLOPS, 1e-3, floor=1e-4, work=5e11, target=400.0)
+    report.add(row)
+    report.add_peer(row, "other", 2e-3)
+    report.fail_peer(row, "third: no")
+    report.note("noted")
+    report.fail("failed")
+    report.mark("s", ended=True)
+    again = Report.load(path)
+    assert again.table() == report.table()
+    assert again.row("s", "c") == row
+    assert again.row("s", "d") is None
+    assert again.sections == {"s": True}
+    assert json.loads(path.read_text())["rows"][0]["reached"] is True
 
 
 def test_rates_and_durations_are_judged_by_their_own_direction() -> None:
@@ -107,11 +177,11 @@ def test_rates_and_durations_are_judged_by_their_own_direction() -> None:
     assert Unit("GB/s", 1e-9, rate=True).show(2.0, 4e9) == 2.0
 
 
-def test_a_report_shows_value_floor_and_peers() -> None:
-    report = Report({"chip": "C"}, smoke=False)
+def test_a_report_shows_value_floor_and_peers(tmp_path: Path) -> None:
+    report = Report({"chip": "C"}, tmp_path / "report.json", smoke=False)
     row = Row("decode", "8 x 4K", MICROSECONDS, 50e-6, floor=40e-6, target=45, peers={"other": 60e-6})
     report.add(row)
-    report.fail("third: no", row)
+    report.fail_peer(row, "third: no")
     table = report.table()
     line = next(line for line in table.splitlines() if "8 x 4K" in line)
     assert line.split() == ["8", "x", "4K", "50", "us", "40", "80.0%", "45", "MISS", "other", "60"]

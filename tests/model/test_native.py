@@ -1,11 +1,16 @@
-"""What only a GPU can show: real graphs, real transfers, and no bit that depends on the batch."""
+"""What only a GPU can show: real graphs, real transfers, and no bit that depends on the batch.
+
+Imports torch, triton and our own modules alone, as an image for GPUs has them; what needs more asks for it.
+"""
 
 import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,13 +35,14 @@ from model.memory import DeviceMemoryError
 from model.runner import ModelRunner, batch_layout
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from tests.dummies import GREEDY, drawing, empty_cache, make_decoder
-from tests.tiny import LLAMA_LIKE
 
 pytestmark = pytest.mark.gpu
 
 GPU = torch.device("cuda")
 BLOCK_SIZE = 16
 BLOCKS = 512
+CACHE_BYTES = BLOCKS * BLOCK_SIZE * 4 * 2 * 30 * 3 * 64
+"""Of the default model in float32: 30 layers, 3 key heads of 64."""
 SPEC = DecoderSpec(
     family="llama",
     vocab_size=1000,
@@ -50,6 +56,7 @@ SPEC = DecoderSpec(
     attention_scale=0.125,
     tied_embeddings=False,
 )
+cache_dtypes = pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
 SAMPLED = SamplingParams(max_tokens=100, temperature=0.8, top_k=50, top_p=0.95, seed=11, logprobs=3)
 
 
@@ -126,13 +133,21 @@ def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
     return [[chance.randrange(1000) for _ in range(chance.randrange(1, 100))] for _ in range(count)]
 
 
+@cache_dtypes
 @pytest.mark.parametrize("count", [1, 3, 8, 13])
-def test_graphs_change_no_bit(count: int) -> None:
+def test_graphs_change_no_bit(count: int, cache_dtype: torch.dtype) -> None:
     decoder, prompts = native_decoder(), random_prompts(count)
-    eager = answers(native_runner(decoder, graphs=False), prompts, 12, SAMPLED, ahead=False, strict=False)
-    assert answers(native_runner(decoder), prompts, 12, SAMPLED, ahead=False, strict=False) == eager
+    eager, graphs = (native_runner(decoder, graphs=graphs, cache_dtype=cache_dtype) for graphs in (False, True))
+    expected = answers(eager, prompts, 12, SAMPLED, ahead=False, strict=False)
+    assert answers(graphs, prompts, 12, SAMPLED, ahead=False, strict=False) == expected
+    # The same graphs, with other tokens in other places.
+    others = random_prompts(count, seed=1)
+    expected = answers(eager, others, 12, SAMPLED, ahead=False, strict=False)
+    assert answers(graphs, others, 12, SAMPLED, ahead=False, strict=False) == expected
 
 
+# Torch warns that the mode which finds waiting is new.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
 def test_looking_ahead_changes_no_bit_and_waits_for_nothing(graphs: bool) -> None:
     decoder, prompts = native_decoder(batch_invariant=False), random_prompts(5)
@@ -142,7 +157,7 @@ def test_looking_ahead_changes_no_bit_and_waits_for_nothing(graphs: bool) -> Non
     assert answers(runner, prompts, 12, SAMPLED, ahead=True, strict=True) == waiting
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@cache_dtypes
 def test_a_request_is_answered_alike_to_the_bit_alone_and_in_any_batch(cache_dtype: torch.dtype) -> None:
     decoder = native_decoder()
     for seed in range(3):
@@ -153,6 +168,29 @@ def test_a_request_is_answered_alike_to_the_bit_alone_and_in_any_batch(cache_dty
         for prompt, expected in zip(prompts, together, strict=True):
             runner = native_runner(decoder, graphs=False, cache_dtype=cache_dtype)
             assert answers(runner, [prompt], 8, SAMPLED, ahead=False, strict=False) == [expected]
+
+
+@cache_dtypes
+def test_a_prompt_in_chunks_beside_others_is_answered_alike_to_the_bit(cache_dtype: torch.dtype) -> None:
+    """Chunks of two tokens and more: a single one is computed as one that decodes."""
+    decoder = native_decoder()
+    (other, prompt), table = random_prompts(2), range(100, 140)
+    prompt = [*prompt, *range(200)]
+
+    def last(cuts: Sequence[int], beside: int) -> StepResult:
+        """The result of the prompt's last chunk; `beside` copies of another prompt are in each step."""
+        runner = native_runner(decoder, cache_dtype=cache_dtype)
+        company = [Chunk(other, 0, range(10 * index, 10 * index + 10), None) for index in range(beside)]
+        *early, (start, _) = pairwise([0, *cuts, len(prompt)])
+        for begin, end in early:
+            runner.start(StepPlan([*company, Chunk(prompt[begin:end], begin, table, None)])).result()
+        return runner.start(StepPlan([*company, Chunk(prompt[start:], start, table, drawing(SAMPLED))])).result()
+
+    whole = last([], beside=0)
+    for seed in range(4):
+        cuts = sorted(random.Random(seed).sample(range(2, len(prompt) - 1, 2), k=1 + seed))
+        found = last(cuts, beside=2 * seed)
+        assert (found.tokens, found.logprobs) == (whole.tokens, whole.logprobs)
 
 
 def test_the_decoder_comes_to_what_the_reference_comes_to() -> None:
@@ -184,8 +222,9 @@ def test_times_are_the_devices_own() -> None:
 @pytest.fixture
 def dummy(tmp_path: Path) -> RunnerConfig:
     config = {
-        **LLAMA_LIKE, "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "head_dim": 64, "num_hidden_layers": 4, "vocab_size": 1000, "max_position_embeddings": 131072,
+        "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-5, "vocab_size": 1000,
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 131072, "tie_word_embeddings": False,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     return RunnerConfig(model=str(tmp_path), device="cuda", load_format="dummy", max_running=8)
@@ -217,28 +256,56 @@ def test_an_fp8_cache_from_end_to_end(dummy: RunnerConfig) -> None:
     assert found.top_logprobs == pytest.approx(expected.top_logprobs, abs=0.2)
 
 
+def assert_greedy(model: Any, prompts: Sequence[Sequence[int]], found: Sequence[Answer]) -> None:
+    """Every token is the choice of transformers' `model` after those before it, or tied with it."""
+    for prompt, (tokens, _) in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *tokens]], device=GPU)).logits[0, len(prompt) - 1 : -1]
+        best = logits.topk(2)
+        for position, token in enumerate(tokens):
+            first, second = best.values[position].tolist()
+            tied = first - second < 1e-2 and token in best.indices[position].tolist()
+            assert token == int(best.indices[position, 0]) or tied, (prompt, position)
+
+
+def test_greedy_tokens_of_random_weights_equal_transformers(tmp_path: Path) -> None:
+    """In the default model's shape, whose files need not be here."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=1000,
+        max_position_embeddings=2048,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:  # Wide, so that what attention brings shows in the tokens.
+                weight.normal_(0.0, 0.06)
+    model.save_pretrained(tmp_path)
+    runner = load_runner(RunnerConfig(model=str(tmp_path), device="cuda", dtype="float32", cache_bytes=CACHE_BYTES))
+    prompts = random_prompts(6)
+    found = answers(runner, prompts, 32, GREEDY, ahead=True, strict=False)
+    assert len({token for tokens, _ in found for token in tokens}) > 20
+    assert_greedy(model.to(GPU), prompts, found)
+
+
 def test_greedy_tokens_of_the_real_model_equal_transformers(model_home: Path) -> None:
     if not any(status.alias == DEFAULT_MODEL and status.cached for status in list_aliases(model_home)):
         pytest.skip("the model is not on this machine")
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
     from service.text.tokenizer import load_tokenizer
 
     path = resolve(DEFAULT_MODEL, model_home).path
     tokenizer = load_tokenizer(open_checkpoint(path).tokenizer)
     texts = ["The capital of France is", "Once upon a time, in a small village by the sea,", "def fibonacci(n):\n    "]
     prompts = [tokenizer.encode(text, add_special_tokens=True, parse_special=True) for text in texts]
-    runner = load_runner(
-        RunnerConfig(model=str(path), device="cuda", dtype="float32", cache_bytes=BLOCKS * 16 * 4 * 2 * 30 * 192)
-    )
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).to(
-        GPU
-    )
+    runner = load_runner(RunnerConfig(model=str(path), device="cuda", dtype="float32", cache_bytes=CACHE_BYTES))
     found = answers(runner, prompts, 32, GREEDY, ahead=True, strict=False)
-    for prompt, (tokens, _) in zip(prompts, found, strict=True):
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt + tokens], device=GPU)).logits[0, len(prompt) - 1 : -1]
-        best = logits.topk(2)
-        for position, token in enumerate(tokens):
-            first, second = best.values[position].tolist()
-            tied = first - second < 1e-2 and token in best.indices[position].tolist()
-            assert token == int(best.indices[position, 0]) or tied, (prompt, position)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    assert_greedy(model.to(GPU), prompts, found)
