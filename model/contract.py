@@ -112,6 +112,17 @@ class ModelLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerInfo:
+    """What a runner was made of where its configuration left the choice open, for whoever operates it."""
+
+    device: str
+    """The device's name, such as "NVIDIA H200" or "cpu"."""
+    dtype: str
+    cache_dtype: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """What a runner is made from."""
 
@@ -157,6 +168,9 @@ class Runner(Protocol):
 
     @property
     def limits(self) -> ModelLimits: ...
+
+    @property
+    def info(self) -> RunnerInfo: ...
 
     @property
     def lookahead(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import BatchLayout, KVCache
-from model.contract import Chunk, Draw, ModelLimits, StepPlan, StepResult
+from model.contract import Chunk, Draw, ModelLimits, RunnerInfo, StepPlan, StepResult
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder
 from model.sampling import Choice, choose, read_choice
@@ -40,6 +40,16 @@ class ModelRunner:
     @property
     def limits(self) -> ModelLimits:
         return self._limits
+
+    @property
+    def info(self) -> RunnerInfo:
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else str(self._device)
+        return RunnerInfo(
+            device=name,
+            dtype=_name(self._decoder.weights.embedding.dtype),
+            cache_dtype=_name(self._cache.layers[0].keys.dtype),
+            backend=self._decoder.backend.name,
+        )
 
     @property
     def lookahead(self) -> int:
@@ -167,3 +177,7 @@ def _tensors(layout: BatchLayout) -> list[Tensor]:
 def _with_tensors(layout: BatchLayout, tensors: Sequence[Tensor]) -> BatchLayout:
     fields: dict[str, Any] = dict(zip(LAYOUT_TENSORS, tensors, strict=True))
     return replace(layout, **fields)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,9 +1,10 @@
 """The composition root of the HTTP side: builds the app from its parts, and starts and stops the engine with it."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -11,11 +12,17 @@ from starlette.middleware import Middleware
 
 from service.api import chat, completions, errors, health, models, tokenize
 from service.api.admission import Admission
+from service.api.auth import ApiKeys, RequireKey
 from service.api.bodies import BodyLimit
 from service.api.context import Context
+from service.api.observe import Observe
 from service.launch import Launch
-from service.metrics import CountResponses, Metrics
-from service.settings import Settings
+from service.loop_lag import watch_loop
+from service.metrics import Metrics
+from service.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from service.traces import Traces
 
 ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
 
@@ -28,25 +35,38 @@ server-sent events that end with `data: [DONE]`."""
 def create_app(settings: Settings, launch: Launch, admission: Admission) -> FastAPI:
     """The ASGI app. It answers /health and /ready at once, while the engine is still loading.
 
-    `admission` is shared with the server, which stops it at shutdown.
+    `admission` is shared with the server, which stops it at shutdown. Raises SettingsError if traces are asked for and
+    their libraries are not installed.
     """
+    keys = ApiKeys(settings)
     client = launch.client
     metrics = Metrics(client, launch.model_name)
+    traces = _open_traces(settings.otlp_endpoint, launch.model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(watch_loop(metrics.loop_lag.observe))
         await client.start()
         try:
             yield
         finally:
             await client.stop()
+            watch.cancel()
+            if traces is not None:
+                await traces.close()
 
     app = FastAPI(
         title="Headlight",
         description=_DESCRIPTION,
         lifespan=lifespan,
-        middleware=[Middleware(CountResponses, metrics), Middleware(BodyLimit, settings.max_body)],
+        middleware=[
+            Middleware(Observe, metrics, traces.export if traces else None),
+            *([Middleware(RequireKey, keys)] if keys.required else []),
+            Middleware(BodyLimit, settings.max_body),
+        ],
         redoc_url=None,
+        # FastAPI's own would also export what a client wrote in its URL; see service/traces.py for ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.context = Context(
         settings=settings,
@@ -69,6 +89,14 @@ def create_app(settings: Settings, launch: Launch, admission: Admission) -> Fast
 
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     return app
+
+
+def _open_traces(endpoint: str, model_name: str) -> "Traces":
+    try:
+        from service.traces import Traces
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"otlp_endpoint needs {error.name}: pip install 'headlight[tracing]'") from None
+    return Traces(endpoint, model_name)
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: headlight serve | chat | complete | models.
+"""The command line: headlight serve | chat | complete | fetch | models.
 
 Every setting is a flag of the same name. Whatever goes wrong ends in one plain line and a status other than 0.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.source import list_aliases
+from model.checkpoint.source import list_aliases, resolve
 from service.engine.client import EngineDead
 from service.settings import Settings, SettingsError, load_settings
 from service.terminal import CommandError, chat_in_terminal, complete_in_terminal
@@ -71,6 +71,12 @@ def complete(text: str, max_tokens: int, temperature: float, **flags: Any) -> No
     asyncio.run(complete_in_terminal(load_settings(**flags), text, max_tokens, temperature))
 
 
+def fetch(**flags: Any) -> None:
+    """Bring a model to this machine, if it is not there, and print its path."""
+    settings = load_settings(**flags)
+    print(resolve(settings.model, settings.home_path).path)
+
+
 def models(**flags: Any) -> None:
     """Print the aliases, and what else MODEL may be."""
     for status in list_aliases(load_settings(**flags).home_path):
@@ -97,7 +103,8 @@ def _listen(host: str, port: int) -> socket.socket:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="headlight", description="An LLM inference server you can look inside of.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    every = tuple(name for name in Settings.model_fields if name != "model")
+    # Everybody on the machine can read a command line: keys come by the environment or a file.
+    every = tuple(name for name in Settings.model_fields if name not in ("model", "api_keys"))
 
     command = _command(commands, "serve", serve, every)
     _add_model(command, positional=True)
@@ -112,12 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-tokens", type=_positive, default=64, help="tokens to generate (default: 64)")
     command.add_argument("--temperature", type=_temperature, default=0.0, help="0 is greedy (default: 0)")
 
+    command = _command(commands, "fetch", fetch, ("home",))
+    _add_model(command, positional=True)
+
     _command(commands, "models", models, ("home",))
     return parser
 
 
 def _command(commands: Any, name: str, run: Any, settings: Sequence[str]) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+    # Without abbreviations: --api-keys KEY would be taken for the name of a file, and told in an error.
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=run.__doc__, description=run.__doc__, allow_abbrev=False
+    )
     command.set_defaults(run=run)
     for setting in settings:
         field = Settings.model_fields[setting]

@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 from model.contract import SamplingParams, TokenLogprobs
 from service.engine.client import EngineClient
+from service.engine.messages import RequestTimes
 from service.text.detokenizer import Detokenizer
 from service.text.tokenizer import Tokenizer
 
@@ -53,6 +54,7 @@ class Generation:
         self.request = request
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.times = RequestTimes()
         self._detokenizer = Detokenizer(tokenizer, request.stop, request.include_stop, request.skip_special_tokens)
         self._stream = client.submit(request.prompt, request.params, request.cache_salt)
 
@@ -68,7 +70,9 @@ class Generation:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The completion, a token at a time. Raises GenerationError if the engine gives up."""
         async for delta in self._stream:
-            self.cached_tokens = delta.cached_tokens
+            # Deltas that the engine did not make itself tell nothing of what came before.
+            self.times = delta.times or self.times
+            self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
             match delta.finish_reason:
                 case "abort" | "error":
                     raise GenerationError(delta.error or "the engine stopped before the completion was finished")

@@ -54,6 +54,7 @@ def prepare(settings: Settings) -> Launch:
         token_budget=settings.token_budget,
         max_running=settings.max_running,
         log_level=settings.log_level,
+        log_format=settings.log_format,
     )
     client = EngineClient(config, timeout_seconds=settings.engine_timeout_seconds)
     template = ChatTemplate.of(tokenizer)

@@ -1,161 +1,99 @@
-"""Prometheus metrics: the engine's own counts, read when scraped, and what the request path sees as it happens.
+"""Prometheus metrics: a registry for what requests leave behind, and one for the state of engine and process.
 
-Knows no routes: labels are route templates and finish reasons, never anything that a client wrote.
+Apart, because several processes that answer requests each see a part of the one and all of the other. Labels are the
+model's name, route templates, and names from fixed sets: never anything that a client wrote.
 """
 
-import time
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
-
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.process_collector import ProcessCollector
 
 from service.engine.client import EngineClient
-from service.generation import GenerationError, GenerationRequest
+from service.engine_series import EngineCollector
 
-_FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+FINISH_REASONS = ("stop", "length", "abort", "error")
+REJECTIONS = {
+    "queue_full": "queue_full",
+    "draining": "draining",
+    "model_loading": "unavailable",
+    "engine_unavailable": "unavailable",
+    "context_length_exceeded": "too_long",
+}
+"""Codes of errors that turn a completion away which was in order otherwise, with the reasons they count under."""
+
+_FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
-_WHOLE = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_TOKENS = tuple(float(4**power) for power in range(10))
+_WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_TOKENS = tuple(float(2**power) for power in range(18))
 
 
 class Metrics:
-    """The server's metrics, in a registry of their own."""
+    """The server's metrics."""
 
     def __init__(self, client: EngineClient, model_name: str) -> None:
         """`client` is asked for the engine's counts at every scrape."""
-        self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(client, model_name))
-        self.requests = Counter(
-            "headlight_requests",
-            "Completions that ended, by reason; abort: the client left.",
-            ["finish_reason"],
-            registry=self._registry,
+        # When a series began is of no use to Prometheus, and a fifth of all series.
+        disable_created_metrics()
+        self._model_name = model_name
+        self._requests = CollectorRegistry()
+        self._state = CollectorRegistry()
+        self._state.register(EngineCollector(client, model_name))
+        ProcessCollector(registry=self._state)
+
+        self._completions = self._counter(
+            "request_success", "Completions that ended, by reason; abort: the client left.", "finished_reason"
         )
-        self.responses = Counter(
-            "headlight_http_responses",
-            "HTTP responses, by the route's template, method and status.",
-            ["route", "method", "status"],
-            registry=self._registry,
+        self._rejections = self._counter(
+            "admission_rejections", "Requests for completions that were turned away, by reason.", "reason"
+        )
+        self._responses = self._counter(
+            "http_responses", "HTTP responses, by the route's template, method and status.", "route", "method", "status"
         )
         self.first_token = self._histogram("time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN)
         self.between_tokens = self._histogram(
             "inter_token_latency_seconds", "Between two tokens of a completion.", _BETWEEN_TOKENS
         )
+        self.time_per_token = self._histogram(
+            "request_time_per_output_token_seconds", "Mean time between a completion's tokens.", _BETWEEN_TOKENS
+        )
         self.latency = self._histogram("e2e_request_latency_seconds", "From request to last token.", _WHOLE)
+        self.queue_time = self._histogram(
+            "request_queue_time_seconds", "From the engine's taking a request to its first step.", _WHOLE
+        )
+        self.prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From a request's first step to its first token.", _WHOLE
+        )
+        self.decode_time = self._histogram(
+            "request_decode_time_seconds", "From a request's first token to its last.", _WHOLE
+        )
         self.prompt_tokens = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
-        self.generated_tokens = self._histogram("request_generation_tokens", "Tokens of a completion.", _TOKENS)
-        for reason in ("stop", "length", "abort", "error"):
-            self.requests.labels(reason)
+        self.generation_tokens = self._histogram("request_generation_tokens", "Tokens of a completion.", _TOKENS)
+        self.loop_lag = self._histogram(
+            "event_loop_lag_seconds", "How late the process that answers requests wakes from a short sleep.", _LAG
+        )
+        # What has not happened yet is 0, and not missing.
+        for reason in FINISH_REASONS:
+            self._completions.labels(model_name, reason)
+        for reason in REJECTIONS.values():
+            self._rejections.labels(model_name, reason)
 
-    def timeline(self, request: GenerationRequest) -> "Timeline":
-        """Measures one completion; to be entered when it is submitted."""
-        return Timeline(self, len(request.prompt))
+    def count_completion(self, reason: str) -> None:
+        """A completion has ended, for one of `FINISH_REASONS`."""
+        self._completions.labels(self._model_name, reason).inc()
+
+    def count_response(self, route: str, method: str, status: int, error: str | None) -> None:
+        """A request has been answered; `error` is the code of what went wrong."""
+        self._responses.labels(self._model_name, route, method, status).inc()
+        if error in REJECTIONS:
+            self._rejections.labels(self._model_name, REJECTIONS[error]).inc()
 
     def render(self) -> bytes:
         """All metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self._state) + generate_latest(self._requests)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"headlight_{name}", help, ["model_name", *labels], registry=self._requests)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"headlight_{name}", help, buckets=buckets, registry=self._registry)
-
-
-class Timeline:
-    """The moments of one completion, measured between entering and leaving its `with`."""
-
-    def __init__(self, metrics: Metrics, prompt_tokens: int) -> None:
-        self._metrics = metrics
-        self._prompt_tokens = prompt_tokens
-        self._tokens = 0
-        self._reason: str | None = None
-        self._start = self._last = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def token(self, finish_reason: str | None) -> None:
-        """A token has come; the last one has a reason."""
-        now = time.perf_counter()
-        histogram = self._metrics.between_tokens if self._tokens else self._metrics.first_token
-        histogram.observe(now - self._last)
-        self._last = now
-        self._tokens += 1
-        if finish_reason is not None:
-            self._end(finish_reason)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._reason is None:
-            self._end("error" if isinstance(error, GenerationError) else "abort")
-
-    def _end(self, reason: str) -> None:
-        self._reason = reason
-        self._metrics.requests.labels(reason).inc()
-        self._metrics.latency.observe(time.perf_counter() - self._start)
-        self._metrics.prompt_tokens.observe(self._prompt_tokens)
-        self._metrics.generated_tokens.observe(self._tokens)
-
-
-class _EngineCollector(Collector):
-    """The engine's latest counts as metrics, three of them also under the names that autoscalers look for."""
-
-    def __init__(self, client: EngineClient, model_name: str) -> None:
-        self._client = client
-        self._model_name = model_name
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._client.stats
-        use = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
-        gauges = (
-            ("requests_running", "Completions in the batch.", stats.running, "num_requests_running"),
-            ("requests_waiting", "Completions in the queue.", stats.waiting, "num_requests_waiting"),
-            ("kv_cache_usage_ratio", "Share of KV cache blocks in use, 0 to 1.", use, "kv_cache_usage_perc"),
-        )
-        for name, help, value, known_name in gauges:
-            yield GaugeMetricFamily(f"headlight_{name}", help, value=value)
-            known = GaugeMetricFamily(f"vllm:{known_name}", help, labels=["model_name"])
-            known.add_metric([self._model_name], value)
-            yield known
-        for name, help, total in (
-            ("prompt_tokens", "Prompt tokens computed; those found in the prefix cache apart.", stats.prompt_tokens),
-            ("generation_tokens", "Tokens generated.", stats.generated_tokens),
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits),
-            ("preemptions", "Times that a completion gave up its blocks for an older one.", stats.preemptions),
-            ("steps", "Steps of the engine.", stats.steps),
-            ("schedule_seconds", "Time spent on planning steps.", stats.schedule_seconds),
-            ("forward_seconds", "Time spent in the model.", stats.forward_seconds),
-            ("sample_seconds", "Time spent on drawing tokens.", stats.sample_seconds),
-            ("engine_restarts", "Times that the engine died and was started again.", self._client.restarts),
-        ):
-            yield CounterMetricFamily(f"headlight_{name}", help, value=total)
-
-
-class CountResponses:
-    """Middleware that counts responses."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.responses.labels(route, _method(scope["method"]), message["status"]).inc()
-            await send(message)
-
-        await self._app(scope, receive, counted)
-
-
-def _method(method: str) -> str:
-    """A client may invent methods, but not labels."""
-    return method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE") else "other"
+        histogram = Histogram(f"headlight_{name}", help, ["model_name"], buckets=buckets, registry=self._requests)
+        return histogram.labels(self._model_name)

@@ -14,10 +14,13 @@ from service.api.admission import Admission
 from service.app import create_app
 from service.engine.client import EngineClient, EngineDead
 from service.launch import prepare
+from service.logs import configure
 from service.settings import Settings
 
 MAX_HEADER_BYTES = 65_536
 """Of a request's URL and headers together."""
+
+log = logging.getLogger(__name__)
 
 _BANNER = """
 Headlight serves {model}
@@ -31,13 +34,14 @@ Headlight serves {model}
 
 def run_server(settings: Settings, listener: socket.socket) -> None:
     """Serve on a listening socket until a signal. Raises CheckpointError, and EngineDead if the model doesn't load."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings.log_format, settings.log_level, "api")
     launch = prepare(settings)
     admission = Admission(settings.max_running + settings.max_waiting)
     app = create_app(settings, launch, admission)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = Server(app, settings, admission, launch.client, _BANNER.format(model=launch.model_name, url=url))
+    banner = _BANNER.format(model=launch.model_name, url=url) if settings.log_format == "text" else ""
+    server = Server(app, settings, admission, launch.client, banner)
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
@@ -75,7 +79,7 @@ class Server(uvicorn.Server):
     def __init__(
         self, app: FastAPI, settings: Settings, admission: Admission, client: EngineClient, banner: str
     ) -> None:
-        """`banner` is printed when the engine is ready."""
+        """`banner` is printed when the engine is ready, if it says anything."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -111,7 +115,9 @@ class Server(uvicorn.Server):
                 self.failure = error
             self.should_exit = True
         else:
-            print(self._banner, flush=True)
+            log.info("ready")
+            if self._banner:
+                print(self._banner, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._deadline is None:

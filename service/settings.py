@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
@@ -13,6 +13,7 @@ from model.checkpoint.source import DEFAULT_MODEL
 PREFIX = "HEADLIGHT_"
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 """What Kubernetes sets in every pod for services whose names begin like the prefix."""
+_KEYS = (f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE")
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (power + 1) for power, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 1024 ** (power + 1) for power, letter in enumerate("KMGT")}
@@ -47,6 +48,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
+    api_keys: SecretStr | None = Field(
+        None, description="Keys that clients need, separated by commas; by default they need none. Never a flag."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of such keys, one a line, # for comments; read again when it changes."
+    )
     home: Path = Field(Path("~/.cache/headlight"), description="Folder for downloaded models.", validate_default=True)
     device: str = Field("auto", description="Device to compute on: auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -111,6 +118,12 @@ class Settings(BaseSettings):
         description="Seconds without a sign of life after which the engine counts as hung.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines: text for people, json for collectors.")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+",
+        description="URL of an OpenTelemetry collector for traces, such as http://localhost:4318.",
+    )
 
     @model_validator(mode="after")
     def _budget_covers_batch(self) -> Self:
@@ -137,6 +150,9 @@ def load_settings(**overrides: Any) -> Settings:
         name = variable.upper()
         if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.search(name):
             raise SettingsError(f"{variable}: there is no such setting")
+        # Elsewhere empty is unset. Here that would open a server whose keys got lost on their way.
+        if name in _KEYS and not os.environ[variable].strip():
+            raise SettingsError(f"{variable}: it is empty; unset it for a server that needs no keys")
     try:
         return Settings(**overrides)
     except ValidationError as error:

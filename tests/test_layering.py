@@ -21,8 +21,13 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("model.machine", set(), {"torch", "numpy", "msgspec"}),
     ("model.checkpoint", {"model.checkpoint"}, {"torch", "msgspec", "fastapi"}),
     ("model", {"model", "kernels"}, {"fastapi", "zmq", "msgspec", "pydantic", "tokenizers", "transformers"}),
-    ("service.engine.process", {"service.engine", "model.contract", "model.checkpoint.errors"}, {"fastapi", "torch"}),
+    (
+        "service.engine.process",
+        {"service.engine", "service.logs", "model.contract", "model.checkpoint.errors"},
+        {"fastapi", "torch"},
+    ),
     ("service.engine", {"service.engine", "model.contract"}, {"fastapi", "torch", "numpy"}),
+    ("service.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),
     (
         "service.text",
         {"service.text", "model.contract", "model.checkpoint"},

@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.context import Context
+from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
 from service.api.schemas import PromptTokensDetails, Usage
 from service.api.sse import DONE, ClientLeft, EventStream, event, while_connected
 from service.generation import Generation, Piece, interleave
-
-CLIENT_CLOSED_REQUEST = 499
-"""The status that logs and metrics show when nobody is left to read one."""
+from service.record import RequestRecord, record_of
+from service.timeline import Timeline
 
 
 class Format(ABC):
@@ -59,33 +59,35 @@ class Format(ABC):
 
 async def answer(request: Request, context: Context, job: Job, layout: Format) -> Response:
     """The response to a job. Raises ApiError, EngineDead or GenerationError before anything is sent."""
+    record = record_of(request.scope)
+    record.id, record.stream, record.n = layout.id, job.stream, job.n
     if job.stream:
-        return EventStream(_events(context, job, layout))
+        return EventStream(_events(context, job, layout, record))
     try:
-        complete = await while_connected(request.receive, _complete(context, job, layout))
+        complete = await while_connected(request.receive, _complete(context, job, layout, record))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(_json(complete), media_type="application/json")
 
 
-async def _complete(context: Context, job: Job, layout: Format) -> BaseModel:
+async def _complete(context: Context, job: Job, layout: Format, record: RequestRecord) -> BaseModel:
     pieces: list[list[Piece]] = [[] for _ in job.choices]
-    with _open(context, job) as generations:
-        async with aclosing(_observed(context, generations)) as arriving:
+    with _open(context, job, record) as generations:
+        async with aclosing(_observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 pieces[index].append(piece)
         return layout.whole(pieces, _usage(job, generations))
 
 
-async def _events(context: Context, job: Job, layout: Format) -> AsyncGenerator[bytes, None]:
-    with _open(context, job) as generations:
+async def _events(context: Context, job: Job, layout: Format, record: RequestRecord) -> AsyncGenerator[bytes, None]:
+    with _open(context, job, record) as generations:
 
         def usage() -> Usage | None:
             return _usage(job, generations) if job.continuous_usage else None
 
         for chunk in layout.opening(usage()):
             yield event(_json(chunk))
-        async with aclosing(_observed(context, generations)) as arriving:
+        async with aclosing(_observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 if piece.text or piece.finish_reason or job.logprobs or job.return_token_ids:
                     yield event(_json(layout.chunk(index, piece, usage())))
@@ -95,18 +97,24 @@ async def _events(context: Context, job: Job, layout: Format) -> AsyncGenerator[
 
 
 @contextmanager
-def _open(context: Context, job: Job) -> Iterator[list[Generation]]:
+def _open(context: Context, job: Job, record: RequestRecord) -> Iterator[list[Generation]]:
+    generations = []
     with context.admission.admit(len(job.choices)), ExitStack() as stack:
-        yield [stack.enter_context(Generation(context.client, context.tokenizer, request)) for request in job.choices]
+        for request in job.choices:
+            generation = stack.enter_context(Generation(context.client, context.tokenizer, request))
+            timeline = Timeline(generation, context.metrics, began=record.began, clock=record.clock)
+            record.timelines.append(stack.enter_context(timeline))
+            generations.append(generation)
+        yield generations
 
 
-async def _observed(context: Context, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
-    with ExitStack() as stack:
-        timelines = [stack.enter_context(context.metrics.timeline(g.request)) for g in generations]
-        async with aclosing(interleave(generations)) as pieces:
-            async for index, piece in pieces:
-                timelines[index].token(piece.finish_reason)
-                yield index, piece
+async def _observed(
+    record: RequestRecord, generations: Sequence[Generation]
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    async with aclosing(interleave(generations)) as pieces:
+        async for index, piece in pieces:
+            record.timelines[index].token(piece.finish_reason)
+            yield index, piece
 
 
 def _usage(job: Job, generations: Sequence[Generation]) -> Usage:

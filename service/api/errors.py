@@ -11,15 +11,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from service.api.schemas import UNSUPPORTED, ErrorBody, ErrorDetail
 from service.engine.client import EngineDead
 from service.generation import GenerationError
+from service.record import record_of
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description}
     for status, description in (
         (400, "The request is not valid, or asks for what this server doesn't do."),
+        (401, "The server wants an API key, and the request has none of its keys."),
         (404, "The model is not served here."),
         (413, "The body is too large."),
         (415, "The body is not JSON."),
@@ -49,6 +52,8 @@ class ApiError(HTTPException):
         headers = {} if retry_after is None else {"retry-after": str(retry_after)}
         if close:
             headers["connection"] = "close"
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
         super().__init__(status, message, headers)
         self.body = ErrorBody(
             error=ErrorDetail(message=message, type=_TYPES.get(status, "invalid_request_error"), param=param, code=code)
@@ -79,8 +84,16 @@ def install(app: FastAPI) -> None:
 
 
 async def _respond(request: Request, error: Exception) -> Response:
+    return respond(request.scope, error)
+
+
+def respond(scope: Scope, error: Exception) -> Response:
+    """The answer that tells a client of `error`."""
     described = describe(error)
-    headers = dict(described.headers or {})
+    record = record_of(scope)
+    record.error = described.body.error.code
+    # Here too, since an unexpected error is answered outside of all middleware.
+    headers = {"x-request-id": record.client_id or record.id, **(described.headers or {})}
     if isinstance(error, HTTPException) and error.headers:
         headers |= error.headers
     return JSONResponse(described.body.model_dump(), described.status_code, headers)

@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 import zmq
 
-from model.contract import ModelLimits, SamplingParams
+from model.contract import ModelLimits, RunnerInfo, SamplingParams
 from service.engine.channel import EngineChannel, launch
 from service.engine.messages import Cancel, Delta, EngineStats, Failed, FromEngine, Ready, Report, Submit
 from service.engine.process import EngineConfig
@@ -104,6 +104,10 @@ class EngineClient:
     """The latest report's; all zero while there is no engine."""
     restarts: int
     """How often the engine was started again."""
+    info: RunnerInfo | None
+    """What the runner was made of; None before a model was first loaded."""
+    pid: int | None
+    """The engine's process, while it has a model."""
 
     def __init__(
         self,
@@ -120,6 +124,8 @@ class EngineClient:
         """
         self.stats = EngineStats()
         self.restarts = 0
+        self.info = None
+        self.pid = None
         self._config = config
         self._timeout_seconds = timeout_seconds
         self._restart_policy = restart_policy
@@ -188,8 +194,8 @@ class EngineClient:
                 self.stats = stats
                 for delta in deltas:
                     self._deliver(delta)
-            case Ready(limits=limits):
-                self._limits = limits
+            case Ready(limits=limits, info=info, pid=pid):
+                self._limits, self.info, self.pid = limits, info, pid
                 self._health = EngineHealth("ready", "")
                 self._settled.set()
             case Failed(message=line):
@@ -268,6 +274,7 @@ class EngineClient:
         self._health = EngineHealth("dead", reason)
         self._settled.clear()
         self.stats = EngineStats()
+        self.pid = None
         streams, self._streams = self._streams, {}
         for id, stream in streams.items():
             stream.push(Delta(id, [], None, finish_reason="error", error=reason))

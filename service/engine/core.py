@@ -6,9 +6,11 @@ Synchronous, and without I/O: whoever owns the process decides when to step and 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
+from typing import Literal
 
 from model.contract import PendingStep, Runner, StepPlan
 from service.engine.blocks import BlockPool
@@ -43,10 +45,7 @@ class EngineCore:
         self._scheduler = Scheduler(self._pool, token_budget=token_budget, max_running=max_running)
         self._in_flight: deque[PendingStep] = deque()
         self._unreported: list[Delta] = []
-        self._steps = 0
-        self._schedule_seconds = 0.0
-        self._forward_seconds = 0.0
-        self._sample_seconds = 0.0
+        self._seconds = {"schedule": 0.0, "forward": 0.0, "sample": 0.0, "deliver": 0.0}
 
     @property
     def has_work(self) -> bool:
@@ -61,7 +60,8 @@ class EngineCore:
             error = "a token id lies outside the vocabulary"
             self._note(Delta(message.id, [], None, finish_reason="error", error=error))
             return
-        self._note(self._scheduler.add(Request(message.id, message.prompt, message.params, message.cache_salt)))
+        request = Request(message.id, message.prompt, message.params, message.cache_salt, submitted=self._clock())
+        self._note(self._scheduler.add(request))
 
     def cancel(self, message: Cancel) -> None:
         """End a request; its last delta is in the next report."""
@@ -74,7 +74,8 @@ class EngineCore:
         deltas, self._unreported = self._unreported, []
         if self._computes:
             deltas += self._compute()
-        return Report(deltas, self.stats())
+        with self.measured("deliver"):
+            return Report(deltas, self.stats())
 
     def stats(self) -> EngineStats:
         """The state after the last step."""
@@ -83,12 +84,21 @@ class EngineCore:
             waiting=self._scheduler.waiting,
             blocks_used=self._pool.used,
             blocks_total=self._pool.num_blocks,
-            steps=self._steps,
-            schedule_seconds=self._schedule_seconds,
-            forward_seconds=self._forward_seconds,
-            sample_seconds=self._sample_seconds,
+            schedule_seconds=self._seconds["schedule"],
+            forward_seconds=self._seconds["forward"],
+            sample_seconds=self._seconds["sample"],
+            deliver_seconds=self._seconds["deliver"],
             **asdict(self._scheduler.counters),
         )
+
+    @contextmanager
+    def measured(self, phase: Literal["schedule", "deliver"]) -> Iterator[float]:
+        """Count the time until its end for a phase in the statistics; gives the moment it began."""
+        began = self._clock()
+        try:
+            yield began
+        finally:
+            self._seconds[phase] += self._clock() - began
 
     def check(self) -> None:
         """Raise PoolError if the block pool's books do not balance. O(pool), for tests."""
@@ -112,10 +122,8 @@ class EngineCore:
         return self._land()
 
     def _plan(self) -> StepPlan | None:
-        began = self._clock()
-        plan = self._scheduler.plan()
-        self._schedule_seconds += self._clock() - began
-        return plan
+        with self.measured("schedule") as now:
+            return self._scheduler.plan(now)
 
     def _land(self) -> list[Delta]:
         """Wait for the oldest step in flight, and say what came of it."""
@@ -124,18 +132,14 @@ class EngineCore:
             result = pending.result()
         except Exception:
             return self._fail()
-        began = self._clock()
-        deltas = self._scheduler.commit(result)
-        self._steps += 1
-        self._schedule_seconds += self._clock() - began
-        self._forward_seconds += result.forward_seconds
-        self._sample_seconds += result.sample_seconds
-        return deltas
+        self._seconds["forward"] += result.forward_seconds
+        self._seconds["sample"] += result.sample_seconds
+        with self.measured("schedule") as now:
+            return self._scheduler.commit(result, now)
 
     def _fail(self) -> list[Delta]:
         """End the requests of the oldest step, within the handler of what it raised."""
         logger.exception("a step failed")
-        self._steps += 1
         # The client learns that it failed and no more: an exception's text may hold anything.
         return self._scheduler.fail("the engine failed in a step of this request")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from model.contract import ModelLimits, SamplingParams, TokenLogprobs
+from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """stop: a stop token was drawn. length: max_tokens. abort: cancelled. error: the engine failed the request."""
@@ -33,6 +33,17 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave at once; whoever wants requests in flight to finish waits for them first."""
 
 
+class RequestTimes(msgspec.Struct, frozen=True, array_like=True):
+    """How long a request has been where, so far: seconds on the engine's clock, None for what it has not come to."""
+
+    queue: float | None = None
+    """From its submission to the first step planned with it."""
+    prefill: float | None = None
+    """From there to its first token."""
+    decode: float | None = None
+    """From its first token to its newest."""
+
+
 class Delta(msgspec.Struct, frozen=True):
     """What one step added to one request. The last one has a finish reason; there is exactly one such."""
 
@@ -46,6 +57,12 @@ class Delta(msgspec.Struct, frozen=True):
     """Prompt tokens that were found in the prefix cache (the same in every delta of a request)."""
     error: str | None = None
     """With reason "error": one line for the operator's log and the client."""
+    times: RequestTimes | None = None
+    """In every delta, since who finds a stop string needs no further one; None if the engine never took the request."""
+
+
+STEP_TOKENS = tuple(2**power for power in range(14))
+"""Upper bounds by which steps are counted, in tokens."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -57,8 +74,16 @@ class EngineStats(msgspec.Struct, frozen=True):
     """Blocks owned by requests; cached blocks that nobody owns do not count."""
     blocks_total: int = 0
     steps: int = 0
+    """Steps that ended, failed ones among them."""
+    step_tokens: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
+    """How many steps computed at most so many tokens as each of `STEP_TOKENS` says, and more than the bound before it;
+    the last: more than all of them."""
+    computed_tokens: int = 0
+    """Tokens of all steps, recomputation included."""
     prompt_tokens: int = 0
-    """Prompt tokens whose keys and values were computed (cache hits and recomputation after preemption apart)."""
+    """Prompt tokens whose keys and values were computed or found; each token of a request counts once."""
+    cached_prompt_tokens: int = 0
+    """Those of them that were found in the prefix cache."""
     generated_tokens: int = 0
     prefix_queries: int = 0
     """Prompt tokens looked up in the prefix cache."""
@@ -66,14 +91,21 @@ class EngineStats(msgspec.Struct, frozen=True):
     """Prompt tokens found there."""
     preemptions: int = 0
     schedule_seconds: float = 0.0
+    """Planning steps and taking in their results."""
     forward_seconds: float = 0.0
+    """In the model. Where a device computes apart from the host, these are the device's and pass beside the others."""
     sample_seconds: float = 0.0
+    deliver_seconds: float = 0.0
+    """Making and sending reports."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The model is loaded."""
 
     limits: ModelLimits
+    info: RunnerInfo
+    pid: int
+    """The engine's process."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

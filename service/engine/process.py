@@ -20,9 +20,10 @@ import msgspec
 import zmq
 
 from model.checkpoint.errors import CheckpointError
-from model.contract import ModelLimits, Runner, RunnerConfig
+from model.contract import Runner, RunnerConfig
 from service.engine.core import EngineCore
 from service.engine.messages import Cancel, Delta, Failed, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
+from service.logs import LogFormat, configure
 
 HEARTBEAT_SECONDS = 1.0
 """An idle engine reports this often."""
@@ -37,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     token_budget: int
     max_running: int
     log_level: str = "info"
+    log_format: LogFormat = "text"
     loader: str = "model.loading:load_runner"
     """module:function of a RunnerConfig that returns a Runner; imported in the engine process alone."""
 
@@ -53,11 +55,11 @@ class EngineServer:
     every step: the statistics, and the deltas of the requests it submitted. Ids of requests differ between clients.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore, limits: ModelLimits) -> None:
-        """`socket` is a bound ROUTER that raises EHOSTUNREACH for a client that is gone."""
+    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore, ready: Ready) -> None:
+        """`socket` is a bound ROUTER that raises EHOSTUNREACH for a client that is gone; `ready` greets each client."""
         self._socket = socket
         self._core = core
-        self._limits = limits
+        self._ready = ready
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
         self._clients: set[bytes] = set()
         self._owners: dict[int, bytes] = {}
@@ -65,7 +67,9 @@ class EngineServer:
     def run(self) -> None:
         """Receive, step, report, until a client says Shutdown."""
         while self._receive():
-            self._send(self._core.step() or Report([], self._core.stats()))
+            report = self._core.step() or Report([], self._core.stats())
+            with self._core.measured("deliver"):
+                self._send(report)
 
     def _receive(self) -> bool:
         """Take in all that has arrived; while there is nothing to compute, wait for it as long as a heartbeat."""
@@ -74,7 +78,7 @@ class EngineServer:
             client, *_, payload = self._socket.recv_multipart()
             if not payload:
                 self._clients.add(client)
-                self._post(client, Ready(self._limits))
+                self._post(client, self._ready)
             elif not self._handle(client, payload):
                 return False
             wait = 0
@@ -133,7 +137,7 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
         logger.exception("the engine could not start")
         refuse(socket, Failed(f"{type(error).__name__}: {_one_line(error)}"))
     else:
-        EngineServer(socket, core, runner.limits).run()
+        EngineServer(socket, core, Ready(runner.limits, runner.info, os.getpid())).run()
 
 
 def refuse(socket: zmq.Socket[bytes], failed: Failed) -> None:
@@ -153,7 +157,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
     faulthandler.enable()
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s engine %(name)s: %(message)s")
+    configure(config.log_format, config.log_level, "engine")
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.set_hwm(0)  # Without limit: ROUTER would drop what is over it.
         socket.linger = 0

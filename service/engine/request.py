@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from model.contract import Draw, SamplingParams
+from service.engine.messages import RequestTimes
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +36,12 @@ class Request:
     """Prompt tokens found in the prefix cache when first admitted; None before that."""
     counted: int = 0
     """How far into the prompt the statistics have got; recomputation does not count again."""
+    submitted: float = 0.0
+    """This and the three below are moments, in seconds on the engine's clock."""
+    planned: float | None = None
+    """Its first step was planned."""
+    first_drawn: float | None = None
+    last_drawn: float | None = None
     ended: bool = False
     """Its last delta is made. What steps in flight still compute for it is dropped."""
     penalised: bool = field(init=False)
@@ -69,6 +76,15 @@ class Request:
         """Whether a promised token must be known before the next can be drawn."""
         return self.penalised and self.promised > 0 and self.behind > 0
 
+    @property
+    def times(self) -> RequestTimes:
+        """How long it has been where."""
+        return RequestTimes(
+            _between(self.submitted, self.planned),
+            _between(self.planned, self.first_drawn),
+            _between(self.first_drawn, self.last_drawn),
+        )
+
     def draw(self) -> Draw:
         """The draw of the token that follows all others. It refers to `prompt` and `output` and copies neither."""
         return Draw(self.params, self.prompt, self.output, self.drawn)
@@ -81,3 +97,7 @@ class Request:
         if stop <= boundary:
             return self.prompt[start:stop]
         return [*self.prompt[start:], *self.output[: stop - boundary]]
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start

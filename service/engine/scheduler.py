@@ -7,13 +7,14 @@ with their known ones, under one token budget. Chunked prompts, prefix-cache hit
 after a preemption are all this one rule.
 """
 
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.contract import INVALID_TOKEN, Chunk, StepPlan, StepResult, TokenLogprobs
 from service.engine.blocks import BlockPool
-from service.engine.messages import Delta, FinishReason
+from service.engine.messages import STEP_TOKENS, Delta, FinishReason
 from service.engine.request import Request
 
 
@@ -21,7 +22,11 @@ from service.engine.request import Request
 class Counters:
     """Totals since the start; the fields of `EngineStats` by these names say what they count."""
 
+    steps: int = 0
+    step_tokens: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
+    computed_tokens: int = 0
     prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
     generated_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -99,10 +104,11 @@ class Scheduler:
         request = self._running.get(id) or self._waiting.get(id)
         return self._end(request, "abort") if request else None
 
-    def plan(self) -> StepPlan | None:
+    def plan(self, now: float) -> StepPlan | None:
         """The next step; None if there is nothing to compute, or nothing before the step in flight has landed.
 
-        At most one step may be in flight: a chunk follows draws of the plan before its own, and of no other.
+        At most one step may be in flight: a chunk follows draws of the plan before its own, and of no other. `now` is
+        noted for requests whose first it is.
         """
         if self._in_flight and self._must_land():
             return None
@@ -112,6 +118,8 @@ class Scheduler:
         for request in self._candidates():
             count = min(request.behind, budget)
             chunk = self._chunk(request, count)
+            if request.planned is None:
+                request.planned = now
             if chunk.draw is not None:
                 draws[request.id] = len(draws)
             chunks.append(chunk)
@@ -125,9 +133,10 @@ class Scheduler:
         self._in_flight.append(Step(StepPlan(chunks), requests))
         return self._in_flight[-1].plan
 
-    def commit(self, result: StepResult) -> list[Delta]:
-        """Take in what the oldest step in flight drew; one delta for each request that has news."""
+    def commit(self, result: StepResult, now: float) -> list[Delta]:
+        """Take in what the oldest step in flight drew by `now`; one delta for each request that has news."""
         step = self._in_flight.popleft()
+        self._count_step(step.plan)
         drawn = zip(result.tokens, result.logprobs, strict=True)
         deltas = []
         for request, chunk in zip(step.requests, step.plan.chunks, strict=True):
@@ -136,12 +145,13 @@ class Scheduler:
                 continue
             self._count(request, chunk)
             if token is not None:
-                deltas.append(self._accept(request, chunk, token, logprobs))
+                deltas.append(self._accept(request, chunk, token, logprobs, now))
         return deltas
 
     def fail(self, message: str) -> list[Delta]:
         """End every request of the oldest step in flight, which did not come to an end."""
         step = self._in_flight.popleft()
+        self._count_step(step.plan)
         return [self._fail(request, message) for request in step.requests if not request.ended]
 
     def check(self) -> None:
@@ -237,13 +247,21 @@ class Scheduler:
             request.promised += 1
         return chunk
 
-    def _count(self, request: Request, chunk: Chunk) -> None:
-        """Note for the statistics that the tokens of a chunk are computed."""
-        begin = max(request.counted, chunk.start)
-        request.counted = max(begin, min(_stop(chunk), len(request.prompt)))
-        self.counters.prompt_tokens += request.counted - begin
+    def _count_step(self, plan: StepPlan) -> None:
+        tokens = sum(len(chunk.tokens) for chunk in plan.chunks)
+        self.counters.steps += 1
+        self.counters.computed_tokens += tokens
+        self.counters.step_tokens[bisect_left(STEP_TOKENS, tokens)] += 1
 
-    def _accept(self, request: Request, chunk: Chunk, token: int, logprobs: TokenLogprobs | None) -> Delta:
+    def _count(self, request: Request, chunk: Chunk) -> None:
+        """Note for the statistics that the tokens of a chunk are computed, and that those before it were found."""
+        stop = min(_stop(chunk), len(request.prompt))
+        if stop > request.counted:
+            self.counters.prompt_tokens += stop - request.counted
+            self.counters.cached_prompt_tokens += max(min(chunk.start, stop) - request.counted, 0)
+            request.counted = stop
+
+    def _accept(self, request: Request, chunk: Chunk, token: int, logprobs: TokenLogprobs | None, now: float) -> Delta:
         """Append a drawn token, and end the request if it was the last."""
         if token == INVALID_TOKEN:
             return self._fail(request, "the model produced no finite logits")
@@ -251,6 +269,9 @@ class Scheduler:
         self._pool.publish(request, _stop(chunk))
         request.promised -= 1
         request.output.append(token)
+        request.last_drawn = now
+        if request.first_drawn is None:
+            request.first_drawn = now
         self.counters.generated_tokens += 1
         reason = _finish_reason(request, token)
         if reason is not None:
@@ -262,6 +283,7 @@ class Scheduler:
             logprobs=None if logprobs is None else [logprobs],
             finish_reason=reason,
             cached_tokens=request.cached_tokens or 0,
+            times=request.times,
         )
 
     def _end(self, request: Request, reason: FinishReason) -> Delta:
@@ -302,4 +324,5 @@ def _final(request: Request, reason: FinishReason, error: str | None = None) -> 
         finish_reason=reason,
         cached_tokens=request.cached_tokens or 0,
         error=error,
+        times=request.times,
     )

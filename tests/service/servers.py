@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx
 
@@ -20,15 +22,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server process that is ready, and its URL. `flags` may begin with the model to serve."""
+def serving(*flags: str, log: Path | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server process that is ready, and its URL. `flags` may begin with the model; `log` gets what it writes."""
     port = free_port()
     command = [sys.executable, "-m", "service.cli", "serve", *flags, "--port", str(port), "--cache-memory", "256MB"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        # Not a pipe, which would hold up the server once it is full.
+        open(log, "w+") if log else TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True) as process,
+    ):
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until(lambda: process.poll() is not None or status(f"{url}/ready") == 200)
-            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert process.poll() is None, output.seek(0) or output.read()
             yield url, process
         finally:
             process.terminate()

@@ -177,12 +177,12 @@ async def test_a_client_that_leaves_frees_its_blocks_at_once(url: str, stream: b
     loop = asyncio.get_running_loop()
     async with httpx.AsyncClient(timeout=PATIENCE) as client:
         request = asyncio.create_task(client.post(f"{url}/v1/completions", json=body))
-        while await loop.run_in_executor(None, metric, url, "headlight_requests_running") == 0:
+        while await loop.run_in_executor(None, metric, url, "headlight_num_requests_running") == 0:
             assert not request.done()
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
-    await loop.run_in_executor(None, wait_until, lambda: metric(url, "headlight_requests_running") == 0)
-    assert metric(url, "headlight_kv_cache_usage_ratio") == 0
+    await loop.run_in_executor(None, wait_until, lambda: metric(url, "headlight_num_requests_running") == 0)
+    assert metric(url, "headlight_kv_cache_usage_perc") == 0
 
 
 def test_sigterm_lets_a_request_finish_and_refuses_the_next(smollm2) -> None:
@@ -234,6 +234,7 @@ def test_what_cannot_be_served_is_one_plain_line(smollm2, arguments: tuple[str, 
 def test_complete_and_models_in_the_terminal(smollm2) -> None:
     assert "Paris" in headlight("complete", "The capital of France is", "--max-tokens", "8").stdout
     assert MODEL in headlight("models").stdout
+    assert headlight("fetch").stdout == f"{smollm2}\n"
 
 
 def test_chat_in_the_terminal(smollm2) -> None:

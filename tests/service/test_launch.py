@@ -31,9 +31,10 @@ CHANGED = {
 def test_every_setting_of_the_runner_reaches_it(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[EngineConfig] = []
     monkeypatch.setattr(launch, "EngineClient", lambda config, **_: configs.append(config))
-    launch.prepare(Settings(model=str(smollm2), cache_memory=2**20, **CHANGED))
+    launch.prepare(Settings(model=str(smollm2), cache_memory=2**20, log_level="error", log_format="json", **CHANGED))
     expected = RunnerConfig(model=str(smollm2), cache_bytes=2**20, **CHANGED)  # type: ignore[arg-type]
     assert configs[0].runner == expected
     unchanged = asdict(RunnerConfig(model="another"))
     assert [name for name, value in asdict(expected).items() if value == unchanged[name]] == []
     assert (configs[0].token_budget, configs[0].max_running) == (77, 5)
+    assert (configs[0].log_level, configs[0].log_format) == ("error", "json")

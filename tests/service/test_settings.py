@@ -53,6 +53,8 @@ def test_sizes(text: str, size: int) -> None:
         ({"load_format": "guess"}, ["load_format", "dummy", "'guess'"]),
         ({"graphs": "perhaps"}, ["graphs", "boolean", "'perhaps'"]),
         ({"token_budget": 8, "max_running": 9}, ["token_budget (8)", "max_running (9)"]),
+        ({"log_format": "xml"}, ["log_format", "json", "'xml'"]),
+        ({"otlp_endpoint": "localhost:4318"}, ["otlp_endpoint", "http", "'localhost:4318'"]),
         ({"colour": "red"}, ["colour", "no such setting"]),
     ],
 )

@@ -1,6 +1,5 @@
 """The whole server on the Triton kernels: token for token what it gives on the reference backend."""
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tests.byte_tokenizer import save_byte_tokenizer
 from tests.service.servers import PATIENCE, serving
 from tests.tiny import LLAMA_LIKE, TinyModel, save
 
-BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 SHARED = "a system prompt that several requests share, so that its blocks are found in the prefix cache "
 REQUESTS: list[dict[str, Any]] = [
     {"prompt": "one", "temperature": 0},
@@ -34,11 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     sizes = {"vocab_size": 300, "num_hidden_layers": 2, "max_position_embeddings": 512}
     save(TinyModel("LlamaForCausalLM", {**LLAMA_LIKE, **sizes}).build(), folder)
-    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(BYTES)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({}))
+    save_byte_tokenizer(folder)
     return folder
 
 

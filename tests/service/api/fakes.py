@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,11 +12,11 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from model.contract import ModelLimits, SamplingParams, TokenLogprobs
+from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
 from service.api.admission import Admission
 from service.app import create_app
 from service.engine.client import EngineDead, EngineHealth
-from service.engine.messages import Delta, EngineStats
+from service.engine.messages import Delta, EngineStats, RequestTimes
 from service.launch import Launch
 from service.server import Server
 from service.settings import Settings
@@ -25,6 +26,8 @@ MODEL = "toy"
 BOS, EOS = 256, 257
 VOCAB_SIZE = 260
 LIMITS = ModelLimits(vocab_size=VOCAB_SIZE, max_context=256, num_blocks=64, block_size=16)
+TIMES = RequestTimes(queue=0.25, prefill=0.5, decode=2.0)
+"""What the engine tells of every request."""
 SPECIAL = {BOS: "<s>", EOS: "</s>"}
 
 
@@ -119,6 +122,8 @@ class FakeClient:
         self.limits = LIMITS
         self.stats = EngineStats()
         self.restarts = 0
+        self.info: RunnerInfo | None = RunnerInfo(device="cpu", dtype="float32", cache_dtype="float32", backend="fake")
+        self.pid: int | None = os.getpid()
         self.state = EngineHealth("ready", "")
         self.streams: list[FakeStream] = []
         self.text = b"Hello, world"
@@ -146,7 +151,7 @@ class FakeClient:
                 count += 1
                 reason = "stop" if token in params.stop_token_ids else "length" if count == params.max_tokens else None
                 logprobs = None if params.logprobs is None else [fake_logprobs(token, params.logprobs)]
-                yield Delta(0, [token], logprobs, reason, self.cached_tokens)
+                yield Delta(0, [token], logprobs, reason, self.cached_tokens, times=TIMES)
 
     async def start(self) -> None: ...
 

@@ -1,16 +1,26 @@
 """What /metrics says, read by Prometheus's own parser."""
 
+import asyncio
+import json
+import os
+import re
 from collections.abc import Mapping
+from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.messages import Delta, EngineStats
-from tests.service.api.fakes import Caller, calling
+from service.engine.client import EngineDead, EngineHealth
+from service.engine.messages import STEP_TOKENS, Delta, EngineStats
+from tests.service.api.fakes import HI, LIMITS, TEMPLATE, TIMES, Caller, FakeClient, build, calling, serving
 
 STATS = EngineStats(
-    running=3, waiting=2, blocks_used=16, blocks_total=64, steps=9, prompt_tokens=100, generated_tokens=50,
-    prefix_queries=120, prefix_hits=20, preemptions=1, forward_seconds=1.5,
+    running=3, waiting=2, blocks_used=16, blocks_total=64, steps=9, step_tokens=[2, 0, 3, *[0] * 11, 4],
+    computed_tokens=40_000, prompt_tokens=100, cached_prompt_tokens=30, generated_tokens=50, prefix_queries=120,
+    prefix_hits=20, preemptions=1, schedule_seconds=0.5, forward_seconds=1.5, sample_seconds=0.75, deliver_seconds=0.25,
 )  # fmt: skip
+
+MODEL = {"model_name": "toy"}
 
 
 async def scrape(caller: Caller) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -23,7 +33,7 @@ async def scrape(caller: Caller) -> dict[tuple[str, frozenset[tuple[str, str]]],
 
 
 def key(name: str, labels: Mapping[str, str] | None = None) -> tuple[str, frozenset[tuple[str, str]]]:
-    return name, frozenset((labels or {}).items())
+    return name, frozenset((MODEL | dict(labels or {})).items())
 
 
 async def test_the_engines_counts() -> None:
@@ -32,21 +42,85 @@ async def test_the_engines_counts() -> None:
         caller.engine.restarts = 2
         metrics = await scrape(caller)
         for name, value in {
-            "headlight_requests_running": 3,
-            "headlight_requests_waiting": 2,
-            "headlight_kv_cache_usage_ratio": 0.25,
+            "headlight_num_requests_running": 3,
+            "headlight_num_requests_waiting": 2,
+            "headlight_kv_cache_usage_perc": 0.25,
+            "vllm:num_requests_running": 3,
+            "vllm:num_requests_waiting": 2,
+            "vllm:kv_cache_usage_perc": 0.25,
             "headlight_prompt_tokens_total": 100,
+            "headlight_prompt_tokens_cached_total": 30,
             "headlight_generation_tokens_total": 50,
             "headlight_prefix_cache_queries_total": 120,
             "headlight_prefix_cache_hits_total": 20,
-            "headlight_preemptions_total": 1,
+            "headlight_num_preemptions_total": 1,
             "headlight_steps_total": 9,
-            "headlight_forward_seconds_total": 1.5,
             "headlight_engine_restarts_total": 2,
+            "headlight_engine_up": 1,
         }.items():
-            assert metrics[key(name)] == value
-        for name, value in {"num_requests_running": 3, "num_requests_waiting": 2, "kv_cache_usage_perc": 0.25}.items():
-            assert metrics[key(f"vllm:{name}", {"model_name": "toy"})] == value
+            assert metrics[key(name)] == value, name
+        for phase, seconds in {"schedule": 0.5, "forward": 1.5, "sample": 0.75, "deliver": 0.25}.items():
+            assert metrics[key("headlight_step_seconds_total", {"phase": phase})] == seconds
+
+
+async def test_tokens_of_steps_are_a_histogram() -> None:
+    async with calling() as caller:
+        caller.engine.stats = STATS
+        metrics = await scrape(caller)
+        name = "headlight_iteration_tokens_total"
+        counts = [metrics[key(f"{name}_bucket", {"le": str(float(bound))})] for bound in STEP_TOKENS]
+        assert counts == [2, 2, *[5] * 12]
+        assert metrics[key(f"{name}_bucket", {"le": "+Inf"})] == metrics[key(f"{name}_count")] == 9
+        assert metrics[key(f"{name}_sum")] == 40_000
+
+
+async def test_what_runs_here() -> None:
+    async with calling() as caller:
+        metrics = await scrape(caller)
+        (build,) = (dict(labels) for name, labels in metrics if name == "headlight_build_info")
+        assert build.pop("version") == "0.1.0"
+        assert all(re.match(r"\d+\.\d+\.\d+", build.pop(name)) for name in ("python", "torch"))
+        assert build == MODEL | {"backend": "fake", "device": "cpu", "dtype": "float32", "cache_dtype": "float32"}
+        shape = {"block_size": str(LIMITS.block_size), "num_gpu_blocks": str(LIMITS.num_blocks)}
+        assert metrics[key("headlight_cache_config_info", shape)] == 1
+
+
+class LoadingClient(FakeClient):
+    @property
+    def limits(self):
+        raise EngineDead("the model is loading")
+
+    @limits.setter
+    def limits(self, limits) -> None: ...
+
+
+async def test_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.service.api.fakes.FakeClient", LoadingClient)
+    async with calling() as caller:
+        caller.engine.state = EngineHealth("starting", "the model is loading")
+        caller.engine.info = caller.engine.pid = None
+        metrics = await scrape(caller)
+        assert metrics[key("headlight_engine_up")] == 0
+        names = {name for name, _ in metrics}
+        assert "headlight_build_info" in names
+        assert not {name for name in names if "cache_config" in name or "engine_process" in name}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are read from /proc")
+async def test_the_processes_figures() -> None:
+    async with calling() as caller:
+        metrics = await scrape(caller)
+        # The fake engine is this very process.
+        own, engines = (
+            metrics[(f"{name}", labels)]
+            for name, labels in (
+                ("process_resident_memory_bytes", frozenset()),
+                key("headlight_engine_process_resident_memory_bytes"),
+            )
+        )
+        assert own == pytest.approx(engines, rel=0.1)
+        assert own > 2**20
+        assert metrics[key("headlight_engine_process_cpu_seconds_total")] > 0
 
 
 async def test_what_requests_leave_behind() -> None:
@@ -57,39 +131,137 @@ async def test_what_requests_leave_behind() -> None:
         caller.engine.failure = Delta(0, [], None, finish_reason="error", error="hung")
         await caller.complete()
         metrics = await scrape(caller)
-        ended = {"stop": 2, "length": 1, "abort": 0, "error": 1}
-        for reason, count in ended.items():
-            assert metrics[key("headlight_requests_total", {"finish_reason": reason})] == count
-        assert metrics[key("headlight_time_to_first_token_seconds_count")] == 3
-        assert metrics[key("headlight_inter_token_latency_seconds_count")] == 12 + 12 + 2
-        assert metrics[key("headlight_e2e_request_latency_seconds_count")] == 4
-        assert metrics[key("headlight_request_generation_tokens_sum")] == 13 + 13 + 3
-        assert metrics[key("headlight_request_prompt_tokens_sum")] == 3 + 3 + 18 + 3
+        for reason, count in {"stop": 2, "length": 1, "abort": 0, "error": 1}.items():
+            assert metrics[key("headlight_request_success_total", {"finished_reason": reason})] == count
+        for name, count in {
+            "time_to_first_token_seconds_count": 3,
+            "inter_token_latency_seconds_count": 12 + 12 + 2,
+            "request_time_per_output_token_seconds_count": 3,
+            "e2e_request_latency_seconds_count": 4,
+            "request_queue_time_seconds_sum": 3 * 0.25,
+            "request_prefill_time_seconds_sum": 3 * 0.5,
+            "request_decode_time_seconds_sum": 3 * 2.0,
+            "request_queue_time_seconds_count": 3,
+            "request_generation_tokens_sum": 13 + 13 + 3,
+            "request_prompt_tokens_sum": 3 + 3 + 18 + 3,
+        }.items():
+            assert metrics[key(f"headlight_{name}")] == count, name
         for status, count in {"200": 1, "400": 1, "500": 1}.items():
             labels = {"route": "/v1/completions", "method": "POST", "status": status}
             assert metrics[key("headlight_http_responses_total", labels)] == count
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("route", "body"), [("/v1/completions", {"prompt": "hi"}), ("/v1/chat/completions", {"messages": HI})]
+)
+async def test_who_leaves_counts_as_an_abort(route: str, body: dict[str, Any], stream: bool) -> None:
+    async with serving() as server:
+        server.engine.running.clear()
+        task = asyncio.create_task(server.http.post(route, json=body | {"stream": stream}))
+        await server.until(lambda: server.engine.streams)
+        task.cancel()
+        await server.until(lambda: server.admission.open == 0)
+        metrics = await scrape(server)
+        assert metrics[key("headlight_request_success_total", {"finished_reason": "abort"})] == 1
+        # A stream whose headers wait for the first token has no status of its own by then.
+        status = "200" if stream and "chat" in route else "499"
+        labels = {"route": route, "method": "POST", "status": status}
+        assert metrics[key("headlight_http_responses_total", labels)] == 1
+
+
+async def test_who_leaves_before_the_first_token_is_asked_for_counts_too() -> None:
+    """A chat's stream opens with a chunk of its own, which this client never takes."""
+    app, _, engine, admission = build(TEMPLATE, {})
+    body = json.dumps({"messages": HI, "stream": True}).encode()
+    messages = [{"type": "http.request", "body": body}]
+    stuck = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await stuck.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            stuck.set()
+            await asyncio.Event().wait()
+
+    headers = [(b"content-type", b"application/json")]
+    path = "/v1/chat/completions"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": headers}
+    await asyncio.wait_for(
+        app(scope | {"query_string": b"", "root_path": "", "http_version": "1.1"}, receive, send), 10
+    )
+    assert (engine.streams[0].taken, admission.open) == (0, 0)
+    text = app.state.context.metrics.render().decode()
+    assert 'headlight_request_success_total{finished_reason="abort",model_name="toy"} 1.0' in text
+
+
+async def test_what_the_engine_told_before_it_died_counts() -> None:
+    async with calling() as caller:
+        died = Delta(0, [], None, finish_reason="error", error="hung")
+        caller.engine.script = lambda params: iter([Delta(0, [65], None, times=TIMES, cached_tokens=2), died])  # type: ignore[method-assign]
+        assert (await caller.complete()).status_code == 500
+        metrics = await scrape(caller)
+        assert metrics[key("headlight_request_success_total", {"finished_reason": "error"})] == 1
+        assert metrics[key("headlight_request_decode_time_seconds_sum")] == 2.0
+
+
 async def test_labels_are_not_made_by_clients() -> None:
     async with calling() as caller:
-        for path in ("/a", "/b", "/v1/models/x", "/v1/models/y", "/v1/models/toy"):
+        hostile = ("/%22%7D%0A%23%20evil%7Bx=%22", "/a?b=c", "/%00", "/" + "a" * 10_000)
+        for path in ("/a", "/v1/models/x", "/v1/models/y", "/v1/models/toy", *hostile):
             await caller.http.get(path)
-        await caller.http.request("BREW", "/a")
+        for method in ("BREW", "PATCHY", 'A"}'):
+            await caller.http.request(method, "/a")
+        await caller.complete(model="made up")
         responses = {
             (labels["route"], labels["method"], labels["status"]): value
             for (name, pairs), value in (await scrape(caller)).items()
             if name == "headlight_http_responses_total" and (labels := dict(pairs))
         }
         assert responses == {
-            ("unmatched", "GET", "404"): 2,
+            ("unmatched", "GET", "404"): 5,
             ("/v1/models/{name:path}", "GET", "404"): 2,
             ("/v1/models/{name:path}", "GET", "200"): 1,
-            ("unmatched", "other", "404"): 1,
+            ("unmatched", "other", "404"): 3,
+            ("/v1/completions", "POST", "404"): 1,
         }
 
 
-async def test_a_refused_request_counts_as_none() -> None:
-    async with calling(max_running=1, max_waiting=0) as caller:
-        assert (await caller.complete(n=2)).status_code == 400
-        metrics = await scrape(caller)
+async def test_requests_that_are_turned_away() -> None:
+    async with serving(max_running=1, max_waiting=0) as server:
+        assert (await server.complete(n=2)).status_code == 400
+        assert (await server.complete(max_tokens=100_000)).status_code == 400
+        server.engine.state = EngineHealth("starting", "the model is loading")
+        assert (await server.complete()).status_code == 503
+        server.engine.state = EngineHealth("dead", "it crashed")
+        assert (await server.complete(stream=True)).status_code == 503
+        server.engine.state = EngineHealth("ready", "")
+        with server.admission.admit(1):
+            assert (await server.complete(stream=True)).status_code == 429
+            assert (await server.complete()).status_code == 429
+        server.admission.drain()
+        assert (await server.chat()).status_code == 503
+        metrics = await scrape(server)
+        for reason, count in {"too_long": 1, "unavailable": 2, "queue_full": 2, "draining": 1}.items():
+            assert metrics[key("headlight_admission_rejections_total", {"reason": reason})] == count, reason
         assert metrics[key("headlight_e2e_request_latency_seconds_count")] == 0
+        assert metrics[key("headlight_request_success_total", {"finished_reason": "error"})] == 0
+
+
+async def test_an_unexpected_error_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with calling() as caller:
+        monkeypatch.setattr(caller.engine, "submit", None)
+        assert (await caller.complete()).status_code == 500
+        labels = {"route": "/v1/completions", "method": "POST", "status": "500"}
+        assert (await scrape(caller))[key("headlight_http_responses_total", labels)] == 1
+
+
+async def test_the_event_loops_lag_is_watched() -> None:
+    async with serving() as server:
+        name = key("headlight_event_loop_lag_seconds_count")
+        while (await scrape(server))[name] == 0:
+            pass

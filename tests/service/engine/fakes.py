@@ -10,6 +10,7 @@ from model.contract import (
     Chunk,
     Draw,
     ModelLimits,
+    RunnerInfo,
     SamplingParams,
     StepPlan,
     StepResult,
@@ -61,6 +62,7 @@ class FakeRunner:
 
     def __init__(self, num_blocks: int, block_size: int, lookahead: int = 0) -> None:
         self.limits = ModelLimits(VOCAB_SIZE, num_blocks * block_size, num_blocks, block_size)
+        self.info = RunnerInfo(device="cpu", dtype="int", cache_dtype="int", backend="fake")
         self.lookahead = lookahead
         self.plans: list[StepPlan] = []
         self.in_flight: deque[FakeStep] = deque()

@@ -90,6 +90,25 @@ async def test_tokens_arrive(client: EngineClient) -> None:
     assert client.stats.generated_tokens == PARAMS.max_tokens
 
 
+async def test_what_the_engine_tells_of_itself(client: EngineClient) -> None:
+    assert [process.pid for process in engines()] == [client.pid]
+    await check_error(client.submit([EXIT], PARAMS), "code 7")
+    assert client.pid is None
+    await client.ready()
+    assert [process.pid for process in engines()] == [client.pid]
+    assert client.info is not None
+    assert client.info.backend == "fake"
+
+
+async def test_the_last_delta_tells_how_long_the_request_was_where(client: EngineClient) -> None:
+    began = asyncio.get_running_loop().time()
+    times = (await read(client.submit([1, 2, 3], PARAMS)))[-1].times
+    assert times is not None
+    phases = (times.queue, times.prefill, times.decode)
+    assert all(phase is not None and phase >= 0 for phase in phases)
+    assert 0 < sum(phase or 0 for phase in phases) < asyncio.get_running_loop().time() - began
+
+
 async def test_many_streams_at_once(client: EngineClient) -> None:
     await asyncio.gather(*(check_service(client, [n, n + 1]) for n in range(32)))
     assert client.stats.blocks_used == client.stats.running == client.stats.waiting == 0

@@ -5,7 +5,7 @@ import pytest
 
 from model.contract import SamplingParams
 from service.engine.core import EngineCore
-from service.engine.messages import Cancel, Delta, Submit
+from service.engine.messages import STEP_TOKENS, Cancel, Delta, RequestTimes, Submit
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
 
 
@@ -178,7 +178,7 @@ def test_a_cancelled_request_ends_in_the_next_report(lookahead: int) -> None:
     assert core.has_work
     report = core.step()
     assert report is not None
-    assert report.deltas == [Delta(0, [], None, finish_reason="abort")]
+    assert [(delta.id, delta.tokens, delta.finish_reason) for delta in report.deltas] == [(0, [], "abort")]
     assert len(runner.plans) == 1 + lookahead
     assert not runner.in_flight
     core.cancel(Cancel(0))
@@ -199,20 +199,70 @@ def test_statistics_count_each_token_once(lookahead: int) -> None:
     assert stats.preemptions > 0
     assert stats.prefix_queries == 5 + 5 + 1 + 2
     assert stats.prefix_hits == 4
-    assert stats.prompt_tokens == 5 + 1 + 1 + 2
+    assert (stats.prompt_tokens, stats.cached_prompt_tokens) == (5 + 5 + 1 + 2, 4)
     assert stats.generated_tokens == 4 + 4 + 8 + 8
     assert stats.blocks_total == 6
     assert (stats.running, stats.waiting) == (0, 0)
 
 
 def test_statistics_add_up_the_seconds_of_steps() -> None:
-    core = make_core(FakeRunner(6, 2))
+    now = 0.0
+    runner = FakeRunner(6, 2)
+    core = EngineCore(runner, token_budget=16, max_running=8, clock=lambda: now)
     core.submit(submit(0, [1, 2, 3], max_tokens=3))
     core.step()
     assert core.stats().running == 1
     assert core.stats().blocks_used == 2
     finish(core)
+    for phase, seconds in (("schedule", 2.0), ("deliver", 3.0), ("deliver", 4.0)):
+        with core.measured(phase) as began:
+            assert began == now
+            now += seconds
     stats = core.stats()
     assert stats.steps == 3
     assert (stats.forward_seconds, stats.sample_seconds) == (1.5, 0.75)
-    assert stats.schedule_seconds == 3 * 2.0
+    assert (stats.schedule_seconds, stats.deliver_seconds) == (2.0, 7.0)
+
+
+def test_planning_committing_and_reporting_are_measured() -> None:
+    core = make_core(FakeRunner(6, 2))
+    core.submit(submit(0, [1, 2, 3], max_tokens=3))
+    finish(core)
+    stats = core.stats()
+    # The clock ticks whenever it is read: once within each of a step's parts.
+    assert (stats.schedule_seconds, stats.deliver_seconds) == (3 * 2.0, 3 * 1.0)
+
+
+def test_steps_are_counted_by_their_tokens(lookahead: int) -> None:
+    runner = FakeRunner(600, 16, lookahead)
+    core = make_core(runner, token_budget=9000)
+    core.submit(submit(0, [1] * 5, max_tokens=3))
+    finish(core)
+    core.submit(submit(1, [2] * 8200, max_tokens=1))
+    finish(core)
+    runner.failure = RuntimeError()
+    core.submit(submit(2, [3] * 4, max_tokens=1))
+    finish(core)
+    stats = core.stats()
+    counted = dict(zip((*STEP_TOKENS, None), stats.step_tokens, strict=True))
+    assert {bound: count for bound, count in counted.items() if count} == {1: 2, 4: 1, 8: 1, None: 1}
+    assert stats.steps == 5
+    assert stats.computed_tokens == 5 + 2 + 8200 + 4
+
+
+def test_a_request_is_told_how_long_it_was_where() -> None:
+    """A second for each step; the second request waits until the first has ended."""
+    now = 0.0
+    core = EngineCore(FakeRunner(8, 4), token_budget=4, max_running=1, clock=lambda: now)
+    for id in range(3):
+        core.submit(submit(id, [id] * 6, max_tokens=3))
+    deltas: dict[int, list[Delta]] = {}
+    while report := core.step():
+        for delta in report.deltas:
+            deltas.setdefault(delta.id, []).append(delta)
+        if 2 not in deltas and 1 in deltas:
+            core.cancel(Cancel(2))
+        now += 1.0
+    assert [delta.times for delta in deltas[0]] == [RequestTimes(0, 1, decode) for decode in (0, 1, 2)]
+    assert [delta.times for delta in deltas[1]] == [RequestTimes(4, 1, decode) for decode in (0, 1, 2)]
+    assert [delta.times for delta in deltas[2]] == [RequestTimes(None, None, None)]

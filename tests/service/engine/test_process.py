@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -110,6 +111,7 @@ def test_a_request_is_served(engine: Engine) -> None:
     ready = client.receive()
     assert isinstance(ready, Ready)
     assert ready.limits.num_blocks == BLOCKS
+    assert (ready.info.backend, ready.pid) == ("fake", engine.process.pid)
     check_service(client, 5)
 
 
@@ -169,6 +171,17 @@ def test_malformed_messages_are_dropped(engine: Engine) -> None:
         stranger.connect(endpoint(engine.directory).removeprefix("ipc://"))
         stranger.sendall(b"not even this protocol" * 100)
     check_service(client, 5)
+
+
+def test_its_log_has_the_form_that_was_asked_for(config: EngineConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(msgspec.structs.replace(config, log_format="json"))
+    client = engine.ready_client()
+    client.socket.send(b"\x00")
+    check_service(client, 5)
+    engine.close()
+    (entry,) = map(json.loads, capfd.readouterr().err.splitlines())
+    assert (entry["process"], entry["level"]) == ("engine", "warning")
+    assert "malformed" in entry["message"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,8 @@
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -12,6 +14,9 @@ from service.engine.messages import Delta
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
+
+NOW = 0.0
+"""For steps whose times nobody asks for."""
 
 
 class Bench:
@@ -32,14 +37,14 @@ class Bench:
         return request
 
     def start(self) -> StepPlan:
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(NOW)
         assert plan is not None
         self.runner.start(plan)
         self.scheduler.check()
         return plan
 
     def land(self) -> list[Delta]:
-        deltas = self.scheduler.commit(self.runner.in_flight[0].result())
+        deltas = self.scheduler.commit(self.runner.in_flight[0].result(), NOW)
         self.scheduler.check()
         return deltas
 
@@ -57,6 +62,10 @@ class Bench:
                 assert self.pool.used == 0
                 return deltas
         raise AssertionError("the scheduler does not come to rest")
+
+
+def untimed(deltas: Iterable[Delta | None]) -> list[Delta]:
+    return [msgspec.structs.replace(delta, times=None) for delta in deltas if delta is not None]
 
 
 def sizes(plan: StepPlan) -> list[int]:
@@ -198,8 +207,8 @@ def test_logits_that_are_no_numbers_end_the_request_and_leave_nothing_to_find(st
     bench.add([1] * 5)
     for _ in range(steps_before):
         bench.step()
-    bench.scheduler.plan()
-    assert bench.scheduler.commit(StepResult([INVALID_TOKEN], [None])) == [
+    bench.scheduler.plan(NOW)
+    assert untimed(bench.scheduler.commit(StepResult([INVALID_TOKEN], [None]), NOW)) == [
         Delta(0, [], None, finish_reason="error", error="the model produced no finite logits"),
     ]
     assert bench.pool.used == 0
@@ -237,7 +246,7 @@ def test_a_stop_token_ends_the_request_even_where_the_length_would(max_tokens: i
     bench = Bench(8, 4)
     stop = next_token([1, 2])
     bench.add([1, 2], max_tokens=max_tokens, stop_token_ids=(stop,))
-    assert bench.finish() == [Delta(0, [stop], None, finish_reason="stop")]
+    assert untimed(bench.finish()) == [Delta(0, [stop], None, finish_reason="stop")]
 
 
 def test_cancelling_frees_blocks_at_once() -> None:
@@ -246,8 +255,7 @@ def test_cancelling_frees_blocks_at_once() -> None:
     bench.add([3, 4])
     bench.step()
     for id in (0, 1):
-        delta = bench.scheduler.cancel(id)
-        assert delta == Delta(id, [], None, finish_reason="abort")
+        assert untimed([bench.scheduler.cancel(id)]) == [Delta(id, [], None, finish_reason="abort")]
         assert bench.scheduler.cancel(id) is None
     assert bench.pool.used == 0
     assert not bench.scheduler.has_work
@@ -259,7 +267,7 @@ def test_what_steps_in_flight_do_for_a_cancelled_request_is_dropped(fails: bool)
     request = bench.add([1, 2])
     bench.start()
     bench.start()
-    assert bench.scheduler.cancel(0) == Delta(0, [], None, finish_reason="abort")
+    assert untimed([bench.scheduler.cancel(0)]) == [Delta(0, [], None, finish_reason="abort")]
     assert bench.scheduler.cancel(0) is None
     assert bench.pool.used == 0
     for _ in range(2):
@@ -306,6 +314,17 @@ def test_what_was_planned_counts_once_it_has_landed() -> None:
     assert (bench.scheduler.counters.prompt_tokens, bench.scheduler.counters.generated_tokens) == (12, 1)
 
 
+def test_every_prompt_token_counts_once_as_computed_or_as_found() -> None:
+    """Even where a prompt is preempted half-way, and half of it is found when it comes back."""
+    bench = Bench(19, 2, token_budget=4, max_running=2)
+    bench.add([1] * 14, max_tokens=8)
+    bench.add([1] * 21, max_tokens=1)
+    bench.finish()
+    counters = bench.scheduler.counters
+    assert (counters.preemptions, counters.prefix_hits) == (1, 0)
+    assert (counters.prompt_tokens, counters.cached_prompt_tokens) == (14 + 21, 14 - 8)
+
+
 def test_a_token_after_a_stop_token_is_dropped() -> None:
     """Its key and value are not found either, though its block is full of what the request knew at its end."""
     bench = Bench(8, 2, lookahead=1)
@@ -314,7 +333,7 @@ def test_a_token_after_a_stop_token_is_dropped() -> None:
     bench.start()
     bench.runner.poisoned_chunks = {0}
     bench.start()
-    assert bench.land() == [Delta(0, [stop], None, finish_reason="stop")]
+    assert untimed(bench.land()) == [Delta(0, [stop], None, finish_reason="stop")]
     assert bench.pool.used == 0
     other = bench.add([1, 2, 3, stop, 5])
     bench.start()
@@ -348,7 +367,7 @@ def test_nothing_is_computed_behind_the_last_token(max_tokens: int) -> None:
             bench.land()
     bench.start()
     while bench.runner.in_flight:
-        assert bench.scheduler.plan() is None
+        assert bench.scheduler.plan(NOW) is None
         deltas = bench.land()
     assert deltas[0].finish_reason == "length"
 
@@ -360,7 +379,7 @@ def test_a_penalty_waits_for_the_token_in_flight(penalty: str) -> None:
     bench.add([1])
     bench.add([2], max_tokens=2, **params)
     assert sizes(bench.start()) == [1, 1]
-    assert bench.scheduler.plan() is None
+    assert bench.scheduler.plan(NOW) is None
     bench.land()
     assert sizes(bench.start()) == [1, 1]
     # The last token of the one who waits is in flight: from now on it holds nobody up.
@@ -376,7 +395,7 @@ def test_nobody_is_preempted_before_the_step_in_flight_has_landed(max_tokens: in
     for _ in range(3):
         assert sizes(bench.start()) == [1, 1]
         bench.land()
-    assert bench.scheduler.plan() is None
+    assert bench.scheduler.plan(NOW) is None
     assert (bench.scheduler.running, bench.scheduler.counters.preemptions) == (2, 0)
     bench.land()
     bench.start()
@@ -526,7 +545,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         live = self.live
         due = [watched.request for watched in live if watched.request.blocks and watched.request.behind == 1]
         oldest = next((watched.request for watched in live if watched.request.behind), None)
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(NOW)
         assert self.scheduler.running <= self.max_running
         if plan is None:
             assert self.in_flight or not live
@@ -546,7 +565,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         except RuntimeError:
             self.fail()
             return
-        for delta in self.scheduler.commit(result):
+        for delta in self.scheduler.commit(result, NOW):
             self.take(delta)
 
     def fail(self) -> None:
@@ -580,6 +599,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.watched:
             self.scheduler.check()
             assert sum(watched.request.blocks != [] for watched in self.watched) == self.scheduler.running
+
+    @invariant()
+    def statistics_count_every_token_once(self) -> None:
+        requests = [watched.request for watched in self.watched]
+        if requests:
+            assert self.scheduler.counters.prompt_tokens == sum(request.counted for request in requests)
+            assert self.scheduler.counters.generated_tokens == sum(len(request.output) for request in requests)
+        assert all(request.counted == len(request.prompt) for request in requests if request.output)
 
     @invariant()
     def blocks_are_shared_by_equal_prefixes_only(self) -> None:

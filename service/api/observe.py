@@ -1,0 +1,121 @@
+"""Middleware that keeps a record of every request, and hands it to metrics, log and traces when the request has ended.
+
+It also names requests: an answer's X-Request-Id is the client's own, if that is plain, or else the answer's id.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.errors import describe
+from service.engine.messages import RequestTimes
+from service.metrics import Metrics
+from service.record import RequestRecord, plain_id
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that logs and metrics show when nobody was left to read one."""
+
+REQUEST_ID = "x-request-id"
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Routes that are asked every few seconds: they are not traced, and logged for debugging alone."""
+
+_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+Trace = Callable[[RequestRecord, Mapping[str, str]], str]
+"""Traces a request that came with these headers, and returns the trace's id."""
+
+log = logging.getLogger(__name__)
+
+
+class Observe:
+    """The outermost middleware."""
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, trace: Trace | None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._trace = trace
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        record = RequestRecord(
+            # A client may invent methods, but not labels.
+            method=scope["method"] if scope["method"] in _METHODS else "other",
+            client_id=plain_id(headers.get(REQUEST_ID)),
+            clock=self._clock,
+        )
+        scope.setdefault("state", {})["record"] = record
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.responded, record.status = self._clock(), message["status"]
+                MutableHeaders(scope=message).setdefault(REQUEST_ID, record.client_id or record.id)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        except Exception as error:
+            # Starlette answers it outside of all middleware.
+            described = describe(error)
+            record.status, record.error = record.status or described.status_code, described.body.error.code
+            raise
+        finally:
+            record.ended = self._clock()
+            record.route = getattr(scope.get("route"), "path", None)
+            self._tell(record, headers)
+
+    def _tell(self, record: RequestRecord, headers: Headers) -> None:
+        record.status = record.status or CLIENT_CLOSED_REQUEST
+        self._metrics.count_response(record.route or "unmatched", record.method, record.status, record.error)
+        probe = record.route in PROBES
+        trace_id = self._trace(record, headers) if self._trace and not probe else None
+        level = logging.DEBUG if probe else logging.INFO
+        if log.isEnabledFor(level):
+            line = f"{record.method} {record.route or 'unmatched'} {record.status}"
+            log.log(level, line, extra={"fields": fields_of(record, trace_id)})
+
+
+def fields_of(record: RequestRecord, trace_id: str | None) -> dict[str, Any]:
+    """What a log line says of a request: no text of prompts or completions, and nothing else that a client wrote but
+    its plain id. Seconds are the longest over its completions.
+    """
+    assert record.ended is not None
+    fields: dict[str, Any] = {
+        "request_id": record.id,
+        "client_request_id": record.client_id,
+        "trace_id": trace_id,
+        "method": record.method,
+        "route": record.route,
+        "status": record.status,
+        "error": record.error,
+        "duration_seconds": record.ended - record.began,
+    }
+    if record.timelines:
+        times = [timeline.times for timeline in record.timelines]
+        fields |= {
+            "stream": record.stream,
+            "completions": len(record.timelines),
+            "finish_reason": ",".join(sorted(set(record.finish_reasons))),
+            "prompt_tokens": record.prompt_tokens,
+            "cached_tokens": record.cached_tokens,
+            "completion_tokens": record.completion_tokens,
+            "first_token_seconds": _longest([t.first_token and t.first_token - record.began for t in record.timelines]),
+            **{
+                f"{phase}_seconds": _longest([getattr(t, phase) for t in times])
+                for phase in RequestTimes.__struct_fields__
+            },
+        }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _longest(seconds: list[float | None]) -> float | None:
+    return max((value for value in seconds if value is not None), default=None)

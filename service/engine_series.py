@@ -1,0 +1,119 @@
+"""The engine's state as Prometheus metrics: made at every scrape from its latest report.
+
+Every process that has a client of the engine makes the same ones. Knows nothing of requests over HTTP.
+"""
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import accumulate
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from model.contract import RunnerInfo
+from service.engine.client import EngineClient, EngineDead
+from service.engine.messages import STEP_TOKENS, EngineStats
+
+_UNKNOWN = RunnerInfo(device="", dtype="", cache_dtype="", backend="")
+"""Prometheus takes an empty label for one that is missing."""
+
+
+class EngineCollector(Collector):
+    """What the engine's client knows, under our names; what autoscalers look for also under those they know.
+
+    promtool frowns at two names that are other people's: the colon of vllm:..., and the _total of a histogram.
+    """
+
+    def __init__(self, client: EngineClient, model_name: str) -> None:
+        self._client = client
+        self._model = {"model_name": model_name}
+        self._process = ProcessCollector("headlight_engine", pid=lambda: client.pid or "none", registry=None)
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._client.stats
+        yield from self._state(stats)
+        yield from self._totals(stats)
+        yield self._step_tokens(stats)
+        yield from self._facts()
+        for family in self._process.collect():
+            for sample in family.samples:
+                sample.labels.update(self._model)
+            yield family
+
+    def _state(self, stats: EngineStats) -> Iterator[Metric]:
+        use = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+        for name, help, value in (
+            ("num_requests_running", "Completions in the batch.", stats.running),
+            ("num_requests_waiting", "Completions in the queue.", stats.waiting),
+            ("kv_cache_usage_perc", "Share of KV cache blocks in use, 0 to 1.", use),
+        ):
+            yield self._gauge(f"headlight_{name}", help, value)
+            yield self._gauge(f"vllm:{name}", help, value)
+        ready = self._client.health().state == "ready"
+        yield self._gauge("headlight_engine_up", "Whether the engine takes requests.", ready)
+
+    def _totals(self, stats: EngineStats) -> Iterator[Metric]:
+        for name, help, total in (
+            ("prompt_tokens", "Prompt tokens taken in, computed or found in the prefix cache.", stats.prompt_tokens),
+            ("prompt_tokens_cached", "Those that were found.", stats.cached_prompt_tokens),
+            ("generation_tokens", "Tokens generated.", stats.generated_tokens),
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found at the look-up.", stats.prefix_hits),
+            ("num_preemptions", "Times that a completion gave up its blocks for an older one.", stats.preemptions),
+            ("steps", "Steps of the engine.", stats.steps),
+            ("engine_restarts", "Times that the engine died and was started again.", self._client.restarts),
+        ):
+            family = CounterMetricFamily(f"headlight_{name}", help, labels=[*self._model])
+            family.add_metric([*self._model.values()], total)
+            yield family
+        seconds = CounterMetricFamily(
+            "headlight_step_seconds",
+            "Time spent on parts of steps; on a GPU, forward and sample pass beside the others.",
+            labels=[*self._model, "phase"],
+        )
+        for phase in ("schedule", "forward", "sample", "deliver"):
+            seconds.add_metric([*self._model.values(), phase], getattr(stats, f"{phase}_seconds"))
+        yield seconds
+
+    def _step_tokens(self, stats: EngineStats) -> Metric:
+        bounds = [*(str(float(bound)) for bound in STEP_TOKENS), "+Inf"]
+        family = HistogramMetricFamily(
+            "headlight_iteration_tokens_total", "Tokens that a step computes.", labels=[*self._model]
+        )
+        buckets = list(zip(bounds, accumulate(stats.step_tokens), strict=True))
+        family.add_metric([*self._model.values()], buckets, stats.computed_tokens)
+        return family
+
+    def _facts(self) -> Iterator[Metric]:
+        info = self._client.info or _UNKNOWN
+        yield self._gauge(
+            "headlight_build_info",
+            "What is running here; what the engine chose is empty until it has loaded a model.",
+            1,
+            version=version("headlight"),
+            python=platform.python_version(),
+            torch=version("torch"),
+            backend=info.backend,
+            device=info.device,
+            dtype=info.dtype,
+            cache_dtype=info.cache_dtype,
+        )
+        try:
+            limits = self._client.limits
+        except EngineDead:
+            return
+        yield self._gauge(
+            "headlight_cache_config_info",
+            "The shape of the KV cache.",
+            1,
+            block_size=str(limits.block_size),
+            num_gpu_blocks=str(limits.num_blocks),
+        )
+
+    def _gauge(self, name: str, help: str, value: float, **labels: str) -> GaugeMetricFamily:
+        labels = self._model | labels
+        family = GaugeMetricFamily(name, help, labels=[*labels])
+        family.add_metric([*labels.values()], value)
+        return family
