@@ -1,0 +1,82 @@
+"""The image and the compose file, as far as they can be judged without building and running them."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+from tests.deploy.tools import DEPLOY, ROOT
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+SCRIPTS = Path(sys.executable).parent
+
+
+def instructions(name: str) -> list[str]:
+    """The arguments of every such instruction, with continued lines joined."""
+    joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
+    return re.findall(rf"^{name} (.*)$", joined, re.MULTILINE)
+
+
+def test_hadolint_finds_nothing_to_complain_of() -> None:
+    command = [SCRIPTS / "hadolint", "--no-color", "--failure-threshold", "warning", DEPLOY / "Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_there_is_an_image_for_a_cpu_and_one_for_a_gpu_and_neither_runs_as_root() -> None:
+    stages = {
+        match[1]: match[2] for match in re.finditer(r"^FROM \S+ AS (\w\S*)$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)
+    }
+    for target in ("cpu", "cuda"):
+        assert f"COPY --from=libraries-{target} /opt/headlight /opt/headlight" in stages[target]
+        assert stages[target].rstrip().endswith("USER 10001:10001")
+    assert [*stages][-1] == "cpu"
+    assert len(instructions("HEALTHCHECK")) == 1
+
+
+def test_the_image_gets_all_of_the_source_and_nothing_else() -> None:
+    ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    allowed = {line[1:] for line in ignore if line.startswith("!")}
+    assert [line for line in ignore if line and line[0] not in "#!"] == ["*", "**/__pycache__"]
+    copied = {path for copy in instructions("COPY") if "--from" not in copy for path in copy.split()[:-1]}
+    assert copied == allowed
+    assert all((ROOT / path).exists() for path in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {package.split(".")[0] for package in project["tool"]["setuptools"]["packages"]}
+    assert packages == {path for path in copied if (ROOT / path).is_dir()}
+
+
+def test_the_health_check_asks_the_server() -> None:
+    (check,) = instructions("HEALTHCHECK")
+    command = yaml.safe_load(check[check.index("[") :])
+    assert command[:2] == ["python", "-c"]
+    compile(command[2], "HEALTHCHECK", "exec")
+    assert "/health" in command[2]
+
+
+def test_compose_is_valid_by_its_specification() -> None:
+    command = [SCRIPTS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_compose_mounts_is_there() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    mounted = [mount.split(":") for service in services.values() for mount in service["volumes"]]
+    files = {target: DEPLOY / source for source, target, *_ in mounted if source.startswith("./")}
+    assert all(path.exists() for path in files.values())
+    assert (DEPLOY / services["server"]["build"]["context"] / services["server"]["build"]["dockerfile"]).exists()
+    # Each file names the next: Prometheus its rules, Grafana the folder of dashboards and its home.
+    prometheus = yaml.safe_load(files["/etc/prometheus/prometheus.yml"].read_text())
+    assert [f"/etc/prometheus/{name}" in files for name in prometheus["rule_files"]] == [True]
+    provider = yaml.safe_load(files["/etc/grafana/provisioning/dashboards/headlight.yaml"].read_text())["providers"][0]
+    home = Path(services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert (files[provider["options"]["path"]] / home.name).exists()
+    (source,) = yaml.safe_load(files["/etc/grafana/provisioning/datasources/headlight.yaml"].read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert prometheus["scrape_configs"][0]["static_configs"] == [{"targets": ["server:8000"]}]
+    assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]

@@ -1,0 +1,159 @@
+"""Dashboard and alerts against the real Prometheus: every query of a panel and of a rule finds what a server says."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.deploy.tools import DEPLOY, tool
+from tests.service.servers import PATIENCE, free_port, serving, wait_until
+
+DASHBOARD = json.loads((DEPLOY / "dashboards" / "headlight.json").read_text())
+RULES = yaml.safe_load((DEPLOY / "alerts" / "headlight.rules.yaml").read_text())["groups"][0]["rules"]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+VARIABLES = {"job": ".*", "instance": ".*", "model": ".*", "__rate_interval": "20s", "__range": "1h"}
+SAMPLES = 5
+"""Scrapes to wait for, one a second: a rate needs two, and some time between the first request and the last."""
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_fire_when_they_should() -> None:
+    run(tool("promtool"), "check", "rules", DEPLOY / "alerts" / "headlight.rules.yaml")
+    run(tool("promtool"), "test", "rules", DEPLOY / "alerts" / "tests.yaml")
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    tests = (DEPLOY / "alerts" / "tests.yaml").read_text()
+    for rule in RULES:
+        assert rule["alert"] in tests
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_prometheus_takes_the_compose_files_configuration(tmp_path: Path) -> None:
+    (tmp_path / "headlight.rules.yaml").symlink_to(DEPLOY / "alerts" / "headlight.rules.yaml")
+    (tmp_path / "prometheus.yml").write_text((DEPLOY / "compose" / "prometheus.yml").read_text())
+    run(tool("promtool"), "check", "config", tmp_path / "prometheus.yml")
+
+
+def test_the_dashboard_answers_its_four_questions() -> None:
+    rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert rows == ["Is it up?", "Is it slow, and where?", "Is it full?", "What do users get?"]
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in PANELS:
+        assert panel["description"]
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+    spots = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]}
+    assert len(spots) == len(ids)
+
+
+@pytest.fixture(scope="module")
+def prometheus(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Prometheus that has scraped a server with a little load, and evaluated the rules."""
+    binary = tool("prometheus")
+    folder = tmp_path_factory.mktemp("prometheus")
+    with serving("--max-context", "128", "--threads", "1") as (url, _):
+        config = yaml.safe_load((DEPLOY / "compose" / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(DEPLOY / "alerts" / "headlight.rules.yaml")]
+        config["scrape_configs"][0]["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        address = f"127.0.0.1:{free_port()}"
+        command = [
+            *(binary, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
+            *(f"--web.listen-address={address}", "--log.level=error"),
+        ]
+        with subprocess.Popen(command, env={**os.environ, "GOMAXPROCS": "1"}) as process:
+            try:
+                _load(url, f"http://{address}")
+                yield f"http://{address}"
+            finally:
+                process.terminate()
+
+
+def _load(url: str, prometheus: str) -> None:
+    """A few requests, some of them refused, until Prometheus has seen enough."""
+    stop = time.monotonic() + PATIENCE
+    scrapes = 'count_over_time(up{job="headlight"}[1h])'
+    with ThreadPoolExecutor(2) as users:
+        while not any(float(sample["value"][1]) >= SAMPLES for sample in query(prometheus, scrapes)):
+            assert time.monotonic() < stop, "Prometheus does not scrape"
+            for answer in users.map(lambda text: _ask(url, text), ("Count to ten: one, two,", "word " * 500)):
+                assert answer.status_code in (200, 400)
+    # What the last requests have left behind is in the next scrape.
+    seen = time.time()
+    wait_until(lambda: _last_scrape(prometheus) > seen)
+
+
+def _ask(url: str, prompt: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/completions", json={"prompt": prompt, "max_tokens": 6}, timeout=PATIENCE)
+
+
+def _last_scrape(prometheus: str) -> float:
+    return max((float(sample["value"][1]) for sample in query(prometheus, 'timestamp(up{job="headlight"})')), default=0)
+
+
+def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    """The samples of an expression now; none while Prometheus starts."""
+    try:
+        answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": expression}, timeout=30)
+    except httpx.ConnectError:
+        return []
+    if answer.status_code == 503:
+        return []
+    assert answer.status_code == 200, answer.text
+    result: list[dict[str, Any]] = answer.json()["data"]["result"]
+    return result
+
+
+def test_every_query_of_every_panel_finds_a_number(prometheus: str) -> None:
+    empty = []
+    for panel in PANELS:
+        for target in panel["targets"]:
+            expression = re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]], target["expr"])
+            samples = query(prometheus, expression)
+            if not samples or all(sample["value"][1] == "NaN" for sample in samples):
+                empty.append(f"{panel['title']}: {expression}")
+    assert empty == []
+
+
+def test_every_series_of_every_rule_exists(prometheus: str) -> None:
+    for rule in RULES:
+        for selector in re.findall(r"headlight_\w+(?:\{[^}]*\})?", rule["expr"]):
+            assert query(prometheus, selector), f"{rule['alert']}: {selector}"
+
+
+def test_no_alert_is_pending_that_has_no_cause(prometheus: str) -> None:
+    health = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"][0]["rules"]
+    assert {rule["health"] for rule in health} == {"ok"}
+    assert [rule["name"] for rule in health if rule["state"] == "firing"] == []
+
+
+def test_the_dashboards_variables_have_values(prometheus: str) -> None:
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            expression, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()
+            expression = re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]], expression)
+            assert all(sample["metric"][label] for sample in query(prometheus, expression))
+
+
+def test_autoscalers_find_what_they_ask_for(prometheus: str) -> None:
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        ours, theirs = query(prometheus, f"headlight_{name}"), query(prometheus, f"vllm:{name}")
+        assert len(ours) == len(theirs) == 1
+    (info,) = query(prometheus, "headlight_cache_config_info")
+    assert int(info["metric"]["num_gpu_blocks"]) * int(info["metric"]["block_size"]) > 0
