@@ -1,21 +1,34 @@
 # make serve            the server, from nothing but Python 3.11 or newer (PORT=8123 MODEL=... as you like)
 # make test             every test
+# make loadtest         users against a server: DURATION=2m USERS=4 WORKLOAD=mix SHAPE=steady, HOST=... for one that runs
 # make check            format, lint, types, tests
 
 PYTHON ?= python3
 PORT ?= 8000
 MODEL ?=
+HOST ?=
+DURATION ?= 2m
+USERS ?= 4
+WORKLOAD ?= mix
+SHAPE ?= steady
+SCALE ?= 1
+GOALS ?= loadtests/goals.toml
+RESULTS ?= build/loadtest
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test check format lint types clean
+.PHONY: serve test loadtest check format lint types clean
 
 serve: $(VENV)/.installed
 	@exec $(BIN)/headlight serve $(MODEL) --port $(PORT)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+loadtest: $(VENV)/.installed-loadtest
+	@$(BIN)/python -m loadtests --host '$(HOST)' --model '$(MODEL)' --users $(USERS) --duration $(DURATION) \
+		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --goals '$(GOALS)' --results '$(RESULTS)'
 
 check: format lint types test
 
@@ -38,6 +51,10 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-loadtest: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[loadtest]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

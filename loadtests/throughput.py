@@ -1,137 +1,67 @@
 """Output tokens a second, TTFT and inter-token latency of any OpenAI-compatible server, at several concurrencies.
 
-    python loadtests/throughput.py http://127.0.0.1:8000
+    python -m loadtests.throughput http://127.0.0.1:8000
 
-A closed loop: so many clients, each sending its next request when the last one is answered. Prompts are random
-words, different in every request, so that a prefix cache finds nothing. Needs httpx and nothing of Headlight.
+A closed loop: so many clients, each sending its next request when the last one is answered, all of the same lengths.
+That compares servers and versions; what users would see, the load test says. Prompts are random words, different in
+every request, so that a prefix cache finds nothing.
 """
 
 import argparse
-import asyncio
 import json
 import random
 import statistics
 import time
-from dataclasses import dataclass, field
-from itertools import pairwise
 
-import httpx
+from gevent.pool import Group
 
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work government number night point home water room mother "
-    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
-    "father power hour game line end member law car city community name president team minute idea body information "
-    "back parent face others level office door health person art war history party result change morning reason"
-).split()
+from loadtests.client import Client, ServerError, Target
+from loadtests.sse import Answer
+from loadtests.workloads import words
 
 
-@dataclass
-class Answer:
-    """What one request measured, in seconds."""
-
-    ttft: float
-    total: float
-    prompt_tokens: int
-    output_tokens: int
-    gaps: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What every request of a run asks for."""
-
-    url: str
-    model: str
-    prompt_tokens: int
-    output_tokens: int
-
-    def body(self, words: int, rng: random.Random) -> dict[str, object]:
-        return {
-            "model": self.model,
-            "prompt": " ".join(rng.choices(WORDS, k=words)),
-            "max_tokens": self.output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-
-
-async def complete(client: httpx.AsyncClient, load: Workload, words: int, rng: random.Random) -> Answer:
-    """Send one streamed completion. Raises httpx.HTTPError if it is not answered, ValueError if it is cut short."""
-    began = time.perf_counter()
-    arrivals: list[float] = []
-    usage: dict[str, int] | None = None
-    async with client.stream("POST", f"{load.url}/v1/completions", json=load.body(words, rng)) as response:
-        if response.is_error:
-            await response.aread()
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            event = json.loads(line[len("data: ") :])
-            if "error" in event:
-                raise ValueError(f"the server answered with an error: {event['error']}")
-            usage = event.get("usage") or usage
-            if event.get("choices"):
-                arrivals.append(time.perf_counter())
-    if usage is None or not arrivals:
-        raise ValueError("the server sent no tokens or no usage")
-    gaps = [after - before for before, after in pairwise(arrivals)]
-    total = time.perf_counter() - began
-    return Answer(arrivals[0] - began, total, usage["prompt_tokens"], usage["completion_tokens"], gaps)
-
-
-async def words_for(client: httpx.AsyncClient, load: Workload) -> int:
-    """How many random words make a prompt of about `load.prompt_tokens` on this model's tokenizer."""
-    probe = Workload(load.url, load.model, load.prompt_tokens, 1)
-    answer = await complete(client, probe, load.prompt_tokens, random.Random(0))
-    return max(round(load.prompt_tokens**2 / answer.prompt_tokens), 1)
-
-
-async def run(
-    client: httpx.AsyncClient, load: Workload, words: int, concurrency: int, requests: int, seed: int
-) -> dict[str, float]:
-    """`requests` completions, `concurrency` at once; the figures of the whole run."""
-    rng = random.Random(seed)
+def run(target: Target, prompt_tokens: int, output_tokens: int, concurrency: int, requests: int) -> dict[str, float]:
+    """`requests` completions, `concurrency` at once; the figures of the whole run. Raises ServerError if one fails."""
+    rng = random.Random()
     answers: list[Answer] = []
     pending = iter(range(requests))
 
-    async def one_client() -> None:
-        for _ in pending:
-            answers.append(await complete(client, load, words, rng))
+    def one_client() -> None:
+        with Client(target.url) as client:
+            for _ in pending:
+                body = target.completion(words(rng, prompt_tokens), output_tokens) | {"temperature": 0}
+                answers.append(client.stream("/v1/completions", body)[0])
 
     began = time.perf_counter()
-    await asyncio.gather(*(one_client() for _ in range(concurrency)))
+    clients = Group()
+    for _ in range(concurrency):
+        clients.spawn(one_client)
+    clients.join(raise_error=True)
     wall = time.perf_counter() - began
-    gaps = [gap for answer in answers for gap in answer.gaps]
+    if failed := [answer.error for answer in answers if answer.error is not None]:
+        raise ServerError(f"{len(failed)} of {requests} requests failed, the first with: {failed[0]}")
     return {
         "concurrency": concurrency,
         "requests": requests,
         "prompt_tokens": statistics.mean(answer.prompt_tokens for answer in answers),
-        "output_tokens_per_second": sum(answer.output_tokens for answer in answers) / wall,
-        "ttft_ms": 1000 * statistics.median(answer.ttft for answer in answers),
-        "inter_token_ms": 1000 * statistics.median(gaps) if gaps else 0.0,
+        "output_tokens_per_second": sum(answer.completion_tokens for answer in answers) / wall,
+        "ttft_ms": 1000 * statistics.median(answer.ttft or 0.0 for answer in answers),
+        "inter_token_ms": 1000 * statistics.median(answer.seconds_per_token or 0.0 for answer in answers),
         "wall_seconds": wall,
     }
 
 
-async def measure(args: argparse.Namespace) -> list[dict[str, float]]:
+def measure(args: argparse.Namespace) -> list[dict[str, float]]:
     """Every concurrency in turn, `rounds` times over, so that a slow minute of the machine hits them alike."""
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
-        url = args.url.rstrip("/").removesuffix("/v1")
-        models = (await client.get(f"{url}/v1/models")).raise_for_status().json()
-        load = Workload(url, args.model or models["data"][0]["id"], args.prompt_tokens, args.output_tokens)
-        words = await words_for(client, load)
-        results = []
-        for round_ in range(args.rounds):
-            for concurrency in args.concurrency:
-                requests = max(concurrency * args.requests_per_client, 2)
-                results.append(await run(client, load, words, concurrency, requests, seed=1000 * round_ + concurrency))
-                print(_row(results[-1]), flush=True)
-        return results
+    with Client(args.url) as client:
+        target = client.discover(args.model)
+    results = []
+    for _ in range(args.rounds):
+        for concurrency in args.concurrency:
+            requests = max(concurrency * args.requests_per_client, 2)
+            results.append(run(target, args.prompt_tokens, args.output_tokens, concurrency, requests))
+            print(_row(results[-1]), flush=True)
+    return results
 
 
 def _row(result: dict[str, float]) -> str:
@@ -162,10 +92,8 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the medians here as well")
     args = parser.parse_args()
     try:
-        results = medians(asyncio.run(measure(args)))
-    except httpx.HTTPError as error:
-        raise SystemExit(f"no answer from {args.url}: {error}") from None
-    except ValueError as error:
+        results = medians(measure(args))
+    except ServerError as error:
         raise SystemExit(str(error)) from None
     print("\nmedians of", args.rounds, "rounds")
     for result in results:

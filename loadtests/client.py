@@ -1,0 +1,169 @@
+"""HTTP to a server with OpenAI's API: what it serves, one streamed answer, its metrics.
+
+On gevent's sockets, so that thousands of users fit in a process. Uses nothing but OpenAI's own routes and fields;
+whether the server knows one field more, ignore_eos, is tried once.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from gevent import GreenletExit
+from geventhttpclient.client import HTTPClient
+from geventhttpclient.response import HTTPParseError
+
+from loadtests.sse import Answer, Stream, StreamError
+
+API_KEY = "OPENAI_API_KEY"
+"""The environment variable that holds the key, where a server wants one."""
+
+_CONNECT_SECONDS = 10.0
+_SILENCE_SECONDS = 600.0
+"""A request may wait in a long queue before its first byte."""
+
+
+class ServerError(Exception):
+    """No server answers, or not as an OpenAI-compatible server would; one line for the operator."""
+
+
+class Abandoned(GreenletExit):  # type: ignore[misc]
+    """The test ended before an answer did; its argument is what there was of the Answer."""
+
+
+class _Refused(ServerError):
+    """Status 400 or 422: the server doesn't like a field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server, and how to ask it for so many tokens."""
+
+    url: str
+    """Without /v1."""
+    model: str
+    max_context: int | None
+    """Tokens of a prompt and its completion, if /v1/models tells."""
+    limit_field: str = "max_tokens"
+    ignore_eos: bool = False
+    """Whether completions can be made to go on to their limit."""
+
+    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+        """The body of a request for a streamed chat completion."""
+        return self._body({"messages": messages}, max_tokens)
+
+    def completion(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        """The body of a request for a streamed completion of a text."""
+        return self._body({"prompt": prompt}, max_tokens)
+
+    def _body(self, content: dict[str, Any], max_tokens: int) -> dict[str, Any]:
+        extension = {"ignore_eos": True} if self.ignore_eos else {}
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        return {"model": self.model, self.limit_field: max_tokens} | content | stream | extension
+
+
+class Client:
+    """One user's connection to a server, kept open between requests. Not to be shared by greenlets."""
+
+    def __init__(self, url: str) -> None:
+        """`url` with or without /v1. Raises ServerError for what is no http(s) URL."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ServerError(f"{url!r} is not the URL of a server, such as http://127.0.0.1:8000")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._path = urlsplit(self.url).path
+        key = os.environ.get(API_KEY)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = HTTPClient.from_url(
+            f"{parts.scheme}://{parts.netloc}",
+            connection_timeout=_CONNECT_SECONDS,
+            network_timeout=_SILENCE_SECONDS,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str) -> bytes:
+        """The body of a GET. Raises ServerError if there is no answer, or none with status 200."""
+        try:
+            with self._http.request("GET", self._path + path, headers=self._headers) as response:
+                body = response.read()
+        except (OSError, HTTPParseError) as error:
+            raise ServerError(f"no server answers at {self.url}: {error}") from None
+        if response.status_code != 200:
+            raise ServerError(f"{self.url}{path} answered {response.status_code}: {_reason(body)}")
+        return body
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> tuple[Answer, str]:
+        """Ask and read to the end: the answer and its text. What fails is told in `Answer.error`.
+
+        Raises Abandoned when this greenlet is killed meanwhile.
+        """
+        began, sent = time.time(), time.perf_counter()
+        stream = Stream(sent)
+        try:
+            self._read(path, body, stream)
+            answer = stream.answer(began, time.perf_counter())
+        except GreenletExit:
+            raise Abandoned(stream.broken(began, time.perf_counter(), None)) from None
+        except (OSError, HTTPParseError, StreamError, ServerError) as error:
+            name = "" if isinstance(error, StreamError | ServerError) else f"{type(error).__name__}: "
+            answer = stream.broken(began, time.perf_counter(), f"{name}{error}")
+        return answer, stream.text
+
+    def _read(self, path: str, body: Mapping[str, Any], stream: Stream) -> None:
+        headers = self._headers | {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        with self._http.request("POST", self._path + path, json.dumps(body), headers) as response:
+            if response.status_code != 200:
+                refusal = _Refused if response.status_code in (400, 422) else ServerError
+                raise refusal(f"status {response.status_code}: {_reason(response.read())}")
+            while line := response.readline(b"\n"):
+                stream.feed(line, time.perf_counter())
+
+    def discover(self, model: str | None = None) -> Target:
+        """What to ask this server for: `model`, or the first one it lists. Raises ServerError."""
+        try:
+            models = {entry["id"]: entry for entry in json.loads(self.get("/v1/models"))["data"]}
+        except (ValueError, KeyError, TypeError):
+            raise ServerError(f"{self.url}/v1/models does not answer as OpenAI's does") from None
+        if not models or (model and model not in models):
+            raise ServerError(
+                f"{self.url} does not serve {model or 'any model'}; it lists {', '.join(models) or 'none'}"
+            )
+        name = model or next(iter(models))
+        return self._try_fields(Target(self.url, name, models[name].get("max_model_len")))
+
+    def _try_fields(self, plain: Target) -> Target:
+        """The first way of asking that the server accepts, the most exact first."""
+        refusal = None
+        for field, ignore_eos in (("max_tokens", True), ("max_tokens", False), ("max_completion_tokens", False)):
+            target = Target(plain.url, plain.model, plain.max_context, field, ignore_eos)
+            try:
+                self._read("/v1/chat/completions", target.chat([{"role": "user", "content": "Hello"}], 2), Stream(0))
+            except _Refused as error:
+                refusal = error
+            except (OSError, HTTPParseError, StreamError, ServerError) as error:
+                raise ServerError(f"{self.url} does not answer a chat: {error}") from None
+            else:
+                return target
+        raise ServerError(f"{self.url} does not answer a chat: {refusal}")
+
+
+def _reason(body: bytes) -> str:
+    """What an error's body says, in one line."""
+    try:
+        content = json.loads(body)
+        error = content.get("error", content)
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        text = body.decode(errors="replace")
+    return " ".join(text.split())[:200] or "no reason given"

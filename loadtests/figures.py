@@ -1,0 +1,188 @@
+"""From answers to figures: latencies, throughput, concurrency and goodput of a span of time.
+
+Times are the clients' own; what the server says of itself is not looked at here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtests.goals import Goals
+from loadtests.sse import Answer
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a run, in seconds as time of day, and how many users it was meant to have."""
+
+    start: float
+    end: float
+    users: int
+    last: bool = False
+    """Whether requests that began later are its own too: users take a moment to hear that the test is over."""
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a latency is spread, in seconds."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | Numbers, mean: float | None = None) -> Self | None:
+        """None without values. `mean` where it is not that of the values."""
+        if not len(values):
+            return None
+        # A value that was measured, since a histogram's quantile, which this is compared with, is where one lies.
+        p50, p95, p99 = np.quantile(values, (0.5, 0.95, 0.99), method="inverted_cdf")
+        return cls(
+            float(np.mean(values)) if mean is None else mean, float(p50), float(p95), float(p99), float(max(values))
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What was measured in a span: latencies and counts of the requests that began in it, rates of what came in it."""
+
+    users: int
+    seconds: float
+    complete: int
+    failed: int
+    abandoned: int
+    errors: dict[str, int]
+    """How many failed with which message."""
+    error_rate: float | None
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    tokens_per_event: float | None
+    """1 if every token came in an event of its own; otherwise gaps between events are not gaps between tokens."""
+    ttft: Spread | None
+    inter_token: Spread | None
+    """Quantiles of the gaps between events; the mean is over tokens."""
+    end_to_end: Spread | None
+    in_flight: float
+    """Requests being answered, on average."""
+    requests_per_second: float
+    tokens_per_second: float
+    goodput_share: float | None
+    goodput_per_second: float | None
+    """Requests that met the goals for the first token and, on average, for the next ones."""
+
+
+@dataclass(slots=True)
+class Series:
+    """Figures of the slices of a run; NaN where nothing was measured. Times in seconds from its start."""
+
+    time: list[float] = field(default_factory=list)
+    ttft_p50: list[float] = field(default_factory=list)
+    ttft_p95: list[float] = field(default_factory=list)
+    inter_token_p50: list[float] = field(default_factory=list)
+    inter_token_p95: list[float] = field(default_factory=list)
+    in_flight: list[float] = field(default_factory=list)
+    tokens_per_second: list[float] = field(default_factory=list)
+
+
+def arrivals(answer: Answer) -> Numbers:
+    """When each event with a token came, as time of day."""
+    if answer.ttft is None:
+        return np.empty(0)
+    return answer.began + answer.ttft + np.cumsum([0.0, *answer.gaps])
+
+
+def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
+    """The figures of a span. `answers` may begin and end outside it."""
+    mine = [answer for answer in answers if span.start <= answer.began and (answer.began < span.end or span.last)]
+    complete = [answer for answer in mine if answer.complete]
+    errors = [answer.error for answer in mine if answer.error is not None]
+    finished = len(complete) + len(errors)
+    good = [answer for answer in complete if _meets(answer, goals)] if _judges_latency(goals) else None
+    events = sum(1 + len(answer.gaps) for answer in complete)
+    tokens = sum(answer.completion_tokens for answer in complete)
+    gaps = [gap for answer in complete for gap in answer.gaps]
+    return Figures(
+        users=span.users,
+        seconds=span.seconds,
+        complete=len(complete),
+        failed=len(errors),
+        abandoned=sum(answer.abandoned for answer in mine),
+        errors={error: errors.count(error) for error in sorted(set(errors))},
+        error_rate=len(errors) / finished if finished else None,
+        prompt_tokens=sum(answer.prompt_tokens for answer in complete),
+        cached_prompt_tokens=sum(answer.cached_tokens for answer in complete),
+        completion_tokens=tokens,
+        tokens_per_event=tokens / events if events else None,
+        ttft=Spread.of([answer.ttft for answer in complete if answer.ttft is not None]),
+        inter_token=Spread.of(gaps, mean=sum(gaps) / max(tokens - len(complete), 1)),
+        end_to_end=Spread.of([answer.seconds for answer in complete]),
+        in_flight=_in_flight(answers, span),
+        requests_per_second=_ended(answers, span) / span.seconds,
+        tokens_per_second=_tokens(answers, span) / span.seconds,
+        goodput_share=len(good) / finished if good is not None and finished else None,
+        goodput_per_second=len(good) / span.seconds if good is not None else None,
+    )
+
+
+def over_time(answers: Sequence[Answer], span: Span, slices: int = 60) -> Series:
+    """Figures of equal slices, none shorter than a second."""
+    slices = max(min(slices, int(span.seconds)), 1)
+    edges = np.linspace(span.start, span.end, slices + 1)
+    series = Series()
+    for start, end in pairwise(edges):
+        part = measure(answers, Span(float(start), float(end), span.users), Goals())
+        series.time.append(float((start + end) / 2 - span.start))
+        series.ttft_p50.append(part.ttft.p50 if part.ttft else np.nan)
+        series.ttft_p95.append(part.ttft.p95 if part.ttft else np.nan)
+        series.inter_token_p50.append(part.inter_token.p50 if part.inter_token else np.nan)
+        series.inter_token_p95.append(part.inter_token.p95 if part.inter_token else np.nan)
+        series.in_flight.append(part.in_flight)
+        series.tokens_per_second.append(part.tokens_per_second)
+    return series
+
+
+def _judges_latency(goals: Goals) -> bool:
+    return goals.ttft_p95_seconds is not None and goals.inter_token_p95_seconds is not None
+
+
+def _meets(answer: Answer, goals: Goals) -> bool:
+    assert answer.ttft is not None
+    assert goals.ttft_p95_seconds is not None
+    assert goals.inter_token_p95_seconds is not None
+    pace = answer.seconds_per_token
+    return answer.ttft <= goals.ttft_p95_seconds and (pace is None or pace <= goals.inter_token_p95_seconds)
+
+
+def _in_flight(answers: Sequence[Answer], span: Span) -> float:
+    """Little's law: the time that requests spent in the span, over its length."""
+    spent = (min(answer.began + answer.seconds, span.end) - max(answer.began, span.start) for answer in answers)
+    return sum(max(seconds, 0.0) for seconds in spent) / span.seconds
+
+
+def _ended(answers: Sequence[Answer], span: Span) -> int:
+    return sum(answer.complete and span.start <= answer.began + answer.seconds < span.end for answer in answers)
+
+
+def _tokens(answers: Sequence[Answer], span: Span) -> float:
+    """Tokens that came in the span, those of whole answers by the server's count."""
+    total = 0.0
+    for answer in answers:
+        if answer.ttft is None or answer.began >= span.end or answer.began + answer.seconds < span.start:
+            continue
+        times = arrivals(answer)
+        inside = int(np.count_nonzero((times >= span.start) & (times < span.end)))
+        total += inside * (answer.completion_tokens / len(times) if answer.complete else 1.0)
+    return total

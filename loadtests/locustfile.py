@@ -1,0 +1,133 @@
+"""The load test itself, on Locust: users that stream, the shape of the load, and the report at the end.
+
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless -u 8 -t 2m --workload mix --shape steady
+
+Without --headless Locust's own interface shows the same latencies while they come. With --processes N or on several
+machines, the workers' answers are gathered by the master, which alone talks to /metrics and judges.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+from locust import LoadTestShape, events, task
+from locust import User as LocustUser
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.event import EventHook
+from locust.runners import MasterRunner, WorkerRunner
+
+from loadtests.client import Abandoned, Client, ServerError, Target
+from loadtests.goals import GoalsError
+from loadtests.run import Run, stages
+from loadtests.shapes import SHAPES, stage_at
+from loadtests.workloads import WORKLOADS, User
+
+ROUTE = "/v1/chat/completions"
+GRACE_SECONDS = 120
+"""What requests in flight have to finish when their users are told to stop."""
+_REPORT_SECONDS = 4.0
+"""Longer than workers take to send the master their last answers."""
+
+answered = EventHook()
+"""Fired by a user with the Answer to its request."""
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: LocustArgumentParser) -> None:
+    """Settings beside Locust's own; -u is the most users there will be, -t how long all stages take together."""
+    group = parser.add_argument_group("load test")
+    group.add_argument("--workload", choices=list(WORKLOADS), default="mix", help="what users ask (default: mix)")
+    group.add_argument("--shape", choices=list(SHAPES), default="steady", help="how many there are (default: steady)")
+    group.add_argument("--goals", default=str(Path(__file__).with_name("goals.toml")), help="TOML file to be judged by")
+    group.add_argument("--results", default="build/loadtest", help="folder for report.html and summary.json")
+    group.add_argument("--scale", type=positive, default=1.0, help="multiplies all lengths (default: 1)")
+    group.add_argument("--seed", type=int, default=0, help="of lengths and thinking times (default: 0)")
+    group.add_argument("--model-name", default="", help="model to ask for (default: the first of /v1/models)")
+
+
+def positive(text: str) -> float:
+    """A number above zero. Raises ValueError."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+@events.init.add_listener
+def prepare(environment: Environment, **_: Any) -> None:
+    """Nothing begins without a server and goals: what is missing is one line, and exit status 1."""
+    environment.stop_timeout = environment.stop_timeout or GRACE_SECONDS
+    run = Run(environment)
+    answered.add_listener(run.take)
+    if isinstance(environment.runner, WorkerRunner):
+        environment.events.report_to_master.add_listener(run.send)
+        return
+    try:
+        run.connect()
+    except (ServerError, GoalsError) as error:
+        sys.exit(f"loadtest: {error}")
+    environment.events.worker_report.add_listener(run.receive)
+    environment.events.test_start.add_listener(run.start)
+    environment.events.test_stop.add_listener(run.stop)
+    environment.events.quitting.add_listener(run.interrupt)
+    environment.events.quit.add_listener(run.conclude)
+
+
+class StreamingUser(LocustUser):
+    """Asks, streams the answer, thinks; a turn of a conversation is a task."""
+
+    _numbers = itertools.count()
+
+    def on_start(self) -> None:
+        options = self.environment.parsed_options
+        assert options is not None
+        self._target = Target(**options.target)
+        self._client = Client(self._target.url)
+        name = f"{getattr(self.environment.runner, 'worker_index', 0)}.{next(self._numbers)}"
+        workload = WORKLOADS[options.workload].scaled(options.scale)
+        self._user = User(workload, options.seed, options.run, name, self._target.max_context)
+        self.wait()  # Users don't all arrive at the same moment.
+
+    def on_stop(self) -> None:
+        self._client.close()
+
+    def wait_time(self) -> float:
+        return self._user.think()
+
+    @task
+    def turn(self) -> None:
+        """One request."""
+        messages, max_tokens = self._user.ask()
+        try:
+            answer, text = self._client.stream(ROUTE, self._target.chat(messages, max_tokens))
+        except Abandoned as abandoned:
+            answered.fire(answer=abandoned.args[0])
+            raise
+        answered.fire(answer=answer)
+        if answer.complete:
+            self._user.take(text, answer.prompt_tokens + answer.completion_tokens)
+        else:
+            self._user.give_up()
+
+
+class Shape(LoadTestShape):
+    """The stages of --shape, then no users until the last answer has come."""
+
+    use_common_options = True
+    _over: float | None = None
+
+    def tick(self) -> tuple[int, float] | None:
+        assert self.runner is not None
+        assert self.runner.environment.parsed_options is not None
+        plan = stages(self.runner.environment.parsed_options)
+        at_once = max(stage.users for stage in plan)  # Locust waits for those it stops, and meanwhile stops no others.
+        stage = stage_at(plan, self.get_run_time())
+        if stage:
+            self._over = None
+            return stage.users, at_once
+        if self.runner.user_count:
+            return 0, at_once
+        self._over = self._over or self.get_run_time()
+        late = _REPORT_SECONDS if isinstance(self.runner, MasterRunner) else 0.0
+        return (0, at_once) if self.get_run_time() < self._over + late else None

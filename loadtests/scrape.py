@@ -1,0 +1,138 @@
+"""The server's own figures: what its Prometheus metrics gained during a run, beside what the clients measured.
+
+Knows the names that vLLM gave these metrics, which Headlight and others use behind a prefix of their own. A server
+without them is compared with nothing.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests.figures import Figures
+
+PREFIXES = ("headlight_", "vllm:")
+TOLERANCE = 0.05
+"""Two figures agree if they are this close, as a share of the server's."""
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Observations in buckets; counts are cumulative, by upper bound."""
+
+    buckets: dict[float, float] = field(default_factory=lambda: defaultdict(float))
+    sum: float = 0.0
+    count: float = 0.0
+
+    def since(self, before: "Histogram") -> "Histogram":
+        """What was observed after `before`."""
+        buckets = {bound: count - before.buckets.get(bound, 0.0) for bound, count in self.buckets.items()}
+        return Histogram(buckets, self.sum - before.sum, self.count - before.count)
+
+    def quantile(self, share: float) -> tuple[float, float]:
+        """The bucket that the quantile lies in: above the first bound, up to the second."""
+        below = 0.0
+        for bound in sorted(self.buckets):
+            if self.buckets[bound] >= share * self.count:
+                return below, bound
+            below = bound
+        return below, float("inf")
+
+
+@dataclass(slots=True)
+class Scrape:
+    """One reading of the metrics, without their prefix and summed over labels."""
+
+    counters: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """By name and finish reason, which is empty where there is none."""
+    histograms: dict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
+    build: dict[str, str] = field(default_factory=dict)
+    """What the server says of itself."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """None for metrics of other names. Raises ValueError for what is no metrics at all."""
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        prefix = next((prefix for prefix in PREFIXES if f"{prefix}generation_tokens" in families), None)
+        if prefix is None:
+            return None
+        scrape = cls()
+        for name, family in families.items():
+            for sample in family.samples if name.startswith(prefix) else ():
+                scrape._add(
+                    name.removeprefix(prefix), sample.name.removeprefix(f"{name}_"), sample.labels, sample.value
+                )
+        return scrape
+
+    def _add(self, name: str, suffix: str, labels: dict[str, str], value: float) -> None:
+        match suffix:
+            case "total":
+                self.counters[name, labels.get("finished_reason", "")] += value
+            case "bucket":
+                self.histograms[name].buckets[float(labels["le"])] += value
+            case "sum":
+                self.histograms[name].sum += value
+            case "count":
+                self.histograms[name].count += value
+            case _ if name == "build_info":
+                self.build = labels
+
+    def since(self, before: "Scrape") -> "Scrape":
+        """What happened after `before`."""
+        counters = {key: value - before.counters.get(key, 0.0) for key, value in self.counters.items()}
+        empty = Histogram()
+        histograms = {name: h.since(before.histograms.get(name, empty)) for name, h in self.histograms.items()}
+        return Scrape(counters, histograms, self.build)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure of the clients beside the server's. A histogram knows a quantile only as a bucket."""
+
+    figure: str
+    client: float
+    server: float | tuple[float, float | None]
+    agrees: bool
+
+
+def compare(server: Scrape, clients: Figures) -> list[Comparison]:
+    """Whichever of the clients' figures the server has as well."""
+    return [*_counts(server, clients), *_latencies(server, clients)]
+
+
+def _counts(server: Scrape, clients: Figures) -> Iterator[Comparison]:
+    histogram = server.histograms.get("request_prompt_tokens")
+    succeeded = [server.counters.get(("request_success", reason)) for reason in ("stop", "length")]
+    known = (
+        ("requests", clients.complete, succeeded),
+        ("prompt tokens", clients.prompt_tokens, [histogram.sum if histogram else None]),
+        ("generated tokens", clients.completion_tokens, [server.counters.get(("generation_tokens", ""))]),
+    )
+    for name, ours, theirs in known:
+        numbers = [number for number in theirs if number is not None]
+        if numbers:
+            yield _close(name, ours, sum(numbers))
+
+
+def _latencies(server: Scrape, clients: Figures) -> Iterator[Comparison]:
+    known = (
+        ("time to first token", clients.ttft, "time_to_first_token_seconds"),
+        ("inter-token latency", clients.inter_token, "inter_token_latency_seconds"),
+        ("end-to-end latency", clients.end_to_end, "e2e_request_latency_seconds"),
+    )
+    for name, ours, metric in known:
+        theirs = server.histograms.get(metric)
+        if ours is None or theirs is None or not theirs.count:
+            continue
+        yield _close(f"{name}, mean", ours.mean, theirs.sum / theirs.count)
+        for label, share, value in (("median", 0.5, ours.p50), ("95th percentile", 0.95, ours.p95)):
+            low, high = theirs.quantile(share)
+            inside = low * (1 - TOLERANCE) <= value <= high * (1 + TOLERANCE)
+            yield Comparison(f"{name}, {label}", value, (low, high if math.isfinite(high) else None), inside)
+
+
+def _close(name: str, ours: float, theirs: float) -> Comparison:
+    return Comparison(name, ours, theirs, abs(ours - theirs) <= TOLERANCE * abs(theirs))

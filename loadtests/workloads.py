@@ -1,0 +1,148 @@
+"""What users ask: conversations of random words whose lengths follow published distributions.
+
+Lengths come from the seed alone, so that two runs ask for the same. Words come from the run as well: a second run
+against the same server must not find the first one's prompts in its prefix cache. Knows no server and no Locust.
+"""
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+# Each is one token, with the space before it, in the vocabularies of today's models.
+WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work government number night point home water room mother "
+    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
+    "father power hour game line end member law car city community name president team minute idea body information "
+    "back parent face others level office door health person art war history party result change morning reason"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class LogNormal:
+    """Lengths in tokens, clipped to a range."""
+
+    median: float
+    sigma: float
+    low: int
+    high: int
+
+    def draw(self, rng: random.Random) -> int:
+        return min(max(round(rng.lognormvariate(math.log(self.median), self.sigma)), self.low), self.high)
+
+    def scaled(self, factor: float) -> "LogNormal":
+        low, high = (max(round(bound * factor), 1) for bound in (self.low, self.high))
+        return LogNormal(self.median * factor, self.sigma, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A kind of user."""
+
+    purpose: str
+    prompt: LogNormal
+    """Of one turn, without the conversation before it."""
+    output: LogNormal
+    think: float
+    """Mean of the exponentially distributed seconds between an answer and the next question."""
+    turns: float = 1.0
+    """Mean of the geometrically distributed turns of a conversation."""
+    system: int = 0
+    """Tokens of a system prompt that all users share."""
+
+    def scaled(self, factor: float) -> "Workload":
+        """The same with all lengths multiplied, for models and machines that are too small for it."""
+        prompt, output = self.prompt.scaled(factor), self.output.scaled(factor)
+        return replace(self, prompt=prompt, output=output, system=round(self.system * factor))
+
+
+# A log-normal has median = mean / exp(sigma^2 / 2), and its 90th percentile is median * exp(1.2816 sigma). From there:
+#
+#   mix       means 161 and 338 tokens: ShareGPT in Kwon et al., "Efficient Memory Management for Large Language Model
+#             Serving with PagedAttention" (SOSP 2023), figure 11. Spread, by median and 90th percentile (1730 and 5696;
+#             415 and 834): openchat_sharegpt4 in Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference
+#             with Sarathi-Serve" (OSDI 2024), table 2. Clipped at 1024 each, where vLLM's benchmark drops samples.
+#   chat      means 69.5 and 214.5 tokens: Zheng et al., "LMSYS-Chat-1M" (ICLR 2024), table 1; spread as above. Four
+#             turns where its users took two, since it is the history that is to be tested.
+#   document  medians 7059 and 208, 90th percentiles 12985 and 371: arxiv_summarization in Agrawal et al., table 2.
+#   shared    turns like chat's first, behind a thousand tokens of instructions.
+WORKLOADS = {
+    "mix": Workload(
+        purpose="single requests with ShareGPT-like lengths",
+        prompt=LogNormal(105, 0.93, 4, 1024),
+        output=LogNormal(291, 0.54, 4, 1024),
+        think=1.0,
+    ),
+    "chat": Workload(
+        purpose="short conversations that carry their history",
+        prompt=LogNormal(45, 0.93, 4, 512),
+        output=LogNormal(185, 0.54, 4, 512),
+        think=5.0,
+        turns=4.0,
+    ),
+    "document": Workload(
+        purpose="a long document, a short answer",
+        prompt=LogNormal(7059, 0.48, 1000, 30_000),
+        output=LogNormal(208, 0.45, 16, 1024),
+        think=5.0,
+    ),
+    "shared": Workload(
+        purpose="short questions behind one long system prompt",
+        prompt=LogNormal(45, 0.93, 4, 512),
+        output=LogNormal(185, 0.54, 4, 512),
+        think=1.0,
+        system=1000,
+    ),
+}
+
+_MARGIN = 64
+"""Tokens left to the chat template."""
+
+
+def words(rng: random.Random, count: int) -> str:
+    """So many random words: about as many tokens."""
+    return " ".join(rng.choices(WORDS, k=count))
+
+
+class User:
+    """One simulated user: asks, takes the answer, thinks, asks again."""
+
+    def __init__(self, workload: Workload, seed: int, run: str, name: str, max_context: int | None) -> None:
+        """`seed` and `name` decide the lengths and times, `run` the words. `max_context` is None if nobody knows."""
+        self._workload = workload
+        self._max_context = max_context or 2**31
+        self._lengths = random.Random(f"{seed}/{name}")
+        self._words = random.Random(f"{seed}/{run}/{name}")
+        system = words(random.Random(f"{seed}/{run}"), workload.system)
+        self._opening = [{"role": "system", "content": system}] if system else []
+        self._begin()
+
+    def ask(self) -> tuple[list[dict[str, str]], int]:
+        """The messages of the next request, and the tokens to ask for at most."""
+        prompt, output = self._workload.prompt.draw(self._lengths), self._workload.output.draw(self._lengths)
+        output = min(output, self._max_context // 4)
+        room = self._max_context - _MARGIN - output
+        if self._tokens + prompt > room:
+            self._begin()
+        prompt = max(min(prompt, room - self._tokens), 1)
+        self._messages.append({"role": "user", "content": words(self._words, prompt)})
+        return list(self._messages), output
+
+    def take(self, text: str, tokens: int) -> None:
+        """The answer's text, and the tokens of the conversation with it."""
+        self._messages.append({"role": "assistant", "content": text})
+        self._tokens = tokens
+        if self._lengths.random() < 1 / self._workload.turns:
+            self._begin()
+
+    def give_up(self) -> None:
+        """The request failed: the next one begins a new conversation."""
+        self._begin()
+
+    def think(self) -> float:
+        """Seconds until the next question."""
+        return self._lengths.expovariate(1 / self._workload.think)
+
+    def _begin(self) -> None:
+        self._messages = list(self._opening)
+        self._tokens = self._workload.system

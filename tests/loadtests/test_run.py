@@ -1,0 +1,115 @@
+"""Whole runs, each in a process of its own: Locust replaces the sockets and threads of the one it is imported in."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.loadtests.fake_server import fake_server
+from tests.service.servers import free_port
+
+EASY = "ttft_p95_seconds = 60\ninter_token_p95_seconds = 60\nerror_rate = 0\ngoodput_share = 1\n"
+LATENCIES = {"end-to-end latency", "time to first token", "inter-token latency"}
+COUNTS = {"tokens of prompt", "tokens of completion"}
+
+
+@pytest.fixture
+def goals(tmp_path: Path) -> Path:
+    path = tmp_path / "goals.toml"
+    path.write_text(EASY)
+    return path
+
+
+def locust(url: str, goals: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run beside its goals file; short unless the options say otherwise."""
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary"]
+    settings = ["--host", url, "--goals", str(goals), "--results", str(goals.parent), "--scale", "0.02"]
+    return run([*command, *settings, "-u", "4", "-t", "3s", *options], environment)
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=os.environ | environment, check=False
+    )
+
+
+def summary(goals: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((goals.parent / "summary.json").read_text())
+    return result
+
+
+def test_a_server_with_nothing_but_openais_api(goals: Path) -> None:
+    """Locust's own statistics, the summary and the server's count say the same."""
+    with fake_server(strict=True, key="secret") as server:
+        statistics = goals.parent / "locust"
+        result = locust(server.url, goals, "--json-file", str(statistics), OPENAI_API_KEY="secret")
+        assert result.returncode == 0, result.stderr
+        asked = server.bodies[1:]  # The first one only tries the fields.
+    total = summary(goals)["total"]
+    assert total["complete"] == len(asked) > 4
+    assert total["prompt_tokens"] == sum(map(server.prompt_tokens, asked))
+    assert total["completion_tokens"] == sum(body["max_tokens"] for body in asked)
+    assert (total["failed"], total["abandoned"], total["tokens_per_event"]) == (0, 0, 1.0)
+    rows = {row["name"]: row["num_requests"] for row in json.loads(statistics.with_suffix(".json").read_text())}
+    assert rows == dict.fromkeys(LATENCIES | COUNTS, len(asked)) | {
+        "inter-token latency": total["completion_tokens"] - len(asked)
+    }
+    assert summary(goals)["server"] is None
+    assert "<svg" in (goals.parent / "report.html").read_text()
+
+
+def test_missed_goals_and_failures_are_the_exit_status(goals: Path) -> None:
+    with fake_server(fails_every=3) as server:
+        result = locust(server.url, goals, "--shape", "step")
+    assert result.returncode == 1
+    assert "MISSED  error_rate" in result.stdout
+    assert "knee at" in result.stdout
+    total = summary(goals)["total"]
+    assert total["errors"] == {"status 503: too busy": total["failed"]}
+    assert [stage["users"] for stage in summary(goals)["stages"]] == [1, 2, 4]
+
+
+def test_the_answers_of_several_processes_come_together(goals: Path) -> None:
+    with fake_server() as server:
+        port = str(free_port())
+        result = locust(server.url, goals, "--processes", "2", "--master-bind-port", port, "--master-port", port)
+        assert result.returncode == 0, result.stderr
+        asked = server.bodies[1:]
+    assert summary(goals)["total"]["complete"] == len(asked) > 4
+
+
+def test_without_a_server_or_goals_there_is_one_line(goals: Path) -> None:
+    with fake_server() as server:
+        url = server.url
+        result = locust(url, goals.with_name("none.toml"))
+        assert (result.returncode, result.stderr.count("none.toml")) == (1, 1)
+    result = run([sys.executable, "-m", "loadtests", "--host", url, "--results", str(goals.parent)], {})
+    assert result.returncode == 1
+    said = [line for line in result.stderr.splitlines() if "INFO" not in line]
+    assert said == [f"loadtest: no server answers at {url}: [Errno 111] Connection refused"]
+
+
+def test_a_server_that_does_not_start_is_one_line(goals: Path) -> None:
+    command = [sys.executable, "-m", "loadtests", "--model", "no/such/model/at-all", "--results", str(goals.parent)]
+    result = run(command, {})
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "no/such/model/at-all" in result.stderr
+
+
+def test_the_real_server_counts_what_the_users_count(smollm2: Path, goals: Path) -> None:
+    """As `make loadtest` runs it. The figures of clients and server agree within five per cent."""
+    command = [sys.executable, "-m", "loadtests", "--users", "3", "--duration", "6s", "--scale", "0.1"]
+    settings = ["--workload", "chat", "--goals", str(goals), "--results", str(goals.parent)]
+    # One thread leaves a core to the users, even while other tests run.
+    result = run([*command, *settings], {"HEADLIGHT_CACHE_MEMORY": "256MB", "HEADLIGHT_THREADS": "1"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    server = summary(goals)["server"]
+    compared = {row["figure"].split(",")[0] for row in server["comparisons"]}
+    assert compared == {"requests", "prompt tokens", "generated tokens"} | LATENCIES
+    assert [row for row in server["comparisons"] if not row["agrees"]] == []
+    assert server["agrees"]
