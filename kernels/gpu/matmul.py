@@ -118,7 +118,9 @@ def _tiling(tokens: int, bits: int, width: int, dtype: torch.dtype, target: Targ
     """Batch-invariant, the tile of tokens is as wide as it may be before a single token waits for its arithmetic."""
     # A run of 16 values of 8 tokens is too little for each thread of a program to copy some of it without waiting.
     narrowest = 8 if target.backend == "cuda" and width >= 32 else 16
-    widest = 32 if bits == 4 and batch_invariant else 64
+    # Before Hopper, and on AMD, x passes through registers too: 64 tokens do not fit beside the numbers of 4-bit codes.
+    from_shared_memory = target.backend == "cuda" and int(target.arch) >= 90
+    widest = 32 if bits == 4 and (batch_invariant or not from_shared_memory) else 64
     wide = widest if batch_invariant else min(max(narrowest, triton.next_power_of_2(tokens)), widest)
     if dtype == torch.float32:
         return Tiling(min(wide, 16), num_warps=4, num_stages=2)

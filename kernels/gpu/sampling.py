@@ -24,6 +24,10 @@ from kernels.gpu.launch import Launcher
 SLICE = 2048
 """Logits that one program holds at a time: enough to hide memory latency, and few enough to skip most of a row by."""
 
+ROOM = 128
+"""Slices that a row's intermediate results have room for, at least, so that vocabularies up to 2^18 share one variant
+of each kernel, and batches of any size one alignment."""
+
 PIVOTS = 8
 """Thresholds that the search for the k-th largest logit tries in one pass."""
 
@@ -37,8 +41,9 @@ def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch) -> Tensor:
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     slices = triton.cdiv(vocab, SLICE)
-    peaks, masses, scores = torch.empty(3, rows, slices, device=logits.device).unbind()
-    winners = torch.empty(rows, slices, dtype=torch.int32, device=logits.device)
+    room = max(ROOM, triton.next_power_of_2(slices))
+    peaks, masses, scores = torch.empty(3, rows, room, device=logits.device).unbind()
+    winners = torch.empty(rows, room, dtype=torch.int32, device=logits.device)
     launch(
         race_slices,
         (rows, slices),
@@ -55,6 +60,7 @@ def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch) -> Tensor:
         num_warps=8,
         num_stages=1,
         SLICE=SLICE,
+        ROOM=room,
     )
     launch(
         draw_rows,
@@ -76,8 +82,7 @@ def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch) -> Tensor:
         num_warps=8,
         num_stages=1,
         SLICE=SLICE,
-        SLICES=slices,
-        PADDED_SLICES=triton.next_power_of_2(slices),
+        ROOM=room,
         PIVOTS=PIVOTS,
     )
     return tokens
@@ -85,7 +90,18 @@ def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 @triton.jit
 def race_slices(
-    logits, temperatures, seeds, counters, peaks, masses, scores, winners, row_stride, vocab, SLICE: tl.constexpr
+    logits,
+    temperatures,
+    seeds,
+    counters,
+    peaks,
+    masses,
+    scores,
+    winners,
+    row_stride,
+    vocab,
+    SLICE: tl.constexpr,
+    ROOM: tl.constexpr,
 ):
     """For a slice of a row, w = e^((x - m) / T): peak m = max x, mass = sum w, score = max w / E, winner = its argmax.
 
@@ -103,8 +119,11 @@ def race_slices(
     # What is stored beside a peak that is not finite is never a row's winner, but it has to be a number.
     finite = tl.abs(peak) < float("inf")
     weights = relative_weights(tl.where(finite, x, 0.0), tl.where(finite, peak, 0.0), temperature)
-    score, place = race(weights, tokens, key, temperature)
-    at = row * tl.num_programs(1) + part
+    scored = weights
+    if temperature > 0:
+        scored = weights / exponentials(uniforms(key, tokens))
+    score, place = tl.max(scored, 0, return_indices=True)
+    at = row * ROOM + part
     tl.store(peaks + at, peak)
     tl.store(masses + at, tl.sum(weights))
     tl.store(scores + at, score)
@@ -128,8 +147,7 @@ def draw_rows(
     row_stride,
     vocab,
     SLICE: tl.constexpr,
-    SLICES: tl.constexpr,
-    PADDED_SLICES: tl.constexpr,
+    ROOM: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
     """The token of a row: argmax w / E over the tokens that are kept, w = e^((x - max x) / T).
@@ -139,30 +157,32 @@ def draw_rows(
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
-    peaks += row * SLICES
-    part = tl.arange(0, PADDED_SLICES)
-    at = row * SLICES + part
-    slice_peaks = tl.load(peaks + part, mask=part < SLICES, other=float("-inf"))
+    peaks += row * ROOM
+    slices = tl.cdiv(vocab, SLICE)
+    part = tl.arange(0, ROOM)
+    at = row * ROOM + part
+    slice_peaks = tl.load(peaks + part, mask=part < slices, other=float("-inf"))
     peak = tl.max(slice_peaks)
     token = tl.full([], -1, tl.int32)
     if tl.abs(peak) < float("inf"):
         temperature = tl.load(temperatures + row)
         # From each slice's own peak to the row's. The product is as good as the weight itself: whoever may win is high.
         scale = relative_weights(slice_peaks, peak, temperature)
-        slice_masses = tl.load(masses + at, mask=part < SLICES, other=0.0)
-        slice_scores = tl.load(scores + at, mask=part < SLICES, other=0.0) * scale
-        token = tl.load(winners + row * SLICES + tl.argmax(slice_scores, 0))
+        slice_masses = tl.load(masses + at, mask=part < slices, other=0.0)
+        slice_scores = tl.load(scores + at, mask=part < slices, other=0.0) * scale
+        token = tl.load(winners + row * ROOM + tl.argmax(slice_scores, 0))
 
-        top_k = tl.load(top_ks + row)
+        top_k = tl.minimum(tl.load(top_ks + row), vocab).to(tl.int32)
         top_p = tl.load(top_ps + row)
         min_p = tl.load(min_ps + row)
         if (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0)):
             key = stream_key(tl.load(seeds + row), tl.load(counters + row))
-            top_k = tl.where(top_k > 0, tl.minimum(top_k, vocab), vocab)
+            top_k = tl.where(top_k > 0, top_k, vocab)
+            top_p = tl.where(top_p < 1, top_p, float("inf"))
             mass = tl.sum((slice_masses * scale).to(tl.float64))
-            # At least SLICES logits are as high as the lowest peak.
-            lowest = tl.min(tl.where(part < SLICES, slice_peaks, peak))
-            floor = rank(tl.where(top_k <= SLICES, lowest, float("-inf")))
+            # At least as many logits as there are slices are as high as the lowest peak.
+            lowest = tl.min(tl.where(part < slices, slice_peaks, peak))
+            floor = rank(tl.where(top_k <= slices, lowest, float("-inf")))
             token = settle(
                 logits,
                 peaks,
@@ -177,7 +197,6 @@ def draw_rows(
                 min_p,
                 key,
                 SLICE=SLICE,
-                SLICES=SLICES,
                 PIVOTS=PIVOTS,
             )
     tl.store(tokens + row, token.to(tl.int64))
@@ -198,7 +217,6 @@ def settle(
     min_p,
     key,
     SLICE: tl.constexpr,
-    SLICES: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
     """The token that wins under the filters, from `token`, which wins without them; top_k is at most vocab.
@@ -207,33 +225,29 @@ def settle(
     """
     # A round has a next one only if somebody stays in the race: the highest weight is 1.
     min_p = tl.minimum(min_p, 1.0)
-    searched = top_k == vocab
+    # Of top-p: exact at once without a top-k, and at most too high before the mass that top-k leaves is known.
+    limit = top_p * total
+    exact = top_k == vocab
     rejected = True
     while rejected:
         x = tl.load(logits + token)
         weight = relative_weights(x, peak, temperature)
-        count, mass, runner_up = survey(
-            logits, peaks, vocab, rank(x), peak, temperature, min_p, key, SLICE=SLICE, SLICES=SLICES
-        )
-        kept = (count < top_k) & (weight >= min_p)
-        # What top-k leaves has this mass at the least, which mostly settles it without a search for the k-th largest.
-        if kept & (top_p < 1) & (mass >= top_p * (mass + weight)):
-            if searched == 0:
-                last = find_kth_largest(
-                    logits, peaks, vocab, top_k, floor, rank(x), SLICE=SLICE, SLICES=SLICES, PIVOTS=PIVOTS
-                )
-                _, total, _ = survey(
-                    logits, peaks, vocab, last - 1, peak, temperature, min_p, key, SLICE=SLICE, SLICES=SLICES
-                )
-                searched = True
-            kept = mass < top_p * total
+        count, mass, runner_up = survey(logits, peaks, vocab, rank(x), peak, temperature, min_p, key, SLICE=SLICE)
+        kept = (count < top_k) & (weight >= min_p) & (mass < limit)
+        # What top-k leaves is `mass + weight` at the least: mostly that settles it without a search for the k-th one.
+        if kept & (exact == 0) & (mass >= top_p * (mass + weight)):
+            last = find_kth_largest(logits, peaks, vocab, top_k, floor, rank(x), SLICE=SLICE, PIVOTS=PIVOTS)
+            _, total, _ = survey(logits, peaks, vocab, last - 1, peak, temperature, min_p, key, SLICE=SLICE)
+            limit = top_p * total
+            exact = True
+            kept = mass < limit
         rejected = (count > 0) & (kept == 0)
         token = tl.where(rejected, runner_up, token)
     return token
 
 
 @triton.jit
-def survey(logits, peaks, vocab, bound, peak, temperature, min_p, key, SLICE: tl.constexpr, SLICES: tl.constexpr):
+def survey(logits, peaks, vocab, bound, peak, temperature, min_p, key, SLICE: tl.constexpr):
     """Of the tokens that rank above `bound` in one row: count, mass = sum w, and argmax w / E over those of w >= min_p.
 
     Reads the slices that hold such tokens, and of the others only the peak. A slice's mass is a float32 sum, a tree's,
@@ -243,7 +257,7 @@ def survey(logits, peaks, vocab, bound, peak, temperature, min_p, key, SLICE: tl
     mass = tl.full([], 0, tl.float64)
     best = tl.full([], -1, tl.float32)
     winner = 0
-    for part in range(SLICES):
+    for part in range(tl.cdiv(vocab, SLICE)):
         if rank(tl.load(peaks + part)) > bound:
             tokens = part * SLICE + tl.arange(0, SLICE)
             x = tl.load(logits + tokens, mask=tokens < vocab, other=float("-inf"))
@@ -251,16 +265,15 @@ def survey(logits, peaks, vocab, bound, peak, temperature, min_p, key, SLICE: tl
             weights = tl.where(above, relative_weights(x, peak, temperature), 0.0)
             count += tl.sum(above.to(tl.int32))
             mass += tl.sum(weights).to(tl.float64)
-            score, place = race(tl.where(weights < min_p, 0.0, weights), tokens, key, temperature)
+            scored = tl.where(weights < min_p, 0.0, weights) / exponentials(uniforms(key, tokens))
+            score, place = tl.max(scored, 0, return_indices=True)
             winner = tl.where(score > best, part * SLICE + place, winner)
             best = tl.maximum(score, best)
     return count, mass, winner
 
 
 @triton.jit
-def find_kth_largest(
-    logits, peaks, vocab, k, low, high, SLICE: tl.constexpr, SLICES: tl.constexpr, PIVOTS: tl.constexpr
-):
+def find_kth_largest(logits, peaks, vocab, k, low, high, SLICE: tl.constexpr, PIVOTS: tl.constexpr):
     """A rank that exactly those logits of a row reach that are at least as high as its k-th largest.
 
     Bisection with several pivots a pass. The k-th largest itself must rank at `low` or above and at `high` or below.
@@ -272,7 +285,7 @@ def find_kth_largest(
         pivots = low + step * (1 + tl.arange(0, PIVOTS))
         pivots = tl.minimum(pivots, high).to(tl.int32)
         counts = tl.zeros([PIVOTS], tl.int32)
-        for part in range(SLICES):
+        for part in range(tl.cdiv(vocab, SLICE)):
             if rank(tl.load(peaks + part)) > low:
                 tokens = part * SLICE + tl.arange(0, SLICE)
                 x = tl.load(logits + tokens, mask=tokens < vocab, other=float("-inf"))
@@ -297,15 +310,6 @@ def relative_weights(x, peak, temperature):
     random = temperature > 0
     softened = tl.exp((x - peak) / tl.where(random, temperature, 1.0))
     return tl.where(random, softened, tl.where(x == peak, 1.0, 0.0))
-
-
-@triton.jit
-def race(weights, tokens, key, temperature):
-    """The highest w / E and the first place that has it; E is 1 at T = 0."""
-    scores = weights
-    if temperature > 0:
-        scores = weights / exponentials(uniforms(key, tokens))
-    return tl.max(scores, 0, return_indices=True)
 
 
 @triton.jit
