@@ -85,7 +85,8 @@ def _project(
         operands = weight, None, None
         form = {"BITS": 16, "ZERO": 0, "GROUP": 64, "WIDTH": 64}
     tile = 16 // form["BITS"] * form["WIDTH"]
-    tiling = _tiling(tokens, form["BITS"], form["WIDTH"], x.dtype, launch.target, batch_invariant)
+    offset = operands[2] is not None
+    tiling = _tiling(tokens, form["BITS"], form["WIDTH"], offset, x.dtype, launch.target, batch_invariant)
     rows, columns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(tokens, tiling.tokens)
     tiles_per_split, splits = _split(rows, triton.cdiv(inputs, tile), launch.target)
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
@@ -114,16 +115,18 @@ def _project(
     return y
 
 
-def _tiling(tokens: int, bits: int, width: int, dtype: torch.dtype, target: Target, batch_invariant: bool) -> Tiling:
+def _tiling(
+    tokens: int, bits: int, width: int, offset: bool, dtype: torch.dtype, target: Target, batch_invariant: bool
+) -> Tiling:
     """Batch-invariant, the tile of tokens is as wide as it may be before a single token waits for its arithmetic."""
     # A run of 16 values of 8 tokens is too little for each thread of a program to copy some of it without waiting.
     narrowest = 8 if target.backend == "cuda" and width >= 32 else 16
-    # Before Hopper, and on AMD, x passes through registers too: 64 tokens do not fit beside the numbers of 4-bit codes.
-    from_shared_memory = target.backend == "cuda" and int(target.arch) >= 90
-    widest = 32 if bits == 4 and (batch_invariant or not from_shared_memory) else 64
+    # Before Hopper, and on AMD, x comes from registers too: 64 tokens do not fit there beside what offsets add up.
+    crowded = offset and not (target.backend == "cuda" and int(target.arch) >= 90)
+    widest = 32 if bits == 4 and (batch_invariant or crowded) else 64
     wide = widest if batch_invariant else min(max(narrowest, triton.next_power_of_2(tokens)), widest)
     if dtype == torch.float32:
-        return Tiling(min(wide, 16), num_warps=4, num_stages=2)
+        return Tiling(16, num_warps=8, num_stages=2)
     num_stages = 2 if target.shared_memory < 100_000 else min(1 + VALUES_UNDER_WAY // width, 6)
     return Tiling(wide, 4 if wide <= target.warp_size // 2 else 8, num_stages)
 
