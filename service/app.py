@@ -1,7 +1,6 @@
-"""The composition root of the HTTP side: builds the app from its parts, and starts and stops the engine with it."""
+"""The composition root of the HTTP side: builds the app from its parts."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,12 @@ from starlette.middleware import Middleware
 
 from service.api import chat, completions, errors, health, models, tokenize
 from service.api.admission import Admission
-from service.api.auth import ApiKeys, RequireKey
+from service.api.auth import RequireKey
 from service.api.bodies import BodyLimit
 from service.api.context import Context
 from service.api.observe import Observe
+from service.engine.client import EngineClient
+from service.keys import ApiKeys
 from service.launch import Launch
 from service.loop_lag import watch_loop
 from service.metrics import Metrics
@@ -32,25 +33,25 @@ A field that a route doesn't list is refused with status 400 and its name. Null 
 server-sent events that end with `data: [DONE]`."""
 
 
-def create_app(settings: Settings, launch: Launch, admission: Admission) -> FastAPI:
+def create_app(
+    settings: Settings, launch: Launch, client: EngineClient, admission: Admission, metrics: Metrics, *, started: int
+) -> FastAPI:
     """The ASGI app. It answers /health and /ready at once, while the engine is still loading.
 
-    `admission` is shared with the server, which stops it at shutdown. Raises SettingsError if traces are asked for and
+    `admission` is shared with the server, which stops it at shutdown. `started` is when the server was, in Unix time.
+    Raises SettingsError if traces are asked for and
     their libraries are not installed.
     """
     keys = ApiKeys(settings)
-    client = launch.client
-    metrics = Metrics(client, launch.model_name)
     traces = _open_traces(settings.otlp_endpoint, launch.model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(watch_loop(metrics.loop_lag.observe))
-        await client.start()
         try:
             yield
         finally:
-            await client.stop()
+            client.stop()
             watch.cancel()
             if traces is not None:
                 await traces.close()
@@ -77,7 +78,7 @@ def create_app(settings: Settings, launch: Launch, admission: Admission) -> Fast
         sampling=launch.sampling,
         admission=admission,
         metrics=metrics,
-        started=int(time.time()),
+        started=started,
     )
     errors.install(app)
     for router in ROUTERS:

@@ -12,8 +12,10 @@ from typing import Any
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import list_aliases, resolve
-from service.engine.client import EngineDead
+from service.api_keeper import ApiDead
+from service.engine.status import EngineDead
 from service.settings import Settings, SettingsError, load_settings
+from service.supervisor import run_server
 from service.terminal import CommandError, chat_in_terminal, complete_in_terminal
 
 ENGINE_SETTINGS = (
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = arguments.pop("run")
     try:
         return int(run(**arguments) or 0)
-    except (CheckpointError, SettingsError, CommandError, EngineDead) as error:
+    except (CheckpointError, SettingsError, CommandError, EngineDead, ApiDead) as error:
         print(f"headlight: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -55,9 +57,6 @@ def serve(**flags: Any) -> None:
     settings = load_settings(**flags)
     # Before anything slow: a port that is taken should not cost a download to find out.
     with _listen(settings.host, settings.port) as listener:
-        # Here, since the other commands have no use for the HTTP stack, which takes a while to import.
-        from service.server import run_server
-
         run_server(settings, listener)
 
 

@@ -13,8 +13,9 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from model.contract import RunnerInfo
-from service.engine.client import EngineClient, EngineDead
+from service.engine.client import EngineClient
 from service.engine.messages import STEP_TOKENS, EngineStats
+from service.engine.status import EngineDead
 
 _UNKNOWN = RunnerInfo(device="", dtype="", cache_dtype="", backend="")
 """Prometheus takes an empty label for one that is missing."""

@@ -1,4 +1,4 @@
-"""From settings to the parts of a running server: the model's files, its tokenizer, its engine.
+"""From settings to the parts of a running server: the model's files, its tokenizer, what its engine is made from.
 
 The server and the terminal commands start alike; what they do with the parts is theirs.
 """
@@ -6,9 +6,8 @@ The server and the terminal commands start alike; what they do with the parts is
 from dataclasses import dataclass
 
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
-from model.checkpoint.source import open_checkpoint, resolve
+from model.checkpoint.source import Source, open_checkpoint, resolve
 from model.contract import RunnerConfig
-from service.engine.client import EngineClient
 from service.engine.process import EngineConfig
 from service.settings import Settings
 from service.text.chat import ChatTemplate
@@ -17,23 +16,39 @@ from service.text.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A model that is on this machine, and an engine for it that is not started yet."""
+    """A model that is on this machine, as far as it concerns text."""
 
     model_name: str
     tokenizer: Tokenizer
     template: ChatTemplate | None
-    client: EngineClient
     sampling: SamplingDefaults = NEUTRAL
     """For requests that do not say how to sample."""
 
 
-def prepare(settings: Settings) -> Launch:
-    """Find or fetch the model and read its tokenizer. Raises CheckpointError with one line that says what is wrong."""
+def locate(settings: Settings) -> Source:
+    """Find or fetch the model. Raises CheckpointError with one line that says what is wrong."""
     source = resolve(settings.model, settings.home_path)
+    # Before anything slow: a file that is none should not cost the start of a process to find out.
+    open_checkpoint(source.path, weights=settings.load_format != "dummy")
+    return source
+
+
+def prepare(settings: Settings, source: Source) -> Launch:
+    """Read the model's tokenizer. Raises CheckpointError with one line that says what is wrong."""
     checkpoint = open_checkpoint(source.path, weights=settings.load_format != "dummy")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    sampling = source.sampling or checkpoint.sampling_defaults
-    config = EngineConfig(
+    recommended = source.sampling or checkpoint.sampling_defaults
+    return Launch(
+        model_name=settings.served_model_name or source.name,
+        tokenizer=tokenizer,
+        template=ChatTemplate.of(tokenizer),
+        sampling=recommended if settings.sampling_defaults == "model" else NEUTRAL,
+    )
+
+
+def engine_config(settings: Settings, source: Source) -> EngineConfig:
+    """What an engine for the model is made from."""
+    return EngineConfig(
         runner=RunnerConfig(
             model=str(source.path),
             device=settings.device,
@@ -56,7 +71,3 @@ def prepare(settings: Settings) -> Launch:
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    client = EngineClient(config, timeout_seconds=settings.engine_timeout_seconds)
-    template = ChatTemplate.of(tokenizer)
-    name = settings.served_model_name or source.name
-    return Launch(name, tokenizer, template, client, sampling if settings.sampling_defaults == "model" else NEUTRAL)

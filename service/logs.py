@@ -11,7 +11,7 @@ from typing import Any, Literal
 LogFormat = Literal["text", "json"]
 
 
-def configure(format: LogFormat, level: str, process: Literal["api", "engine"]) -> None:
+def configure(format: LogFormat, level: str, process: Literal["supervisor", "api", "engine"]) -> None:
     """Send whatever this process logs, Python's warnings among it, to standard error; `level` and above."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines(process) if format == "json" else TextLines(process))

@@ -4,11 +4,15 @@ Apart, because several processes that answer requests each see a part of the one
 model's name, route templates, and names from fixed sets: never anything that a client wrote.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.process_collector import ProcessCollector
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.engine.client import EngineClient
 from service.engine_series import EngineCollector
+from service.process_series import ApiProcessCollector
+from service.shared import Shared
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
 REJECTIONS = {
@@ -30,15 +34,20 @@ _TOKENS = tuple(float(2**power) for power in range(18))
 class Metrics:
     """The server's metrics."""
 
-    def __init__(self, client: EngineClient, model_name: str) -> None:
-        """`client` is asked for the engine's counts at every scrape."""
+    def __init__(self, client: EngineClient, model_name: str, shared: Shared | None = None) -> None:
+        """`client` is asked for the engine's counts at every scrape.
+
+        Processes with something `shared` tell the sum of what they counted, and of what those counted that they
+        replaced. To be made once in such a process, before any other metric.
+        """
         # When a series began is of no use to Prometheus, and a fifth of all series.
         disable_created_metrics()
         self._model_name = model_name
         self._requests = CollectorRegistry()
         self._state = CollectorRegistry()
         self._state.register(EngineCollector(client, model_name))
-        ProcessCollector(registry=self._state)
+        self._state.register(ApiProcessCollector(shared.pids if shared else lambda: {0: os.getpid()}))
+        self._sums = _sums_of(shared) if shared else self._requests
 
         self._completions = self._counter(
             "request_success", "Completions that ended, by reason; abort: the client left.", "finished_reason"
@@ -89,7 +98,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """All metrics in Prometheus's text format."""
-        return generate_latest(self._state) + generate_latest(self._requests)
+        return generate_latest(self._state) + generate_latest(self._sums)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"headlight_{name}", help, ["model_name", *labels], registry=self._requests)
@@ -97,3 +106,13 @@ class Metrics:
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         histogram = Histogram(f"headlight_{name}", help, ["model_name"], buckets=buckets, registry=self._requests)
         return histogram.labels(self._model_name)
+
+
+def _sums_of(shared: Shared) -> CollectorRegistry:
+    """Have this process count in files of its slot, and sum up those of all slots."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.counts)
+    # By slot, and not by process id as usual: so there are no files of dead processes, and counts never fall.
+    values.ValueClass = values.MultiProcessValue(lambda: shared.slot)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(shared.counts))
+    return registry

@@ -40,7 +40,9 @@ Count = Annotated[int, Field(ge=1)]
 class Settings(BaseSettings):
     """How the server runs. A value given to the constructor wins over the environment, and that over the default."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     model: str = Field(DEFAULT_MODEL, description="Model to serve: an alias, a GGUF file, a local folder, or a hub id.")
     served_model_name: str | None = Field(
@@ -53,6 +55,9 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None, description="File of such keys, one a line, # for comments; read again when it changes."
+    )
+    api_processes: Count = Field(
+        1, le=64, description="Processes that answer HTTP for the engine; more than 1 if one is busy all the time."
     )
     home: Path = Field(Path("~/.cache/headlight"), description="Folder for downloaded models.", validate_default=True)
     device: str = Field("auto", description="Device to compute on: auto, cpu, cuda or cuda:N.")
@@ -115,7 +120,7 @@ class Settings(BaseSettings):
         120.0,
         ge=5,
         allow_inf_nan=False,
-        description="Seconds without a sign of life after which the engine counts as hung.",
+        description="Seconds without a sign of life after which the engine, or an API process, counts as hung.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines: text for people, json for collectors.")
@@ -133,6 +138,11 @@ class Settings(BaseSettings):
                 "every running completion needs a token of a step"
             )
         return self
+
+    def revealed(self) -> dict[str, Any]:
+        """Every value as JSON has it, and the keys in the clear: for a pipe to a process of ours, never for a log."""
+        keys = self.api_keys.get_secret_value() if self.api_keys else None
+        return self.model_dump(mode="json") | {"api_keys": keys}
 
     @property
     def home_path(self) -> Path:

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from model.contract import SamplingParams
+from service.engine.client import EngineClient
+from service.engine.keeper import EngineKeeper
 from service.generation import Generation, GenerationRequest
-from service.launch import Launch, prepare
+from service.launch import Launch, engine_config, locate, prepare
 from service.settings import Settings
 from service.text.chat import TemplateError
 
@@ -19,16 +21,16 @@ class CommandError(Exception):
 
 async def complete_in_terminal(settings: Settings, text: str, max_tokens: int, temperature: float) -> None:
     """Print a continuation of `text`. Raises EngineDead, CheckpointError and CommandError."""
-    async with _running(settings) as launch:
+    async with _running(settings) as (launch, client):
         prompt = launch.tokenizer.encode(text, add_special_tokens=True, parse_special=True)
-        room = _room(launch, prompt)
-        await _generate(launch, prompt, min(max_tokens, room), temperature)
+        room = _room(client, prompt)
+        await _generate(launch, client, prompt, min(max_tokens, room), temperature)
         print()
 
 
 async def chat_in_terminal(settings: Settings, system: str | None) -> None:
     """Take turns until the input ends. The whole conversation is sent each time; the prefix cache makes that cheap."""
-    async with _running(settings) as launch:
+    async with _running(settings) as (launch, client):
         if launch.template is None:
             raise CommandError(f"{launch.model_name} has no chat template; use headlight complete")
         print(f"{launch.model_name}: an empty line or Ctrl-D ends the chat, Ctrl-C ends the program.")
@@ -39,20 +41,25 @@ async def chat_in_terminal(settings: Settings, system: str | None) -> None:
                 prompt = launch.template.encode(messages, launch.tokenizer, add_generation_prompt=True)
             except TemplateError as error:
                 raise CommandError(str(error)) from None
-            answer = await _generate(launch, prompt, _room(launch, prompt))
+            answer = await _generate(launch, client, prompt, _room(client, prompt))
             print()
             messages.append({"role": "assistant", "content": answer})
 
 
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[Launch]:
-    launch = prepare(settings)
-    await launch.client.start()
+async def _running(settings: Settings) -> AsyncIterator[tuple[Launch, EngineClient]]:
+    source = locate(settings)
+    launch = prepare(settings, source)
+    client = EngineClient()
+    keeper = EngineKeeper(
+        engine_config(settings, source), client.follow, timeout_seconds=settings.engine_timeout_seconds
+    )
+    await keeper.start()
     try:
-        await launch.client.ready()
-        yield launch
+        await client.ready()
+        yield launch, client
     finally:
-        await launch.client.stop()
+        await keeper.stop()
 
 
 async def _ask() -> str:
@@ -70,16 +77,18 @@ async def _ask() -> str:
     return sys.stdin.readline().strip()
 
 
-def _room(launch: Launch, prompt: list[int]) -> int:
+def _room(client: EngineClient, prompt: list[int]) -> int:
     """How many tokens may follow a prompt."""
-    limits = launch.client.limits
+    limits = client.limits
     room = min(limits.max_context, limits.num_blocks * limits.block_size) - len(prompt)
     if not prompt or room < 1:
         raise CommandError(f"{len(prompt)} tokens of text: the model takes between 1 and {len(prompt) + room - 1}")
     return room
 
 
-async def _generate(launch: Launch, prompt: list[int], max_tokens: int, temperature: float | None = None) -> str:
+async def _generate(
+    launch: Launch, client: EngineClient, prompt: list[int], max_tokens: int, temperature: float | None = None
+) -> str:
     """Print a completion as it comes, and return it."""
     sampling = launch.sampling
     params = SamplingParams(
@@ -92,7 +101,7 @@ async def _generate(launch: Launch, prompt: list[int], max_tokens: int, temperat
         stop_token_ids=tuple(launch.tokenizer.eos_token_ids),
     )
     text = ""
-    with Generation(launch.client, launch.tokenizer, GenerationRequest(prompt=prompt, params=params)) as generation:
+    with Generation(client, launch.tokenizer, GenerationRequest(prompt=prompt, params=params)) as generation:
         async for piece in generation.pieces():
             sys.stdout.write(piece.text)
             sys.stdout.flush()

@@ -4,16 +4,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from service.api.errors import ApiError
+from service.places import Places
 
 
 class Admission:
     """Counts open completions against a bound; the same counts queue and batch, so that it needs no engine."""
 
-    def __init__(self, capacity: int) -> None:
-        """At most `capacity` completions are open, running and waiting together."""
+    def __init__(self, capacity: int, places: Places) -> None:
+        """At most `capacity` completions are open, running and waiting, in all processes that share `places`."""
         self.capacity = capacity
-        self.open = 0
         self.draining = False
+        self._places = places
+
+    @property
+    def open(self) -> int:
+        """Completions that are open in this process."""
+        return self._places.taken
 
     def drain(self) -> None:
         """From now on take no new requests; those at work go on."""
@@ -27,10 +33,9 @@ class Admission:
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
         """Hold places for `count` completions; 429 if there are not as many."""
-        if self.open + count > self.capacity:
+        if not self._places.take(count, self.capacity):
             raise ApiError(429, "The queue is full; try again later.", code="queue_full", retry_after=1)
-        self.open += count
         try:
             yield
         finally:
-            self.open -= count
+            self._places.give(count)

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service.api.schemas import UNSUPPORTED, ErrorBody, ErrorDetail
-from service.engine.client import EngineDead
+from service.engine.status import EngineDead
 from service.generation import GenerationError
 from service.record import record_of
 

@@ -1,61 +1,20 @@
-"""The asyncio side's view of the engine: requests in, streams of tokens out, and the engine kept alive.
+"""The asyncio side's view of the engine: requests in, streams of tokens out.
 
-Knows nothing of text or of HTTP, and nothing of how the engine's process is started and spoken to.
+Knows nothing of text or of HTTP, and nothing of the engine's process: it is told whether there is one, and where.
 """
 
 import asyncio
-import logging
 import secrets
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
-
-import zmq
+from typing import Self
 
 from model.contract import ModelLimits, RunnerInfo, SamplingParams
-from service.engine.channel import EngineChannel, launch
-from service.engine.messages import Cancel, Delta, EngineStats, Failed, FromEngine, Ready, Report, Submit
-from service.engine.process import EngineConfig
-
-SILENT_TICKS = 4
-"""In how many parts the time-out of a silent engine is waited for."""
-
-logger = logging.getLogger(__name__)
-
-
-class EngineDead(Exception):
-    """The engine takes no requests; one line that says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineHealth:
-    """Whether the engine works, and if not, why."""
-
-    state: Literal["starting", "ready", "dead"]
-    reason: str
-    """One line; empty while ready."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether there is an engine, or one is on its way."""
-        return self.state != "dead"
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """How often an engine that died is started again."""
-
-    limit: int = 5
-    """Restarts within the window; the next death is final."""
-    window_seconds: float = 600.0
-    backoff_seconds: float = 0.5
-    """The wait before the first restart; it doubles with each further one in the window."""
-
-
-DEFAULT_RESTARTS = RestartPolicy()
+from service.engine.channel import EngineChannel
+from service.engine.messages import Cancel, Delta, EngineStats, FromEngine, Report, Submit
+from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStatus
 
 
 class CompletionStream:
@@ -95,13 +54,10 @@ class CompletionStream:
 
 
 class EngineClient:
-    """Owns the engine's process: starts it, feeds it, and replaces it when it dies or hangs.
-
-    However the engine ends, every open stream gets a last delta with finish reason "error".
-    """
+    """One of an engine's clients. However the engine ends, every open stream gets a last delta with reason "error"."""
 
     stats: EngineStats
-    """The latest report's; all zero while there is no engine."""
+    """The latest report's, of all clients together; all zero while there is no engine."""
     restarts: int
     """How often the engine was started again."""
     info: RunnerInfo | None
@@ -109,37 +65,18 @@ class EngineClient:
     pid: int | None
     """The engine's process, while it has a model."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        *,
-        timeout_seconds: float = 60.0,
-        restart_policy: RestartPolicy = DEFAULT_RESTARTS,
-        grace_seconds: float = 5.0,
-    ) -> None:
-        """An engine that reports nothing for `timeout_seconds` once it is loaded counts as hung.
-
-        That time must be longer than any step takes, and than a few heartbeats. `grace_seconds` is what an engine
-        that is asked to leave has before it is killed.
-        """
+    def __init__(self) -> None:
         self.stats = EngineStats()
         self.restarts = 0
         self.info = None
         self.pid = None
-        self._config = config
-        self._timeout_seconds = timeout_seconds
-        self._restart_policy = restart_policy
-        self._grace_seconds = grace_seconds
         self._limits: ModelLimits | None = None
-        self._health = EngineHealth("starting", "the engine is loading the model")
+        self._health = STARTING
         self._settled = asyncio.Event()
         self._streams: dict[int, CompletionStream] = {}
         # Clients that share an engine must not use the same ids.
         self._ids = count(secrets.randbits(62))
-        self._reports = 0
-        self._channel: EngineChannel
-        self._failure: asyncio.Future[str]
-        self._supervisor: asyncio.Task[None] | None = None
+        self._channel: EngineChannel | None = None
 
     @property
     def limits(self) -> ModelLimits:
@@ -152,29 +89,32 @@ class EngineClient:
         """The engine's state as far as it is known."""
         return self._health
 
-    async def start(self) -> None:
-        """Launch the engine; it loads its model in the background. Only once."""
-        self._supervisor = asyncio.create_task(self._supervise())
-
     async def ready(self) -> None:
         """Wait until the engine takes requests. Raises EngineDead if it never will."""
         await self._settled.wait()
         if self._health.state != "ready":
             raise EngineDead(self._health.reason)
 
-    async def stop(self) -> None:
-        """End the engine for good, without waiting for open requests; nothing of it remains."""
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is None:
-            return
-        supervisor.cancel()
-        await asyncio.wait({supervisor})
-        self._end("the engine was stopped")
-        self._settled.set()
+    def follow(self, status: EngineStatus) -> None:
+        """Act on what is told of the engine. Raises ZMQError if it cannot be spoken to."""
+        self._leave(status.health.reason)
+        self.restarts = status.restarts
+        if status.ready is not None:
+            self._channel = EngineChannel(Path(status.directory), self._receive)
+            self._limits, self.info, self.pid = status.ready.limits, status.ready.info, status.ready.pid
+        self._health = status.health
+        if status.ready is not None or status.final:
+            self._settled.set()
+        else:
+            self._settled.clear()
+
+    def stop(self) -> None:
+        """Have nothing more to do with the engine, which goes on; open requests end."""
+        self.follow(EngineStatus(EngineHealth("dead", "the engine was stopped"), self.restarts, final=True))
 
     def submit(self, prompt: list[int], params: SamplingParams, cache_salt: str = "") -> CompletionStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready."""
-        if self._health.state != "ready":
+        if self._channel is None:
             raise EngineDead(self._health.reason)
         stream = CompletionStream(next(self._ids), self._abandon)
         self._streams[stream.id] = stream
@@ -183,23 +123,16 @@ class EngineClient:
 
     def _abandon(self, id: int) -> None:
         stream = self._streams.pop(id, None)
-        if stream is not None:
+        if stream is not None and self._channel is not None:
             stream.push(Delta(id, [], None, finish_reason="abort"))
             self._channel.send(Cancel(id))
 
     def _receive(self, message: FromEngine) -> None:
-        match message:
-            case Report(deltas=deltas, stats=stats):
-                self._reports += 1
-                self.stats = stats
-                for delta in deltas:
-                    self._deliver(delta)
-            case Ready(limits=limits, info=info, pid=pid):
-                self._limits, self.info, self.pid = limits, info, pid
-                self._health = EngineHealth("ready", "")
-                self._settled.set()
-            case Failed(message=line):
-                self._failure.set_result(line)
+        """Of the engine's beginning and end others tell."""
+        if isinstance(message, Report):
+            self.stats = message.stats
+            for delta in message.deltas:
+                self._deliver(delta)
 
     def _deliver(self, delta: Delta) -> None:
         """Abandoned requests still have deltas on their way; those have no stream any more."""
@@ -208,71 +141,10 @@ class EngineClient:
         if stream is not None:
             stream.push(delta)
 
-    async def _supervise(self) -> None:
-        """Keep an engine alive: life after life, until the policy says that it is no use."""
-        policy = self._restart_policy
-        recent: deque[float] = deque()
-        while True:
-            await self._live()
-            now = asyncio.get_running_loop().time()
-            while recent and recent[0] <= now - policy.window_seconds:
-                recent.popleft()
-            # What kept a model from loading the first time will most likely not go away.
-            if self._limits is None:
-                self._settled.set()  # Whoever waits to be ready is told the reason.
-                return
-            if len(recent) >= policy.limit:
-                logger.error("%s; it is not started again", self._health.reason)
-                self._settled.set()
-                return
-            delay = policy.backoff_seconds * 2 ** len(recent)
-            logger.error("%s; it is started again in %.1f seconds", self._health.reason, delay)
-            recent.append(now)
-            await asyncio.sleep(delay)
-            self.restarts += 1
-
-    async def _live(self) -> None:
-        """One life of the engine, from its launch to its end."""
-        self._health = EngineHealth("starting", "the engine is loading the model")
-        self._failure = asyncio.get_running_loop().create_future()
-        reason = "the engine was stopped"
-        try:
-            async with launch(self._config, self._receive, self._grace_seconds) as self._channel:
-                try:
-                    reason = await self._death()
-                finally:
-                    self._end(reason)
-        except (OSError, zmq.ZMQError) as error:
-            self._end(f"the engine could not be started: {error}")
-
-    async def _death(self) -> str:
-        """Wait for the engine's end, whichever way it comes; one line that says which it was."""
-        # In the order of what says most, should two of them be known at the same moment.
-        ways = [self._failure, asyncio.create_task(self._silence()), asyncio.create_task(self._channel.exited())]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            return next(way.result() for way in ways if way.done())
-        finally:
-            for way in ways:
-                way.cancel()
-
-    async def _silence(self) -> str:
-        """Wait until a loaded engine has reported nothing for too long, and kill it.
-
-        Silence is counted in ticks, not read off a clock: a pause of this process (a suspended machine, a debugger)
-        is one tick, however long, and is not taken for the engine's.
-        """
-        silent = 0
-        while silent < SILENT_TICKS:
-            heard = self._reports
-            await asyncio.sleep(self._timeout_seconds / SILENT_TICKS)
-            silent = 0 if self._health.state == "starting" or self._reports != heard else silent + 1
-        self._channel.kill()
-        return f"the engine hung: it reported nothing for {self._timeout_seconds:g} seconds"
-
-    def _end(self, reason: str) -> None:
-        self._health = EngineHealth("dead", reason)
-        self._settled.clear()
+    def _leave(self, reason: str) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         self.stats = EngineStats()
         self.pid = None
         streams, self._streams = self._streams, {}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.client import EngineDead
 from service.engine.messages import RequestTimes
+from service.engine.status import EngineDead
 from service.generation import GenerationError
 from service.loop_lag import INTERVAL_SECONDS, watch_loop
 from service.metrics import Metrics

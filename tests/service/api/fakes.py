@@ -7,6 +7,8 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -15,11 +17,14 @@ from fastapi import FastAPI
 from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
 from service.api.admission import Admission
 from service.app import create_app
-from service.engine.client import EngineDead, EngineHealth
 from service.engine.messages import Delta, EngineStats, RequestTimes
+from service.engine.status import EngineDead, EngineHealth
 from service.launch import Launch
+from service.metrics import Metrics
+from service.places import Places
 from service.server import Server
 from service.settings import Settings
+from service.shared import Shared
 from service.text.chat import TemplateError
 
 MODEL = "toy"
@@ -153,11 +158,7 @@ class FakeClient:
                 logprobs = None if params.logprobs is None else [fake_logprobs(token, params.logprobs)]
                 yield Delta(0, [token], logprobs, reason, self.cached_tokens, times=TIMES)
 
-    async def start(self) -> None: ...
-
-    async def ready(self) -> None: ...
-
-    async def stop(self) -> None:
+    def stop(self) -> None:
         self.stopped = True
         self.failure = Delta(0, [], None, finish_reason="error", error="the engine was stopped")
         self.running.set()
@@ -205,9 +206,13 @@ class Running(Caller):
 def build(template: FakeTemplate | None, settings: dict[str, Any]) -> tuple[FastAPI, Settings, FakeClient, Admission]:
     chosen = Settings(**({"max_running": 4, "max_waiting": 4, "max_body": 65536, "drain_seconds": 5} | settings))
     engine = FakeClient()
-    admission = Admission(chosen.max_running + chosen.max_waiting)
-    launch = Launch(MODEL, FakeTokenizer(), template, engine)  # type: ignore[arg-type]
-    return create_app(chosen, launch, admission), chosen, engine, admission
+    with TemporaryDirectory() as folder:
+        places = Places(Shared(Path(folder), slot=0, slots=1))
+    admission = Admission(chosen.max_running + chosen.max_waiting, places)
+    launch = Launch(MODEL, FakeTokenizer(), template)  # type: ignore[arg-type]
+    metrics = Metrics(engine, MODEL)  # type: ignore[arg-type]
+    app = create_app(chosen, launch, engine, admission, metrics, started=0)  # type: ignore[arg-type]
+    return app, chosen, engine, admission
 
 
 @asynccontextmanager
@@ -227,7 +232,7 @@ async def serving(template: FakeTemplate | None = TEMPLATE, **settings: Any) -> 
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = Server(app, chosen, admission, engine, banner="")  # type: ignore[arg-type]
+        server = Server(app, chosen, admission, engine, alive=lambda: None)  # type: ignore[arg-type]
         task = asyncio.create_task(server.serve(sockets=[listener]))
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
             running = Running(http, engine, admission, url, server, task)

@@ -14,7 +14,9 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from openai import AsyncOpenAI
 
-from service.api.auth import OPEN_PATHS, ApiKeys
+from service.api.auth import OPEN_PATHS
+from service.keys import ApiKeys
+from service.orders import Setup
 from service.settings import Settings, SettingsError, load_settings
 from tests.service.api.fakes import HI, MODEL, build, calling, serving
 
@@ -55,8 +57,8 @@ async def test_every_route_but_three_wants_a_key(method: str, path: str) -> None
 
 
 def test_the_open_paths_are_routes() -> None:
-    assert {path for _, path in every_route()} > OPEN_PATHS  # The tests above are of something.
     assert {"/health", "/ready", "/metrics"} == OPEN_PATHS
+    assert {path for _, path in every_route()} > OPEN_PATHS
 
 
 @pytest.mark.parametrize("key", REFUSED)
@@ -108,7 +110,7 @@ def test_every_key_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -
         return given == known
 
     keys = ApiKeys(Settings(api_keys="a,b,c"))
-    monkeypatch.setattr("service.api.auth.hmac.compare_digest", compare)
+    monkeypatch.setattr("service.keys.hmac.compare_digest", compare)
     assert [keys.accept(key) for key in (b"a", b"c", b"d" * 1000)] == [True, True, False]
     assert compared == [32] * 9
 
@@ -217,4 +219,7 @@ async def test_no_key_is_told_to_anybody(caplog: pytest.LogCaptureFixture) -> No
     keys = ApiKeys(settings)
     assert "sesam" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert "sesam" not in f"{keys!r} {vars(keys)}"
+    setup = Setup(settings.revealed(), "toy", "/toy", None, listener=0, folder="/", slot=0, started=0)
+    assert setup.settings["api_keys"] == "sesame"
+    assert "sesam" not in f"{setup!r} {setup}"
     assert "sesam" not in caplog.text

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +10,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from service.engine.client import EngineHealth
 from service.engine.messages import Delta
+from service.engine.status import EngineHealth
 from tests.service.api.fakes import HI, MODEL, Running, serving
 
 ROUTES = ("/v1/completions", "/v1/chat/completions")
@@ -167,10 +166,10 @@ async def test_health_follows_the_engine(health: EngineHealth, alive: int, ready
         assert (await server.http.get("/metrics")).status_code == 200
 
 
-async def test_a_signal_drains_the_server() -> None:
+async def test_a_draining_server_finishes_what_it_has() -> None:
     async with serving() as server:
         task = await begin(server, ROUTES[0])
-        server.server.handle_exit(signal.SIGTERM, None)
+        server.server.drain()
         assert (await server.http.get("/ready")).json()["status"] == "draining"
         assert (await server.http.get("/ready")).status_code == 503
         assert (await server.http.get("/health")).status_code == 200
@@ -189,17 +188,8 @@ async def test_a_signal_drains_the_server() -> None:
 async def test_draining_has_an_end_and_who_still_waits_is_told(stream: bool) -> None:
     async with serving(drain_seconds=0.2) as server:
         task = await begin(server, ROUTES[0], stream=stream)
-        server.server.handle_exit(signal.SIGTERM, None)
+        server.server.drain()
         await asyncio.wait_for(server.task, 10)
         assert server.engine.stopped
         response = await task
         assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
-
-
-async def test_a_second_signal_ends_it_at_once() -> None:
-    async with serving(drain_seconds=60) as server:
-        task = await begin(server, ROUTES[0])
-        server.server.handle_exit(signal.SIGTERM, None)
-        server.server.handle_exit(signal.SIGTERM, None)
-        await asyncio.wait_for(server.task, 5)
-        task.cancel()

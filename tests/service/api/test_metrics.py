@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.client import EngineDead, EngineHealth
 from service.engine.messages import STEP_TOKENS, Delta, EngineStats
+from service.engine.status import EngineDead, EngineHealth
 from tests.service.api.fakes import HI, LIMITS, TEMPLATE, TIMES, Caller, FakeClient, build, calling, serving
 
 STATS = EngineStats(
@@ -114,7 +114,7 @@ async def test_the_processes_figures() -> None:
         own, engines = (
             metrics[(f"{name}", labels)]
             for name, labels in (
-                ("process_resident_memory_bytes", frozenset()),
+                ("process_resident_memory_bytes", frozenset({("process", "0")})),
                 key("headlight_engine_process_resident_memory_bytes"),
             )
         )

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -14,9 +15,12 @@ import pytest
 import uvloop
 
 from model.contract import SamplingParams
-from service.engine.client import CompletionStream, EngineClient, EngineDead, RestartPolicy
+from service.engine.client import CompletionStream, EngineClient
+from service.engine.keeper import EngineKeeper
 from service.engine.messages import Delta
 from service.engine.process import EngineConfig
+from service.engine.restarts import RestartPolicy
+from service.engine.status import EngineDead
 from tests.service.engine.fake_loader import BLOCKS, EXIT, HANG, SEGFAULT, command
 from tests.service.engine.fakes import output_alone
 
@@ -26,6 +30,14 @@ PATIENCE = 60
 PARAMS = SamplingParams(max_tokens=12)
 ENDLESS = SamplingParams(max_tokens=500)
 AT_ONCE = RestartPolicy(limit=5, backoff_seconds=0.01)
+
+
+class KeptClient(EngineClient):
+    """A client in the process that keeps the engine."""
+
+    def __init__(self, config: EngineConfig, **options: Any) -> None:
+        super().__init__()
+        self.keeper = EngineKeeper(config, self.follow, **options)
 
 
 @pytest.fixture
@@ -38,13 +50,13 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-async def client(config: EngineConfig, temporary: Path) -> AsyncIterator[EngineClient]:
+async def client(config: EngineConfig, temporary: Path) -> AsyncIterator[KeptClient]:
     """A client whose engine is ready. Whatever became of it, it leaves neither a process nor a file."""
-    client = EngineClient(config, restart_policy=AT_ONCE)
-    await client.start()
+    client = KeptClient(config, restart_policy=AT_ONCE)
+    await client.keeper.start()
     await client.ready()
     yield client
-    await client.stop()
+    await client.keeper.stop()
     check_nothing_left(temporary)
 
 
@@ -70,7 +82,7 @@ async def read(stream: CompletionStream) -> list[Delta]:
             return [delta async for delta in stream]
 
 
-async def check_service(client: EngineClient, prompt: list[int]) -> None:
+async def check_service(client: KeptClient, prompt: list[int]) -> None:
     deltas = await read(client.submit(prompt, PARAMS))
     assert [token for delta in deltas for token in delta.tokens] == output_alone(prompt, PARAMS)[0]
     assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
@@ -84,13 +96,13 @@ async def check_error(stream: CompletionStream, reason: str) -> None:
     assert reason in last.error
 
 
-async def test_tokens_arrive(client: EngineClient) -> None:
+async def test_tokens_arrive(client: KeptClient) -> None:
     assert client.limits.num_blocks == BLOCKS
     await check_service(client, [1, 2, 3])
     assert client.stats.generated_tokens == PARAMS.max_tokens
 
 
-async def test_what_the_engine_tells_of_itself(client: EngineClient) -> None:
+async def test_what_the_engine_tells_of_itself(client: KeptClient) -> None:
     assert [process.pid for process in engines()] == [client.pid]
     await check_error(client.submit([EXIT], PARAMS), "code 7")
     assert client.pid is None
@@ -100,7 +112,7 @@ async def test_what_the_engine_tells_of_itself(client: EngineClient) -> None:
     assert client.info.backend == "fake"
 
 
-async def test_the_last_delta_tells_how_long_the_request_was_where(client: EngineClient) -> None:
+async def test_the_last_delta_tells_how_long_the_request_was_where(client: KeptClient) -> None:
     began = asyncio.get_running_loop().time()
     times = (await read(client.submit([1, 2, 3], PARAMS)))[-1].times
     assert times is not None
@@ -109,29 +121,29 @@ async def test_the_last_delta_tells_how_long_the_request_was_where(client: Engin
     assert 0 < sum(phase or 0 for phase in phases) < asyncio.get_running_loop().time() - began
 
 
-async def test_many_streams_at_once(client: EngineClient) -> None:
+async def test_many_streams_at_once(client: KeptClient) -> None:
     await asyncio.gather(*(check_service(client, [n, n + 1]) for n in range(32)))
     assert client.stats.blocks_used == client.stats.running == client.stats.waiting == 0
 
 
 def test_uvloop(config: EngineConfig, temporary: Path) -> None:
     async def serve() -> None:
-        client = EngineClient(config, restart_policy=AT_ONCE)
-        await client.start()
+        client = KeptClient(config, restart_policy=AT_ONCE)
+        await client.keeper.start()
         await client.ready()
         await asyncio.gather(*(check_service(client, [n]) for n in range(8)))
         with pytest.raises(AssertionError, match="code 7"):
             await check_error(client.submit([EXIT], PARAMS), "no reason")
         await client.ready()
         await check_service(client, [1])
-        await client.stop()
+        await client.keeper.stop()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.wait_for(serve(), PATIENCE))
     check_nothing_left(temporary)
 
 
-async def test_leaving_a_stream_frees_its_blocks_within_two_steps(client: EngineClient, script: Path) -> None:
+async def test_leaving_a_stream_frees_its_blocks_within_two_steps(client: KeptClient, script: Path) -> None:
     command(script, "steps 1")
     with client.submit([1, 2, 3], ENDLESS) as stream:
         assert len((await anext(stream)).tokens) == 1
@@ -147,14 +159,14 @@ async def test_leaving_a_stream_frees_its_blocks_within_two_steps(client: Engine
     await check_service(client, [1])
 
 
-async def test_a_stream_read_to_its_end_is_not_cancelled(client: EngineClient) -> None:
+async def test_a_stream_read_to_its_end_is_not_cancelled(client: KeptClient) -> None:
     with client.submit([1], PARAMS) as stream:
         deltas = [delta async for delta in stream]
     assert deltas[-1].finish_reason == "length"
     assert [delta async for delta in stream] == []
 
 
-async def test_a_reader_that_never_reads_delays_nobody(client: EngineClient) -> None:
+async def test_a_reader_that_never_reads_delays_nobody(client: KeptClient) -> None:
     with client.submit([1], ENDLESS) as unread:
         for n in range(8):
             await check_service(client, [n])
@@ -162,7 +174,7 @@ async def test_a_reader_that_never_reads_delays_nobody(client: EngineClient) -> 
         assert sum(len(delta.tokens) for delta in await read(unread)) == ENDLESS.max_tokens
 
 
-async def test_the_client_keeps_no_stream_that_is_over(client: EngineClient) -> None:
+async def test_the_client_keeps_no_stream_that_is_over(client: KeptClient) -> None:
     with client.submit([1], ENDLESS) as left:
         await anext(left)
     finished, unread = client.submit([2], PARAMS), client.submit([3], PARAMS)
@@ -175,9 +187,7 @@ async def test_the_client_keeps_no_stream_that_is_over(client: EngineClient) -> 
 
 
 @pytest.mark.parametrize(("token", "reason"), [(EXIT, "exited with code 7"), (SEGFAULT, "killed by SIGSEGV")])
-async def test_a_crash_ends_every_stream_and_the_engine_comes_back(
-    client: EngineClient, token: int, reason: str
-) -> None:
+async def test_a_crash_ends_every_stream_and_the_engine_comes_back(client: KeptClient, token: int, reason: str) -> None:
     streams = [client.submit([n], ENDLESS) for n in range(4)]
     streams.append(client.submit([token], PARAMS))
     await asyncio.gather(*(check_error(stream, reason) for stream in streams))
@@ -187,8 +197,8 @@ async def test_a_crash_ends_every_stream_and_the_engine_comes_back(
 
 
 async def test_a_killed_idle_engine_is_noticed(config: EngineConfig) -> None:
-    client = EngineClient(config, restart_policy=RestartPolicy(limit=0))
-    await client.start()
+    client = KeptClient(config, restart_policy=RestartPolicy(limit=0))
+    await client.keeper.start()
     await client.ready()
     assert client.health().alive
     engines()[0].kill()
@@ -200,10 +210,10 @@ async def test_a_killed_idle_engine_is_noticed(config: EngineConfig) -> None:
     with pytest.raises(EngineDead, match="SIGKILL"):
         await client.ready()
     assert engines() == []
-    await client.stop()
+    await client.keeper.stop()
 
 
-async def test_states_of_a_restart(client: EngineClient, script: Path) -> None:
+async def test_states_of_a_restart(client: KeptClient, script: Path) -> None:
     command(script, "wait")
     engines()[0].kill()
     await until(lambda: client.health().state == "starting")
@@ -218,8 +228,8 @@ async def test_states_of_a_restart(client: EngineClient, script: Path) -> None:
 
 
 async def test_restarts_are_limited(config: EngineConfig, temporary: Path) -> None:
-    client = EngineClient(config, restart_policy=RestartPolicy(limit=2, backoff_seconds=0.01))
-    await client.start()
+    client = KeptClient(config, restart_policy=RestartPolicy(limit=2, backoff_seconds=0.01))
+    await client.keeper.start()
     for _ in range(3):
         await client.ready()
         await check_error(client.submit([EXIT], PARAMS), "code 7")
@@ -227,20 +237,20 @@ async def test_restarts_are_limited(config: EngineConfig, temporary: Path) -> No
         await client.ready()
     assert client.restarts == 2
     check_nothing_left(temporary)
-    await client.stop()
+    await client.keeper.stop()
 
 
 async def test_restarts_long_ago_do_not_count(config: EngineConfig) -> None:
-    client = EngineClient(config, restart_policy=RestartPolicy(limit=1, window_seconds=0, backoff_seconds=0.01))
-    await client.start()
+    client = KeptClient(config, restart_policy=RestartPolicy(limit=1, window_seconds=0, backoff_seconds=0.01))
+    await client.keeper.start()
     for _ in range(3):
         await client.ready()
         await check_error(client.submit([EXIT], PARAMS), "code 7")
     await client.ready()
-    await client.stop()
+    await client.keeper.stop()
 
 
-async def test_a_failed_reload_is_tried_again(client: EngineClient, script: Path) -> None:
+async def test_a_failed_reload_is_tried_again(client: KeptClient, script: Path) -> None:
     command(script, "refuse")
     engines()[0].kill()
     await until(lambda: "cut off" in client.health().reason)
@@ -261,8 +271,8 @@ async def test_a_failed_first_load_is_final(
     config: EngineConfig, script: Path, temporary: Path, order: str, reason: str
 ) -> None:
     command(script, order)
-    client = EngineClient(config, restart_policy=AT_ONCE)
-    await client.start()
+    client = KeptClient(config, restart_policy=AT_ONCE)
+    await client.keeper.start()
     with pytest.raises(EngineDead) as raised:
         await client.ready()
     assert str(raised.value) == client.health().reason == reason
@@ -271,57 +281,57 @@ async def test_a_failed_first_load_is_final(
     with pytest.raises(EngineDead, match=reason):
         _ = client.limits
     check_nothing_left(temporary)
-    await client.stop()
+    await client.keeper.stop()
 
 
 async def test_an_engine_that_cannot_be_launched_is_final(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    client = EngineClient(config)
-    await client.start()
+    client = KeptClient(config)
+    await client.keeper.start()
     with pytest.raises(EngineDead, match="could not be started"):
         await client.ready()
 
 
 async def test_a_slow_load_is_not_a_hang(config: EngineConfig, script: Path) -> None:
     command(script, "wait")
-    client = EngineClient(config, timeout_seconds=0.1)
-    await client.start()
+    client = KeptClient(config, timeout_seconds=0.1)
+    await client.keeper.start()
     await asyncio.sleep(1)
     assert client.health().state == "starting"
     command(script, "ok")
     await client.ready()
     assert client.restarts == 0
-    await client.stop()
+    await client.keeper.stop()
 
 
 async def test_a_step_that_hangs_ends_the_engine(config: EngineConfig) -> None:
-    client = EngineClient(config, timeout_seconds=3, restart_policy=AT_ONCE, grace_seconds=2 * PATIENCE)
-    await client.start()
+    client = KeptClient(config, timeout_seconds=3, restart_policy=AT_ONCE, grace_seconds=2 * PATIENCE)
+    await client.keeper.start()
     await client.ready()
     streams = [client.submit([1], ENDLESS), client.submit([HANG], PARAMS)]
     await asyncio.gather(*(check_error(stream, "hung") for stream in streams))
     async with asyncio.timeout(PATIENCE):
         await client.ready()
     await check_service(client, [1])
-    await client.stop()
+    await client.keeper.stop()
 
 
 async def test_an_idle_engine_without_a_heartbeat_is_killed(config: EngineConfig) -> None:
-    client = EngineClient(config, timeout_seconds=3, restart_policy=RestartPolicy(limit=0), grace_seconds=2 * PATIENCE)
-    await client.start()
+    client = KeptClient(config, timeout_seconds=3, restart_policy=RestartPolicy(limit=0), grace_seconds=2 * PATIENCE)
+    await client.keeper.start()
     await client.ready()
     engines()[0].suspend()
     await until(lambda: not client.health().alive)
     assert "hung" in client.health().reason
     await until(lambda: engines() == [])
-    await client.stop()
+    await client.keeper.stop()
 
 
 async def test_a_pause_of_the_client_is_not_taken_for_a_hang(config: EngineConfig) -> None:
-    client = EngineClient(config, timeout_seconds=3, restart_policy=AT_ONCE)
-    await client.start()
+    client = KeptClient(config, timeout_seconds=3, restart_policy=AT_ONCE)
+    await client.keeper.start()
     await client.ready()
     engine = engines()[0]
     engine.suspend()
@@ -329,32 +339,32 @@ async def test_a_pause_of_the_client_is_not_taken_for_a_hang(config: EngineConfi
     engine.resume()
     await check_service(client, [1])
     assert client.restarts == 0
-    await client.stop()
+    await client.keeper.stop()
 
 
-async def test_stop_ends_open_streams(client: EngineClient, script: Path) -> None:
+async def test_stop_ends_open_streams(client: KeptClient, script: Path) -> None:
     command(script, "steps 1")
     stream = client.submit([1], ENDLESS)
     await anext(stream)
     command(script, "ok")
-    await client.stop()
+    await client.keeper.stop()
     await check_error(stream, "stopped")
     assert client.health().state == "dead"
     with pytest.raises(EngineDead, match="stopped"):
         await client.ready()
-    await client.stop()
+    await client.keeper.stop()
 
 
 @pytest.mark.parametrize("moment", ["unstarted", "launching", "loading"])
 async def test_stop_at_an_early_moment(config: EngineConfig, script: Path, temporary: Path, moment: str) -> None:
     command(script, "wait")
-    client = EngineClient(config, grace_seconds=0.1)
+    client = KeptClient(config, grace_seconds=0.1)
     if moment != "unstarted":
-        await client.start()
+        await client.keeper.start()
         waiting = asyncio.create_task(client.ready())
         if moment == "loading":
             await until(lambda: any(temporary.glob("*/engine")))
-    await client.stop()
+    await client.keeper.stop()
     check_nothing_left(temporary)
     if moment != "unstarted":
         with pytest.raises(EngineDead, match="stopped"):
@@ -362,11 +372,11 @@ async def test_stop_at_an_early_moment(config: EngineConfig, script: Path, tempo
 
 
 async def test_an_engine_that_does_not_leave_is_killed(config: EngineConfig, temporary: Path) -> None:
-    client = EngineClient(config, grace_seconds=0.1)
-    await client.start()
+    client = KeptClient(config, grace_seconds=0.1)
+    await client.keeper.start()
     await client.ready()
     engines()[0].suspend()
-    await client.stop()
+    await client.keeper.stop()
     check_nothing_left(temporary)
 
 
@@ -374,22 +384,24 @@ async def test_a_long_temporary_path(config: EngineConfig, temporary: Path, monk
     folder = temporary / ("x" * 100)
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    client = EngineClient(config)
-    await client.start()
+    client = KeptClient(config)
+    await client.keeper.start()
     await client.ready()
     await check_service(client, [1])
-    await client.stop()
+    await client.keeper.stop()
 
 
 PARENT = """
 import asyncio, sys
 import msgspec
 from service.engine.client import EngineClient
+from service.engine.keeper import EngineKeeper
 from service.engine.process import EngineConfig
 
 async def main():
-    client = EngineClient(msgspec.json.decode(sys.argv[1], type=EngineConfig))
-    await client.start()
+    client = EngineClient()
+    keeper = EngineKeeper(msgspec.json.decode(sys.argv[1], type=EngineConfig), client.follow)
+    await keeper.start()
     await client.ready()
     print("ready", flush=True)
     await asyncio.Event().wait()

@@ -1,0 +1,98 @@
+"""API keys: where they come from, and whether something is one of them.
+
+Keeps hashes alone: a key is in no log, no error and no representation of an object. Knows nothing of HTTP.
+"""
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+from pathlib import Path
+
+from service.settings import Settings, SettingsError
+
+_KEY = re.compile(r"[!-~]+")
+"""What a header can carry without doubt."""
+
+logger = logging.getLogger(__name__)
+
+
+class ApiKeys:
+    """The keys of HEADLIGHT_API_KEYS and of the file, which is read again when it changes.
+
+    That is how a mounted Secret is rotated without loading the model again. What a changed file says wrong is logged,
+    and the keys from before stay valid.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError if there is a key that cannot be one, or a file without any."""
+        self._fixed = _from_text(settings.api_keys.get_secret_value()) if settings.api_keys else []
+        self._file = settings.api_keys_file
+        self._version = self._look()
+        self._read = _from_file(self._file) if self._file else []
+
+    @property
+    def required(self) -> bool:
+        """Whether there are any; without, everybody is served."""
+        return bool(self._fixed or self._read)
+
+    def accept(self, key: bytes) -> bool:
+        """Whether this is one of the keys; how long it takes says nothing of which, or of how nearly."""
+        self._refresh()
+        digest = _digest(key)
+        matches = [hmac.compare_digest(digest, known) for known in self._fixed + self._read]
+        return any(matches)
+
+    def _refresh(self) -> None:
+        version = self._look()
+        if self._file is None or version == self._version:
+            return
+        self._version = version
+        try:
+            self._read = _from_file(self._file)
+        except SettingsError as error:
+            logger.error("%s; the keys from before stay valid", error)
+        else:
+            logger.info("%s has changed: %d API keys", self._file, len(self._read))
+
+    def _look(self) -> tuple[int, int, int] | None:
+        """What differs between two versions of the file; None if there is none."""
+        try:
+            status = os.stat(self._file) if self._file else None
+        except OSError:
+            return None
+        return status and (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _from_text(text: str) -> list[bytes]:
+    parts = [part.strip() for part in text.split(",")]
+    return [_checked(part, f"HEADLIGHT_API_KEYS: key {number}") for number, part in enumerate(parts, 1)]
+
+
+def _from_file(path: Path) -> list[bytes]:
+    try:
+        # What is not UTF-8 is not a key either, and is refused as such below.
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise SettingsError(f"api_keys_file: {path}: {error.strerror or error}") from None
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    keys = [
+        _checked(line, f"api_keys_file: {path}: line {number}")
+        for number, line in numbered
+        if line and not line.startswith("#")
+    ]
+    if not keys:
+        raise SettingsError(f"api_keys_file: {path}: there is no key in it")
+    return keys
+
+
+def _checked(key: str, place: str) -> bytes:
+    """The key's hash. What is wrong with a key is said by its place alone."""
+    if not _KEY.fullmatch(key):
+        raise SettingsError(f"{place}: {'a key must be ASCII without spaces' if key else 'the key is empty'}")
+    return _digest(key.encode())
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
