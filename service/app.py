@@ -39,8 +39,7 @@ def create_app(
     """The ASGI app. It answers /health and /ready at once, while the engine is still loading.
 
     `admission` is shared with the server, which stops it at shutdown. `started` is when the server was, in Unix time.
-    Raises SettingsError if traces are asked for and
-    their libraries are not installed.
+    Raises SettingsError if traces are asked for and their libraries are not installed.
     """
     keys = ApiKeys(settings)
     traces = _open_traces(settings.otlp_endpoint, launch.model_name) if settings.otlp_endpoint else None

@@ -13,6 +13,7 @@ from tests.byte_tokenizer import save_byte_tokenizer
 from tests.service.servers import PATIENCE, serving
 from tests.tiny import LLAMA_LIKE, TinyModel, save
 
+TOKENS = 8
 SHARED = "a system prompt that several requests share, so that its blocks are found in the prefix cache "
 REQUESTS: list[dict[str, Any]] = [
     {"prompt": "one", "temperature": 0},
@@ -66,9 +67,9 @@ def test_triton_answers_as_the_reference_does(
 
 
 def ask(url: str, request: dict[str, Any]) -> dict[str, Any]:
-    body = {"max_tokens": 12, "ignore_eos": True, "return_token_ids": True, **request}
+    body = {"max_tokens": TOKENS, "ignore_eos": True, "return_token_ids": True, **request}
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     choice: dict[str, Any] = answer.json()["choices"][0]
-    assert len(choice["token_ids"]) == 12
+    assert len(choice["token_ids"]) == TOKENS
     return choice
