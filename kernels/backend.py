@@ -141,11 +141,17 @@ class QuantizedWeight:
         return rows, width * 8 // self.bits
 
 
+class OpaqueWeight:
+    """A weight in a form that only the backend knows that packed it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A projection as a backend packed it: y = x W^T + bias."""
 
-    weight: Tensor | QuantizedWeight
+    weight: Tensor | QuantizedWeight | OpaqueWeight
     """[out, in] in the reference backend; another may pack it otherwise."""
     bias: Tensor | None = None
 
@@ -174,11 +180,26 @@ class Backend(Protocol):
     name: str
     keeps_quantized: bool
     """Whether quantised weights are best packed as they are, rather than dequantised by whoever loads them."""
+    embeds_packed: bool
+    """Whether `embed` reads what `pack` made: a table tied to the output projection then takes its memory once."""
+    cache_dtype: torch.dtype | None
+    """What it best keeps keys and values in, if not in the model's dtype."""
     capturable: bool
     """Whether a CUDA graph can hold its operations: none lets the host look at what the device computes."""
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         """Take a projection's weight [out, in] and bias [out] into the form `linear` reads."""
+
+    def embed(
+        self, tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None
+    ) -> Tensor:
+        """Rows of the table [vocab, hidden] for token ids [tokens] int64, scaled: [tokens, hidden].
+
+        `learned`, [max_context, hidden], has a row for each position that is added to it.
+        """
+
+    def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
+        """The angles positions * frequencies, [tokens] int64 and [rope_dim / 2] float32, cosines and sines scaled."""
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         """[tokens, in] -> [tokens, out]."""
@@ -221,15 +242,30 @@ class Backend(Protocol):
         """
 
 
-def load_backend(device: torch.device, name: str = "auto", *, batch_invariant: bool = False) -> Backend:
-    """The backend called `name`, or the best one for `device` if it is "auto".
+def load_backend(
+    device: torch.device,
+    name: str = "auto",
+    *,
+    batch_invariant: bool = False,
+    dtype: torch.dtype = torch.float32,
+    threads: int = 1,
+) -> Backend:
+    """The backend called `name`, or the best one for activations of `dtype` on `device` if it is "auto".
 
-    `batch_invariant` asks that no row's result depend, in any bit, on the rows beside it. Raises ValueError for a name
-    this build does not have, or that cannot do what is asked of it on `device`.
+    `batch_invariant` asks that no row's result depend, in any bit, on the rows beside it; `threads` are those of a CPU.
+    Raises ValueError for a name this build does not have, or that cannot do what is asked of it on `device`.
     """
     if name == "auto":
         name = "triton" if device.type == "cuda" else "reference"
     match name:
+        case "cpu":
+            from kernels.cpu.backend import CpuBackend
+
+            if device.type != "cpu":
+                raise ValueError(f"the cpu backend does not run on {device.type}")
+            if dtype != torch.float32:
+                raise ValueError("the cpu backend computes in float32: use dtype=float32, or the reference backend")
+            return CpuBackend(threads)
         case "reference":
             from kernels.reference import ReferenceBackend
 
@@ -240,4 +276,4 @@ def load_backend(device: torch.device, name: str = "auto", *, batch_invariant: b
             from kernels.gpu.backend import load_triton
 
             return load_triton(device, batch_invariant=batch_invariant)
-    raise ValueError(f"unknown backend {name!r}: this build has auto, reference, triton")
+    raise ValueError(f"unknown backend {name!r}: this build has auto, cpu, reference, triton")

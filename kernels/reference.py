@@ -28,15 +28,26 @@ class ReferenceBackend:
 
     name = "reference"
     keeps_quantized = False
+    embeds_packed = False
+    cache_dtype: torch.dtype | None = None
     capturable = False
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         return Linear(weight, bias)
 
+    def embed(
+        self, tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None
+    ) -> Tensor:
+        return embed(tokens, positions, table, scale, learned)
+
+    def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
+        return rotation(frequencies, magnitude, positions)
+
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         dense = weight.weight
         if isinstance(dense, QuantizedWeight):
             dense = dequantize(dense).to(x.dtype)
+        assert isinstance(dense, Tensor), "another backend packed this weight"
         return F.linear(x, dense, weight.bias)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -83,6 +94,21 @@ class ReferenceBackend:
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(logits, batch)
+
+
+def embed(tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None) -> Tensor:
+    """See `Backend.embed`; the table is a tensor."""
+    assert isinstance(table, Tensor), "a packed table is for the backend that packed it"
+    x = table[tokens]
+    if scale != 1.0:
+        x = x * scale
+    return x if learned is None else x + learned[positions]
+
+
+def rotation(frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
+    """See `Backend.rotation`."""
+    angles = positions.float()[:, None] * frequencies
+    return Rotation(angles.cos() * magnitude, angles.sin() * magnitude)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

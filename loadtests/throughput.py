@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Iterable
 
 from gevent.pool import Group
 
@@ -20,16 +21,19 @@ from loadtests.sse import Answer
 from loadtests.workloads import words
 
 
-def run(target: Target, prompt_tokens: int, output_tokens: int, concurrency: int, requests: int) -> dict[str, float]:
-    """`requests` completions, `concurrency` at once; the figures of the whole run. Raises ServerError if one fails."""
-    rng = random.Random()
+def closed_loop(
+    target: Target, prompts: Iterable[str], output_tokens: int, concurrency: int
+) -> tuple[list[Answer], float]:
+    """A greedy completion of each prompt, `concurrency` at once: the answers, failed ones too, and seconds for all."""
     answers: list[Answer] = []
-    pending = iter(range(requests))
+    pending = iter(prompts)
 
     def one_client() -> None:
-        with Client(target.url) as client:
-            for _ in pending:
-                body = target.completion(words(rng, prompt_tokens), output_tokens) | {"temperature": 0}
+        for prompt in pending:
+            body = target.completion(prompt, output_tokens) | {"temperature": 0}
+            # A connection each: llama.cpp's server closes some after a stream though it said that it keeps them, and
+            # what is sent on one meanwhile is lost.
+            with Client(target.url) as client:
                 answers.append(client.stream("/v1/completions", body)[0])
 
     began = time.perf_counter()
@@ -37,7 +41,14 @@ def run(target: Target, prompt_tokens: int, output_tokens: int, concurrency: int
     for _ in range(concurrency):
         clients.spawn(one_client)
     clients.join(raise_error=True)
-    wall = time.perf_counter() - began
+    return answers, time.perf_counter() - began
+
+
+def run(target: Target, prompt_tokens: int, output_tokens: int, concurrency: int, requests: int) -> dict[str, float]:
+    """`requests` completions, `concurrency` at once; the figures of the whole run. Raises ServerError if one fails."""
+    rng = random.Random()
+    prompts = [words(rng, prompt_tokens) for _ in range(requests)]
+    answers, wall = closed_loop(target, prompts, output_tokens, concurrency)
     if failed := [answer.error for answer in answers if answer.error is not None]:
         raise ServerError(f"{len(failed)} of {requests} requests failed, the first with: {failed[0]}")
     return {

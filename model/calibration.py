@@ -30,15 +30,15 @@ def calibrate(decoder: Decoder, block_size: int) -> Tensor:
 
     Each is the largest magnitude in a batch of random tokens, always the same, times a margin, over 448.
     """
-    spec, embedding = decoder.spec, decoder.weights.embedding
+    spec, device = decoder.spec, decoder.weights.device
     length = min(TOKENS // SEQUENCES, spec.max_context)
     each = -(-length // block_size)
     blocks = SEQUENCES * each
-    cache = make_cache(spec, blocks=blocks, block_size=block_size, dtype=embedding.dtype, device=embedding.device)
+    cache = make_cache(spec, blocks=blocks, block_size=block_size, dtype=decoder.weights.dtype, device=device)
     tokens = torch.randint(spec.vocab_size, (SEQUENCES * length,), generator=torch.Generator().manual_seed(0))
     chunks = [Chunk([0] * length, 0, range(index * each, (index + 1) * each), None) for index in range(SEQUENCES)]
-    layout = batch_layout(chunks, block_size, embedding.device)
-    decoder.forward(tokens.to(embedding.device), layout, cache)
+    layout = batch_layout(chunks, block_size, device)
+    decoder.forward(tokens.to(device), layout, cache)
     ranges = [
         stored.flatten(0, 1)[layout.slots].abs().amax((0, 2)).float()
         for layer in cache.layers

@@ -19,11 +19,11 @@ class Decoder:
         self.spec = spec
         self.weights = weights
         self.backend = backend
-        device = weights.embedding.device
+        device = weights.device
         ropes = {layer.rope for layer in spec.layers if layer.rope is not None}
         self._frequencies = {rope: rope_frequencies(rope, device) for rope in ropes}
         # Rounded to the model's dtype first, as the models that scale were trained.
-        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=weights.embedding.dtype).item()
+        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=weights.dtype).item()
         slopes = alibi_slopes(spec.heads).to(device) if spec.alibi else None
         self._options = [
             AttentionOptions(spec.attention_scale, layer.window, spec.attention_softcap, slopes)
@@ -32,7 +32,10 @@ class Decoder:
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
         """Compute token ids [tokens] int64, storing their keys and values; returns [tokens, hidden], normed."""
-        rotations = {rope: self._rotation(rope, layout.positions) for rope in self._frequencies}
+        rotations = {
+            rope: self.backend.rotation(frequencies, magnitude, layout.positions)
+            for rope, (frequencies, magnitude) in self._frequencies.items()
+        }
         x = self._embed(tokens, layout.positions)
         residual: Tensor | None = None
         for spec, weights, options, layer_cache in zip(
@@ -51,11 +54,8 @@ class Decoder:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        x = self.weights.embedding[tokens]
-        if self.spec.embedding_scale != 1.0:
-            x = x * self._embedding_scale
-        if self.weights.position_embedding is not None:
-            x = x + self.weights.position_embedding[positions]
+        weights = self.weights
+        x = self.backend.embed(tokens, positions, weights.embedding, self._embedding_scale, weights.position_embedding)
         if self.weights.embedding_norm is not None:
             x = self._norm(x, None, self.weights.embedding_norm)[0]
         return x
@@ -96,8 +96,3 @@ class Decoder:
         if weights.query_norm is None or weights.key_norm is None:
             return None
         return HeadNorms(weights.query_norm, weights.key_norm, self.spec.norm_eps)
-
-    def _rotation(self, rope: RopeSpec, positions: Tensor) -> Rotation:
-        frequencies, magnitude = self._frequencies[rope]
-        angles = positions.float()[:, None] * frequencies
-        return Rotation(angles.cos() * magnitude, angles.sin() * magnitude)

@@ -68,7 +68,7 @@ class GraphedDecoder:
         self._cache = cache
         self._capture = capture
         self._buckets = buckets(max_batch)
-        self._static = _StaticBatch.of(max_batch, max_context, cache.block_size, decoder.weights.embedding.device)
+        self._static = _StaticBatch.of(max_batch, max_context, cache.block_size, decoder.weights.device)
         self._replays: dict[int, Replay] = {}
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:

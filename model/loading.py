@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 
 from kernels.backend import Backend, KVCache, load_backend
+from kernels.cpu.backend import CpuBackend
 from model.cache import CPU_SHARE, GPU_SHARE, block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
 from model.calibration import calibrate, set_scales
 from model.checkpoint.errors import CheckpointError
@@ -17,6 +18,7 @@ from model.families import read_spec
 from model.graphs import CudaCapture, GraphedDecoder, buckets
 from model.machine import available_memory, usable_cores
 from model.memory import Probe, fitting, largest_step, measure
+from model.recorded import RecordedDecoder
 from model.runner import ModelRunner
 from model.weights import load_weights
 
@@ -32,15 +34,21 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     `probe` measures what a step takes of a GPU's memory.
     """
     device = _device(config.device)
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or usable_cores())
-    else:
+    threads = config.threads or usable_cores()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype = _dtype(config.dtype, device)
-    cache_dtype = _choice("cache dtype", config.cache_dtype, {"auto": dtype, "fp8": FP8})
-    backend = load_backend(device, config.backend, batch_invariant=config.batch_invariant)
+    backend = load_backend(device, config.backend, batch_invariant=config.batch_invariant, dtype=dtype, threads=threads)
     decoder, max_context = _load_decoder(config, backend, dtype, device)
+    cache_dtype = _choice("cache dtype", config.cache_dtype, {"auto": backend.cache_dtype or dtype, "fp8": FP8})
     cache = _load_cache(config, decoder, cache_dtype, max_context, probe)
+    if isinstance(backend, CpuBackend):
+        # Its threads are the only ones: two pools would take the cores from each other.
+        torch.set_num_threads(1)
+        recorded = RecordedDecoder(decoder, backend, cache, config.token_budget)
+        return ModelRunner(recorded, cache, max_context)
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
     if device.type == "cpu" or not config.graphs or not backend.capturable:
         return ModelRunner(decoder, cache, max_context)
     graphed = GraphedDecoder(
@@ -69,7 +77,7 @@ def _load_decoder(
 
 def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_context: int, probe: Probe) -> KVCache:
     """The KV cache: of the size that was asked for, or of what memory is left, as far as there is a use for it."""
-    spec, device = decoder.spec, decoder.weights.embedding.device
+    spec, device = decoder.spec, decoder.weights.device
     scales = calibrate(decoder, config.block_size) if dtype == FP8 else None
     left = _memory_left(config, decoder, dtype, max_context, probe)
     one = block_bytes(spec, config.block_size, dtype)
@@ -86,7 +94,7 @@ def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_
 
 def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_context: int, probe: Probe) -> int:
     """Bytes for the cache. On a GPU the largest step is tried out: what it takes is not left."""
-    spec, device = decoder.spec, decoder.weights.embedding.device
+    spec, device = decoder.spec, decoder.weights.device
     if device.type == "cpu":
         return int(available_memory() * (config.memory_share or CPU_SHARE))
     step = f"a step of {config.token_budget} tokens for {config.max_running} requests"

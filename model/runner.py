@@ -16,6 +16,7 @@ from kernels.backend import BatchLayout, KVCache
 from model.contract import Chunk, Draw, ModelLimits, RunnerInfo, StepPlan, StepResult
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder
+from model.recorded import RecordedDecoder
 from model.sampling import Choice, choose, read_choice
 from model.transfer import Moment, fetch, stage
 
@@ -29,10 +30,10 @@ class ModelRunner:
     prepare the next. (The first step on a graph that is yet to be captured is the exception.)
     """
 
-    def __init__(self, decoder: Decoder | GraphedDecoder, cache: KVCache, max_context: int) -> None:
+    def __init__(self, decoder: Decoder | GraphedDecoder | RecordedDecoder, cache: KVCache, max_context: int) -> None:
         self._decoder = decoder
         self._cache = cache
-        self._device = decoder.weights.embedding.device
+        self._device = decoder.weights.device
         self._limits = ModelLimits(decoder.spec.vocab_size, max_context, cache.blocks, cache.block_size)
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
         """The tokens that the step started last draws: those that the next step's chunks follow."""
@@ -46,7 +47,7 @@ class ModelRunner:
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else str(self._device)
         return RunnerInfo(
             device=name,
-            dtype=_name(self._decoder.weights.embedding.dtype),
+            dtype=_name(self._decoder.weights.dtype),
             cache_dtype=_name(self._cache.layers[0].keys.dtype),
             backend=self._decoder.backend.name,
         )

@@ -47,14 +47,24 @@ class LayerWeights:
 class DecoderWeights:
     """Everything a `DecoderSpec` calls for. A tied output projection shares the embedding's memory."""
 
-    embedding: Tensor
-    """[vocab, hidden]."""
+    embedding: Tensor | Linear
+    """[vocab, hidden]; a Linear where the backend embeds what it packed."""
     position_embedding: Tensor | None = None
     """[max_context, hidden]."""
     embedding_norm: Norm | None = None
     layers: list[LayerWeights]
     final_norm: Norm
     output: Linear
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.final_norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What activations are in."""
+        return self.final_norm.weight.dtype
 
 
 def load_weights(
@@ -92,7 +102,7 @@ class _WeightLoader:
     def decoder(self) -> DecoderWeights:
         spec, names = self.spec, self.names
         hidden = spec.hidden_size
-        embedding = self.tensors.load(f"{names.prefix}{names.embedding}.weight", (spec.vocab_size, hidden))
+        embedding = self._embedding()
         position_embedding = None
         if spec.learned_positions:
             shape = (spec.max_context, hidden)
@@ -106,14 +116,27 @@ class _WeightLoader:
             output=self._output(embedding),
         )
 
-    def _output(self, embedding: Tensor) -> Linear:
-        names, tied = self.names, self.spec.tied_embeddings
-        name = f"{names.prefix}{names.embedding}.weight" if tied else f"{names.output}.weight"
-        vocab, hidden = embedding.shape
-        quantized = self._quantized([name], [vocab], hidden, None)
-        if quantized is not None:
-            return self.backend.pack(quantized, None)
-        return self.backend.pack(embedding if tied else self.tensors.load(name, (vocab, hidden)), None)
+    def _embedding(self) -> Tensor | Linear:
+        name = f"{self.names.prefix}{self.names.embedding}.weight"
+        if self.backend.embeds_packed:
+            return self._table(name)
+        return self.tensors.load(name, (self.spec.vocab_size, self.spec.hidden_size))
+
+    def _output(self, embedding: Tensor | Linear) -> Linear:
+        names = self.names
+        if not self.spec.tied_embeddings:
+            return self._table(f"{names.output}.weight")
+        if isinstance(embedding, Linear):
+            return embedding
+        quantized = self._quantized(
+            [f"{names.prefix}{names.embedding}.weight"], [self.spec.vocab_size], self.spec.hidden_size, None
+        )
+        return self.backend.pack(embedding if quantized is None else quantized, None)
+
+    def _table(self, name: str) -> Linear:
+        shape = self.spec.vocab_size, self.spec.hidden_size
+        quantized = self._quantized([name], [shape[0]], shape[1], None)
+        return self.backend.pack(self.tensors.load(name, shape) if quantized is None else quantized, None)
 
     def _layer(self, prefix: str) -> LayerWeights:
         spec, names = self.spec, self.names

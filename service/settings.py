@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     load_format: Literal["auto", "dummy"] = Field(
         "auto", description="Weights: auto reads them; dummy makes random ones for the model's configuration."
     )
-    backend: str = Field("auto", description="Kernels to compute with: auto, reference or triton.")
+    backend: str = Field("auto", description="Kernels to compute with: auto, reference, triton or cpu.")
     graphs: bool = Field(True, description="Whether decoding on a GPU is replayed from captured graphs.")
     batch_invariant: bool = Field(
         False, description="Whether no bit of a completion may depend on what else runs; triton alone can, slower."

@@ -23,6 +23,7 @@ from kernels.gpu.matmul import linear, pack
 from kernels.gpu.norm import add_layer_norm, add_rms_norm
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
+from kernels.reference import embed, rotation
 
 
 class TritonBackend:
@@ -30,6 +31,8 @@ class TritonBackend:
 
     name = "triton"
     keeps_quantized = True
+    embeds_packed = False
+    cache_dtype: torch.dtype | None = None
     capturable = True
 
     def __init__(self, launch: Launcher, *, batch_invariant: bool = False) -> None:
@@ -39,6 +42,14 @@ class TritonBackend:
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         return pack(weight, bias)
+
+    def embed(
+        self, tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None
+    ) -> Tensor:
+        return embed(tokens, positions, table, scale, learned)
+
+    def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
+        return rotation(frequencies, magnitude, positions)
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         return linear(self._launch, x, weight, batch_invariant=self._batch_invariant)

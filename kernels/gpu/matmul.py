@@ -60,6 +60,7 @@ def linear(launch: Launcher, x: Tensor, weight: Linear, *, batch_invariant: bool
     With `batch_invariant`, no bit of a row's result depends on how many rows there are or on what is in the others.
     """
     packed = weight.weight
+    assert isinstance(packed, Tensor | QuantizedWeight), "another backend packed this weight"
     if batch_invariant or (isinstance(packed, PackedWeight) and len(x) <= FUSED_TOKENS):
         return _project(launch, x, packed, weight.bias, batch_invariant)
     dense = dequantize(launch, packed, x.dtype) if isinstance(packed, PackedWeight) else packed

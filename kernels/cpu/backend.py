@@ -1,0 +1,248 @@
+"""`kernels.backend.Backend` for CPUs: operations compiled for the machine at hand, run by threads of their own.
+
+Activations are float32. A step's tokens, positions and cache blocks reach the operations by way of one array of words,
+`_step`, so that a recorded program serves batches of any shape.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.backend import (
+    ActivationKind,
+    AttentionOptions,
+    BatchLayout,
+    HeadNorms,
+    LayerCache,
+    Linear,
+    QuantizedWeight,
+    Rotation,
+    SamplingBatch,
+)
+from kernels.cpu.arena import Arena
+from kernels.cpu.attention import QUERIES, attend_operation
+from kernels.cpu.elementwise import (
+    activation_operation,
+    angles_operation,
+    embed_operation,
+    gated_operation,
+    norm_operation,
+    rotate_operation,
+)
+from kernels.cpu.matmul import multiply_operation, quantize_operation
+from kernels.cpu.operation import SCRATCH_BYTES, Operation
+from kernels.cpu.panels import Panels, pack_dense, pack_quantized
+from kernels.cpu.program import Program, Workers
+from kernels.cpu.storage import STORED
+from kernels.cpu.target import dot_path
+from kernels.reference_sampling import sample
+
+STEP_WORDS = 16
+ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKENS = range(9)
+"""What the words of a step are: counts and addresses."""
+
+Step = tuple[Operation, Sequence[int]]
+
+
+class CpuBackend:
+    """`kernels.backend.Backend` in machine code that Numba made."""
+
+    keeps_quantized = True
+    embeds_packed = True
+    cache_dtype: torch.dtype | None = torch.bfloat16
+    capturable = False
+
+    def __init__(self, threads: int) -> None:
+        self.name = f"cpu ({dot_path()})"
+        self._workers = Workers(threads)
+        self._step = np.zeros(STEP_WORDS, np.int64)
+        self._rows = self._step.ctypes.data
+        self._recording: list[Step] | None = None
+        self._arena = Arena()
+
+    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
+        packed = pack_quantized(weight) if isinstance(weight, QuantizedWeight) else pack_dense(weight)
+        return Linear(packed, None if bias is None else bias.float().contiguous())
+
+    def embed(
+        self, tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None
+    ) -> Tensor:
+        panels = _panels(table)
+        out = self._empty(len(tokens), panels.columns)
+        self._set(tokens, {TOKENS: tokens, POSITIONS: positions})
+        record = (
+            *(self._rows, panels.data.data_ptr(), panels.data.shape[1], _bits(scale)),
+            *(_address(learned), out.data_ptr(), panels.columns),
+        )
+        self._run(embed_operation(panels.form), record)
+        return out
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        panels = _panels(weight)
+        form, groups = panels.form, panels.data.shape[1]
+        out = self._empty(len(x), panels.rows)
+        codes, sums = x.contiguous(), x
+        self._set(x)
+        if form.bits <= 8:
+            codes = self._empty(len(x), groups * form.group_input_bytes, dtype=torch.uint8)
+            sums = self._empty(len(x), groups, 2)
+            rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
+            self._run(quantize_operation(form.input_bits, form.group), rounding)
+        record = (
+            *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
+            *(out.data_ptr(), groups, panels.rows),
+        )
+        self._run(multiply_operation(form), record)
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return self._norm(x, residual, weight, None, eps)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return self._norm(x, residual, weight, bias, eps)
+
+    def _norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        rows, size = x.shape
+        normed = self._empty(rows, size)
+        stream = x if residual is None else self._empty(rows, size)
+        self._set(x)
+        record = (
+            *(self._rows, x.data_ptr(), _address(residual), weight.data_ptr(), _address(bias), _bits(eps)),
+            *(normed.data_ptr(), stream.data_ptr(), size),
+        )
+        self._run(norm_operation(bias is not None), record)
+        return normed, stream
+
+    def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
+        half = len(frequencies)
+        cos, sin = self._empty(len(positions), half), self._empty(len(positions), half)
+        self._set(positions, {POSITIONS: positions})
+        record = (self._rows, frequencies.data_ptr(), _bits(magnitude), cos.data_ptr(), sin.data_ptr(), half)
+        self._run(angles_operation(), record)
+        return Rotation(cos, sin)
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        heads: int,
+        norms: HeadNorms | None,
+        rotation: Rotation | None,
+        cache: LayerCache,
+        slots: Tensor,
+    ) -> Tensor:
+        kv_heads, dim = cache.keys.shape[2:]
+        queries = self._empty(len(qkv), heads, dim)
+        self._set(qkv, {SLOTS: slots})
+        record = (
+            *(self._rows, qkv.data_ptr(), heads, kv_heads, dim),
+            *((0, 0, 0) if norms is None else (norms.query.data_ptr(), norms.key.data_ptr(), _bits(norms.eps))),
+            *((0, 0, 0) if rotation is None else (rotation.cos.data_ptr(), rotation.sin.data_ptr())),
+            *(() if rotation is None else (rotation.cos.shape[1],)),
+            *(queries.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr()),
+            *(kv_heads * dim * cache.keys.itemsize, _address(cache.key_scales), _address(cache.value_scales)),
+        )
+        self._run(rotate_operation(STORED[cache.keys.dtype]), record)
+        return queries
+
+    def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+        _, block, kv_heads, dim = cache.keys.shape
+        rows = QUERIES * q.shape[1] // kv_heads
+        if 4 * (2 * block * dim + 2 * rows + block) > SCRATCH_BYTES:
+            raise ValueError(f"blocks of {block} tokens with heads of {dim} are too large for the cpu backend")
+        out = self._empty(*q.shape)
+        self._set(q, _words(layout))
+        plain = options.softcap is None and options.alibi_slopes is None
+        record = (
+            *(self._rows, q.data_ptr(), q.shape[1], kv_heads, cache.keys.data_ptr(), cache.values.data_ptr()),
+            *(_address(cache.key_scales), _address(cache.value_scales), _bits(options.scale), options.window or 0),
+            *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
+        )
+        self._run(attend_operation(STORED[cache.keys.dtype], dim, block, plain), record)
+        return out
+
+    def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        out = self._empty(*rows.shape)
+        self._set(rows)
+        self._run(activation_operation(kind), (self._rows, rows.data_ptr(), out.data_ptr(), rows.shape[1]))
+        return out.view(x.shape)
+
+    def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
+        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        out = self._empty(rows, size)
+        self._set(gate_up)
+        self._run(gated_operation(kind), (self._rows, gate_up.data_ptr(), out.data_ptr(), size))
+        return out
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        return sample(logits, batch)
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
+        """What `function` asks of this backend as a program, not run yet, and the tensor that it leaves its result in.
+
+        The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
+        """
+        self._recording = []
+        try:
+            out = function()
+            return Program(self._recording), out
+        finally:
+            self._recording = None
+
+    def replay(self, program: Program, tokens: Tensor, layout: BatchLayout) -> None:
+        """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with."""
+        self._workers.run(program, lambda: self._write(tokens, {TOKENS: tokens, **_words(layout)}))
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        if self._recording is None:
+            return torch.empty(shape, dtype=dtype)
+        return self._arena.empty(shape, dtype)
+
+    def _set(self, rows: Tensor, words: dict[int, Tensor | int] | None = None) -> None:
+        """Say what the next operation is about; in a recording, `replay` will."""
+        if self._recording is None:
+            self._pending = (rows, words or {})
+
+    def _run(self, operation: Operation, record: Sequence[int]) -> None:
+        if self._recording is not None:
+            self._recording.append((operation, record))
+            return
+        rows, words = self._pending
+        self._workers.run(Program([(operation, record)]), lambda: self._write(rows, words))
+
+    def _write(self, rows: Tensor, words: dict[int, Tensor | int]) -> None:
+        self._step[ROWS] = len(rows)
+        for index, value in words.items():
+            self._step[index] = value if isinstance(value, int) else value.data_ptr()
+
+
+def _words(layout: BatchLayout) -> dict[int, Tensor | int]:
+    return {
+        SEQUENCES: len(layout.context_lens),
+        QUERY_STARTS: layout.query_starts,
+        CONTEXT_LENS: layout.context_lens,
+        BLOCK_TABLE: layout.block_table,
+        TABLE_WIDTH: layout.block_table.shape[1],
+        SLOTS: layout.slots,
+        POSITIONS: layout.positions,
+    }
+
+
+def _panels(weight: Tensor | Linear) -> Panels:
+    packed = weight.weight if isinstance(weight, Linear) else weight
+    assert isinstance(packed, Panels), "the cpu backend reads what it packed"
+    return packed
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _bits(number: float) -> int:
+    return int(np.float32(number).view(np.int32))

@@ -1,0 +1,281 @@
+"""Operations on one token at a time: embedding, norms, rotary angles and rotation, activations.
+
+`step` in a record is the address of the step's `Step` words; its first is the number of tokens.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kernels.backend import ActivationKind
+from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, half_to_float, halves, octets, signed_octets, words
+from kernels.cpu.operation import Operation, operation
+from kernels.cpu.panels import LANES, Format
+from kernels.cpu.storage import store
+
+TOKENS = 2
+"""Tokens in a chunk of work."""
+
+
+@cache
+def norm_operation(mean: bool) -> Operation:
+    """RMS norm, or layer norm if the `mean` is subtracted, of the residual stream with x added to it.
+
+    Record: rows (address), x, residual (0: none), weight, bias (0: none), eps (float32 bits), normed, stream, size.
+    """
+
+    def run(record: int, chunk: int, scratch: int) -> int:
+        r = words(record, 9)
+        rows, size = words(r[0], 1)[0], r[8]
+        if chunk < 0:
+            return (rows + TOKENS - 1) // TOKENS
+        weight = floats(r[3], size)
+        bias = floats(r[4], size)
+        eps = from_bits(np.int32(r[5]))
+        for row in range(chunk * TOKENS, min(rows, chunk * TOKENS + TOKENS)):
+            at = row * size * 4
+            x, normed, stream = floats(r[1] + at, size), floats(r[6] + at, size), floats(r[7] + at, size)
+            if r[2] != 0:
+                residual = floats(r[2] + at, size)
+                for i in range(size):
+                    stream[i] = x[i] + residual[i]
+            elif r[1] != r[7]:
+                for i in range(size):
+                    stream[i] = x[i]
+            centre = np.float32(0)
+            if mean:
+                for i in range(size):
+                    centre += stream[i]
+                centre /= np.float32(size)
+            total = np.float32(0)
+            for i in range(size):
+                total += (stream[i] - centre) * (stream[i] - centre)
+            scale = np.float32(1) / np.float32(math.sqrt(total / np.float32(size) + eps))
+            if r[4] != 0:
+                for i in range(size):
+                    normed[i] = (stream[i] - centre) * scale * weight[i] + bias[i]
+            else:
+                for i in range(size):
+                    normed[i] = (stream[i] - centre) * scale * weight[i]
+        return 0
+
+    return operation(run)
+
+
+@cache
+def angles_operation() -> Operation:
+    """Cosine and sine of every token's rotary angles.
+
+    Record: step, frequencies, magnitude (float32 bits), cos, sin, half. cos and sin are [tokens, half] float32.
+    """
+
+    def run(record: int, chunk: int, scratch: int) -> int:
+        r = words(record, 6)
+        step, half = words(r[0], 8), r[5]
+        if chunk < 0:
+            return (step[0] + TOKENS - 1) // TOKENS
+        frequencies, positions = floats(r[1], half), words(step[7], step[0])
+        magnitude = from_bits(np.int32(r[2]))
+        for row in range(chunk * TOKENS, min(step[0], chunk * TOKENS + TOKENS)):
+            cos, sin = floats(r[3] + row * half * 4, half), floats(r[4] + row * half * 4, half)
+            position = np.float32(positions[row])
+            for i in range(half):
+                angle = position * frequencies[i]
+                cos[i] = np.float32(math.cos(angle)) * magnitude
+                sin[i] = np.float32(math.sin(angle)) * magnitude
+        return 0
+
+    return operation(run)
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos: Any, sin: Any, half: int) -> None:
+    scale = np.float32(1)
+    if weight != 0:
+        total = np.float32(0)
+        for i in range(dim):
+            total += head[i] * head[i]
+        scale = np.float32(1) / np.float32(math.sqrt(total / np.float32(dim) + eps))
+        weights = floats(weight, dim)
+        for i in range(dim):
+            out[i] = head[i] * scale * weights[i]
+    else:
+        for i in range(dim):
+            out[i] = head[i]
+    for i in range(half):
+        a, b = out[i], out[half + i]
+        out[i] = a * cos[i] - b * sin[i]
+        out[half + i] = b * cos[i] + a * sin[i]
+
+
+@cache
+def rotate_operation(stored: int) -> Operation:
+    """Norm and rotate queries and keys, and store keys and values in the cache.
+
+    Record: step, qkv, heads, kv_heads, head_dim, query norm (0: none), key norm, eps (float32 bits), cos, sin, half
+    (0: no rotation), queries, keys, values, token stride of the cache in bytes, key scales (0: none), value scales.
+    """
+
+    def run(record: int, chunk: int, scratch: int) -> int:
+        r = words(record, 17)
+        step = words(r[0], 8)
+        if chunk < 0:
+            return (step[0] + TOKENS - 1) // TOKENS
+        heads, kv_heads, dim, half = r[2], r[3], r[4], r[10]
+        eps = from_bits(np.int32(r[7]))
+        slots = words(step[6], step[0])
+        turned = floats(scratch, dim)
+        for row in range(chunk * TOKENS, min(step[0], chunk * TOKENS + TOKENS)):
+            cos, sin = floats(r[8] + row * half * 4, half), floats(r[9] + row * half * 4, half)
+            qkv = r[1] + row * (heads + 2 * kv_heads) * dim * 4
+            for head in range(heads):
+                query = floats(r[11] + (row * heads + head) * dim * 4, dim)
+                _normed_and_turned(floats(qkv + head * dim * 4, dim), query, dim, r[5], eps, cos, sin, half)
+            if slots[row] < 0:
+                continue
+            for head in range(kv_heads):
+                key = floats(qkv + (heads + head) * dim * 4, dim)
+                value = floats(qkv + (heads + kv_heads + head) * dim * 4, dim)
+                _normed_and_turned(key, turned, dim, r[6], eps, cos, sin, half)
+                at = slots[row] * r[14] + head * dim * stored
+                key_scale, value_scale = np.float32(1), np.float32(1)
+                if r[15] != 0:
+                    key_scale, value_scale = floats(r[15], kv_heads)[head], floats(r[16], kv_heads)[head]
+                store(stored, turned, r[12] + at, dim, key_scale)
+                store(stored, value, r[13] + at, dim, value_scale)
+        return 0
+
+    return operation(run)
+
+
+@njit(inline="always", fastmath=FLAGS)
+def tanh(x: Any) -> Any:
+    """In float32, by way of `exp`."""
+    bounded = min(max(x, np.float32(-10)), np.float32(10))
+    grown = exp(bounded + bounded)
+    return (grown - np.float32(1)) / (grown + np.float32(1)) if x == x else x
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _silu(x: Any) -> Any:
+    return x / (np.float32(1) + exp(-x))
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _gelu(x: Any) -> Any:
+    return np.float32(0.5) * x * (np.float32(1) + np.float32(math.erf(x * np.float32(0.7071067811865476))))
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _gelu_tanh(x: Any) -> Any:
+    inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
+    # (1 + tanh(y)) / 2 is 1 / (1 + e^-2y), which loses nothing where tanh is near -1.
+    return x / (np.float32(1) + exp(-inner - inner))
+
+
+_KINDS: dict[ActivationKind, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _act(kind: int, x: Any) -> Any:
+    if kind == 0:
+        return _silu(x)
+    if kind == 1:
+        return _gelu(x)
+    return _gelu_tanh(x)
+
+
+@cache
+def activation_operation(kind: ActivationKind) -> Operation:
+    """Record: rows (address), x, out, size; both [rows, size]."""
+    constant = _KINDS[kind]
+
+    def run(record: int, chunk: int, scratch: int) -> int:
+        r = words(record, 4)
+        rows, size = words(r[0], 1)[0], r[3]
+        if chunk < 0:
+            return (rows + TOKENS - 1) // TOKENS
+        for row in range(chunk * TOKENS, min(rows, chunk * TOKENS + TOKENS)):
+            x, out = floats(r[1] + row * size * 4, size), floats(r[2] + row * size * 4, size)
+            for i in range(size):
+                out[i] = _act(constant, x[i])
+        return 0
+
+    return operation(run)
+
+
+@cache
+def gated_operation(kind: ActivationKind) -> Operation:
+    """Record: rows (address), gate and up [rows, 2 * size], out [rows, size], size."""
+    constant = _KINDS[kind]
+
+    def run(record: int, chunk: int, scratch: int) -> int:
+        r = words(record, 4)
+        rows, size = words(r[0], 1)[0], r[3]
+        if chunk < 0:
+            return (rows + TOKENS - 1) // TOKENS
+        for row in range(chunk * TOKENS, min(rows, chunk * TOKENS + TOKENS)):
+            gate, up = floats(r[1] + row * size * 8, size), floats(r[1] + row * size * 8 + size * 4, size)
+            out = floats(r[2] + row * size * 4, size)
+            for i in range(size):
+                out[i] = _act(constant, gate[i]) * up[i]
+        return 0
+
+    return operation(run)
+
+
+@cache
+def embed_operation(form: Format) -> Operation:
+    """Rows of a table in panels, scaled, with the positions' embeddings added.
+
+    Record: step, panels, groups, scale (float32 bits), position table (0: none), out, size.
+    """
+    bits, group, offsets = form.bits, form.group, form.offsets
+    group_bytes, codes_bytes = form.group_bytes, form.codes_bytes
+
+    def run(record: int, chunk: int, scratch: int) -> int:
+        r = words(record, 7)
+        step, groups, size = words(r[0], 9), r[2], r[6]
+        if chunk < 0:
+            return (step[0] + TOKENS - 1) // TOKENS
+        factor = from_bits(np.int32(r[3]))
+        for row in range(chunk * TOKENS, min(step[0], chunk * TOKENS + TOKENS)):
+            token = words(step[8], step[0])[row]
+            lane = token % LANES
+            out = floats(r[5] + row * size * 4, size)
+            for g in range(groups):
+                at = r[1] + (token // LANES * groups + g) * group_bytes
+                scale, offset = np.float32(1), np.float32(0)
+                if bits <= 8:
+                    scale = half_to_float(halves(at + codes_bytes, LANES)[lane])
+                    if offsets:
+                        offset = half_to_float(halves(at + codes_bytes + 2 * LANES, LANES)[lane])
+                for i in range(min(group, size - g * group)):
+                    out[g * group + i] = (scale * _code(bits, offsets, group, at, lane, i) + offset) * factor
+            if r[4] != 0:
+                learned = floats(r[4] + words(step[7], step[0])[row] * size * 4, size)
+                for i in range(size):
+                    out[i] += learned[i]
+        return 0
+
+    return operation(run)
+
+
+@njit(inline="always")
+def _code(bits: int, unsigned: bool, group: int, at: int, lane: int, i: int) -> Any:
+    """The code of a panel's output `lane` for a group's input `i`, as float32; see `panels.py`."""
+    if bits == 4:
+        half = group // 2
+        inner = i % half
+        byte = octets(at, group * LANES // 2)[inner // 4 * 4 * LANES + lane * 4 + inner % 4]
+        return np.float32(byte >> 4 if i >= half else byte & 15)
+    if bits == 8 and unsigned:
+        return np.float32(octets(at, group * LANES)[i // 2 * 2 * LANES + lane * 2 + i % 2])
+    if bits == 8:
+        return np.float32(signed_octets(at, group * LANES)[i // 2 * 2 * LANES + lane * 2 + i % 2])
+    if bits == 16:
+        return from_bits(np.int32(halves(at, group * LANES)[i * LANES + lane]) << np.int32(16))
+    return floats(at, group * LANES)[i * LANES + lane]

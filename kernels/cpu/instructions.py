@@ -1,0 +1,190 @@
+"""What Numba's Python lacks, as functions for kernels: memory by address, atomic words, calls by address, bits.
+
+Kernels take addresses and not arrays: one record of integers then describes any operation to any thread.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from kernels.cpu import vectors as v
+from kernels.cpu.target import features
+
+FLAGS = {"contract", "reassoc", "nsz"}
+"""What LLVM may do with float arithmetic: sums in any order; but a NaN stays a NaN."""
+
+Emit = Callable[[ir.IRBuilder, Sequence[v.Value]], v.Value]
+
+
+def instruction(result: types.Type, arguments: Sequence[types.Type], emit: Emit) -> Any:
+    """A function for kernels that stands for the instructions that `emit` puts, and has the value it returns."""
+
+    def typed(_: Any, *__: Any) -> Any:
+        def generate(_: Any, builder: ir.IRBuilder, __: Any, values: Sequence[v.Value]) -> Any:
+            return emit(builder, values)
+
+        return result(*arguments), generate
+
+    names = ", ".join(f"a{index}" for index in range(len(arguments)))
+    scope: dict[str, Any] = {"typed": typed}
+    # Numba reads the number of parameters off the function's signature.
+    exec(f"def function(context, {names}): return typed(context, {names})", scope)
+    return intrinsic(scope["function"])
+
+
+def _pointer(kind: types.Type, element: ir.Type) -> Any:
+    def emit(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+        return builder.inttoptr(values[0], element.as_pointer())
+
+    return instruction(types.CPointer(kind), [types.int64], emit)
+
+
+_float32_at = _pointer(types.float32, v.F32)
+_int64_at = _pointer(types.int64, v.I64)
+_int32_at = _pointer(types.int32, v.I32)
+_uint16_at = _pointer(types.uint16, v.I16)
+_int16_at = _pointer(types.int16, v.I16)
+_uint8_at = _pointer(types.uint8, v.I8)
+_int8_at = _pointer(types.int8, v.I8)
+
+
+@njit(inline="always")
+def floats(address: int, count: int) -> Any:
+    """`count` float32 numbers that lie at `address`."""
+    return carray(_float32_at(address), count)
+
+
+@njit(inline="always")
+def words(address: int, count: int) -> Any:
+    """`count` int64 numbers."""
+    return carray(_int64_at(address), count)
+
+
+@njit(inline="always")
+def integers(address: int, count: int) -> Any:
+    """`count` int32 numbers."""
+    return carray(_int32_at(address), count)
+
+
+@njit(inline="always")
+def shorts(address: int, count: int) -> Any:
+    """`count` int16 numbers."""
+    return carray(_int16_at(address), count)
+
+
+@njit(inline="always")
+def halves(address: int, count: int) -> Any:
+    """`count` uint16 numbers."""
+    return carray(_uint16_at(address), count)
+
+
+@njit(inline="always")
+def octets(address: int, count: int) -> Any:
+    """`count` uint8 numbers."""
+    return carray(_uint8_at(address), count)
+
+
+@njit(inline="always")
+def signed_octets(address: int, count: int) -> Any:
+    """`count` int8 numbers."""
+    return carray(_int8_at(address), count)
+
+
+bits_of = instruction(types.int32, [types.float32], lambda builder, values: builder.bitcast(values[0], v.I32))
+"""A float32's bits as an int32."""
+from_bits = instruction(types.float32, [types.int32], lambda builder, values: builder.bitcast(values[0], v.F32))
+"""The float32 that has an int32's bits."""
+
+
+def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    one = builder.bitcast(values[0], v.vector(v.I16, 1))
+    return builder.extract_element(v.halves_to_floats(builder, one), ir.Constant(v.I32, 0))
+
+
+half_to_float = instruction(types.float32, [types.uint16], _half_to_float)
+"""A finite float16, by its bits."""
+
+
+def _word(builder: ir.IRBuilder, address: v.Value) -> v.Value:
+    return builder.inttoptr(address, v.I64.as_pointer())
+
+
+def _exchange(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    address, expected, wanted = values
+    pair = builder.cmpxchg(_word(builder, address), expected, wanted, "acq_rel", "acquire")
+    return builder.zext(builder.extract_value(pair, 1), v.I64)
+
+
+def _call(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    function, *arguments = values
+    kind = ir.FunctionType(v.I64, [v.I64] * len(arguments))
+    return builder.call(builder.inttoptr(function, kind.as_pointer()), arguments)
+
+
+def _pause(builder: ir.IRBuilder, _: Sequence[v.Value]) -> v.Value:
+    if "sse2" in features():
+        _external(builder, "llvm.x86.sse2.pause", ir.VoidType())
+    return ir.Constant(v.I64, 0)
+
+
+def _give_way(builder: ir.IRBuilder, _: Sequence[v.Value]) -> v.Value:
+    return builder.zext(_external(builder, "sched_yield", v.I32), v.I64)
+
+
+def _external(builder: ir.IRBuilder, name: str, result: ir.Type) -> v.Value:
+    known = builder.module.globals.get(name)
+    return builder.call(known or ir.Function(builder.module, ir.FunctionType(result, []), name), [])
+
+
+_W = types.int64
+read_word = instruction(_W, [_W], lambda builder, values: builder.load_atomic(_word(builder, values[0]), "acquire", 8))
+"""(address): the word there, as some thread left it."""
+add_to_word = instruction(
+    _W, [_W, _W], lambda builder, values: builder.atomic_rmw("add", _word(builder, values[0]), values[1], "acq_rel")
+)
+"""(address, number): what was there before."""
+exchange_word = instruction(_W, [_W, _W, _W], _exchange)
+"""(address, expected, wanted): 1 if it was as expected, and now is as wanted."""
+call_operation = instruction(_W, [_W, _W, _W, _W], _call)
+"""(function, record, chunk, scratch): call an `Operation` by its address."""
+pause = instruction(_W, [_W], _pause)
+"""(0): a moment's rest for the core, in a loop that waits for another thread."""
+give_way = instruction(_W, [_W], _give_way)
+"""(0): let another thread have the core, if one waits for it."""
+
+
+def _write(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    builder.store_atomic(values[1], _word(builder, values[0]), "seq_cst", 8)
+    return values[1]
+
+
+write_word = instruction(_W, [_W, _W], _write)
+"""(address, number): put it there for every thread to see."""
+
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)
+LN2_LOW = np.float32(-2.12194440e-4)
+
+
+@njit(inline="always")
+def exp(x: Any) -> Any:
+    """e^x in float32 to 2 units in the last place, 0 far below; LLVM vectorises it, which it does not libm's.
+
+    x = n ln 2 + r, and e^r by the polynomial of Cephes' expf (Moshier, 1992; public domain).
+    """
+    n = np.rint(min(max(x, np.float32(-87.3)), np.float32(88.7)) * LOG2_E)
+    r = min(max(x, np.float32(-87.3)), np.float32(88.7)) - n * LN2_HIGH - n * LN2_LOW
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1)
+    scaled = p * from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    # A NaN compares unlike everything: it comes through as itself.
+    return scaled if x > np.float32(-87.3) else (np.float32(0) if x <= np.float32(-87.3) else x)

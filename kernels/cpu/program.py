@@ -1,0 +1,142 @@
+"""Programs: lists of operations that several threads run together, chunk by chunk.
+
+Whoever comes takes the next chunk of an operation, and passes on to the next operation once all its chunks are done.
+No thread is waited for that has not taken a chunk: one that the system has descheduled costs the others nothing.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+from numba import types
+
+from kernels.cpu.instructions import (
+    add_to_word,
+    call_operation,
+    exchange_word,
+    give_way,
+    pause,
+    read_word,
+    words,
+)
+from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compile_cached
+
+SHIFT = 32
+"""A ticket is epoch << SHIFT | chunks taken: a thread that is late for its run sees another epoch, and leaves."""
+CLOSED = (1 << SHIFT) - 1
+SPINS = 2000
+"""Looks at a word, at about 20 ns each, before the core is offered to others."""
+
+
+class Program:
+    """Operations with their records, in the order in which they run."""
+
+    def __init__(self, steps: Sequence[tuple[Operation, Sequence[int]]]) -> None:
+        self.length = len(steps)
+        self.operations = [operation for operation, _ in steps]
+        self.words = np.zeros((max(1, self.length), WORDS + 1), np.int64)
+        for row, (operation, arguments) in zip(self.words, steps, strict=False):
+            row[0] = operation.address
+            row[1 : 1 + len(arguments)] = arguments
+        self.tickets = np.zeros((max(1, self.length), 16), np.int64)
+        """Of each operation: its ticket, and in another cache line its chunks that are done."""
+        self.address = self.words.ctypes.data
+        self.tickets_address = self.tickets.ctypes.data
+
+
+class Workers:
+    """Threads that run programs, together with the thread that asks for it. One program runs at a time."""
+
+    def __init__(self, threads: int) -> None:
+        """`threads` counts the caller's own."""
+        self._epoch = 0
+        self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
+        self._current: tuple[Program, int] | None = None
+        self._work = _entry()
+        self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
+        self._stop = False
+        self._threads = [
+            threading.Thread(target=self._serve, args=(index,), name=f"kernels-{index}", daemon=True)
+            for index in range(1, threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def count(self) -> int:
+        """Threads, the caller's own included."""
+        return len(self._scratch)
+
+    def run(self, program: Program, prepare: Callable[[], None] | None = None) -> None:
+        """Run a program. `prepare` writes what it reads: no late thread of an earlier run sees the change half done."""
+        self._epoch += 1
+        closed = self._epoch << SHIFT
+        program.tickets[: program.length, 0] = closed | CLOSED
+        if prepare is not None:
+            prepare()
+        program.tickets[: program.length, 8] = closed
+        program.tickets[: program.length, 0] = closed
+        self._current = program, self._epoch
+        for semaphore in self._wake:
+            semaphore.release()
+        self._work(program.address, program.tickets_address, program.length, self._epoch, self._place(0))
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._stop = True
+        for semaphore in self._wake:
+            semaphore.release()
+
+    def _serve(self, index: int) -> None:
+        while True:
+            self._wake[index - 1].acquire()
+            if self._stop:
+                return
+            current = self._current
+            if current is not None:
+                program, epoch = current
+                self._work(program.address, program.tickets_address, program.length, epoch, self._place(index))
+
+    def _place(self, index: int) -> int:
+        address: int = self._scratch[index].ctypes.data
+        return address + -address % 64
+
+
+def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
+    """One thread's part of a program: returns 0, or 1 if the run was over before this thread was through."""
+    for index in range(length):
+        record = program + index * (WORDS + 1) * 8
+        ticket = tickets + index * 128
+        function = words(record, 1)[0]
+        chunks = call_operation(function, record + 8, -1, scratch)
+        while True:
+            taken = read_word(ticket)
+            if taken >> SHIFT != epoch:
+                return 1
+            chunk = taken & CLOSED
+            if chunk >= chunks:
+                break
+            if exchange_word(ticket, taken, taken + 1) != 0:
+                call_operation(function, record + 8, chunk, scratch)
+                add_to_word(ticket + 64, 1)
+        wanted = (epoch << SHIFT) + chunks
+        spins = 0
+        while read_word(ticket + 64) < wanted:
+            pause(0)
+            spins += 1
+            if spins >= SPINS:
+                give_way(0)
+                spins = 0
+    return 0
+
+
+@cache
+def _entry() -> Callable[..., int]:
+    """`_run`, compiled; a call lets go of the interpreter's lock."""
+    signature = types.int64(types.int64, types.int64, types.int64, types.int64, types.int64)
+    compiled = compile_cached(signature, _run)
+    function: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(compiled.address)
+    function.compiled = compiled
+    return function

@@ -1,0 +1,147 @@
+"""The inner loop of a matrix product: a panel of eight outputs for a few tokens, unrolled, in LLVM instructions.
+
+It reads a panel as `panels.py` lays it out, and activations as `quantize` leaves them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from kernels.cpu import vectors as v
+from kernels.cpu.panels import LANES, Format
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    _: Any,
+    bits: Any,
+    group: Any,
+    offsets: Any,
+    tokens: Any,
+    panel: Any,
+    x: Any,
+    x_stride: Any,
+    sums: Any,
+    sums_stride: Any,
+    groups: Any,
+    out: Any,
+    out_stride: Any,
+) -> Any:
+    """Compute `LANES` outputs of `tokens` tokens, [tokens, LANES] float32, into `out`.
+
+    The first four are constants: a `Format`, and how many tokens. Then addresses, and strides in bytes.
+    """
+    form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
+    count = tokens.literal_value
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
+        _emit(builder, form, count, values[4:])
+        return context.get_dummy_value()
+
+    return types.none(bits, group, offsets, tokens, *[types.int64] * 8), generate
+
+
+def _emit(builder: ir.IRBuilder, form: Format, tokens: int, arguments: Sequence[v.Value]) -> None:
+    panel, x, x_stride, sums, sums_stride, groups, out, out_stride = arguments
+    zero = ir.Constant(groups.type, 0)
+    xs = [builder.add(x, builder.mul(x_stride, ir.Constant(x.type, t))) for t in range(tokens)]
+    scales = [builder.add(sums, builder.mul(sums_stride, ir.Constant(x.type, t))) for t in range(tokens)]
+    before, body, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.branch(body)
+    builder.position_at_end(body)
+    group = builder.phi(groups.type)
+    group.add_incoming(zero, before)
+    totals = [builder.phi(v.vector(v.F32, LANES)) for _ in range(tokens)]
+    for total in totals:
+        total.add_incoming(v.filled(v.F32, LANES, 0.0), before)
+    at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
+    inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
+    factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, 8))) for base in scales]
+    added = _add_group(builder, form, at, inputs, factors, totals)
+    following = builder.add(group, ir.Constant(group.type, 1))
+    group.add_incoming(following, body)
+    for total, value in zip(totals, added, strict=True):
+        total.add_incoming(value, body)
+    builder.cbranch(builder.icmp_signed("<", following, groups), body, after)
+    builder.position_at_end(after)
+    for t, value in enumerate(added):
+        v.store(builder, value, builder.add(out, builder.mul(out_stride, ir.Constant(out.type, t))))
+
+
+def _add_group(
+    builder: ir.IRBuilder,
+    form: Format,
+    at: v.Value,
+    inputs: Sequence[v.Value],
+    factors: Sequence[v.Value],
+    totals: Sequence[v.Value],
+) -> list[v.Value]:
+    """One group's share of every token added to its total."""
+    if form.bits > 8:
+        return _add_dense(builder, form, at, inputs, totals)
+    scale = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, form.codes_bytes))
+    offset = None
+    if form.offsets:
+        place = form.codes_bytes + 2 * LANES
+        offset = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, place))
+    dots = _dot_nibbles(builder, form, at, inputs) if form.bits == 4 else _dot_bytes(builder, form, at, inputs)
+    added = []
+    for dot, factor, total in zip(dots, factors, totals, strict=True):
+        step = v.splat(builder, v.load(builder, v.F32, factor), LANES)
+        value = v.fma(builder, builder.sitofp(dot, total.type), builder.fmul(scale, step), total)
+        if offset is not None:
+            mass = v.splat(builder, v.load(builder, v.F32, factor, 4), LANES)
+            value = v.fma(builder, offset, mass, value)
+        added.append(value)
+    return added
+
+
+def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
+    """Codes of 4 bits times numbers of 8: i32 [LANES] for every token."""
+    wide = v.vector(v.I8, 4 * LANES)
+    loaded = [v.load(builder, wide, at, 4 * LANES * i) for i in range(form.group // 8)]
+    low = [builder.and_(code, v.filled(v.I8, 4 * LANES, 15)) for code in loaded]
+    high = [builder.lshr(code, v.filled(v.I8, 4 * LANES, 4)) for code in loaded]
+    return [
+        v.add_quads(
+            builder,
+            [*low, *high],
+            [
+                builder.bitcast(v.splat(builder, v.load(builder, v.I32, x, 4 * quad), LANES), wide)
+                for quad in range(form.group // 4)
+            ],
+        )
+        for x in inputs
+    ]
+
+
+def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
+    """Codes of 8 bits times numbers of 16: i32 [LANES] for every token."""
+    wide = v.vector(v.I16, 2 * LANES)
+    dots: list[v.Value] = [v.filled(v.I32, LANES, 0) for _ in inputs]
+    for pair in range(form.group // 2):
+        stored = v.load(builder, v.vector(v.I8, 2 * LANES), at, 2 * LANES * pair)
+        codes = builder.zext(stored, wide) if form.offsets else builder.sext(stored, wide)
+        for t, x in enumerate(inputs):
+            numbers = builder.bitcast(v.splat(builder, v.load(builder, v.I32, x, 4 * pair), LANES), wide)
+            dots[t] = builder.add(dots[t], v.add_pairs(builder, codes, numbers))
+    return dots
+
+
+def _add_dense(
+    builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value], totals: Sequence[v.Value]
+) -> list[v.Value]:
+    """Weights of 16 or 32 bits times float32."""
+    added = list(totals)
+    for k in range(form.group):
+        if form.bits == 16:
+            stored = builder.zext(v.load(builder, v.vector(v.I16, LANES), at, 2 * LANES * k), v.vector(v.I32, LANES))
+            weight = builder.bitcast(builder.shl(stored, v.filled(v.I32, LANES, 16)), v.vector(v.F32, LANES))
+        else:
+            weight = v.load(builder, v.vector(v.F32, LANES), at, 4 * LANES * k)
+        for t, x in enumerate(inputs):
+            added[t] = v.fma(builder, weight, v.splat(builder, v.load(builder, v.F32, x, 4 * k), LANES), added[t])
+    return added

@@ -1,0 +1,120 @@
+"""Vector arithmetic as LLVM instructions, for the kernels that Numba's own vectoriser would not get right.
+
+Every function takes an IR builder and emits instructions where it stands. A vector's lanes may be more than a register
+has: LLVM splits it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from llvmlite import ir
+
+from kernels.cpu.target import dot_path, features
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
+HALF = ir.HalfType()
+Value: TypeAlias = Any
+"""An `ir.Value`; llvmlite has no types."""
+
+
+def vector(element: ir.Type, lanes: int) -> ir.Type:
+    """The type of `lanes` elements."""
+    return ir.VectorType(element, lanes)
+
+
+def splat(builder: ir.IRBuilder, value: Value, lanes: int) -> Value:
+    """`value` in every lane."""
+    one = builder.insert_element(ir.Constant(vector(value.type, lanes), ir.Undefined), value, ir.Constant(I32, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(vector(I32, lanes), [0] * lanes))
+
+
+def filled(element: ir.Type, lanes: int, value: float) -> Value:
+    """A constant with `value` in every lane."""
+    return ir.Constant(vector(element, lanes), [value] * lanes)
+
+
+def load(builder: ir.IRBuilder, kind: ir.Type, address: Value, offset: int = 0) -> Value:
+    """What is `offset` bytes behind `address`, an integer; it need not be aligned."""
+    place = builder.add(address, ir.Constant(address.type, offset)) if offset else address
+    value = builder.load(builder.inttoptr(place, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def store(builder: ir.IRBuilder, value: Value, address: Value, offset: int = 0) -> None:
+    """Put `value` `offset` bytes behind `address`."""
+    place = builder.add(address, ir.Constant(address.type, offset)) if offset else address
+    builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
+
+
+def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
+    """A * b + c, rounded once where the CPU can."""
+    return _call(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, [a, b, c])
+
+
+def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
+    """float16 numbers [lanes] of i16 as float32; they are finite."""
+    lanes = halves.type.count
+    if "f16c" in features():
+        return builder.fpext(builder.bitcast(halves, vector(HALF, lanes)), vector(F32, lanes))
+    # Moving the exponent and the fraction to float32's places leaves a number that is 2^112 too small.
+    wide = builder.zext(halves, vector(I32, lanes))
+    sign = builder.shl(builder.and_(wide, filled(I32, lanes, 0x8000)), filled(I32, lanes, 16))
+    magnitude = builder.shl(builder.and_(wide, filled(I32, lanes, 0x7FFF)), filled(I32, lanes, 13))
+    number = builder.fmul(builder.bitcast(magnitude, vector(F32, lanes)), filled(F32, lanes, 2.0**112))
+    return builder.bitcast(builder.or_(builder.bitcast(number, sign.type), sign), number.type)
+
+
+def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
+    """Products of i16 [2 n], neighbours added up: i32 [n]."""
+    lanes = a.type.count // 2
+    if dot_path() == "avx2" and lanes == 8:
+        return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, lanes), [a, b])
+    wide = vector(I32, 2 * lanes)
+    return _neighbours(builder, builder.mul(builder.sext(a, wide), builder.sext(b, wide)))
+
+
+def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[Value]) -> Value:
+    """Products of codes, i8 [4 n] in 0..15, and numbers, i8 [4 n] in -127..127, all added up four by four: i32 [n].
+
+    No more than eight of each: pairs of products add up to 3810 at most, and eight such to what an i16 holds.
+    """
+    lanes = codes[0].type.count // 4
+    if dot_path() == "avx2" and lanes == 8:
+        pairs = [
+            _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 2 * lanes), [a, b])
+            for a, b in zip(codes, numbers, strict=True)
+        ]
+        return add_pairs(builder, sum_up(builder.add, pairs), filled(I16, 2 * lanes, 1))
+    wide = vector(I16, 4 * lanes)
+    pairs = [
+        _neighbours(builder, builder.mul(builder.zext(a, wide), builder.sext(b, wide)))
+        for a, b in zip(codes, numbers, strict=True)
+    ]
+    total = builder.sext(sum_up(builder.add, pairs), vector(I32, 2 * lanes))
+    return _neighbours(builder, total)
+
+
+def sum_up(add: Callable[[Value, Value], Value], values: Sequence[Value]) -> Value:
+    """The sum of values, one after another."""
+    total = values[0]
+    for value in values[1:]:
+        total = add(total, value)
+    return total
+
+
+def _neighbours(builder: ir.IRBuilder, values: Value) -> Value:
+    """[2 n] -> [n]: even lanes and odd lanes added."""
+    lanes = values.type.count // 2
+    even, odd = (
+        builder.shuffle_vector(values, values, ir.Constant(vector(I32, lanes), list(range(first, 2 * lanes, 2))))
+        for first in (0, 1)
+    )
+    return builder.add(even, odd)
+
+
+def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[Value]) -> Value:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, arguments)

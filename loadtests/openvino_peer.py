@@ -1,0 +1,79 @@
+"""OpenVINO GenAI as a peer of loadtests.compare. It has no server, so this runs the closed loop in its own process.
+
+    python openvino_peer.py MODEL THREADS
+
+Prints {} when it is ready. Then each line of standard input is a job, {"prompts": [...], "output_tokens": 64,
+"concurrency": 8}, answered by a line {"seconds", "ttft_seconds": [...], "output_tokens": [...]} with an entry for each
+prompt; times in seconds. Runs under another interpreter than the rest, so it imports nothing of ours.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from typing import Any, TextIO
+
+import openvino_genai as genai  # type: ignore[import-not-found]
+
+CACHE_GIB = 1
+
+
+def load(model: str, threads: int) -> Any:
+    """The pipeline that batches continuously, on the CPU. Its prefix cache stays off, which is its default."""
+    scheduling = genai.SchedulerConfig()
+    scheduling.cache_size = CACHE_GIB
+    return genai.ContinuousBatchingPipeline(model, scheduling, "CPU", {"INFERENCE_NUM_THREADS": threads})
+
+
+def closed_loop(pipeline: Any, prompts: list[str], output_tokens: int, concurrency: int) -> dict[str, Any]:
+    """All prompts, `concurrency` at once: whenever a completion ends, the next prompt is added."""
+    greedy = genai.GenerationConfig(max_new_tokens=output_tokens, ignore_eos=True, do_sample=False)
+    waiting = deque(enumerate(prompts))
+    running: dict[int, tuple[Any, float]] = {}
+    ttft = [0.0] * len(prompts)
+    tokens = [0] * len(prompts)
+    began = time.perf_counter()
+    while waiting or running:
+        while waiting and len(running) < concurrency:
+            index, prompt = waiting.popleft()
+            sent = time.perf_counter()
+            running[index] = pipeline.add_request(index, prompt, greedy), sent
+        pipeline.step()
+        now = time.perf_counter()
+        for index, (handle, sent) in list(running.items()):
+            arrived = _read(handle)
+            if arrived and not tokens[index]:
+                ttft[index] = now - sent
+            tokens[index] += arrived
+            if handle.get_status() != genai.GenerationStatus.RUNNING:
+                del running[index]
+    return {"seconds": time.perf_counter() - began, "ttft_seconds": ttft, "output_tokens": tokens}
+
+
+def _read(handle: Any) -> int:
+    """How many tokens have come since the last call."""
+    count = 0
+    while handle.can_read():
+        count += sum(len(output.generated_ids) for output in handle.read().values())
+    return count
+
+
+def main() -> None:
+    """Answer jobs until standard input ends."""
+    replies = _replies()
+    pipeline = load(sys.argv[1], int(sys.argv[2]))
+    print("{}", file=replies, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(closed_loop(pipeline, **json.loads(line))), file=replies, flush=True)
+
+
+def _replies() -> TextIO:
+    """Standard output, from now on for replies alone: what libraries print there goes to standard error."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return replies
+
+
+if __name__ == "__main__":
+    main()

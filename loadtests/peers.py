@@ -1,0 +1,247 @@
+"""The servers that are compared: what peers.toml says of them, whether they are installed, starting and stopping one.
+
+Knows how to put a load on a peer, not what to measure or how often.
+"""
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any, Protocol
+
+from loadtests.client import Client, ServerError, Target
+from loadtests.machine import cores, resident_bytes
+from loadtests.throughput import closed_loop
+
+HERE = Path(__file__).parent
+MODEL_NAME = "compared"
+"""What every server calls the model."""
+
+_START_SECONDS = 900.0
+_REPLY_SECONDS = 1800.0
+_STOP_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+_VERSION_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a closed loop took."""
+
+    seconds: float
+    """For all requests together."""
+    ttft_seconds: Sequence[float]
+    output_tokens: Sequence[int]
+
+    def check(self, requests: int, output_tokens: int) -> None:
+        """Raises ServerError unless every request got all its tokens."""
+        short = [tokens for tokens in self.output_tokens if tokens != output_tokens]
+        if len(self.output_tokens) != requests or short:
+            counts = f"{short[0]} tokens instead of {output_tokens}" if short else "no answer"
+            raise ServerError(f"{max(len(short), 1)} of {requests} requests were cut short: {counts}")
+
+
+class Session(Protocol):
+    """A peer that runs."""
+
+    def run(self, prompts: Sequence[str], output_tokens: int, concurrency: int) -> Load:
+        """A closed loop of greedy completions that go on to `output_tokens`. Raises ServerError if one fails."""
+
+    def resident_bytes(self) -> int:
+        """Of all its processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server, with ${VARIABLES} in its commands."""
+
+    name: str
+    command: Sequence[str]
+    version: Sequence[str] = ()
+    """Prints what is installed."""
+    ready: str | None = None
+    """Path that answers 200 when the server is ready; None for a peer without HTTP."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self, variables: Mapping[str, str]) -> str | None:
+        """Why it can't be started, if so."""
+        for name in re.findall(r"\$\{(PEER_\w+)\}", " ".join([*self.command, *self.environment.values()])):
+            value = variables.get(name)
+            if value is None:
+                return f"{name} is not set"
+            if not shutil.which(value) and not Path(value).exists():
+                return f"{name}: there is no {value}"
+        return None
+
+    def installed_version(self, variables: Mapping[str, str]) -> str:
+        """What its version command says, in one line."""
+        if not self.version:
+            return "unknown"
+        try:
+            done = subprocess.run(
+                [Template(word).substitute(variables) for word in self.version],
+                capture_output=True,
+                text=True,
+                timeout=_VERSION_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"unknown ({error})"
+        return "; ".join((done.stdout.strip() or done.stderr.strip()).splitlines()) or "unknown"
+
+    def start(self, variables: Mapping[str, str], log: Path) -> "_Process":
+        """A new process group; what it writes goes to `log`, but replies of a peer without HTTP."""
+        pipe = subprocess.PIPE if self.ready is None else None
+        with log.open("w") as output:
+            try:
+                return subprocess.Popen(
+                    [Template(word).substitute(variables) for word in self.command],
+                    env=os.environ
+                    | {key: Template(text).substitute(variables) for key, text in self.environment.items()},
+                    stdin=pipe or subprocess.DEVNULL,
+                    stdout=pipe or output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ServerError(f"{self.name} did not start: {error}") from None
+
+
+_Process = subprocess.Popen[bytes]
+
+
+def load_peers(path: Path) -> tuple[list[Peer], dict[str, str]]:
+    """The peers of a TOML file, and the variables: its own, the environment's, and those that are known here."""
+    with path.open("rb") as file:
+        content = tomllib.load(file)
+    peers = [Peer(name, **fields) for name, fields in content["peers"].items()]
+    own = {name: os.path.expanduser(os.environ.get(name, value)) for name, value in content["variables"].items()}
+    known = {
+        "PYTHON": sys.executable,
+        "HERE": str(HERE),
+        "CORES": str(len(cores())),
+        "CPUS": ",".join(map(str, cores())),
+    }
+    return peers, {name: value for name, value in os.environ.items() if name.startswith("PEER_")} | own | known
+
+
+@contextmanager
+def started(peer: Peer, variables: Mapping[str, str], log: Path) -> Iterator[tuple[Session, float]]:
+    """A running peer, and the seconds from its start until it was ready. Raises ServerError if it doesn't start."""
+    port = _free_port()
+    began = time.perf_counter()
+    process = peer.start({**variables, "PORT": str(port)}, log)
+    try:
+        session: Session
+        if peer.ready is None:
+            session = _Piped(process, log)
+        else:
+            session = _Served(process, log, f"http://127.0.0.1:{port}", peer.ready)
+        yield session, time.perf_counter() - began
+    finally:
+        _stop(process)
+
+
+class _Served:
+    """A peer that speaks HTTP."""
+
+    def __init__(self, process: _Process, log: Path, url: str, ready: str) -> None:
+        self._process = process
+        self._target = Target(url, MODEL_NAME, None, ignore_eos=True)
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(url, ready):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(f"did not start: {_last_line(log)}")
+            time.sleep(_POLL_SECONDS)
+
+    def run(self, prompts: Sequence[str], output_tokens: int, concurrency: int) -> Load:
+        answers, seconds = closed_loop(self._target, prompts, output_tokens, concurrency)
+        if failed := [answer.error for answer in answers if answer.error is not None]:
+            raise ServerError(f"{len(failed)} of {len(prompts)} requests failed, the first with: {failed[0]}")
+        load = Load(seconds, [answer.ttft or 0.0 for answer in answers], [a.completion_tokens for a in answers])
+        load.check(len(prompts), output_tokens)
+        return load
+
+    def resident_bytes(self) -> int:
+        return resident_bytes(self._process.pid)
+
+
+class _Piped:
+    """A peer that reads jobs and writes what they took, a JSON object a line."""
+
+    def __init__(self, process: _Process, log: Path) -> None:
+        self._process = process
+        self._log = log
+        self._reply(_START_SECONDS)
+
+    def run(self, prompts: Sequence[str], output_tokens: int, concurrency: int) -> Load:
+        job = {"prompts": prompts, "output_tokens": output_tokens, "concurrency": concurrency}
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise ServerError(f"takes no job: {error}; {_last_line(self._log)}") from None
+        load = Load(**self._reply(_REPLY_SECONDS))
+        load.check(len(prompts), output_tokens)
+        return load
+
+    def resident_bytes(self) -> int:
+        return resident_bytes(self._process.pid)
+
+    def _reply(self, seconds: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        # One line a job, so nothing can wait in the reader's buffer while select looks at the pipe.
+        readable, _, _ = select.select([self._process.stdout], [], [], seconds)
+        line = self._process.stdout.readline() if readable else b""
+        try:
+            reply: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise ServerError(f"broke off: {_last_line(self._log)}") from None
+        return reply
+
+
+def _answers(url: str, path: str) -> bool:
+    try:
+        with Client(url) as client:
+            client.get(path)
+    except ServerError:
+        return False
+    return True
+
+
+def _stop(process: _Process) -> None:
+    """First politely, so that it can stop its own processes; in the end nothing of its group is left."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "it said nothing"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

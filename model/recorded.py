@@ -1,0 +1,36 @@
+"""A forward pass recorded once for the cpu backend and run for batches of any shape, behind the decoder's signature.
+
+The decoder's Python takes longer than a small model's arithmetic: hundreds of calls for every token.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.backend import BatchLayout, KVCache
+from kernels.cpu.backend import CpuBackend
+from model.decoder import Decoder
+
+
+class RecordedDecoder:
+    """A decoder whose forward pass over one cache is recorded, for up to `max_tokens` tokens."""
+
+    def __init__(self, decoder: Decoder, backend: CpuBackend, cache: KVCache, max_tokens: int) -> None:
+        self.spec = decoder.spec
+        self.weights = decoder.weights
+        self.backend = backend
+        self.logits = decoder.logits
+        self._decoder = decoder
+        self._cache = cache
+        self._max_tokens = max_tokens
+        # Of the batch that is recorded only the number of tokens counts: it is the room that there is.
+        batch = torch.zeros(max_tokens, dtype=torch.int64)
+        rows = torch.zeros(2, dtype=torch.int32)
+        layout = BatchLayout(rows, rows[:1], rows.view(1, -1), batch, batch, 0, max_tokens, max_tokens)
+        self._program, self._hidden = backend.record(lambda: decoder.forward(batch, layout, cache))
+
+    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
+        """See `Decoder.forward`. What comes back is overwritten by the next call."""
+        if cache is not self._cache or len(tokens) > self._max_tokens:
+            return self._decoder.forward(tokens, layout, cache)
+        self.backend.replay(self._program, tokens, layout)
+        return self._hidden[: len(tokens)]

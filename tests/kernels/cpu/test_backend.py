@@ -1,0 +1,247 @@
+"""Every operation of the cpu backend against the reference, and what only it promises: its programs, its threads."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, QuantizedWeight
+from kernels.cpu.backend import CpuBackend
+from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
+from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
+
+REFERENCE = ReferenceBackend()
+CPU = CpuBackend(2)
+RAGGED: Lengths = [PADDING, (0, 1), (37, 1), (200, 1), (0, 5), (130, 9), (3, 70), (0, 150)]
+PLAIN = AttentionOptions(scale=0.3)
+
+
+def quantized(rows: int, columns: int, bits: int, group: int, offsets: bool) -> QuantizedWeight:
+    codes = torch.randint(0, 256, (rows, columns * bits // 8), dtype=torch.uint8)
+    scales = torch.rand(rows, columns // group).mul(0.02).half()
+    shift = torch.rand(rows, columns // group).sub(0.5).mul(0.1).half() if offsets else None
+    return QuantizedWeight(codes, scales, shift, 0 if offsets else 2 ** (bits - 1), bits, group)  # type: ignore[arg-type]
+
+
+def close(got: Tensor, expected: Tensor, error: float) -> None:
+    """Within `error` of the expected numbers' usual size: sums come in another order."""
+    assert got.shape == expected.shape
+    assert (got.double() - expected.double()).abs().max() <= error * expected.double().std().clamp(min=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(1, 9),
+    outputs=st.integers(1, 40),
+    groups=st.integers(1, 5),
+    form=st.sampled_from([(4, 32, True), (4, 32, False), (8, 32, False), (8, 16, True), (4, 128, True)]),
+    biased=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
+    rows: int, outputs: int, groups: int, form: tuple[int, int, bool], biased: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    bits, group, offsets = form
+    weight = quantized(outputs, groups * group, bits, group, offsets)
+    bias = torch.randn(outputs) if biased else None
+    x = torch.randn(rows, groups * group)
+    got = CPU.linear(x, CPU.pack(weight, bias))
+    dense = dequantize(weight).double()
+    # A group's inputs are rounded to steps of its largest one over 127 or 32767: half a step of each at most.
+    cut = min(group, 32)
+    steps = x.view(rows, -1, cut).abs().amax(-1).repeat_interleave(cut, 1) / (127 if bits == 4 else 32767)
+    bound = steps.double() / 2 @ dense.abs().T + 1e-3
+    expected = x.double() @ dense.T + (0 if bias is None else bias)
+    assert ((got - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", [96, 20])
+def test_dense_projection(dtype: torch.dtype, columns: int) -> None:
+    weight, x = torch.randn(37, columns).to(dtype), torch.randn(6, columns)
+    packed = CPU.pack(weight, None)
+    close(CPU.linear(x, packed), x @ weight.float().T, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+def test_activations(kind: ActivationKind) -> None:
+    x = torch.cat([torch.randn(5, 62) * 4, torch.tensor([[1e4, -1e4]] * 5)], 1)
+    torch.testing.assert_close(CPU.activation(x, kind), REFERENCE.activation(x, kind), rtol=1e-5, atol=1e-5)
+    x = torch.randn(5, 64)
+    expected = REFERENCE.gated_activation(x, kind)
+    torch.testing.assert_close(CPU.gated_activation(x, kind), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_norms() -> None:
+    x, residual, weight, bias = torch.randn(5, 52), torch.randn(5, 52), torch.randn(52), torch.randn(52)
+    for stream in (None, residual):
+        for got, expected in (
+            (CPU.add_rms_norm(x, stream, weight, 1e-5), REFERENCE.add_rms_norm(x, stream, weight, 1e-5)),
+            (
+                CPU.add_layer_norm(x, stream, weight, bias, 1e-5),
+                REFERENCE.add_layer_norm(x, stream, weight, bias, 1e-5),
+            ),
+        ):
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("quantized_table", [True, False])
+def test_embedding(quantized_table: bool) -> None:
+    for form in [(4, 32, True), (8, 32, False), (8, 16, True)] if quantized_table else [None]:
+        table = torch.randn(19, 64) if form is None else quantized(19, 64, *form)
+        dense = table if isinstance(table, Tensor) else dequantize(table)
+        tokens, positions, learned = torch.tensor([0, 18, 7, 8]), torch.arange(3, 7), torch.randn(9, 64)
+        packed = CPU.pack(table, None)
+        got = CPU.embed(tokens, positions, packed, 2.5, learned)
+        torch.testing.assert_close(got, REFERENCE.embed(tokens, positions, dense, 2.5, learned), rtol=1e-3, atol=1e-4)
+
+
+def test_rotation_angles() -> None:
+    frequencies, positions = 1.0 / 1e4 ** (torch.arange(8) / 8), torch.tensor([0, 1, 77, 8191])
+    got, expected = (backend.rotation(frequencies, 1.5, positions) for backend in (CPU, REFERENCE))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
+@pytest.mark.parametrize("normed", [True, False])
+def test_rotate_and_store(cache_dtype: torch.dtype, normed: bool) -> None:
+    case = attention_case([(3, 5)], head_dim=16, cache_dtype=cache_dtype)
+    tokens = len(case.q)
+    qkv = torch.randn(tokens, (4 + 2 * 2) * 16) * 20
+    slots = case.layout.slots.clone()
+    slots[2] = -1
+    norms = HeadNorms(torch.randn(16), torch.randn(16), 1e-5) if normed else None
+    rotation = REFERENCE.rotation(1.0 / 1e4 ** (torch.arange(6) / 6), 1.0, case.layout.positions)
+    caches = [LayerCache(*[None if part is None else part.clone() for part in case.cache]) for _ in range(2)]  # type: ignore[arg-type]
+    queries = [
+        backend.rotate_and_store(qkv, 4, norms, rotation, cache, slots)
+        for backend, cache in zip((CPU, REFERENCE), caches, strict=True)
+    ]
+    torch.testing.assert_close(*queries, rtol=1e-5, atol=1e-5)
+    for name in ("keys", "values"):
+        got, expected = (decode(getattr(cache, name), getattr(cache, name[:-1] + "_scales")) for cache in caches)
+        # A number next to the middle between two that can be stored may fall to either side.
+        rounding = {torch.float32: 1e-5, torch.bfloat16: 2**-7, FP8: 2**-3}[cache_dtype]
+        torch.testing.assert_close(got, expected, rtol=rounding, atol=1e-2, equal_nan=True)
+
+
+def test_fp8_and_bfloat16_are_stored_as_the_reference_rounds() -> None:
+    x = torch.cat(
+        [torch.randn(1, 1, 4096) * 10 ** torch.linspace(-4, 4, 4096), torch.tensor([[[500.0, -500, 0, float("nan")]]])],
+        2,
+    )
+    dim = x.shape[2]
+    for dtype in (torch.bfloat16, FP8):
+        cache = LayerCache(*[torch.zeros(1, 1, 1, dim).to(dtype) for _ in range(2)])
+        if dtype == FP8:
+            cache = cache._replace(key_scales=torch.tensor([0.7]), value_scales=torch.tensor([1.3]))
+        CPU.rotate_and_store(x.expand(3, 1, dim).reshape(1, -1).contiguous(), 1, None, None, cache, torch.tensor([0]))
+        for stored, scales in ((cache.keys, cache.key_scales), (cache.values, cache.value_scales)):
+            expected = encode(x, scales, dtype)
+            torch.testing.assert_close(stored[0].float(), expected.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def check(case: AttentionCase, options: AttentionOptions = PLAIN) -> None:
+    expected = attend(case.q, case.cache, case.layout, options)
+    torch.testing.assert_close(CPU.attend(case.q, case.cache, case.layout, options), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
+def test_attention_over_ragged_batches(cache_dtype: torch.dtype) -> None:
+    check(attention_case(RAGGED, cache_dtype=cache_dtype))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 24, 16), (9, 3, 64, 16), (2, 2, 20, 32)])
+def test_attention_of_any_shape(shape: tuple[int, int, int, int]) -> None:
+    heads, kv_heads, head_dim, block = shape
+    check(attention_case(RAGGED, heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_size=block))
+
+
+@pytest.mark.parametrize("feature", ["window", "softcap", "alibi", "sinks"])
+def test_attention_features(feature: str) -> None:
+    options = {
+        "window": replace(PLAIN, window=21),
+        "softcap": replace(PLAIN, softcap=5.0),
+        "alibi": replace(PLAIN, alibi_slopes=torch.rand(4)),
+        "sinks": replace(PLAIN, sinks=torch.randn(4)),
+    }[feature]
+    check(attention_case(RAGGED), options)
+
+
+def test_a_row_depends_on_no_other_in_any_bit() -> None:
+    torch.manual_seed(0)
+    case = attention_case(RAGGED, cache_dtype=torch.bfloat16)
+    whole = CPU.attend(case.q, case.cache, case.layout, PLAIN)
+    begin = int(case.layout.query_starts[7])
+    for first, last in ((0, 1), (17, 50), (149, 150)):
+        part = part_of(case, 7, first, last)
+        got = CPU.attend(part.q, part.cache, part.layout, PLAIN)
+        assert torch.equal(got, whole[begin + first : begin + last])
+    for weight in (quantized(24, 64, 4, 32, True), quantized(24, 64, 8, 32, False), torch.randn(24, 64)):
+        packed, x = CPU.pack(weight, None), torch.randn(11, 64)
+        rows = torch.cat([CPU.linear(row[None], packed) for row in x])
+        assert torch.equal(CPU.linear(x, packed), rows)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_so(bits: int, bad: float) -> None:
+    x = torch.randn(2, 64)
+    x[0, 40] = bad
+    out = CPU.linear(x, CPU.pack(quantized(9, 64, bits, 32, True), None))
+    assert not out[0].isfinite().any()
+    assert out[1].isfinite().all()
+
+
+def test_a_program_does_what_it_recorded_for_any_number_of_tokens() -> None:
+    linear = CPU.pack(torch.randn(64, 64), None)
+    weight = torch.randn(64)
+    x = torch.randn(40, 64)
+
+    def forward(x: Tensor) -> Tensor:
+        normed, stream = CPU.add_rms_norm(x, None, weight, 1e-5)
+        for _ in range(3):
+            normed, stream = CPU.add_rms_norm(CPU.linear(normed, linear), stream, weight, 1e-5)
+        return CPU.gated_activation(normed, "silu")
+
+    program, out = CPU.record(lambda: forward(x))
+    case = attention_case([(0, 1)])
+    for rows in (1, 3, 40, 2):
+        CPU.replay(program, x[:rows, 0], case.layout)
+        assert torch.equal(out[:rows], forward(x[:rows]))
+
+
+MASKED = """
+import torch
+from kernels.cpu.target import dot_path
+from tests.kernels.cpu.test_backend import CPU, quantized
+torch.manual_seed(0)
+for bits in (4, 8):
+    x = torch.randn(5, 64)
+    print(CPU.linear(x, CPU.pack(quantized(24, 64, bits, 32, True), None)).double().sum().item())
+print(dot_path())
+"""
+
+
+def test_a_cpu_without_avx2_takes_the_portable_path_to_the_same_numbers() -> None:
+    masked = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse2", "ATEN_CPU_CAPABILITY": "default"}
+    outputs = []
+    for environment in ({}, masked):
+        done = subprocess.run(
+            [sys.executable, "-c", MASKED],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        *sums, path = done.stdout.split()
+        assert path == ("portable" if environment else path)
+        outputs.append([float(value) for value in sums])
+    assert outputs[0] == pytest.approx(outputs[1], rel=1e-5)
