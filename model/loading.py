@@ -13,6 +13,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
 from model.contract import RunnerConfig
 from model.decoder import Decoder
+from model.device import choose_device
 from model.dummy import dummy_weights
 from model.families import read_spec
 from model.graphs import CudaCapture, GraphedDecoder, buckets
@@ -33,8 +34,10 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
 
     `probe` measures what a step takes of a GPU's memory.
     """
-    device = _device(config.device)
+    device = choose_device(config.device)
     threads = config.threads or usable_cores()
+    # While weights are read and packed every core helps, whatever computes afterwards.
+    torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype = _dtype(config.dtype, device)
@@ -42,13 +45,10 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     decoder, max_context = _load_decoder(config, backend, dtype, device)
     cache_dtype = _choice("cache dtype", config.cache_dtype, {"auto": backend.cache_dtype or dtype, "fp8": FP8})
     cache = _load_cache(config, decoder, cache_dtype, max_context, probe)
+    torch.set_num_threads(_step_threads(device, backend, threads))
     if isinstance(backend, CpuBackend):
-        # Its threads are the only ones: two pools would take the cores from each other.
-        torch.set_num_threads(1)
         recorded = RecordedDecoder(decoder, backend, cache, config.token_budget)
         return ModelRunner(recorded, cache, max_context)
-    if device.type == "cpu":
-        torch.set_num_threads(threads)
     if device.type == "cpu" or not config.graphs or not backend.capturable:
         return ModelRunner(decoder, cache, max_context)
     graphed = GraphedDecoder(
@@ -107,18 +107,9 @@ def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max
     return cache_bytes_left(memory, config.memory_share or GPU_SHARE, graphs=graphs, layers=len(spec.layers))
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: use auto, cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"unsupported device {name!r}: use auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("the device is set to cuda, but torch sees no CUDA device")
-    return device
+def _step_threads(device: torch.device, backend: Backend, threads: int) -> int:
+    """Threads of torch's own in a step: one where a GPU or the backend's threads compute, since more only spin."""
+    return 1 if device.type == "cuda" or isinstance(backend, CpuBackend) else threads
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -5,7 +5,6 @@ Every process that has a client of the engine makes the same ones. Knows nothing
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import accumulate
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -16,6 +15,7 @@ from model.contract import RunnerInfo
 from service.engine.client import EngineClient
 from service.engine.messages import STEP_TOKENS, EngineStats
 from service.engine.status import EngineDead
+from service.versions import version_of
 
 _UNKNOWN = RunnerInfo(device="", dtype="", cache_dtype="", backend="")
 """Prometheus takes an empty label for one that is missing."""
@@ -93,9 +93,9 @@ class EngineCollector(Collector):
             "headlight_build_info",
             "What is running here; what the engine chose is empty until it has loaded a model.",
             1,
-            version=version("headlight"),
+            version=version_of("headlight"),
             python=platform.python_version(),
-            torch=version("torch"),
+            torch=version_of("torch"),
             backend=info.backend,
             device=info.device,
             dtype=info.dtype,

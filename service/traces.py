@@ -6,7 +6,6 @@ thread of theirs; what that cannot keep up with, or the collector does not take,
 
 import asyncio
 from collections.abc import Mapping
-from importlib.metadata import version
 from threading import Thread
 
 from opentelemetry.context import Context
@@ -19,6 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from service.record import RequestRecord
 from service.timeline import Timeline
+from service.versions import version_of
 
 PATH = "/v1/traces"
 EXPORT_SECONDS = 5.0
@@ -34,7 +34,7 @@ class Traces:
         """`endpoint` is the collector's URL, with or without `PATH`."""
         url = endpoint if endpoint.endswith(PATH) else endpoint.rstrip("/") + PATH
         # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say wins.
-        ours = Resource.create({SERVICE_NAME: "headlight", SERVICE_VERSION: version("headlight")})
+        ours = Resource.create({SERVICE_NAME: "headlight", SERVICE_VERSION: version_of("headlight")})
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url, timeout=EXPORT_SECONDS)))
         self._tracer = self._provider.get_tracer("headlight")

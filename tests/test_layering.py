@@ -85,6 +85,12 @@ def test_a_broken_rule_is_seen() -> None:
     assert violations("model.runner", {"service.engine.core.EngineCore"})
 
 
+def test_only_one_module_of_the_server_asks_for_versions() -> None:
+    """It knows what to say of a package that is not installed, which ours is not on a bare GPU image."""
+    asking = {name for name, path in modules().items() if "importlib.metadata.version" in imports(path)}
+    assert {name for name in asking if name.startswith("service.")} == {"service.versions"}
+
+
 def test_package_inits_are_empty() -> None:
     assert [str(path) for path in modules().values() if path.name == "__init__.py" and path.read_text()] == []
 
