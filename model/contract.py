@@ -156,11 +156,15 @@ class RunnerConfig:
     """The most tokens in a step; a GPU's working memory is measured with as many."""
 
 
+class DeviceLostError(Exception):
+    """The device fails whatever it is asked from now on; only a new process can use it again."""
+
+
 class PendingStep(Protocol):
     """A step that has been started."""
 
     def result(self) -> StepResult:
-        """Wait for the step's end. Raises what went wrong in it. Called once."""
+        """Wait for the step's end. Raises what went wrong in it, `DeviceLostError` among others. Called once."""
 
 
 class Runner(Protocol):

@@ -3,7 +3,8 @@
 It knows nothing of scheduling: which chunks make a step, and whose they are, is decided before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import BatchLayout, KVCache
-from model.contract import Chunk, Draw, ModelLimits, RunnerInfo, StepPlan, StepResult
+from model.contract import Chunk, DeviceLostError, Draw, ModelLimits, RunnerInfo, StepPlan, StepResult
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder
 from model.recorded import RecordedDecoder
@@ -58,6 +59,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> "RunningStep":
+        with _device_errors():
+            return self._start(plan)
+
+    def _start(self, plan: StepPlan) -> "RunningStep":
         began = Moment(self._device)
         batch = make_batch(plan, self._cache.block_size, self._device)
         hidden = self._decoder.forward(batch.known_tokens(self._drawn), batch.layout, self._cache)
@@ -85,11 +90,21 @@ class RunningStep:
     ended: Moment
 
     def result(self) -> StepResult:
-        self.ended.wait()
+        with _device_errors():
+            self.ended.wait()
         tokens, logprobs = ([], []) if self.choice is None else read_choice(self.choice, self.draws)
         return StepResult(
             tokens, logprobs, self.computed.seconds_since(self.began), self.ended.seconds_since(self.computed)
         )
+
+
+@contextmanager
+def _device_errors() -> Iterator[None]:
+    """Tell errors that a device never recovers from, such as an illegal access, from those of a single step."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,9 +158,11 @@ def sampling_columns(draws: Sequence[Draw]) -> list[Tensor]:
 def logprob_table(scores: Tensor, tokens: Tensor, most: int) -> Tensor:
     """`Choice.logprobs` of the log-probabilities [rows, vocab], for the tokens [rows] that were drawn.
 
+    There are at most as many of the highest ones as the vocabulary has tokens.
+
     Where a token is `INVALID_TOKEN` its row means nothing.
     """
     chosen = scores.gather(1, tokens.clamp(min=0)[:, None])
-    top_scores, top_tokens = scores.topk(most)
+    top_scores, top_tokens = scores.topk(min(most, scores.shape[1]))
     # One tensor for one transfer; token ids are exact in float64.
     return torch.cat([chosen.double(), top_scores.double(), top_tokens.double()], dim=1)

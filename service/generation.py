@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from model.contract import SamplingParams, TokenLogprobs
+from model.contract import ModelLimits, SamplingParams, TokenLogprobs
 from service.engine.client import EngineClient
 from service.engine.messages import RequestTimes
 from service.text.detokenizer import Detokenizer
@@ -19,6 +19,11 @@ from service.text.tokenizer import Tokenizer
 
 class GenerationError(Exception):
     """The engine failed a request that it had accepted; the message is one line, fit for the client."""
+
+
+def end_tokens(tokenizer: Tokenizer, limits: ModelLimits) -> tuple[int, ...]:
+    """The model's end tokens, but for those beyond its logits, which files name and no step can draw."""
+    return tuple(token for token in tokenizer.eos_token_ids if token < limits.vocab_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

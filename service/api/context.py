@@ -9,6 +9,7 @@ from model.checkpoint.sampling_defaults import SamplingDefaults
 from service.api.admission import Admission
 from service.api.errors import ApiError
 from service.engine.client import EngineClient
+from service.engine.status import EngineDead
 from service.metrics import Metrics
 from service.settings import Settings
 from service.text.chat import ChatTemplate
@@ -32,6 +33,14 @@ class Context:
     metrics: Metrics
     started: int
     """Unix time in seconds."""
+
+    @property
+    def token_bound(self) -> int:
+        """One more than the highest token id that this server says: the tokenizer's or, where padded, the logits'."""
+        try:
+            return max(self.tokenizer.vocab_size, self.client.limits.vocab_size)
+        except EngineDead:
+            return self.tokenizer.vocab_size
 
     def check_model(self, name: str | None) -> None:
         """Refuse with 404 a model that isn't the served one."""

@@ -15,7 +15,7 @@ from model.contract import ModelLimits, SamplingParams
 from service.api.context import Context
 from service.api.errors import ApiError
 from service.api.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
-from service.generation import GenerationRequest
+from service.generation import GenerationRequest, end_tokens
 from service.text.chat import TemplateError
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -65,6 +65,7 @@ async def completion_job(body: CompletionBody, context: Context) -> Job:
     _check_at_most("prompt", len(prompts), context.settings.max_prompts, "prompts")
     _check_choices(body, len(prompts), context)
     encoded = [await _encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
+    _check_prompts("prompt", encoded, context)
     echo = [_echoed(prompt, context) if body.echo else "" for prompt in prompts]
     return _job(
         body,
@@ -94,6 +95,7 @@ async def chat_job(body: ChatBody, context: Context) -> Job:
         continue_final_message=body.continue_final_message,
         add_special_tokens=body.add_special_tokens,
     )
+    _check_prompts("messages", [encoded], context)
     return _job(
         body,
         context,
@@ -127,14 +129,20 @@ async def tokenized(body: TokenizeBody, context: Context) -> list[int]:
 async def detokenized(body: DetokenizeBody, context: Context) -> str:
     """The text of token ids. Raises ApiError."""
     context.check_model(body.model)
-    _check_token_ids("tokens", body.tokens, context.tokenizer.vocab_size)
+    _check_token_ids("tokens", body.tokens, context.token_bound)
     return await _off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
 
 
-def _check_token_ids(param: str, tokens: list[int], vocab_size: int) -> None:
-    """Refuse ids outside [0, vocab_size)."""
-    if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
-        raise _refusal(param, f"holds a token id outside 0 to {vocab_size - 1}")
+def _check_prompts(param: str, prompts: list[list[int]], context: Context) -> None:
+    """Refuse tokens that the model cannot read, whether a client sent them or its text or the template made them."""
+    for prompt in prompts:
+        _check_token_ids(param, prompt, context.client.limits.vocab_size)
+
+
+def _check_token_ids(param: str, tokens: list[int], bound: int) -> None:
+    """Refuse ids outside [0, bound)."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < bound:
+        raise _refusal(param, f"has a token id outside 0 to {bound - 1}")
 
 
 async def _encode_messages(
@@ -185,7 +193,6 @@ def _prompt_list(prompt: Any) -> list[str] | list[list[int]]:
 async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, context: Context) -> list[int]:
     if isinstance(prompt, str):
         return await _encode_text(prompt, add_special_tokens, context)
-    _check_token_ids("prompt", prompt, context.client.limits.vocab_size)
     return prompt
 
 
@@ -246,7 +253,7 @@ def _job(
     temperature = _given(body.temperature, context.sampling.temperature)
     top_k = _given(body.top_k, context.sampling.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
-    end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    ends = () if body.ignore_eos else end_tokens(context.tokenizer, limits)
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -262,7 +269,7 @@ def _job(
             params=SamplingParams(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=tuple(dict.fromkeys((*end_tokens, *body.stop_token_ids))),
+                stop_token_ids=tuple(dict.fromkeys((*ends, *body.stop_token_ids))),
                 temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, context.sampling.top_p),

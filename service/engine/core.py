@@ -12,17 +12,20 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Literal
 
-from model.contract import PendingStep, Runner, StepPlan
+from model.contract import DeviceLostError, PendingStep, Runner, StepPlan, StepResult
 from service.engine.blocks import BlockPool
 from service.engine.messages import Cancel, Delta, EngineStats, Report, Submit
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
+FAILED = "the engine failed in a step of this request"
+"""What a client learns: an exception's text may hold anything."""
+
 logger = logging.getLogger(__name__)
 
 
 class EngineCore:
-    """Joins a scheduler with a runner. A step that raises ends the requests of that step, not the engine.
+    """Joins a scheduler with a runner. A step that raises is run again request by request: who fails alone ends alone.
 
     Where the runner works apart from the host (`Runner.lookahead`), the next step is started before the one that runs
     is landed: reporting, receiving and planning take place while the runner computes.
@@ -54,8 +57,8 @@ class EngineCore:
 
     def submit(self, message: Submit) -> None:
         """Queue a request. One that cannot run ends with an error in the next report."""
-        # In a step such an id would fail every request of that step.
-        ids = chain(message.prompt, (token for token, _ in message.params.logit_bias))
+        params = message.params
+        ids = chain(message.prompt, params.stop_token_ids, (token for token, _ in params.logit_bias))
         if not all(0 <= token < self._vocab_size for token in ids):
             error = "a token id lies outside the vocabulary"
             self._note(Delta(message.id, [], None, finish_reason="error", error=error))
@@ -68,7 +71,10 @@ class EngineCore:
         self._note(self._scheduler.cancel(message.id))
 
     def step(self) -> Report | None:
-        """Have steps run, land the oldest and say what came of it; None if there was nothing to do."""
+        """Have steps run, land the oldest and say what came of it; None if there was nothing to do.
+
+        Raises DeviceLostError if no further step can succeed.
+        """
         if not self.has_work:
             return None
         deltas, self._unreported = self._unreported, []
@@ -113,12 +119,15 @@ class EngineCore:
         while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
             try:
                 self._in_flight.append(self._runner.start(plan))
+            except DeviceLostError:
+                raise
             except Exception:
+                logger.exception("a step failed")
                 # No plan can follow one that was not started; those before it land first, as always.
                 landed = []
                 while self._in_flight:
                     landed += self._land()
-                return landed + self._fail()
+                return landed + self._isolate()
         return self._land()
 
     def _plan(self) -> StepPlan | None:
@@ -130,18 +139,37 @@ class EngineCore:
         pending = self._in_flight.popleft()
         try:
             result = pending.result()
+        except DeviceLostError:
+            raise
         except Exception:
-            return self._fail()
+            logger.exception("a step failed")
+            # What was started after it has read what it left behind.
+            return self._scheduler.fail(FAILED) if self._in_flight else self._isolate()
+        return self._commit(result)
+
+    def _commit(self, result: StepResult) -> list[Delta]:
         self._seconds["forward"] += result.forward_seconds
         self._seconds["sample"] += result.sample_seconds
         with self.measured("schedule") as now:
             return self._scheduler.commit(result, now)
 
-    def _fail(self) -> list[Delta]:
-        """End the requests of the oldest step, within the handler of what it raised."""
-        logger.exception("a step failed")
-        # The client learns that it failed and no more: an exception's text may hold anything.
-        return self._scheduler.fail("the engine failed in a step of this request")
+    def _isolate(self) -> list[Delta]:
+        """Run the only step in flight, which failed, again for one request at a time; those that fail alone end.
+
+        What a failed step has written is written once more, with the same values.
+        """
+        deltas = []
+        for plan in self._scheduler.take_apart():
+            try:
+                result = self._runner.start(plan).result()
+            except DeviceLostError:
+                raise
+            except Exception:
+                logger.exception("a request failed")
+                deltas += self._scheduler.fail(FAILED)
+            else:
+                deltas += self._commit(result)
+        return deltas
 
     def _note(self, delta: Delta | None) -> None:
         if delta is not None:

@@ -20,7 +20,7 @@ import msgspec
 import zmq
 
 from model.checkpoint.errors import CheckpointError
-from model.contract import Runner, RunnerConfig
+from model.contract import DeviceLostError, Runner, RunnerConfig
 from service.engine.core import EngineCore
 from service.engine.messages import Cancel, Delta, Failed, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
 from service.logs import LogFormat, configure
@@ -65,7 +65,7 @@ class EngineServer:
         self._owners: dict[int, bytes] = {}
 
     def run(self) -> None:
-        """Receive, step, report, until a client says Shutdown."""
+        """Receive, step, report, until a client says Shutdown. Raises DeviceLostError as `EngineCore.step` does."""
         while self._receive():
             report = self._core.step() or Report([], self._core.stats())
             with self._core.measured("deliver"):
@@ -126,7 +126,10 @@ class EngineServer:
 
 
 def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
-    """Load the model and serve it; one that cannot be loaded is reported as Failed."""
+    """Load the model and serve it; one that cannot be loaded is reported as Failed.
+
+    Ends the process if the device is lost: its parent starts another.
+    """
     try:
         load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(config.loader)
         runner = load(config.runner)
@@ -137,7 +140,11 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
         logger.exception("the engine could not start")
         refuse(socket, Failed(f"{type(error).__name__}: {_one_line(error)}"))
     else:
-        EngineServer(socket, core, Ready(runner.limits, runner.info, os.getpid())).run()
+        try:
+            EngineServer(socket, core, Ready(runner.limits, runner.info, os.getpid())).run()
+        except DeviceLostError as error:
+            logger.critical("the device is lost: %s", _one_line(error))
+            sys.exit(1)
 
 
 def refuse(socket: zmq.Socket[bytes], failed: Failed) -> None:

@@ -10,7 +10,7 @@ after a preemption are all this one rule.
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.contract import INVALID_TOKEN, Chunk, StepPlan, StepResult, TokenLogprobs
 from service.engine.blocks import BlockPool
@@ -153,6 +153,21 @@ class Scheduler:
         step = self._in_flight.popleft()
         self._count_step(step.plan)
         return [self._fail(request, message) for request in step.requests if not request.ended]
+
+    def take_apart(self) -> list[StepPlan]:
+        """Plan the only step in flight, which failed, once more as a step for each of its requests that has not ended.
+
+        The new steps are in flight in this order. Each computes what its request's part in the failed one was to
+        compute; the tokens that it waited for have been drawn since.
+        """
+        (step,) = self._in_flight
+        self._in_flight.clear()
+        self._count_step(step.plan)
+        for request, chunk in zip(step.requests, step.plan.chunks, strict=True):
+            if not request.ended:
+                known = replace(chunk, tokens=request.tokens(chunk.start, _stop(chunk)), follows=None)
+                self._in_flight.append(Step(StepPlan([known]), [request]))
+        return [step.plan for step in self._in_flight]
 
     def check(self) -> None:
         """Raise PoolError if a block is lost, owned twice or wrongly findable. O(pool), for tests."""

@@ -40,8 +40,8 @@ class Tokenizer:
         """All tokens that end a completion."""
         self.named_tokens = vocabulary.named_tokens
         self.chat_template = vocabulary.chat_template
-        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
-        """Tokens that have a text; the logits may be wider."""
+        self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        """One more than the highest id that has a text; the logits may be wider, or narrower."""
 
         self._added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, added in self._added.items() if added.special)

@@ -72,6 +72,10 @@ class FakeRunner:
         """Raised instead of starting the next step."""
         self.failure: Exception | None = None
         """Raised where the next step's result is asked for."""
+        self.broken: type[Exception] = RuntimeError
+        """What a step with one of `faulty` raises."""
+        self.faulty: set[int] = set()
+        """First prompt tokens of requests with which no step can be started."""
         self._slots: dict[int, int] = {}
         self._drawn: list[tuple[Draw, int]] = []
         """The draws of the newest step, with their tokens."""
@@ -87,6 +91,8 @@ class FakeRunner:
         self._check_blocks(plan)
         if refusal is not None:
             raise refusal
+        if any(chunk.draw and chunk.draw.prompt[0] in self.faulty for chunk in plan.chunks):
+            raise self.broken("a request that no step can be started with")
         for index, chunk in enumerate(plan.chunks):
             unsound = index in poisoned or failure is not None
             for position, token in enumerate(self._tokens(chunk), chunk.start):

@@ -1,9 +1,8 @@
 import itertools
-import logging
 
 import pytest
 
-from model.contract import SamplingParams
+from model.contract import DeviceLostError, SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import STEP_TOKENS, Cancel, Delta, RequestTimes, Submit
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
@@ -99,51 +98,100 @@ def test_a_step_that_computes_for_nobody_is_landed() -> None:
 
 
 @pytest.mark.parametrize("way", ["refusal", "failure"])
-def test_a_failing_step_ends_its_requests_and_no_other(
-    lookahead: int, way: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    runner = FakeRunner(8, 4, lookahead)
-    core = make_core(runner, token_budget=4, max_running=2)
+def test_a_step_that_fails_once_costs_nobody_a_token(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    runner = FakeRunner(16, 4)
+    core = make_core(runner, token_budget=6, max_running=3)
+    for id in range(4):
+        core.submit(submit(id, [id] * 5, max_tokens=5))
+    deltas: dict[int, list[Delta]] = {}
+    for step in itertools.count():
+        if step in (1, 4):
+            setattr(runner, way, RuntimeError("secret"))
+        if (report := core.step()) is None:
+            break
+        core.check()
+        for delta in report.deltas:
+            deltas.setdefault(delta.id, []).append(delta)
+    assert len(caplog.records) == 2
+    for id in range(4):
+        assert tokens_of(deltas[id]) == output_alone([id] * 5, SamplingParams(max_tokens=5))[0]
+        assert deltas[id][-1].finish_reason == "length"
+
+
+def test_a_step_that_cannot_be_started_costs_nobody_a_token_looking_ahead() -> None:
+    """Those that wait for a token of the step before get it first."""
+    runner = FakeRunner(16, 4, lookahead=1)
+    core = make_core(runner)
     for id in range(3):
-        core.submit(submit(id, [id, id]))
-    setattr(runner, way, RuntimeError("secret\ndetail"))
-    with caplog.at_level(logging.ERROR):
-        report = core.step()
-    assert report is not None
-    assert [(delta.id, delta.finish_reason) for delta in report.deltas] == [(0, "error"), (1, "error")]
-    assert all(delta.error and "secret" not in delta.error and "\n" not in delta.error for delta in report.deltas)
-    assert caplog.records[0].exc_info is not None
-    assert caplog.records[0].exc_info[1] is not None
-    core.submit(submit(3, [0, 0]))
+        core.submit(submit(id, [id] * 5, max_tokens=5))
+    core.step()
+    runner.refusal = RuntimeError()
+    deltas = [delta for report in iter(core.step, None) for delta in report.deltas]
+    for id in range(3):
+        mine = [delta for delta in deltas if delta.id == id]
+        # The first token of each was reported before.
+        assert tokens_of(mine) == output_alone([id] * 5, SamplingParams(max_tokens=5))[0][1:]
+        assert mine[-1].finish_reason == "length"
+
+
+def test_a_request_that_no_step_works_with_ends_alone(lookahead: int, caplog: pytest.LogCaptureFixture) -> None:
+    runner = FakeRunner(16, 4, lookahead)
+    core = make_core(runner)
+    for id in range(4):
+        core.submit(submit(id, [id] * (id + 1), max_tokens=3 + id))
+    core.step()
+    runner.faulty = {1, 7}
+    core.submit(submit(7, [7, 7]))
     deltas = finish(core)
-    assert set(deltas) == {2, 3}
-    assert tokens_of(deltas[3]) == output_alone([0, 0], SamplingParams(max_tokens=4))[0]
+    for id in (1, 7):
+        assert deltas[id][-1].finish_reason == "error"
+        error = deltas[id][-1].error
+        assert error is not None
+        assert "\n" not in error
+        assert "no step" not in error, "an exception's text is told to a client"
+    for id in (0, 2, 3):
+        alone = output_alone([id] * (id + 1), SamplingParams(max_tokens=3 + id))[0]
+        assert tokens_of(deltas[id]) == alone[-len(tokens_of(deltas[id])) :]
+        assert deltas[id][-1].finish_reason == "length"
+    assert all(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize("way", ["refusal", "failure"])
-def test_what_was_drawn_before_a_failing_step_is_delivered(lookahead: int, way: str) -> None:
-    runner = FakeRunner(8, 4, lookahead)
+def test_what_ran_beside_a_step_whose_result_is_lost_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """The step that was started after it has read what it left behind."""
+    runner = FakeRunner(8, 4, lookahead=1)
     core = make_core(runner)
     core.submit(submit(0, [1], max_tokens=9))
     core.step()
-    started = len(runner.plans)
-    setattr(runner, way, RuntimeError())
+    runner.failure = RuntimeError("secret\ndetail")
     deltas = finish(core)[0]
-    assert tokens_of(deltas) == output_alone([1], SamplingParams(max_tokens=9))[0][1:started]
     assert deltas[-1].finish_reason == "error"
+    assert tokens_of(deltas) == output_alone([1], SamplingParams(max_tokens=9))[0][1 : len(deltas)]
+    assert deltas[-1].error is not None
+    assert "secret" not in deltas[-1].error
+    assert caplog.records[0].exc_info is not None
 
 
-@pytest.mark.parametrize("way", ["refusal", "failure"])
-def test_what_a_failing_step_left_behind_is_not_found(lookahead: int, way: str) -> None:
+def test_what_a_failing_request_left_behind_is_not_found(lookahead: int) -> None:
     runner = FakeRunner(8, 2, lookahead)
     core = make_core(runner)
+    runner.faulty = {1}
     core.submit(submit(0, [1, 2, 3, 4, 5]))
-    setattr(runner, way, RuntimeError())
-    core.step()
+    assert finish(core)[0][-1].finish_reason == "error"
+    runner.faulty = set()
     core.submit(submit(1, [1, 2, 3, 4, 5]))
     deltas = finish(core)
     assert [delta.cached_tokens for delta in deltas[1]] == [0] * 4
     assert deltas[1][-1].finish_reason == "length"
+
+
+def test_a_lost_device_ends_the_engine_and_not_its_requests_one_by_one(lookahead: int) -> None:
+    runner = FakeRunner(8, 4, lookahead)
+    core = make_core(runner)
+    runner.faulty, runner.broken = {1}, DeviceLostError
+    core.submit(submit(0, [0]))
+    core.submit(submit(1, [1]))
+    with pytest.raises(DeviceLostError):
+        core.step()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +203,7 @@ def test_what_a_failing_step_left_behind_is_not_found(lookahead: int, way: str) 
         (submit(7, [-1]), "vocabulary"),
         (submit(7, [2**63]), "vocabulary"),
         (Submit(7, [1], SamplingParams(max_tokens=1, logit_bias=((VOCAB_SIZE, 1.0),))), "vocabulary"),
+        (Submit(7, [1], SamplingParams(max_tokens=3, min_tokens=3, stop_token_ids=(2, VOCAB_SIZE))), "vocabulary"),
     ],
 )
 def test_a_request_that_cannot_run_ends_alone(message: Submit, error: str, lookahead: int) -> None:
@@ -245,9 +294,9 @@ def test_steps_are_counted_by_their_tokens(lookahead: int) -> None:
     finish(core)
     stats = core.stats()
     counted = dict(zip((*STEP_TOKENS, None), stats.step_tokens, strict=True))
-    assert {bound: count for bound, count in counted.items() if count} == {1: 2, 4: 1, 8: 1, None: 1}
-    assert stats.steps == 5
-    assert stats.computed_tokens == 5 + 2 + 8200 + 4
+    assert {bound: count for bound, count in counted.items() if count} == {1: 2, 4: 2, 8: 1, None: 1}
+    assert stats.steps == 6
+    assert stats.computed_tokens == 5 + 2 + 8200 + 2 * 4
 
 
 def test_a_request_is_told_how_long_it_was_where() -> None:

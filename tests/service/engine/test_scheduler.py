@@ -530,6 +530,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.mark(plan.chunks[index])
         elif mishap != "none":
             setattr(self.runner, mishap, RuntimeError())
+        if mishap == "failure":
             for chunk in plan.chunks:
                 self.mark(chunk)
         if mishap == "refusal":
@@ -537,7 +538,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.runner.start(plan)
             while self.in_flight:
                 self.land()
-            self.fail()
+            for alone in self.scheduler.take_apart():
+                self.runner.start(alone)
+                self.land()
         else:
             self.runner.start(plan)
 
