@@ -23,6 +23,8 @@ class Request:
     prompt: Sequence[int]
     params: SamplingParams
     cache_salt: str = ""
+    arrival: int = 0
+    """Which of the scheduler's requests it is, in the order in which they were added."""
     output: list[int] = field(default_factory=list)
     promised: int = 0
     """Tokens whose draws are in flight."""

@@ -8,14 +8,19 @@ after a preemption are all this one rule.
 """
 
 from bisect import bisect_left
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from model.contract import INVALID_TOKEN, Chunk, StepPlan, StepResult, TokenLogprobs
 from service.engine.blocks import BlockPool
+from service.engine.leaders import Leaders
 from service.engine.messages import STEP_TOKENS, Delta, FinishReason
 from service.engine.request import Request
+
+OLDEST_SHARE = 4
+"""The oldest prompt is certain of this part of a step's budget for prompts: a quarter."""
 
 
 @dataclass(slots=True)
@@ -42,11 +47,14 @@ class Step:
 
 
 class Scheduler:
-    """Continuous batching: first come, first served, and the newest makes room for the oldest.
+    """Continuous batching in which no prompt holds up another for long, and the newest makes room for the oldest.
 
-    Requests stand in arrival order in `running` followed by `waiting`: admission takes from the front of
-    the one, preemption from the back of the other. The oldest request therefore gets every block it needs,
-    and at least one token of every step, so that all requests end.
+    Every step gives each decoding request its token. A share of what is left of the budget is the oldest prompt's; the
+    rest goes to the prompts with the fewest tokens to compute. A short prompt therefore passes long ones, and a long
+    one is never starved: once it is the oldest, its share is certain.
+
+    The oldest prompt is also admitted first, and while there are no blocks for it nobody else is admitted. Preemption
+    takes blocks from the newest. All requests therefore end.
 
     A plan is in flight until it lands: committed, or failed. The next one may be made before that, with the tokens
     promised by the draws in flight. A request that ends meanwhile (a stop token, a cancellation, a failure) gives its
@@ -67,8 +75,10 @@ class Scheduler:
         self._pool = pool
         self._token_budget = token_budget
         self._max_running = max_running
-        self._waiting: OrderedDict[int, Request] = OrderedDict()
-        self._running: OrderedDict[int, Request] = OrderedDict()
+        self._leaders = Leaders(pool.block_size)
+        self._waiting: dict[int, Request] = {}
+        self._running: dict[int, Request] = {}
+        self._arrivals = count()
         self._in_flight: deque[Step] = deque()
         self._draws: dict[int, int] = {}
         """For each request that draws in the newest plan: at which place among the plan's draws."""
@@ -96,6 +106,7 @@ class Scheduler:
         capacity = self._pool.num_blocks * self._pool.block_size
         if wanted > capacity:
             return _final(request, "error", f"prompt and max_tokens are {wanted} tokens, the KV cache holds {capacity}")
+        request.arrival = next(self._arrivals)
         self._waiting[request.id] = request
         return None
 
@@ -112,21 +123,16 @@ class Scheduler:
         """
         if self._in_flight and self._must_land():
             return None
-        budget = self._token_budget
         chunks, requests = [], []
         draws: dict[int, int] = {}
-        for request in self._candidates():
-            count = min(request.behind, budget)
-            chunk = self._chunk(request, count)
+        for request, tokens in self._shares():
+            chunk = self._chunk(request, tokens)
             if request.planned is None:
                 request.planned = now
             if chunk.draw is not None:
                 draws[request.id] = len(draws)
             chunks.append(chunk)
             requests.append(request)
-            budget -= count
-            if budget == 0:
-                break
         if not chunks:
             return None
         self._draws = draws
@@ -186,23 +192,55 @@ class Scheduler:
             missing += self._pool.blocks_for(request.length) - len(request.blocks)
         return missing > self._pool.available
 
-    def _candidates(self) -> Iterator[Request]:
-        """Whom to compute for, most urgent first, each with blocks for all its tokens.
+    def _shares(self) -> list[tuple[Request, int]]:
+        """Whom to compute for and how many tokens of each, all with blocks for their tokens."""
+        decoding = [
+            request
+            for request in list(self._running.values())
+            if request.behind == 1 and request.id in self._running and self._grow(request)
+        ]
+        # One that has grown may have made room since.
+        decoding = [request for request in decoding if request.id in self._running]
+        return [(request, 1) for request in decoding] + self._prompt_shares(self._token_budget - len(decoding))
 
-        A decoding request is one token behind and the budget covers all of those, so no prompt stalls them.
-        A request is admitted only when the caller has budget left and asks for one more.
-        """
-        for request in list(self._running.values()):
-            if request.behind == 1 and request.id in self._running and self._grow(request):
-                yield request
-        for request in self._running.values():
-            if request.behind > 1:
-                yield request
-        while self._waiting and len(self._running) < self._max_running:
-            request = next(iter(self._waiting.values()))
-            if not self._admit(request):
-                return
-            yield request
+    def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
+        """How `budget` tokens are dealt out among the prompts; those that wait are admitted as far as it reaches."""
+        prompts = [request for request in self._running.values() if request.behind > 1]
+        prompts = sorted([*prompts, *self._waiting.values()], key=lambda request: (request.behind, request.arrival))
+        oldest = next((request for request in sorted(prompts, key=_arrival) if not self._follows(request)), None)
+        if oldest is None or not budget:
+            return []
+        shares: dict[Request, int] = {}
+        # Without blocks for the oldest, nobody else may take any.
+        admitting = self._runs(oldest)
+        if admitting:
+            shares[oldest] = min(oldest.behind, max(1, budget // OLDEST_SHARE))
+            budget -= shares[oldest]
+        for request in prompts:
+            if not budget:
+                break
+            if request.id in self._waiting and (not admitting or self._follows(request)):
+                continue
+            if not self._runs(request):
+                admitting = False
+                continue
+            more = min(request.behind - shares.get(request, 0), budget)
+            if more:
+                shares[request] = shares.get(request, 0) + more
+                budget -= more
+        return [*shares.items()]
+
+    def _runs(self, request: Request) -> bool:
+        """Whether a request owns blocks, now at the latest if there are any for it."""
+        if request.id in self._running:
+            return True
+        return len(self._running) < self._max_running and self._admit(request)
+
+    def _follows(self, request: Request) -> bool:
+        """Whether a request had better wait for another that computes what it needs."""
+        if request.id in self._running:
+            return False
+        return self._leaders.worth_waiting_for(request, len(self._pool.match(request)))
 
     def _grow(self, request: Request) -> bool:
         """Find room for the newest token of a request; False if it had to make room itself."""
@@ -215,12 +253,13 @@ class Scheduler:
         return True
 
     def _preempt_newest(self) -> Request:
-        """Take its blocks from the newest running request. It keeps its output and is the next to be admitted."""
-        _, request = self._running.popitem()
+        """Take its blocks from the newest running request, which keeps its output and waits again."""
+        request = max(self._running.values(), key=_arrival)
+        del self._running[request.id]
+        self._leaders.remove(request)
         self._pool.release(request)
         request.computed = 0
         self._waiting[request.id] = request
-        self._waiting.move_to_end(request.id, last=False)
         self.counters.preemptions += 1
         return request
 
@@ -243,6 +282,7 @@ class Scheduler:
             self.counters.prefix_hits += request.computed
         del self._waiting[request.id]
         self._running[request.id] = request
+        self._leaders.add(request)
         return True
 
     def _chunk(self, request: Request, count: int) -> Chunk:
@@ -282,6 +322,7 @@ class Scheduler:
             return self._fail(request, "the model produced no finite logits")
         # Only here, and only this far: finite logits are the evidence that what was computed for them is sound.
         self._pool.publish(request, _stop(chunk))
+        self._leaders.remove(request)
         request.promised -= 1
         request.output.append(token)
         request.last_drawn = now
@@ -313,8 +354,13 @@ class Scheduler:
 
     def _drop(self, request: Request) -> None:
         request.ended = True
+        self._leaders.remove(request)
         self._running.pop(request.id, None)
         self._waiting.pop(request.id, None)
+
+
+def _arrival(request: Request) -> int:
+    return request.arrival
 
 
 def _stop(chunk: Chunk) -> int:

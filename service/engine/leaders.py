@@ -1,0 +1,44 @@
+"""Who is about to compute what others wait for: equal prompts that arrive together are computed once.
+
+Knows the keys of blocks; it does not know whether a request could run, or when it will.
+"""
+
+from service.engine.request import Request
+
+
+class Leaders:
+    """The running requests that have yet to publish the blocks of their prompts, by the keys of those blocks."""
+
+    def __init__(self, block_size: int) -> None:
+        """`block_size` is in tokens."""
+        self._block_size = block_size
+        self._expected: dict[bytes, Request] = {}
+        self._keys: dict[int, list[bytes]] = {}
+        """What is expected of each leader, by the request's id."""
+
+    def add(self, request: Request) -> None:
+        """Expect the full blocks of a request that has just been admitted and were not found."""
+        keys = [key for key in request.chain[request.published :] if key not in self._expected]
+        self._expected |= dict.fromkeys(keys, request)
+        self._keys[request.id] = keys
+
+    def remove(self, request: Request) -> None:
+        """Expect nothing more of a request: it has published, or it never will."""
+        for key in self._keys.pop(request.id, ()):
+            del self._expected[key]
+
+    def worth_waiting_for(self, request: Request, found: int) -> bool:
+        """Whether a request, of which `found` leading blocks are cached, should wait for what a leader will publish.
+
+        A leader publishes when its whole prompt is computed. That wait pays if it spares the request at least half as
+        many tokens as the leader still has to compute; a common beginning of a much longer prompt does not.
+        """
+        shared = 0
+        leader: Request | None = None
+        for key in request.chain[found:]:
+            expected = self._expected.get(key)
+            if expected is None or expected is not (leader or expected):
+                break
+            leader = expected
+            shared += self._block_size
+        return leader is not None and 2 * shared >= leader.behind
