@@ -247,6 +247,9 @@ def _job(
     top_k = _given(body.top_k, context.sampling.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    stop = _stop_strings(body)
+    # The engine need not wait for text where a stop string is one special token; ordinary text may spell it as well.
+    spelt_tokens = [token for token in map(context.tokenizer.special_token, stop) if token is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -262,7 +265,7 @@ def _job(
             params=SamplingParams(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=tuple(dict.fromkeys((*end_tokens, *body.stop_token_ids))),
+                stop_token_ids=tuple(dict.fromkeys((*end_tokens, *body.stop_token_ids, *spelt_tokens))),
                 temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, context.sampling.top_p),
@@ -274,7 +277,7 @@ def _job(
                 logit_bias=bias,
                 logprobs=logprobs,
             ),
-            stop=_stop_strings(body),
+            stop=stop,
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
             cache_salt=body.cache_salt or "",
