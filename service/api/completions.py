@@ -102,8 +102,11 @@ class LogprobsWriter:
         return entries
 
     def _likeliest(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
-        likeliest = dict(zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True)) | {token: logprobs.chosen}
-        return {self._name(token): finite(logprob) for token, logprob in likeliest.items()}
+        """By name, where several tokens may have one: the chosen token's entry is its own, else the likelier's."""
+        named: dict[str, float] = {}
+        for other, logprob in zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True):
+            named.setdefault(self._name(other), finite(logprob))
+        return named | {self._name(token): finite(logprobs.chosen)}
 
     def _name(self, token: int) -> str:
         raw = self._tokenizer.token_bytes(token)

@@ -254,6 +254,9 @@ def _job(
     top_k = _given(body.top_k, context.sampling.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     ends = () if body.ignore_eos else end_tokens(context.tokenizer, limits)
+    stop = _stop_strings(body)
+    # The engine need not wait for text where a stop string is one special token; ordinary text may spell it as well.
+    spelt = [token for token in map(context.tokenizer.special_token, stop) if token in range(limits.vocab_size)]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -269,7 +272,7 @@ def _job(
             params=SamplingParams(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=tuple(dict.fromkeys((*ends, *body.stop_token_ids))),
+                stop_token_ids=tuple(dict.fromkeys((*ends, *body.stop_token_ids, *spelt))),
                 temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, context.sampling.top_p),
@@ -281,7 +284,7 @@ def _job(
                 logit_bias=bias,
                 logprobs=logprobs,
             ),
-            stop=_stop_strings(body),
+            stop=stop,
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
             cache_salt=body.cache_salt or "",

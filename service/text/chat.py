@@ -4,13 +4,17 @@ The template's special tokens are special; the same text inside a message is pla
 or open one by writing it. It knows nothing of HTTP.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Self
 
-from model.checkpoint.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError, label
+from service.text.markers import is_unmistakable, template_markers
 from service.text.sandbox import SandboxedTemplate, TemplateError
 from service.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["ChatTemplate", "TemplateError"]
 
@@ -33,9 +37,11 @@ class ChatTemplate:
         if tokenizer.chat_template is None:
             return None
         try:
-            return cls(tokenizer.chat_template, tokenizer.named_tokens)
+            template = cls(tokenizer.chat_template, tokenizer.named_tokens)
         except TemplateError as error:
             raise CheckpointError(f"the chat template cannot be read: {error}") from None
+        _warn_of_unknown_markers(tokenizer.chat_template, tokenizer)
+        return template
 
     def encode(
         self,
@@ -64,6 +70,22 @@ class ChatTemplate:
         pieces = tokenizer.split(text)
         return tokenizer.encode_pieces(
             disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces
+        )
+
+
+def _warn_of_unknown_markers(source: str, tokenizer: Tokenizer) -> None:
+    """Say which markers a model reads as ordinary words; some models learnt them so, others cannot follow."""
+    unknown = sorted(
+        marker
+        for marker in template_markers(source, tokenizer.named_tokens)
+        if is_unmistakable(marker)
+        and marker.encode()
+        not in map(tokenizer.token_bytes, tokenizer.encode(marker, add_special_tokens=False, parse_special=True))
+    )
+    if unknown:
+        logger.warning(
+            "the chat template writes %s, which the tokenizer has no tokens for: the model sees them letter by letter",
+            ", ".join(map(label, unknown)),
         )
 
 

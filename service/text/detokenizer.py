@@ -11,7 +11,8 @@ class Detokenizer:
     """The text of one completion. It continues a prompt, so a leading space is part of it.
 
     All that `push` and `finish` return, joined, is `tokenizer.decode(tokens, continuation=True)` up to the first
-    stop string. The work for a token does not grow with the length of the text.
+    stop string. A stop string that is a special token ends the text there, even where the text leaves such tokens
+    out. The work for a token does not grow with the length of the text.
     """
 
     def __init__(
@@ -22,6 +23,9 @@ class Detokenizer:
         self._skip_special = skip_special
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = StopMatcher(stop, include_stop)
+        spelt = {tokenizer.special_token(string): string for string in stop} if skip_special else {}
+        self._hidden_stops = {token: string for token, string in spelt.items() if token is not None}
+        """Stop strings that no text will show, for they are special tokens."""
 
     @property
     def stopped(self) -> str | None:
@@ -31,8 +35,13 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that is certain with this token; empty while a character or a possible stop string is incomplete."""
         if self._skip_special and self._tokenizer.is_special(token):
-            return ""
+            stop = self._hidden_stops.get(token)
+            return "" if stop is None else self._end_with(stop)
         return self._stop.push(self._characters.decode(self._tokenizer.token_bytes(token)))
+
+    def _end_with(self, stop: str) -> str:
+        text = self._stop.push(self._characters.decode(b"", final=True))
+        return text if self._stop.stopped else text + self._stop.stop(stop)
 
     def finish(self) -> str:
         """What was held back, when the completion ends for another reason than a stop string."""

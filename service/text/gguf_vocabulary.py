@@ -1,6 +1,7 @@
 """Rebuilds the tokenizer that a GGUF file's metadata describes (github.com/ggml-org/ggml, docs/gguf.md)."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -10,15 +11,13 @@ from tokenizers.models import BPE
 
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.tokenizer_data import GgufTokenizer
+from service.text.markers import END_TEXTS, is_bracketed, is_content, is_marker, template_markers
 from service.text.merges import merges_by_rank
 from service.text.pretokenizers import WORD_RULES
 from service.text.spelling import WORD_MARK
 from service.text.vocabulary import Vocabulary
 
-_END_TOKENS = frozenset(
-    {"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"}
-)
-"""Control tokens that end a turn in the families served here; many files name only one of several."""
+logger = logging.getLogger(__name__)
 
 _STRIPS_NOTHING = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 """Phi-3's other special tokens swallow the white space after them, which its GGUF files do not record."""
@@ -46,17 +45,14 @@ def gguf_vocabulary(data: GgufTokenizer) -> Vocabulary:
         case kind:
             raise CheckpointError(f"tokenizer.ggml.model {label(kind)} is not supported")
     bos, eos = file.token("bos"), file.token("eos")
-    named = {"bos": bos, "eos": eos, "unk": file.token("unknown"), "pad": file.token("padding")}
-    declared_ends = (eos, file.token("eot"), file.token("eom"))
-    known_ends = (token for token in file.of_type(TokenType.CONTROL) if file.tokens[token] in _END_TOKENS)
     return Vocabulary(
         backend=backend,
         prefix_ids=(bos,) if file.flag("tokenizer.ggml.add_bos_token", add_bos) and bos is not None else (),
         suffix_ids=(eos,) if file.flag("tokenizer.ggml.add_eos_token", False) and eos is not None else (),
         bos_token_id=bos,
-        eos_token_ids=frozenset(token for token in (*declared_ends, *known_ends) if token is not None),
-        named_tokens={f"{name}_token": file.tokens[token] for name, token in named.items() if token is not None},
-        chat_template=file.text("tokenizer.chat_template") if "tokenizer.chat_template" in data.metadata else None,
+        eos_token_ids=file.ends,
+        named_tokens=file.named_tokens,
+        chat_template=file.chat_template,
     )
 
 
@@ -67,21 +63,52 @@ class _Metadata:
         self._metadata = metadata
         self.architecture = self.text("general.architecture")
         self.tokens: list[str] = self.array("tokenizer.ggml.tokens", str)
-        self.types: list[int] = (
-            self.array("tokenizer.ggml.token_type", int)
-            if "tokenizer.ggml.token_type" in metadata
-            else [TokenType.NORMAL] * len(self.tokens)
-        )
-        if not self.tokens or len(self.types) != len(self.tokens):
-            raise CheckpointError(f"tokenizer.ggml has {len(self.tokens)} tokens and {len(self.types)} token types")
-        if len(set(self.tokens)) != len(self.tokens):
-            raise CheckpointError("tokenizer.ggml.tokens names a token twice")
+        if not self.tokens or len(set(self.tokens)) != len(self.tokens):
+            raise CheckpointError(f"tokenizer.ggml.tokens {'names a token twice' if self.tokens else 'is empty'}")
+        self.chat_template = self.text("tokenizer.chat_template") if "tokenizer.chat_template" in metadata else None
+        named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+        self.named_tokens = {
+            f"{name}_token": self.tokens[token] for name, key in named.items() if (token := self.token(key)) is not None
+        }
+        """The text of bos_token, eos_token, ..., under the names that chat templates use."""
+        declared_ends = (self.token(name) for name in ("eos", "eot", "eom"))
+        known_ends = (token for token, text in enumerate(self.tokens) if text in END_TEXTS)
+        self.ends = frozenset(token for token in (*declared_ends, *known_ends) if token is not None)
+        """All tokens that end a completion."""
+        self.types = self._types()
+        """What each token is used as. Where that contradicts the file's own type of it, its use decides."""
+
+    def _types(self) -> list[int]:
+        labelled = "tokenizer.ggml.token_type" in self._metadata
+        types = self.array("tokenizer.ggml.token_type", int) if labelled else [TokenType.NORMAL] * len(self.tokens)
+        if len(types) != len(self.tokens):
+            raise CheckpointError(f"tokenizer.ggml has {len(self.tokens)} tokens and {len(types)} token types")
+        written = template_markers(self.chat_template, self.named_tokens)
+        if labelled:
+            typed = dict(zip(self.tokens, types, strict=True))
+            written = frozenset(
+                text for text in written if not (is_bracketed(text) and typed.get(text) == TokenType.NORMAL)
+            )
+        named = {*self.named_tokens.values(), *(self.tokens[token] for token in self.ends)}
+        control = {text for text in named if is_marker(text)} | {text for text in written if not is_content(text)}
+        used_as = dict.fromkeys(written, TokenType.USER_DEFINED) | dict.fromkeys(control, TokenType.CONTROL)
+        vague = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+        return [
+            used_as.get(text, kind) if kind in vague else kind for text, kind in zip(self.tokens, types, strict=True)
+        ]
 
     def text(self, key: str) -> str:
         value = self._metadata.get(key)
         if not isinstance(value, str):
             raise CheckpointError(f"{key} is {'missing' if value is None else 'not text'}")
         return value
+
+    def pre_tokenizer(self) -> str:
+        """The name of the words' rule; files older than the names get what llama.cpp gives them."""
+        if self._metadata.get("tokenizer.ggml.pre") not in (None, ""):
+            return self.text("tokenizer.ggml.pre")
+        logger.warning("tokenizer.ggml.pre is missing: words are cut by llama.cpp's default, perhaps not the model's")
+        return "default"
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._metadata.get(key, default)
@@ -105,9 +132,6 @@ class _Metadata:
             raise CheckpointError(f"{key} is {label(value)}, which is no token of {len(self.tokens)}")
         return value
 
-    def of_type(self, *kinds: TokenType) -> Iterator[int]:
-        return (token for token, kind in enumerate(self.types) if kind in kinds)
-
     def refuse(self, *keys: str) -> None:
         for key in keys:
             if self._metadata.get(key):
@@ -116,7 +140,7 @@ class _Metadata:
 
 def _byte_level(file: _Metadata) -> tuple[Backend, bool]:
     """Byte-level BPE, and whether it begins a text with the beginning-of-sequence token by default."""
-    name = file.text("tokenizer.ggml.pre")
+    name = file.pre_tokenizer()
     if name not in WORD_RULES:
         raise CheckpointError(f"tokenizer.ggml.pre {label(name)} is not supported; known are {', '.join(WORD_RULES)}")
     rule = WORD_RULES[name]

@@ -3,7 +3,7 @@
 As in transformers (5), add_bos_token and add_eos_token change nothing: the post-processor in tokenizer.json decides.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
@@ -11,7 +11,11 @@ from tokenizers.pre_tokenizers import Metaspace
 
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
+from service.text.markers import END_TEXTS, is_bracketed, is_content, is_marker, template_markers
 from service.text.vocabulary import Vocabulary
+
+_ID_BOUND = 1 << 32
+"""The package's ids have 32 bits. A vocabulary may have gaps, so that its size bounds nothing."""
 
 
 def huggingface_vocabulary(data: HuggingFaceTokenizer) -> Vocabulary:
@@ -23,13 +27,19 @@ def huggingface_vocabulary(data: HuggingFaceTokenizer) -> Vocabulary:
     if _is_rebuilt_llama(backend, data):
         _set_llama_prefix(backend, data.config)
     bos, eos = (backend.token_to_id(named[name]) if name in named else None for name in ("bos_token", "eos_token"))
+    written = template_markers(data.chat_template, named)
+    known_ends = (backend.token_to_id(text) for text in sorted(written & END_TEXTS))
+    ends = frozenset(token for token in (*data.eos_token_ids, eos, *known_ends) if token is not None)
+    structure = [named[name] for name in ("bos_token", "unk_token", "pad_token") if is_marker(named.get(name, ""))]
+    structure += [*_markers_of(backend, ends), *(text for text in sorted(written) if not is_content(text))]
+    _make_special(backend, structure)
     prefix_ids, suffix_ids = _frame(backend)
     return Vocabulary(
         backend=backend,
         prefix_ids=prefix_ids,
         suffix_ids=suffix_ids,
         bos_token_id=bos,
-        eos_token_ids=frozenset(data.eos_token_ids if eos is None else (*data.eos_token_ids, eos)),
+        eos_token_ids=ends,
         named_tokens=named,
         chat_template=data.chat_template,
     )
@@ -86,6 +96,25 @@ def _add_special_tokens(backend: Backend, texts: list[str]) -> None:
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     known = [text for text in texts if text not in added and backend.token_to_id(text) is not None]
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in known])
+
+
+def _markers_of(backend: Backend, ends: Iterable[int]) -> Iterator[str]:
+    """The texts of end tokens, but of ordinary words that happen to end a completion."""
+    for token in sorted(ends):
+        text = backend.id_to_token(token) if 0 <= token < _ID_BOUND else None
+        if text is not None and is_marker(text):
+            yield text
+
+
+def _make_special(backend: Backend, texts: Iterable[str]) -> None:
+    """Make markers special that the files have as ordinary tokens, or added as ordinary text."""
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for text in texts:
+        token = added.get(text)
+        ordinary = token is None and is_bracketed(text)
+        if backend.token_to_id(text) is not None and not ordinary and (token is None or not token.special):
+            around = {} if token is None else {"lstrip": token.lstrip, "rstrip": token.rstrip}
+            backend.add_special_tokens([AddedToken(text, special=True, normalized=False, **around)])
 
 
 def _is_rebuilt_llama(backend: Backend, data: HuggingFaceTokenizer) -> bool:

@@ -33,6 +33,12 @@ class StopMatcher:
         self._held = seen[certain:]
         return seen[:certain]
 
+    def stop(self, string: str) -> str:
+        """The rest of the text, when `string` ends it without being seen in it."""
+        self.stopped = string
+        held, self._held = self._held, ""
+        return held + string if self._include else held
+
     def finish(self) -> str:
         """What was held back, when the text ends without a stop string."""
         held, self._held = self._held, ""

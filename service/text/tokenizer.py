@@ -5,6 +5,7 @@ of each token. It knows no templates, and nothing of how tokens reach a client.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer as Backend
@@ -15,6 +16,8 @@ from service.text.gguf_vocabulary import gguf_vocabulary
 from service.text.huggingface_vocabulary import huggingface_vocabulary
 from service.text.spelling import WORD_MARK, spelling_of
 from service.text.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 class InvalidTextError(ValueError):
@@ -38,6 +41,8 @@ class Tokenizer:
         self.bos_token_id = vocabulary.bos_token_id
         self.eos_token_ids = vocabulary.eos_token_ids
         """All tokens that end a completion."""
+        if not self.eos_token_ids:
+            logger.warning("the model's files name no token that ends a completion: each runs to its full length")
         self.named_tokens = vocabulary.named_tokens
         self.chat_template = vocabulary.chat_template
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -45,7 +50,8 @@ class Tokenizer:
 
         self._added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, added in self._added.items() if added.special)
-        self.special_texts = frozenset(self._added[token].content for token in self._special_ids)
+        self._special_by_text = {self._added[token].content: token for token in self._special_ids}
+        self.special_texts = frozenset(self._special_by_text)
         self._special_beginnings = frozenset(
             text[:length] for text in self.special_texts for length in range(1, len(text))
         )
@@ -56,6 +62,10 @@ class Tokenizer:
         self._prepends_first = _take_over_first_prefix(self._backend)
 
         self._spelling = spelling_of(self._backend)
+        # A decoder may take away a space that the encoder is told not to put there: then it belongs to the text.
+        self._drops_leading_space = self._spelling.leading_space and (
+            self._prepends_first or _prepends_always(self._backend)
+        )
         self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
@@ -126,6 +136,10 @@ class Tokenizer:
         """Whether a token is structure rather than text."""
         return token in self._special_ids
 
+    def special_token(self, text: str) -> int | None:
+        """The special token that a text spells out as a whole."""
+        return self._special_by_text.get(text)
+
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         """The text of tokens; bytes that are not UTF-8 become U+FFFD.
 
@@ -135,7 +149,7 @@ class Tokenizer:
         skipped = self._special_ids if skip_special_tokens else frozenset()
         data = b"".join(self.token_bytes(token) for token in tokens if token not in skipped)
         text = data.decode(errors="replace")
-        return text.removeprefix(" ") if self._spelling.leading_space and not continuation else text
+        return text.removeprefix(" ") if self._drops_leading_space and not continuation else text
 
     def _spell(self, token: int) -> bytes:
         added = self._added.get(token)
@@ -173,3 +187,9 @@ def _take_over_first_prefix(backend: Backend) -> bool:
         return False
     backend.pre_tokenizer.prepend_scheme = "never"
     return True
+
+
+def _prepends_always(backend: Backend) -> bool:
+    """Whether encoding puts a space before a text."""
+    first = backend.encode("a", add_special_tokens=False).tokens[:1]
+    return bool(first) and first[0].startswith(WORD_MARK)

@@ -59,6 +59,9 @@ class FakeTokenizer:
     def is_special(self, token: int) -> bool:
         return token in SPECIAL
 
+    def special_token(self, text: str) -> int | None:
+        return {spelt: token for token, spelt in SPECIAL.items()}.get(text)
+
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         kept = [t for t in tokens if not (skip_special_tokens and self.is_special(t))]
         return b"".join(map(self.token_bytes, kept)).decode(errors="replace")

@@ -2,13 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 from openai import AsyncOpenAI
 
-from tests.service.api.fakes import BOS, EOS, HI, MODEL, Running, calling, events, serving
+from model.contract import TokenLogprobs
+from service.api.completions import LogprobsWriter
+from service.generation import Piece
+from service.text.tokenizer import Tokenizer
+from tests.service.api.fakes import BOS, EOS, HI, MODEL, FakeTokenizer, Running, calling, events, serving
 
 
 @asynccontextmanager
@@ -168,6 +172,15 @@ async def test_the_chosen_token_is_among_the_likeliest() -> None:
         assert logprobs["top_logprobs"] == [{"H": -0.5}]
 
 
+def test_the_chosen_token_keeps_its_value_among_others_of_its_name() -> None:
+    """Tokens beyond the vocabulary share the empty name, as a byte token and a letter share theirs."""
+    writer = LogprobsWriter(cast(Tokenizer, FakeTokenizer()), skip_special=True)
+    for top in ([300, 65, 301, 66], [301, 65, 300, 66], [300, 65, 66]):
+        logprobs = TokenLogprobs(-2.5, top, [-0.5 - index for index in range(len(top))])
+        [likeliest] = writer.write([Piece("", 301, logprobs, None)]).top_logprobs
+        assert likeliest == {"": -2.5, "A": -1.5, "B": -0.5 - top.index(66)}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("fields", "text", "reason"),
@@ -180,6 +193,14 @@ async def test_the_chosen_token_is_among_the_likeliest() -> None:
         ({"stop_token_ids": [ord("w")]}, "Hello, ", "stop"),
         ({"stop_token_ids": [ord("w")], "include_stop_str_in_output": True}, "Hello, w", "stop"),
         ({"stop_token_ids": [ord("w")], "stop": ", worm"}, "Hello, ", "stop"),
+        ({"stop": "</s>", "ignore_eos": True}, "Hello, world", "stop"),
+        ({"stop": ["worm", "</s>"], "include_stop_str_in_output": True}, "Hello, world</s>", "stop"),
+        ({"stop": "</s>", "skip_special_tokens": False}, "Hello, world", "stop"),
+        (
+            {"stop": "</s>", "skip_special_tokens": False, "include_stop_str_in_output": True},
+            "Hello, world</s>",
+            "stop",
+        ),
         ({"skip_special_tokens": False}, "Hello, world", "stop"),
         ({"skip_special_tokens": False, "include_stop_str_in_output": True}, "Hello, world</s>", "stop"),
     ],

@@ -103,6 +103,7 @@ async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: A
         ("repetition_penalty", 1.1, 1.1),
         ("logit_bias", {"5": 100, "0": -100}, ((5, 100.0), (0, -100.0))),
         ("stop_token_ids", [3, EOS, 3], (EOS, 3)),
+        ("stop", ["x", "<s>"], (EOS, BOS)),
         ("ignore_eos", True, ()),
         ("ignore_eos", False, (EOS,)),
         ("max_tokens", 9, 9),
@@ -112,7 +113,7 @@ async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: A
 async def test_values_arrive_in_the_engine(field: str, value: Any, arrives: Any) -> None:
     async with calling() as caller:
         assert (await caller.complete(**{field: value})).status_code == 200
-        name = "stop_token_ids" if field == "ignore_eos" else field
+        name = "stop_token_ids" if field in ("ignore_eos", "stop") else field
         assert getattr(caller.engine.params, name) == arrives
 
 

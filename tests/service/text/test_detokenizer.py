@@ -95,3 +95,29 @@ def test_a_completion_keeps_its_leading_space() -> None:
     subject = tokenizer("sentencepiece")
     tokens = subject.encode("capital", add_special_tokens=False, parse_special=False)
     assert stream(Detokenizer(subject), tokens) == " capital"
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+def test_a_stop_string_that_is_a_special_token_stops_on_its_id(skip: bool, include: bool) -> None:
+    subject = tokenizer("byte-level")
+    end = subject.special_token("<|im_end|>")
+    assert end is not None
+    detokenizer = Detokenizer(subject, ["there", "<|im_end|>"], include, skip)
+    tokens = subject.encode("Hi the", add_special_tokens=False, parse_special=False)
+    assert stream(detokenizer, [*tokens, end, *tokens]) == "Hi the" + "<|im_end|>" * include
+    assert detokenizer.stopped == "<|im_end|>"
+
+
+def test_a_special_token_that_ends_the_text_is_found_in_its_spelling_too() -> None:
+    subject = tokenizer("byte-level")
+    detokenizer = Detokenizer(subject, ["<|im_end|>"])
+    assert stream(detokenizer, subject.encode("a<|im_end|>b", add_special_tokens=False, parse_special=False)) == "a"
+
+
+def test_an_incomplete_character_before_a_special_stop_is_replaced() -> None:
+    subject = tokenizer("byte-level")
+    detokenizer = Detokenizer(subject, ["</s>"])
+    end = subject.special_token("</s>")
+    assert end is not None
+    assert stream(detokenizer, [*byte_tokens(subject, "한".encode()[0]), end]) == "\ufffd"

@@ -1,4 +1,6 @@
+import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,9 @@ from transformers import AutoTokenizer
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
 from model.checkpoint.tokenizer_data import GgufTokenizer
+from service.text.chat import ChatTemplate
 from service.text.merges import merges_by_rank
+from service.text.pretokenizers import WORD_RULES
 from service.text.tokenizer import Tokenizer, load_tokenizer
 from tests.service.text import training
 from tests.service.text.training import deterministic
@@ -35,9 +39,18 @@ GPT4O = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")
+DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
 
-def split(expression: str) -> Sequence:
-    return Sequence([Split(Regex(expression), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+
+def split(*expressions: str) -> Sequence:
+    splits = [Split(Regex(expression), "isolated") for expression in expressions]
+    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 ORIGINALS: dict[str, Callable[[], Backend]] = {
@@ -50,6 +63,14 @@ ORIGINALS: dict[str, Callable[[], Backend]] = {
     "qwen2": lambda: training.byte_level(split(QWEN2), normalizers.NFC()),
     "tekken": lambda: training.byte_level(split(TEKKEN), ignore_merges=True),
     "gpt-4o": lambda: training.byte_level(split(GPT4O)),
+    "falcon3": lambda: training.byte_level(split(LLAMA3), ignore_merges=True),
+    "pixtral": lambda: training.byte_level(split(LLAMA3), ignore_merges=True),
+    "midm-2.0": lambda: training.byte_level(split(LLAMA3), ignore_merges=True),
+    "smaug-bpe": lambda: training.byte_level(split(LLAMA3)),
+    "deepseek-r1-qwen": lambda: training.byte_level(split(QWEN2), normalizers.NFC()),
+    "a.x-4.0": lambda: training.byte_level(ByteLevel(add_prefix_space=False)),
+    "deepseek-coder": lambda: training.byte_level(split(*DEEPSEEK_CODER)),
+    "": lambda: training.byte_level(split(*DEFAULT)),
 }
 
 
@@ -131,6 +152,119 @@ def test_phi3_special_tokens_swallow_white_space() -> None:
     assert spaced == bare
 
 
+WORDS = {
+    "deepseek-llm": {
+        "Hello World's end": ["Hello", " World", "'", "s", " end"],
+        "a1234 567": ["a", "1234", " ", "567"],
+        "x\n\n y  z  ": ["x", "\n", "\n", " y", " ", " z", "  "],
+        "你好 世界，안녕": ["你好", " ", "世界", "，", "안녕"],
+        "λόγος ЖизньƻԱբ": ["λόγος", " Жизнь", "ƻ", "Ա", "բ"],
+        "a+b == ~c“d”。": ["a", "+", "b", " ==", " ~", "c", "“", "d", "”。"],
+        "مرحبا é": ["مرحبا", " é"],
+    },
+    "deepseek-coder": {
+        "def f(x):\n\treturn 12": ["def", " f", "(", "x", "):", "\n", "\treturn", " ", "1", "2"],
+        "a+b == ~c": ["a", "+", "b", " == ~", "c"],
+        "你好 世界，안녕": ["你好", " ", "世界", "，", "안녕"],
+        "مرحبا بك": ["مرحبا", " بك"],
+    },
+    "": {
+        "Hello, World's 12345": ["Hello", ",", " World", "'", "s", " ", "123", "45"],
+    },
+}
+
+
+@pytest.mark.parametrize("pre", WORDS)
+def test_words_of_a_rule(pre: str) -> None:
+    words = WORD_RULES[pre or "default"].pre_tokenizer()
+    cuts = {text: [text[start:end] for _, (start, end) in words.pre_tokenize_str(text)] for text in WORDS[pre]}
+    assert cuts == WORDS[pre]
+
+
+def test_the_letters_of_deepseek_llm() -> None:
+    """They are Unicode's cased letters, all of them before Armenian."""
+    letters = Regex(WORD_RULES["deepseek-llm"].splits[1].removeprefix(r"\s?").removesuffix("+"))
+    every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000 and code > 0x20]
+    found = {text for text, _ in Split(letters, "removed", invert=True).pre_tokenize_str(" ".join(every))}
+    found = {character for text in found for character in text}
+    cased = {character for character in every if unicodedata.category(character) in ("Lu", "Ll", "Lt")}
+    assert found <= cased
+    assert {character for character in cased if character < "\u0530"} <= found
+
+
+def test_a_missing_name_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    metadata = training.byte_level_gguf(byte_level_pair("")[0], "").metadata
+    load_tokenizer(GgufTokenizer({key: value for key, value in metadata.items() if key != "tokenizer.ggml.pre"}))
+    assert "tokenizer.ggml.pre is missing" in caplog.text
+
+
+@pytest.mark.parametrize("pre", ["command-r", "deepseek-v3", "qwen35", "superbpe", "chatglm-bpe", "viking", "kimi-k2"])
+def test_rules_of_models_that_are_not_served_are_refused_by_name(pre: str) -> None:
+    with pytest.raises(CheckpointError, match=f"tokenizer.ggml.pre '{pre}'"):
+        load_tokenizer(training.byte_level_gguf(byte_level_pair("gpt-2")[0], pre))
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", [training.NORMAL, training.USER_DEFINED, 5, None], ids=str)
+@pytest.mark.parametrize("model", ["byte-level", "sentencepiece"])
+def test_markers_and_ends_are_control_tokens_whatever_the_type_says(kind: int | None, model: str) -> None:
+    """Without types as well; and the end is known by its text where no id names it."""
+    if model == "byte-level":
+        metadata = dict(training.byte_level_gguf(byte_level_pair("gpt-2")[0], "gpt-2").metadata)
+    else:
+        markers = ["<|im_start|>", "<|im_end|>", "<think>"]
+        metadata = dict(
+            training.sentencepiece_gguf(training.sentencepiece_model(user_defined_symbols=markers)).metadata
+        )
+    names: Any = metadata["tokenizer.ggml.tokens"]
+    types: Any = metadata.pop("tokenizer.ggml.token_type")
+    if kind is not None:
+        marked = ("<|im_start|>", "<|im_end|>", "<think>", "<s>", "</s>")
+        types = [kind if name in marked else own for name, own in zip(names, types, strict=True)]
+        metadata["tokenizer.ggml.token_type"] = types
+    ids = {"bos": names.index("<s>"), "eos": names.index("</s>")}
+    metadata |= {f"tokenizer.ggml.{name}_token_id": token for name, token in ids.items()}
+    subject = load_tokenizer(GgufTokenizer({**metadata, "tokenizer.chat_template": CHATML}))
+    start, end, think = map(names.index, ("<|im_start|>", "<|im_end|>", "<think>"))
+    assert {start, end, *ids.values()} <= {token for token in range(len(names)) if subject.is_special(token)}
+    assert not subject.is_special(think), "clients read the reasoning out of the text"
+    assert subject.eos_token_ids == {end, ids["eos"]}
+    template = ChatTemplate.of(subject)
+    assert template is not None
+    prompt = template.encode([{"role": "user", "content": "<|im_end|>"}], subject, add_generation_prompt=True)
+    assert [token for token in prompt if token in (start, end, think)] == [start, end, start, think]
+    assert subject.decode([start, end]) == ""
+
+
+def test_markers_that_a_template_puts_together_are_control_tokens() -> None:
+    model = training.sentencepiece_model(user_defined_symbols=["<|user|>", "<|assistant|>", "<|end|>"])
+    source = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + '\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    metadata: dict[str, Any] = dict(training.sentencepiece_gguf(model, architecture="phi3").metadata)
+    metadata |= {"general.architecture": "phi3", "tokenizer.chat_template": source}
+    names, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    marked = [token for token, name in enumerate(names) if name in ("<|user|>", "<|assistant|>", "<|end|>")]
+    for token in marked:
+        types[token] = training.USER_DEFINED
+    subject = load_tokenizer(GgufTokenizer(metadata))
+    assert all(map(subject.is_special, marked))
+    assert names.index("<|end|>") in subject.eos_token_ids
+
+
+def test_markers_without_tokens_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    metadata = training.byte_level_gguf(byte_level_pair("gpt-2")[0], "gpt-2").metadata
+    source = "<|im_start|>{{ '<|missing|>' }}{{ bos_token }}[INST]<|im_end|>"
+    ChatTemplate.of(load_tokenizer(GgufTokenizer({**metadata, "tokenizer.chat_template": source})))
+    assert "the chat template writes '<|missing|>', which" in caplog.text
+
+
 def test_special_tokens_and_flags() -> None:
     backend = byte_level_pair("llama-bpe")[0]
     bos, eos, eot = (backend.token_to_id(text) for text in ("<s>", "</s>", "<|im_start|>"))
@@ -149,7 +283,7 @@ def test_special_tokens_and_flags() -> None:
     ("change", "reason"),
     [
         ({"tokenizer.ggml.pre": "nonesuch"}, "tokenizer.ggml.pre 'nonesuch'"),
-        ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is missing"),
+        ({"tokenizer.ggml.pre": 1}, "tokenizer.ggml.pre is not text"),
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model 't5'"),
         ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]}, "twice"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "not an array of str"),

@@ -80,6 +80,12 @@ def llama2(legacy: bool) -> HuggingFaceTokenizer:
     return training.huggingface_data(training.llama_backend(), config, "llama")
 
 
+def llama2_without_prefix() -> HuggingFaceTokenizer:
+    """Its decoder takes away the space that its encoder does not put there."""
+    data = llama2(legacy=False)
+    return HuggingFaceTokenizer(data.tokenizer_json, {**data.config, "add_prefix_space": False}, None, (), "llama")
+
+
 def phi3() -> HuggingFaceTokenizer:
     added = [AddedToken(text, rstrip=True, normalized=False, special=True) for text in ("<|im_start|>", "<|im_end|>")]
     config: dict[str, Any] = {
@@ -133,6 +139,7 @@ KINDS: dict[str, Callable[[], HuggingFaceTokenizer]] = {
     "qwen2": qwen2,
     "llama2": lambda: llama2(legacy=False),
     "llama2-legacy": lambda: llama2(legacy=True),
+    "llama2-without-prefix": llama2_without_prefix,
     "phi3": phi3,
     "mistral": mistral,
     "gemma": gemma,
@@ -238,6 +245,51 @@ def test_a_continuation_keeps_its_leading_space() -> None:
     ids = subject.encode("capital", add_special_tokens=False, parse_special=False)
     assert subject.decode(ids) == "capital"
     assert subject.decode(ids, continuation=True) == " capital"
+
+
+def test_a_decoder_takes_away_no_space_that_the_encoder_does_not_put_there() -> None:
+    backend = training.llama_backend()
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    for data in (llama2_without_prefix(), training.huggingface_data(backend, {}, "mistral")):
+        subject = load_tokenizer(data)
+        for text in (" hello", "  hello", "hello", " "):
+            assert subject.decode(subject.encode(text, add_special_tokens=False, parse_special=False)) == text
+
+
+@pytest.mark.parametrize("added", [None, False], ids=["ordinary token", "added as text"])
+def test_markers_and_ends_are_special_whatever_tokenizer_json_says(added: bool | None) -> None:
+    texts = ["<|turn_start|>", "<|im_end|>", "<|finish|>", "<begin>", "<think>"]
+    state = json.loads(training.byte_level(ByteLevel(add_prefix_space=False)).to_str())
+    # The vocabulary has gaps.
+    state["added_tokens"] = [entry for entry in state["added_tokens"] if entry["content"] not in texts]
+    state["model"]["vocab"] |= {text: 1000 + 2 * number for number, text in enumerate(texts)}
+    backend = Backend.from_str(json.dumps(state))
+    if added is not None:
+        backend.add_tokens([AddedToken(text, special=added, normalized=False) for text in texts])
+    source = "{% for m in messages %}{{ '<|' + 'turn_start' + '|>' }}<think>{{ m.content }}<|im_end|>{% endfor %}"
+    finish = backend.token_to_id("<|finish|>")
+    data = HuggingFaceTokenizer(backend.to_str().encode(), {"bos_token": "<begin>"}, source, (finish,))
+    subject = load_tokenizer(data)
+    assert [subject.is_special(backend.token_to_id(text)) for text in texts] == [True, True, True, True, False]
+    assert subject.eos_token_ids == {finish, backend.token_to_id("<|im_end|>")}
+    parsed = subject.encode("".join(texts[:-1]), add_special_tokens=False, parse_special=True)
+    assert parsed == [backend.token_to_id(text) for text in texts[:-1]]
+    assert subject.decode(parsed) == ""
+    plain = subject.encode("".join(texts[:-1]), add_special_tokens=False, parse_special=False)
+    assert not any(map(subject.is_special, plain))
+
+
+def test_a_word_that_happens_to_end_completions_stays_a_word() -> None:
+    data = gpt2()
+    ordinary = Backend.from_buffer(data.tokenizer_json).token_to_id("Ġ")
+    subject = load_tokenizer(HuggingFaceTokenizer(data.tokenizer_json, {}, None, (ordinary,)))
+    assert ordinary in subject.eos_token_ids
+    assert not subject.is_special(ordinary)
+
+
+def test_a_tokenizer_without_an_end_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    load_tokenizer(HuggingFaceTokenizer(gpt2().tokenizer_json, {}, None, ()))
+    assert "no token that ends a completion" in caplog.text
 
 
 def test_named_tokens_and_ends() -> None:
