@@ -62,8 +62,9 @@ def _unknown(value: Any, location: Location) -> Iterator[Location]:
     match value:
         case Body():
             yield from ((*location, name) for name in value.model_extra or ())
-            for name in value.model_fields_set & type(value).model_fields.keys():
-                yield from _unknown(getattr(value, name), (*location, name))
+            for name, inner in value:
+                if isinstance(inner, Body | list):
+                    yield from _unknown(inner, (*location, name))
         case [Body(), *_]:
             for index, item in enumerate(value):
                 yield from _unknown(item, (*location, index))

@@ -32,15 +32,19 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "cache_control": (),
     "cache_prompt": (True,),
     "chat_template": (),
+    "custom_labels": ({},),
     "custom_logit_processor": (),
     "custom_params": ({},),
     "data_parallel_rank": (),
+    "disagg_prefill_dp_rank": (),
     "documents": ([],),
     "dry_multiplier": (0, 0.0),
     "dynatemp_range": (0, 0.0),
     "early_stopping": (False,),
     "ebnf": (),
+    "ec_transfer_params": (),
     "echo": (False,),
+    "enable_thinking": (),
     "extra_key": (),
     "file": (),
     "function_call": ("none", "auto"),
@@ -54,19 +58,27 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_whitespace_pattern": (),
     "id_slot": (-1,),
     "image_url": (),
+    "images_config": ({},),
     "include_obfuscation": (False,),
     "include_reasoning": (True,),
     "input_audio": (),
+    "input_ids": (),
     "json_schema": (),
     "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
+    "logprob_token_ids": (),
     "lora_path": (),
+    "max_dynamic_patch": (),
     "media_io_kwargs": ({},),
+    "min_dynamic_patch": (),
     "mirostat": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "moderation": (),
+    "n_predict": (),
+    "n_probs": (0,),
+    "ngram_corpus_id": (),
     "no_stop_trim": (False,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
@@ -78,25 +90,31 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "reasoning_details": ([],),
     "refusal": (),
     "regex": (),
+    "repeat_penalty": (1, 1.0),
     "repetition_detection": (),
     "request_id": (),
     "response_format": ({"type": "text"},),
     "return_cached_tokens_details": (False,),
     "return_hidden_states": (False,),
     "return_meta_info": (False,),
+    "return_prompt_text": (False,),
     "return_prompt_token_ids": (False,),
     "return_routed_experts": (False,),
     "return_token_strs": (False,),
     "return_tokens_as_token_ids": (False,),
     "rid": (),
+    "routed_dp_rank": (),
+    "routed_experts_start_len": (0,),
     "sampling_seed": (),
     "separate_reasoning": (True, False),
     "session_params": ({},),
     "spaces_between_special_tokens": (True,),
+    "stop_reason": (),
     "stop_regex": ([],),
     "stream_reasoning": (True,),
     "structured_outputs": (),
     "suffix": ("",),
+    "task": (),
     "thinking": (),
     "thinking_token_budget": (),
     "timings_per_token": (False,),
@@ -104,11 +122,15 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_a": (0, 0.0),
     "truncate_prompt_tokens": (),
+    "truncation_side": (),
     "typical_p": (1, 1.0),
+    "use_audio_in_video": (False,),
     "use_beam_search": (False,),
     "video_url": (),
     "vllm_xargs": ({},),
+    "watermarking": (False,),
     "web_search_options": (),
     "xtc_probability": (0, 0.0),
 }
@@ -129,6 +151,10 @@ HINTS: dict[str, tuple[Any, ...]] = {
 
 Any other value is named to the client as ignored: `store`, for one, would have the answer kept, and none is.
 """
+
+
+_MOST_FIELDS = 256
+"""Of an object; there are not as many that anybody knows."""
 
 
 def asks_for_nothing(value: Any, idle: tuple[Any, ...]) -> bool:
@@ -154,6 +180,8 @@ class Body(BaseModel):
         """
         if not isinstance(data, dict):
             return data
+        if len(data) > _MOST_FIELDS:
+            raise PydanticCustomError("too_many_fields", f"has more than {_MOST_FIELDS} fields")
         kept = {}
         for name, value in data.items():
             if name in cls.model_fields:
@@ -248,6 +276,7 @@ class Labels(Body):
     user: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
     safety_identifier: Label | None = Field(None, description="Likewise.")
     prompt_cache_key: Label | None = Field(None, description="Likewise; `cache_salt` is what parts the cache.")
+    session_id: Label | None = Field(None, description="Likewise.")
     metadata: dict[Annotated[str, Field(max_length=64)], Label] | None = Field(
         None, max_length=16, description="Likewise."
     )
