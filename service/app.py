@@ -29,8 +29,9 @@ ROUTERS = (chat.router, completions.router, models.router, tokenize.router, heal
 
 _DESCRIPTION = """Completions and chat in the form of OpenAI's API.
 
-A field that a route doesn't list is refused with status 400 and its name. Null means a field's default. Streams are
-server-sent events that end with `data: [DONE]`."""
+A field that a route doesn't list is refused with status 400 and its name, unless its value asks for nothing; by the
+setting `unknown_fields` one that nobody knows is ignored and named in `X-Headlight-Ignored` instead. Null means a
+field's default. Streams are server-sent events that end with `data: [DONE]`."""
 
 
 def create_app(

@@ -4,7 +4,7 @@ The routes and the terminal share it. It knows nothing of HTTP, of templates, or
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,9 +21,9 @@ class GenerationError(Exception):
     """The engine failed a request that it had accepted; the message is one line, fit for the client."""
 
 
-def end_tokens(tokenizer: Tokenizer, limits: ModelLimits) -> tuple[int, ...]:
-    """The model's end tokens, but for those beyond its logits, which files name and no step can draw."""
-    return tuple(token for token in tokenizer.eos_token_ids if token < limits.vocab_size)
+def drawable(tokens: Iterable[int], limits: ModelLimits) -> tuple[int, ...]:
+    """Each token once, but for those beyond the logits, which files and tokenizers name and no step can draw."""
+    return tuple(dict.fromkeys(token for token in tokens if token < limits.vocab_size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,8 @@ class RequestRecord:
     error: str | None = None
     """The code of the error that was answered, which is ours."""
     stream: bool = False
+    ignored: list[str] = field(default_factory=list)
+    """Plain names of fields in its body that had no effect."""
     n: int = 1
     """Completions for each prompt."""
     timelines: list[Timeline] = field(default_factory=list)

@@ -101,6 +101,10 @@ class Settings(BaseSettings):
         256, ge=0, description="Completions that may wait beyond those; one more is answered with 429."
     )
 
+    unknown_fields: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="Requests with a field that nobody knows: refuse, or answer and name it in X-Headlight-Ignored.",
+    )
     max_body: Bytes = Field(4 * 2**20, description="Size of a request body in bytes.")
     max_n: Count = Field(64, description="Largest n of a request.")
     max_prompts: Count = Field(64, description="Prompts in one request.")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from model.contract import SamplingParams
 from service.engine.client import EngineClient
 from service.engine.keeper import EngineKeeper
-from service.generation import Generation, GenerationRequest, end_tokens
+from service.generation import Generation, GenerationRequest, drawable
 from service.launch import Launch, engine_config, locate, prepare
 from service.settings import Settings
 from service.text.chat import TemplateError
@@ -98,7 +98,7 @@ async def _generate(
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         seed=secrets.randbits(63),
-        stop_token_ids=end_tokens(launch.tokenizer, client.limits),
+        stop_token_ids=drawable(launch.tokenizer.eos_token_ids, client.limits),
     )
     text = ""
     with Generation(client, launch.tokenizer, GenerationRequest(prompt=prompt, params=params)) as generation:

@@ -27,6 +27,7 @@ from service.api.schemas import (
     Usage,
 )
 from service.generation import Piece
+from service.record import record_of
 
 router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
@@ -34,7 +35,7 @@ router = APIRouter(tags=["chat"], route_class=JsonRoute)
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=REFUSALS, summary="Answer a chat")
 async def create_chat_completion(body: ChatBody, request: Request, context: Served) -> Response:
     """Writes the assistant's next message, n times; with `stream` as server-sent events that hold its pieces."""
-    job = await chat_job(body, context)
+    job = await chat_job(body, context, record_of(request.scope))
     return await answer(request, context, job, ChatFormat(job, context))
 
 
@@ -77,7 +78,7 @@ class ChatFormat(Format):
         assert reason is not None
         choice = ChatChoice(
             index=index,
-            message=ChatMessage(role="assistant", content="".join(piece.text for piece in pieces)),
+            message=ChatMessage(role="assistant", content="".join(piece.text for piece in pieces), refusal=None),
             logprobs=self._logprobs(pieces),
             finish_reason=reason,
         )

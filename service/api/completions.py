@@ -17,6 +17,7 @@ from service.api.logprobs import finite
 from service.api.requests import Job, completion_job
 from service.api.schemas import Completion, CompletionBody, CompletionChoice, CompletionLogprobs, Usage
 from service.generation import Piece
+from service.record import record_of
 from service.text.tokenizer import Tokenizer
 
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
@@ -25,7 +26,7 @@ router = APIRouter(tags=["completions"], route_class=JsonRoute)
 @router.post("/v1/completions", response_model=Completion, responses=REFUSALS, summary="Continue a text")
 async def create_completion(body: CompletionBody, request: Request, context: Served) -> Response:
     """Continues one or several prompts, n times each; with `stream` as server-sent events of the same shape."""
-    job = await completion_job(body, context)
+    job = await completion_job(body, context, record_of(request.scope))
     return await answer(request, context, job, CompletionFormat(job, context))
 
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from service.api.schemas import UNSUPPORTED, ErrorBody, ErrorDetail
+from service.api.schemas import ErrorBody, ErrorDetail
 from service.engine.status import EngineDead
 from service.generation import GenerationError
 from service.record import record_of
@@ -101,24 +101,25 @@ def respond(scope: Scope, error: Exception) -> Response:
 
 def _explain(errors: Sequence[Any]) -> ApiError:
     """One line for the most telling of pydantic's errors: a field that isn't ours says more than its consequences."""
-    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    path = _path(first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = first["loc"][-1] in UNSUPPORTED
-        message = "is not supported by this server" if known else "unknown field"
-    else:
-        message = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
-        if first["type"] == "model_attributes_type":
-            message = "should be a JSON object"
-        elif first["type"] == "missing":
-            message = "is required"
-    return ApiError(400, f"{path or 'The body'}: {message}.", param=path or None)
+    first = min(errors, key=lambda error: error["type"] != "unsupported")
+    location = first["loc"][1:]
+    code = None
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    if first["type"] == "unsupported":
+        location = (*location, first["ctx"]["field"])
+        code = "unsupported_parameter"
+    elif first["type"] == "model_attributes_type":
+        message = "should be a JSON object"
+    elif first["type"] == "missing":
+        message = "is required"
+    path = path_of(location)
+    return ApiError(400, f"{path or 'The body'}: {message}.", param=path or None, code=code)
 
 
-def _path(location: Sequence[str | int]) -> str:
+def path_of(location: Sequence[str | int]) -> str:
     """A location as a client would write it: messages[0].content; tags of unions, in <>, are ours alone."""
     path = ""
-    for part in location[1:]:
+    for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
         elif not part.startswith("<"):

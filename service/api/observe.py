@@ -20,6 +20,8 @@ CLIENT_CLOSED_REQUEST = 499
 """The status that logs and metrics show when nobody was left to read one."""
 
 REQUEST_ID = "x-request-id"
+IGNORED = "x-headlight-ignored"
+"""The fields of a body that had no effect, in an answer's head."""
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Routes that are asked every few seconds: they are not traced, and logged for debugging alone."""
 
@@ -58,7 +60,10 @@ class Observe:
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.responded, record.status = self._clock(), message["status"]
-                MutableHeaders(scope=message).setdefault(REQUEST_ID, record.client_id or record.id)
+                head = MutableHeaders(scope=message)
+                head.setdefault(REQUEST_ID, record.client_id or record.id)
+                if record.ignored:
+                    head[IGNORED] = ", ".join(record.ignored)
             await send(message)
 
         try:
@@ -86,7 +91,7 @@ class Observe:
 
 def fields_of(record: RequestRecord, trace_id: str | None) -> dict[str, Any]:
     """What a log line says of a request: no text of prompts or completions, and nothing else that a client wrote but
-    its plain id. Seconds are the longest over its completions.
+    its plain id and plain names of fields that were ignored. Seconds are the longest over its completions.
     """
     assert record.ended is not None
     fields: dict[str, Any] = {
@@ -97,6 +102,7 @@ def fields_of(record: RequestRecord, trace_id: str | None) -> dict[str, Any]:
         "route": record.route,
         "status": record.status,
         "error": record.error,
+        "ignored": ",".join(record.ignored) or None,
         "duration_seconds": record.ended - record.began,
     }
     if record.timelines:

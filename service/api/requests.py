@@ -8,14 +8,17 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.contract import ModelLimits, SamplingParams
 from service.api.context import Context
 from service.api.errors import ApiError
-from service.api.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
-from service.generation import GenerationRequest, end_tokens
+from service.api.fields import ignored_fields, template_variables
+from service.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
+from service.generation import GenerationRequest, drawable
+from service.record import RequestRecord
 from service.text.chat import TemplateError
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -54,9 +57,9 @@ class Job:
         return len(self.choices) // len(self.prompts)
 
 
-async def completion_job(body: CompletionBody, context: Context) -> Job:
+async def completion_job(body: CompletionBody, context: Context, record: RequestRecord) -> Job:
     """A completion request as a job. Raises ApiError."""
-    _check_shared(body, context)
+    _check_shared(body, context, record)
     if body.echo and body.logprobs is not None:
         raise _refusal("echo", "is not supported together with logprobs")
     _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
@@ -78,21 +81,18 @@ async def completion_job(body: CompletionBody, context: Context) -> Job:
     )
 
 
-async def chat_job(body: ChatBody, context: Context) -> Job:
+async def chat_job(body: ChatBody, context: Context, record: RequestRecord) -> Job:
     """A chat request as a job. Raises ApiError."""
-    _check_shared(body, context)
-    if body.top_logprobs is not None and not body.logprobs:
+    _check_shared(body, context, record)
+    if body.top_logprobs and not body.logprobs:
         raise _refusal("top_logprobs", "needs logprobs to be true")
     _check_at_most("top_logprobs", body.top_logprobs, context.settings.max_logprobs, "tokens")
-    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
-        raise _refusal("max_tokens", "differs from max_completion_tokens, which is its newer name")
     _check_choices(body, 1, context)
 
     encoded = await _encode_messages(
+        body,
         body.messages,
         context,
-        add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
         add_special_tokens=body.add_special_tokens,
     )
     _check_prompts("messages", [encoded], context)
@@ -101,33 +101,35 @@ async def chat_job(body: ChatBody, context: Context) -> Job:
         context,
         [encoded],
         echo=[""],
-        max_tokens=body.max_completion_tokens or body.max_tokens,
+        max_tokens=_given(body.max_completion_tokens, body.max_tokens),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 
-async def tokenized(body: TokenizeBody, context: Context) -> list[int]:
+async def tokenized(body: TokenizeBody, context: Context, record: RequestRecord) -> list[int]:
     """The token ids that a completion or chat request would make of the same text. Raises ApiError."""
+    _check_fields(body, context, record)
     context.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise _refusal("prompt", "or messages is needed, and not both")
     if body.messages is not None:
         return await _encode_messages(
+            body,
             body.messages,
             context,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=False,
             add_special_tokens=body.add_special_tokens or False,
         )
-    if body.add_generation_prompt is not None:
-        raise _refusal("add_generation_prompt", "goes with messages only")
+    for name in ("add_generation_prompt", "continue_final_message", "reasoning_effort", "chat_template_kwargs"):
+        if getattr(body, name):
+            raise _refusal(name, "goes with messages only")
     assert body.prompt is not None
     return await _encode_text(body.prompt, body.add_special_tokens is not False, context)
 
 
-async def detokenized(body: DetokenizeBody, context: Context) -> str:
+async def detokenized(body: DetokenizeBody, context: Context, record: RequestRecord) -> str:
     """The text of token ids. Raises ApiError."""
+    _check_fields(body, context, record)
     context.check_model(body.model)
     _check_token_ids("tokens", body.tokens, context.token_bound)
     return await _off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
@@ -146,29 +148,29 @@ def _check_token_ids(param: str, tokens: list[int], bound: int) -> None:
 
 
 async def _encode_messages(
-    messages: list[Message],
-    context: Context,
-    *,
-    add_generation_prompt: bool | None,
-    continue_final_message: bool,
-    add_special_tokens: bool,
+    body: ChatBody | TokenizeBody, messages: list[Message], context: Context, *, add_special_tokens: bool
 ) -> list[int]:
     """The conversation through the model's chat template, as token ids. Raises ApiError."""
     template = context.template
     if template is None:
         raise _refusal("messages", "need a chat template, and this model has none; use /v1/completions")
     _check_at_most("messages", len(messages), context.settings.max_messages, "messages")
-    if continue_final_message and add_generation_prompt:
+    if body.continue_final_message and body.add_generation_prompt:
         raise _refusal("add_generation_prompt", "and continue_final_message exclude each other")
-    if continue_final_message and messages[-1].role != "assistant":
+    if body.continue_final_message and messages[-1].role != "assistant":
         raise _refusal("continue_final_message", "needs the last message to be the assistant's")
 
     turns = [_turn(message) for message in messages]
-    begin = not continue_final_message if add_generation_prompt is None else add_generation_prompt
+    variables = template_variables(body)
+    begin = _given(body.add_generation_prompt, not body.continue_final_message)
 
     def render() -> list[int]:
         return template.encode(
-            turns, context.tokenizer, add_generation_prompt=begin, continue_final_message=continue_final_message
+            turns,
+            context.tokenizer,
+            add_generation_prompt=begin,
+            continue_final_message=body.continue_final_message,
+            variables=variables,
         )
 
     try:
@@ -182,7 +184,8 @@ async def _encode_messages(
 def _turn(message: Message) -> dict[str, str]:
     role = "system" if message.role == "developer" else message.role
     parts = message.content if isinstance(message.content, list) else None
-    return {"role": role, "content": "".join(part.text for part in parts) if parts else str(message.content)}
+    turn = {"role": role, "content": "".join(part.text for part in parts) if parts else str(message.content)}
+    return turn if message.name is None else turn | {"name": message.name}
 
 
 def _prompt_list(prompt: Any) -> list[str] | list[list[int]]:
@@ -211,12 +214,19 @@ def _echoed(prompt: str | list[int], context: Context) -> str:
     return prompt if isinstance(prompt, str) else context.tokenizer.decode(prompt, skip_special_tokens=False)
 
 
-def _check_shared(body: GenerationBody, context: Context) -> None:
+def _check_fields(body: Body, context: Context, record: RequestRecord) -> None:
+    """Refuse fields that nobody knows, or take note of them and of others without an effect."""
+    refuse = context.settings.unknown_fields == "refuse"
+    record.ignored = ignored_fields(body, refuse_unknown=refuse, template=context.template)
+
+
+def _check_shared(body: GenerationBody, context: Context, record: RequestRecord) -> None:
     """Whatever can be refused without tokenising."""
     settings = context.settings
+    _check_fields(body, context, record)
     context.check_model(body.model)
     context.check_ready()
-    if body.stream_options is not None and not body.stream:
+    if body.stream_options and body.stream_options.include_usage and not body.stream:
         raise _refusal("stream_options", "goes with stream only")
     if body.stream_options and body.stream_options.continuous_usage_stats and not body.stream_options.include_usage:
         raise _refusal("stream_options.continuous_usage_stats", "needs include_usage to be true")
@@ -250,13 +260,14 @@ def _job(
 ) -> Job:
     limits = context.client.limits
     seed = secrets.randbits(63) if body.seed is None else body.seed
-    temperature = _given(body.temperature, context.sampling.temperature)
-    top_k = _given(body.top_k, context.sampling.top_k)
+    defaults = _sampling_defaults(body, context.sampling)
+    temperature = _given(body.temperature, defaults.temperature)
+    top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
-    ends = () if body.ignore_eos else end_tokens(context.tokenizer, limits)
+    end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     stop = _stop_strings(body)
     # The engine need not wait for text where a stop string is one special token; ordinary text may spell it as well.
-    spelt = [token for token in map(context.tokenizer.special_token, stop) if token in range(limits.vocab_size)]
+    spelt = [token for text in stop if (token := context.tokenizer.special_token(text)) is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -272,11 +283,11 @@ def _job(
             params=SamplingParams(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=tuple(dict.fromkeys((*ends, *body.stop_token_ids, *spelt))),
+                stop_token_ids=drawable((*end_tokens, *body.stop_token_ids, *spelt), limits),
                 temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
-                top_p=_given(body.top_p, context.sampling.top_p),
-                min_p=_given(body.min_p, context.sampling.min_p),
+                top_p=_given(body.top_p, defaults.top_p),
+                min_p=_given(body.min_p, defaults.min_p),
                 seed=(seed + index * _SEED_STRIDE) % 2**63,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,
@@ -303,6 +314,12 @@ def _job(
         return_token_ids=body.return_token_ids,
         logprobs=logprobs is not None,
     )
+
+
+def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> SamplingDefaults:
+    """The makers' recommendation, unless it would make several choices for a prompt the same one."""
+    greedy = defaults.temperature < _GREEDY_BELOW or defaults.top_k == 1
+    return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
 
 
 def _given(value: T | None, default: T) -> T:

@@ -1,12 +1,24 @@
 """What clients send and get back: OpenAI's shapes and the common extensions to them, as pydantic models.
 
 A request's fields are checked here for their type and for the range that any server would hold them to. What depends
-on the model or on the settings is checked in `requests`. A field that isn't declared is refused by name.
+on the model or on the settings is checked in `requests`. A known field that isn't declared is refused here by name;
+what becomes of one that nobody knows, `fields` says.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
@@ -14,82 +26,192 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "bad_words": ([],),
     "best_of": (1,),
+    "bootstrap_host": (),
+    "bootstrap_port": (),
+    "bootstrap_room": (),
     "cache_control": (),
+    "cache_prompt": (True,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
+    "custom_labels": ({},),
+    "custom_logit_processor": (),
+    "custom_params": ({},),
+    "data_parallel_rank": (),
+    "disagg_prefill_dp_rank": (),
     "documents": ([],),
+    "dry_multiplier": (0, 0.0),
+    "dynatemp_range": (0, 0.0),
     "early_stopping": (False,),
+    "ebnf": (),
+    "ec_transfer_params": (),
+    "echo": (False,),
+    "enable_thinking": (),
+    "extra_key": (),
     "file": (),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
+    "grammar": ("",),
     "guided_choice": (),
     "guided_decoding_backend": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "id_slot": (-1,),
     "image_url": (),
+    "images_config": ({},),
+    "include_obfuscation": (False,),
+    "include_reasoning": (True,),
     "input_audio": (),
+    "input_ids": (),
+    "json_schema": (),
+    "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
-    "metadata": ({},),
+    "logprob_token_ids": (),
+    "lora_path": (),
+    "max_dynamic_patch": (),
+    "media_io_kwargs": ({},),
+    "min_dynamic_patch": (),
+    "mirostat": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "name": (),
+    "moderation": (),
+    "n_predict": (),
+    "n_probs": (0,),
+    "ngram_corpus_id": (),
+    "no_stop_trim": (False,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "priority": (0,),
-    "prompt_cache_key": (),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "reasoning": (),
-    "reasoning_content": (),
-    "reasoning_effort": (),
+    "reasoning_content": ("",),
+    "reasoning_details": ([],),
     "refusal": (),
+    "regex": (),
+    "repeat_penalty": (1, 1.0),
+    "repetition_detection": (),
     "request_id": (),
     "response_format": ({"type": "text"},),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
+    "return_cached_tokens_details": (False,),
+    "return_hidden_states": (False,),
+    "return_meta_info": (False,),
+    "return_prompt_text": (False,),
+    "return_prompt_token_ids": (False,),
+    "return_routed_experts": (False,),
+    "return_token_strs": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "rid": (),
+    "routed_dp_rank": (),
+    "routed_experts_start_len": (0,),
+    "sampling_seed": (),
+    "separate_reasoning": (True, False),
+    "session_params": ({},),
     "spaces_between_special_tokens": (True,),
-    "store": (False,),
+    "stop_reason": (),
+    "stop_regex": ([],),
+    "stream_reasoning": (True,),
     "structured_outputs": (),
     "suffix": ("",),
+    "task": (),
+    "thinking": (),
+    "thinking_token_budget": (),
+    "timings_per_token": (False,),
     "tool_call_id": (),
     "tool_calls": ([],),
-    "tool_choice": ("none",),
+    "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_a": (0, 0.0),
     "truncate_prompt_tokens": (),
+    "truncation_side": (),
     "typical_p": (1, 1.0),
+    "use_audio_in_video": (False,),
     "use_beam_search": (False,),
-    "verbosity": (),
     "video_url": (),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
     "web_search_options": (),
+    "xtc_probability": (0, 0.0),
 }
-"""Fields that clients know and this server doesn't implement, each with the values that ask for nothing."""
+"""Fields that clients know and this server doesn't implement, each with the values that ask for nothing.
+
+No output is parsed for reasoning here, so that a model's thoughts are a part of its text whatever `separate_reasoning`
+is; a request to leave them out is refused.
+"""
+
+HINTS: dict[str, tuple[Any, ...]] = {
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": ("medium",),
+}
+"""Fields that are accepted because they cannot change an answer, each with the values that ask for nothing.
+
+Any other value is named to the client as ignored: `store`, for one, would have the answer kept, and none is.
+"""
 
 
-def _asks_for_nothing(name: str, value: Any) -> bool:
-    return value is None or any(type(value) is type(idle) and value == idle for idle in UNSUPPORTED[name])
+_MOST_FIELDS = 256
+"""Of an object; there are not as many that anybody knows."""
+
+
+def asks_for_nothing(value: Any, idle: tuple[Any, ...]) -> bool:
+    """Whether a field's value is null or one of its idle ones, of the same type."""
+    return value is None or any(type(value) is type(one) and value == one for one in idle)
 
 
 class Body(BaseModel):
-    """An object of a request. Null means a field's default; types are never converted."""
+    """An object of a request. Null means a field's default; types are never converted.
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+    Fields that nobody knows are kept as the model's extras; what becomes of them is for `fields` to say.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _drop_idle(cls, data: Any) -> Any:
-        """Leave out what says nothing: nulls, and unsupported fields that ask for what happens anyway."""
+        """Leave out what says nothing: nulls, and unsupported fields that ask for what happens anyway.
+
+        An unsupported field that asks for something ends the validation of the object: it says more than what else is
+        wrong because of it.
+        """
         if not isinstance(data, dict):
             return data
-        return {
-            name: value
-            for name, value in data.items()
-            if not (
-                (name in cls.model_fields and value is None)
-                or (name not in cls.model_fields and name in UNSUPPORTED and _asks_for_nothing(name, value))
-            )
-        }
+        if len(data) > _MOST_FIELDS:
+            raise PydanticCustomError("too_many_fields", f"has more than {_MOST_FIELDS} fields")
+        kept = {}
+        for name, value in data.items():
+            if name in cls.model_fields:
+                if value is not None:
+                    kept[name] = value
+            elif name not in KNOWN:
+                kept[name] = value
+            elif not asks_for_nothing(value, UNSUPPORTED.get(name, ())):
+                problem = "is not supported by this server" if name in UNSUPPORTED else "does not belong here"
+                raise PydanticCustomError("unsupported", problem, {"field": name})
+        return kept
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(core_schema) | {"additionalProperties": False}
+
+
+def _integral(value: Any) -> Any:
+    """8.0 as 8: JSON does not tell them apart, and neither do clients whose only numbers are floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _all_integral(values: Any) -> Any:
+    if isinstance(values, list) and float in set(map(type, values)):
+        return [_integral(value) for value in values]
+    return values
+
+
+Integer = Annotated[int, BeforeValidator(_integral)]
+"""A whole number, also when written as 8.0."""
 
 
 def _shape(value: Any) -> str | None:
@@ -99,7 +221,7 @@ def _shape(value: Any) -> str | None:
             return "<text>"
         case [list(), *_]:
             return "<token lists>"
-        case [int(), *_]:
+        case [int() | float(), *_]:
             return "<tokens>"
         case list():
             return "<list>"
@@ -110,7 +232,7 @@ def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
 
-TokenIds = list[int]
+TokenIds = Annotated[list[int], BeforeValidator(_all_integral)]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[str], Field(min_length=1), Tag("<list>")]
@@ -130,13 +252,59 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = Field(False, description="Put the token counts so far in every chunk.")
 
 
-class GenerationBody(Body):
+Label = Annotated[str, Field(max_length=512)]
+"""A name of the client's own."""
+
+
+class CacheOptions(Body):
+    """How long the client would like a prompt to stay in the cache; here that depends on what else is asked."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Annotated[str, Field(max_length=16)] | None = None
+
+
+class CacheControl(Body):
+    """Where the client sees a prompt's reusable beginning end; here every beginning is found anyway."""
+
+    type: Literal["ephemeral"] | None = None
+    ttl: Annotated[str, Field(max_length=16)] | None = None
+
+
+class Labels(Body):
+    """What a client says for its own purposes, or as a hint. It changes nothing in the answer."""
+
+    user: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
+    safety_identifier: Label | None = Field(None, description="Likewise.")
+    prompt_cache_key: Label | None = Field(None, description="Likewise; `cache_salt` is what parts the cache.")
+    session_id: Label | None = Field(None, description="Likewise.")
+    metadata: dict[Annotated[str, Field(max_length=64)], Label] | None = Field(
+        None, max_length=16, description="Likewise."
+    )
+    store: bool | None = Field(
+        None, description="No answer is kept. The answer's X-Headlight-Ignored names it if true, and what follows too."
+    )
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = Field(
+        None, description="There is one."
+    )
+    verbosity: Literal["low", "medium", "high"] | None = Field(None, description="Answers are as the model writes.")
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
+        None, description="The prefix cache keeps what others leave room for."
+    )
+    prompt_cache_options: CacheOptions | None = Field(None, description="Likewise.")
+
+
+class GenerationBody(Labels):
     """What both completion routes take."""
 
     model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
-    n: int = Field(1, ge=1, description="Completions for each prompt.")
-    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
-    min_tokens: int = Field(
+    n: Integer = Field(
+        1,
+        ge=1,
+        description="Completions for each prompt. Several are drawn with temperature 1, unless the request gives one, "
+        "where the model's makers recommend the likeliest token.",
+    )
+    max_tokens: Integer | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
+    min_tokens: Integer = Field(
         0, ge=0, le=2**31 - 1, description="Tokens before which no stop token is drawn; not with stop."
     )
     temperature: float | None = Field(
@@ -149,13 +317,15 @@ class GenerationBody(Body):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Draw from the likeliest tokens that hold this much probability."
     )
-    top_k: int | None = Field(
+    top_k: Integer | None = Field(
         None, ge=-1, le=2**31 - 1, description="Draw from the k likeliest tokens; 0 or -1 for all."
     )
     min_p: float | None = Field(
         None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's."
     )
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing.")
+    seed: Integer | None = Field(
+        None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing."
+    )
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off the logit of every token generated.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="The same, times how often it was generated.")
     repetition_penalty: float = Field(1.0, ge=0.01, le=100, description="Divides logits of tokens in prompt or output.")
@@ -173,7 +343,6 @@ class GenerationBody(Body):
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
     )
-    user: str | None = Field(None, max_length=512, description="A label of the client's own; it changes nothing.")
 
 
 class CompletionBody(GenerationBody):
@@ -184,7 +353,7 @@ class CompletionBody(GenerationBody):
     )
 
     prompt: Prompt = Field(description="Text, whose special tokens are honoured, or token ids; one or several.")
-    logprobs: int | None = Field(None, ge=0, description="Report this many likeliest tokens beside each token.")
+    logprobs: Integer | None = Field(None, ge=0, description="Report this many likeliest tokens beside each token.")
     echo: bool = Field(False, description="Put the prompt before the completion; not with logprobs.")
     add_special_tokens: bool = Field(True, description="Begin a text prompt as the model expects (BOS).")
 
@@ -194,6 +363,8 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: str
+    cache_control: CacheControl | None = Field(None, description="A hint that changes nothing.")
+    prompt_cache_breakpoint: CacheOptions | None = Field(None, description="The same.")
 
 
 Content = Annotated[
@@ -207,6 +378,25 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is another system.")
     content: Content
+    name: str | None = Field(None, min_length=1, max_length=256, description="Who speaks; for the chat template.")
+    id: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
+    cache_control: CacheControl | None = Field(None, description="A hint that changes nothing.")
+
+
+Effort = Annotated[str, Field(min_length=1, max_length=32)]
+
+
+class TemplateVariables(Body):
+    """What chat templates can be told beside the messages, under the names that they have for it."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    clear_thinking: bool | None = None
+    preserve_thinking: bool | None = None
+    thinking_budget: Integer | None = Field(None, ge=-1, le=2**31 - 1)
+    reasoning_effort: Effort | None = None
+    model_identity: Label | None = None
+    date_string: Annotated[str, Field(max_length=64)] | None = None
 
 
 class ChatBody(GenerationBody):
@@ -217,13 +407,17 @@ class ChatBody(GenerationBody):
     )
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="Newer name of max_tokens.")
+    max_completion_tokens: Integer | None = Field(
+        None, ge=1, le=2**31 - 1, description="Newer name of max_tokens; wins."
+    )
     logprobs: bool = Field(False, description="Report the log-probability of each token.")
-    top_logprobs: int | None = Field(None, ge=0, description="And of this many likeliest tokens; needs logprobs.")
+    top_logprobs: Integer | None = Field(None, ge=0, description="And of this many likeliest tokens; needs logprobs.")
     add_generation_prompt: bool | None = Field(
         None, description="Begin the assistant's turn; true, unless continue_final_message is."
     )
     continue_final_message: bool = Field(False, description="Go on with the last message instead of a new one.")
+    reasoning_effort: Effort | None = Field(None, description="For the chat template, if it reads it.")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="Likewise.")
     add_special_tokens: bool = Field(False, description="Begin as the model expects (BOS), before the template's text.")
 
 
@@ -235,6 +429,9 @@ class TokenizeBody(Body):
     messages: list[Message] | None = Field(None, min_length=1)
     add_special_tokens: bool | None = Field(None, description="By default true for a prompt, false for messages.")
     add_generation_prompt: bool | None = Field(None, description="For messages; true by default.")
+    continue_final_message: bool = Field(False, description="For messages, as in a chat request.")
+    reasoning_effort: Effort | None = Field(None, description="The same.")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="The same.")
 
 
 class DetokenizeBody(Body):
@@ -242,6 +439,15 @@ class DetokenizeBody(Body):
 
     model: str | None = Field(None, max_length=512)
     tokens: TokenIds
+
+
+KNOWN = frozenset(UNSUPPORTED).union(
+    *(
+        body.model_fields.keys() - Labels.model_fields.keys()
+        for body in (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables)
+    )
+)
+"""Names that mean something to this server or to others like it: where they are out of place, they are refused."""
 
 
 # Of the answers below, a field without a default is always sent, and one with a default only if it was set.
@@ -336,6 +542,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["assistant"]
     content: str
+    refusal: None = Field(description="This server's models refuse in their text, if at all.")
 
 
 class ChatChoice(BaseModel):

@@ -29,6 +29,8 @@ class ChatTemplate:
         """`named_tokens` are bos_token and its like, for the template. Raises TemplateError."""
         self._template = SandboxedTemplate(source)
         self._named_tokens = dict(named_tokens)
+        self.variables = self._template.names
+        """Every name that the template could be told something by."""
         self._characters = frozenset(source).union(*named_tokens.values())
 
     @classmethod

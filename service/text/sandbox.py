@@ -43,7 +43,10 @@ class SandboxedTemplate:
             raise TemplateError(f"the template has {len(source)} characters; the limit is {MOST_CHARACTERS}")
         environment = _Environment(_Meter())
         try:
-            self._code = environment.compile(_Instrument().visit(environment.parse(source)))
+            parsed = environment.parse(source)
+            self.names = frozenset(name.name for name in parsed.find_all(nodes.Name))
+            """The names of variables in it, those that it sets itself included."""
+            self._code = environment.compile(_Instrument().visit(parsed))
         except Exception as error:  # Parsing hostile text ends in anything up to a RecursionError.
             raise TemplateError(_one_line(error)) from None
 

@@ -1,13 +1,16 @@
 """What each field of a request does: what arrives at the engine, what comes back, what is refused."""
 
 import asyncio
+import logging
 import threading
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from openai.types import chat, completion_create_params
 
-from service.api.schemas import UNSUPPORTED, ChatBody, CompletionBody
+from model.checkpoint.sampling_defaults import SamplingDefaults
+from service.api.schemas import UNSUPPORTED, Body, ChatBody, CompletionBody, Message, StreamOptions, TextPart
 from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
 
 SHARED: dict[str, Any] = {
@@ -43,7 +46,20 @@ CHAT = SHARED | {
     "add_special_tokens": True,
 }
 COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False}
-LABELS = {"model": "toy", "user": "somebody"}
+CHAT |= {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}}
+LABELS = {
+    "model": "toy",
+    "user": "somebody",
+    "safety_identifier": "u-1",
+    "prompt_cache_key": "k",
+    "session_id": "s",
+    "metadata": {"run": "7"},
+    "store": True,
+    "service_tier": "flex",
+    "verbosity": "low",
+    "prompt_cache_retention": "24h",
+    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
+}
 """Fields that are meant to change nothing."""
 NEEDED: dict[str, dict[str, Any]] = {
     "stream_options": {"stream": True},
@@ -171,7 +187,7 @@ async def test_choices_of_a_seeded_request_differ_and_repeat() -> None:
         assert [stream.params.seed for stream in caller.engine.streams[6:]] == seeds[:2] * 2
 
 
-REFUSED_ANYWHERE: list[tuple[dict[str, Any], str]] = [
+REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "1"}, "temperature"),
     ({"temperature": True}, "temperature"),
@@ -222,10 +238,20 @@ REFUSED_ANYWHERE: list[tuple[dict[str, Any], str]] = [
     ({"cache_salt": ""}, "cache_salt"),
     ({"cache_salt": "s" * 257}, "cache_salt"),
     ({"user": "u" * 513}, "user"),
+    ({"safety_identifier": 1}, "safety_identifier"),
+    ({"prompt_cache_key": "k" * 513}, "prompt_cache_key"),
+    ({"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
+    ({"metadata": {"run": "x" * 513}}, "metadata.run"),
+    ({"metadata": "run"}, "metadata"),
+    ({"store": 1}, "store"),
+    ({"service_tier": "t" * 65}, "service_tier"),
+    ({"verbosity": "loud"}, "verbosity"),
     ({"colour": None}, "colour"),
+    ({f"x{i}": 1 for i in range(256)}, None),
+    ({"stream": True, "stream_options": {f"x{i}": 1 for i in range(257)}}, "stream_options"),
     ({"n": 8, "max_tokens": 200}, "max_tokens"),
 ]
-REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
+REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt": None}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": [[]]}, "prompt"),
@@ -250,7 +276,7 @@ REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 2}, "best_of"),
     ({"suffix": "x"}, "suffix"),
 ]
-REFUSED_CHATS: list[tuple[dict[str, Any], str]] = [
+REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": ["hi"]}, "messages[0]"),
@@ -262,7 +288,11 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str]] = [
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
         "messages[0].content[0].image_url",
     ),
-    ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages[0].name"),
+    ({"messages": [{"role": "user", "content": "x", "name": ""}]}, "messages[0].name"),
+    ({"messages": [{"role": "user", "content": "x", "name": "n" * 257}]}, "messages[0].name"),
+    ({"messages": [{"role": "user", "content": "x", "id": 1}]}, "messages[0].id"),
+    ({"messages": [{"role": "user", "content": "x", "cache_control": "yes"}]}, "messages[0].cache_control"),
+    ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "messages[0].refusal"),
     ({"messages": [{"role": "user", "content": "x", "mood": "good"}]}, "messages[0].mood"),
     ({"messages": HI * 6}, "messages"),
     ({"messages": [{"role": "user", "content": "unsuitable"}]}, "messages"),
@@ -270,7 +300,6 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": 1}, "logprobs"),
-    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
     ({"max_completion_tokens": 250}, "max_tokens"),
     ({"continue_final_message": True}, "continue_final_message"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
@@ -278,7 +307,19 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
-    ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "chat_template_kwargs.enable_thinking"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    ({"chat_template_kwargs": {"add_generation_prompt": True}}, "chat_template_kwargs.add_generation_prompt"),
+    ({"chat_template_kwargs": {"tools": [1]}}, "chat_template_kwargs.tools"),
+    ({"chat_template_kwargs": {"bos_token": "x"}}, "chat_template_kwargs.bos_token"),
+    (
+        {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}},
+        "chat_template_kwargs.reasoning_effort",
+    ),
+    ({"reasoning_effort": "x" * 33}, "reasoning_effort"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ({"include_reasoning": False}, "include_reasoning"),
 ]
 
 
@@ -289,7 +330,7 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str]] = [
         ("chat/completions", REFUSED_ANYWHERE + REFUSED_CHATS),
     ],
 )
-async def test_what_does_not_fit_is_refused_by_name(route: str, cases: list[tuple[dict[str, Any], str]]) -> None:
+async def test_what_does_not_fit_is_refused_by_name(route: str, cases: list[tuple[dict[str, Any], str | None]]) -> None:
     needed = {"prompt": "hi"} if route == "completions" else {"messages": HI}
     limits = {"max_prompts": 5, "max_messages": 5, "max_request_tokens": 1000, "max_logit_bias": 200}
     async with calling(**limits) as caller:
@@ -312,11 +353,237 @@ async def test_unsupported_fields_are_refused_and_their_idle_values_are_not() ->
                 "message": f"{name}: is not supported by this server.",
                 "type": "invalid_request_error",
                 "param": name,
-                "code": None,
+                "code": "unsupported_parameter",
             }
             for value in (None, *idle):
                 assert (await caller.chat(**{name: value})).status_code == 200, (name, value)
-        assert "unknown" in (await caller.chat(colour="red")).json()["error"]["message"]
+        assert (await caller.chat(colour="red")).json()["error"] == {
+            "message": "colour: unknown field.",
+            "type": "invalid_request_error",
+            "param": "colour",
+            "code": "unknown_parameter",
+        }
+        misplaced = (await caller.complete(max_completion_tokens=3)).json()["error"]
+        assert (misplaced["param"], misplaced["code"]) == ("max_completion_tokens", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("params", "body"),
+    [
+        (completion_create_params.CompletionCreateParamsBase, CompletionBody),
+        (chat.completion_create_params.CompletionCreateParamsBase, ChatBody),
+        (chat.ChatCompletionStreamOptionsParam, StreamOptions),
+        *((params, Message) for params in get_args(chat.ChatCompletionMessageParam)),
+        *((params, TextPart) for params in get_args(chat.ChatCompletionContentPartParam)),
+    ],
+)
+def test_every_field_of_the_openai_package_is_known(params: Any, body: type[Body]) -> None:
+    unknown = params.__annotations__.keys() - body.model_fields.keys() - UNSUPPORTED.keys()
+    assert not unknown
+
+
+@pytest.mark.parametrize("nulls", [False, True])
+async def test_an_answer_can_be_sent_back_as_history(nulls: bool) -> None:
+    given = chat.ChatCompletionMessage(
+        role="assistant", content="yes", refusal=None, annotations=[], audio=None, function_call=None, tool_calls=None
+    )
+    async with calling() as caller:
+        own = (await caller.chat()).json()["choices"][0]["message"]
+        assert own["refusal"] is None
+        for message in (given.model_dump(exclude_none=not nulls), own):
+            assert (await caller.chat(messages=[*HI, message, *HI])).status_code == 200
+
+
+ROUTED = {"stream": False, "no_stop_trim": False, "ignore_eos": False, "skip_special_tokens": True}
+"""What routers in Rust add to a body that they have read and write again."""
+ROUTED |= {"return_hidden_states": False}
+ROUTED_CHAT = ROUTED | {"separate_reasoning": True, "stream_reasoning": True, "include_reasoning": True}
+ROUTED_CHAT |= {"logprobs": False, "continue_final_message": False}
+IDLE_CHATS: list[dict[str, Any]] = [
+    ROUTED_CHAT,
+    {"tool_choice": "auto"},
+    {"tool_choice": "none", "tools": [], "parallel_tool_calls": True},
+    {"logprobs": False, "top_logprobs": 0},
+    {"top_logprobs": 0},
+    {"stream_options": {"include_usage": False}},
+    {"stream_options": {}},
+    {"stream_options": {"include_obfuscation": False}},
+    {"stop": [], "logit_bias": {}, "stop_token_ids": []},
+    {"chat_template_kwargs": {}, "metadata": {}},
+    {"store": False, "service_tier": "auto", "verbosity": "medium"},
+]
+
+
+async def test_what_asks_for_nothing_changes_nothing() -> None:
+    async with calling() as caller:
+        plain = await outcome(caller, "/v1/chat/completions", {"messages": HI})
+        for idle in IDLE_CHATS:
+            assert await outcome(caller, "/v1/chat/completions", {"messages": HI} | idle) == plain, idle
+            assert "x-headlight-ignored" not in (await caller.chat(**idle)).headers
+        plain = await outcome(caller, "/v1/completions", {"prompt": "hi"})
+        assert await outcome(caller, "/v1/completions", {"prompt": "hi", "echo": False} | ROUTED) == plain
+        hidden = {"id": "m1", "cache_control": {"type": "ephemeral"}}
+        part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+        part["prompt_cache_breakpoint"] = {"mode": "explicit"}
+        labelled = await outcome(caller, "/v1/chat/completions", {"messages": [HI[0] | hidden | {"content": [part]}]})
+        assert labelled == await outcome(caller, "/v1/chat/completions", {"messages": HI})
+
+
+TOLD = {"reasoning_effort": "low", "chat_template_kwargs": {"thinking": True}, "continue_final_message": True}
+
+
+async def test_the_template_is_told_names_and_variables() -> None:
+    async with calling() as caller:
+        messages = [{"role": "user", "content": "hi", "name": "Ann"}]
+        kwargs = {"enable_thinking": False, "thinking_budget": 8.0, "reasoning_effort": "low"}
+        for route, fields in (("/v1/chat/completions", {}), ("/tokenize", {"add_special_tokens": False})):
+            body = {"messages": messages, "reasoning_effort": "low", "chat_template_kwargs": kwargs} | fields
+            response = await caller.http.post(route, json=body)
+            assert response.status_code == 200, response.text
+            prompt = caller.engine.streams[-1].prompt if "chat" in route else response.json()["tokens"]
+            assert bytes(prompt) == (
+                b"reasoning_effort=low|enable_thinking=False|thinking_budget=8|user@Ann:hi|assistant:"
+            )
+        # This template reads no such variable.
+        response = await caller.chat(chat_template_kwargs={"thinking": True})
+        assert response.headers["x-headlight-ignored"] == "chat_template_kwargs.thinking"
+        for name in ("reasoning_effort", "chat_template_kwargs", "continue_final_message"):
+            response = await caller.http.post("/tokenize", json={"prompt": "hi", name: TOLD[name]})
+            assert response.json()["error"]["param"] == name
+
+
+async def test_hints_that_ask_for_something_are_named() -> None:
+    async with calling() as caller:
+        response = await caller.complete(store=True, verbosity="low", service_tier="flex", metadata={"a": "b"})
+        assert response.headers["x-headlight-ignored"] == "service_tier, store, verbosity"
+
+
+WARNED: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/chat/completions", {"messages": HI, "colour": "red", "shade": None}, "colour, shade"),
+    ("/v1/chat/completions", {"messages": [HI[0] | {"mood": "good"}]}, "messages[0].mood"),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "size": 3}]}]},
+        "messages[0].content[0].size",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": HI, "stream": True, "stream_options": {"speed": 1}},
+        "stream_options.speed",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": HI, "chat_template_kwargs": {"bos_token": "x"}},
+        "chat_template_kwargs.bos_token",
+    ),
+    ("/v1/completions", {"prompt": "hi", "a\r\nSet-Cookie: b, c": 1}, "a??Set-Cookie??b??c"),
+    ("/v1/completions", {"prompt": "hi", "x" * 300: 1}, "x" * 64),
+    ("/tokenize", {"prompt": "hi", "colour": 1}, "colour"),
+    ("/tokenize", {"messages": [HI[0] | {"mood": "good"}]}, "messages[0].mood"),
+    ("/detokenize", {"tokens": [104], "colour": 1}, "colour"),
+]
+
+
+async def test_unknown_fields_are_named_where_the_operator_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with calling(unknown_fields="warn") as caller, calling() as strict:
+        for route, body, named in WARNED:
+            response = await caller.http.post(route, json=body)
+            assert response.status_code == 200, response.text
+            assert response.headers["x-headlight-ignored"] == named
+            said = [record.fields for record in caplog.records if record.name == "service.api.observe"]  # type: ignore[attr-defined]
+            assert said[-1]["ignored"] == named.replace(", ", ",")
+            refused = await strict.http.post(route, json=body)
+            assert refused.status_code == 400
+            assert refused.json()["error"]["code"] == "unknown_parameter"
+        many = await caller.complete(**{f"x{i}": 1 for i in range(250)})
+        assert len(many.headers["x-headlight-ignored"].split(", ")) == 16
+        assert "x-headlight-ignored" not in (await caller.complete()).headers
+
+
+async def test_what_would_change_the_answer_is_refused_even_then() -> None:
+    async with calling(unknown_fields="warn") as caller:
+        for name in UNSUPPORTED:
+            assert (await caller.chat(**{name: {"real": "request"}})).status_code == 400, name
+        for fields in (
+            {"prompt": "hi"},
+            {"tokens": [1]},
+            {"enable_thinking": True},
+            {"chat_template_kwargs": {"add_generation_prompt": False}},
+            {"messages": [HI[0] | {"tool_calls": [{}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        ):
+            response = await caller.chat(**fields)
+            assert response.status_code == 400, fields
+            assert response.json()["error"]["code"] == "unsupported_parameter"
+
+
+def integer_fields(body: type[Body]) -> list[str]:
+    """The fields of a body that hold whole numbers, by its own description."""
+    fields = body.model_json_schema()["properties"]
+    return [name for name, field in fields.items() if {"integer"} & {one["type"] for one in _types(field)}]
+
+
+def _types(field: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in (field, *field.get("anyOf", ())) if "type" in one]
+
+
+async def test_whole_numbers_may_be_written_as_floats() -> None:
+    beside: dict[str, dict[str, Any]] = {"top_logprobs": {"logprobs": True}}
+    async with calling() as caller:
+        for call, body in ((caller.complete, CompletionBody), (caller.chat, ChatBody)):
+            names = integer_fields(body)
+            assert len(names) > 5
+            for name in names:
+                needed = beside.get(name, {})
+                assert (await call(**needed | {name: 2.0})).status_code == 200, name
+                for wrong in (2.5, "2", True, 1e300, -1e300):
+                    assert (await call(**needed | {name: wrong})).status_code == 400, (name, wrong)
+        await caller.complete(max_tokens=8.0)
+        assert caller.engine.params.max_tokens == 8
+        await caller.complete(prompt=[[104, 105.0], [106.0]], stop_token_ids=[111.0])
+        assert [stream.prompt for stream in caller.engine.streams[-2:]] == [[104, 105], [106]]
+        assert caller.engine.params.stop_token_ids == (EOS, 111)
+        await caller.complete(prompt=[104.0, 105])
+        assert caller.engine.streams[-1].prompt == [104, 105]
+        assert (await caller.http.post("/detokenize", json={"tokens": [104.0]})).json() == {"prompt": "h"}
+        for wrong in ([1, 2.5], [1.5], ["1"], [True]):
+            assert (await caller.http.post("/detokenize", json={"tokens": wrong})).status_code == 400
+
+
+async def test_the_newer_name_of_max_tokens_wins() -> None:
+    async with calling() as caller:
+        for older in (3, 9, None):
+            assert (await caller.chat(max_tokens=older, max_completion_tokens=4)).status_code == 200
+            assert caller.engine.params.max_tokens == 4
+
+
+GREEDY = SamplingDefaults(temperature=0.0, top_p=0.9)
+NARROW = SamplingDefaults(temperature=0.5, top_k=1)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "fields", "temperature", "top_k"),
+    [
+        (GREEDY, {"n": 2}, 1.0, 0),
+        (GREEDY, {"n": 2, "top_p": 0.5}, 1.0, 0),
+        (GREEDY, {"n": 2, "temperature": 0}, 0.0, 0),
+        (GREEDY, {"n": 2, "temperature": 0.3}, 0.3, 0),
+        (GREEDY, {"n": 2, "top_k": 1}, 1.0, 1),
+        (GREEDY, {"n": 1}, 0.0, 0),
+        (GREEDY, {}, 0.0, 0),
+        (NARROW, {"n": 2}, 1.0, 0),
+        (NARROW, {}, 0.5, 1),
+        (SamplingDefaults(temperature=0.5, top_k=9), {"n": 2}, 0.5, 9),
+    ],
+)
+async def test_several_choices_are_not_copies(
+    defaults: SamplingDefaults, fields: dict[str, Any], temperature: float, top_k: int
+) -> None:
+    async with calling(sampling=defaults) as caller:
+        for call in (caller.complete, caller.chat):
+            assert (await call(**fields)).status_code == 200
+            assert (caller.engine.params.temperature, caller.engine.params.top_k) == (temperature, top_k)
 
 
 async def test_the_cache_bounds_what_the_context_would_allow() -> None:

@@ -110,3 +110,9 @@ def test_what_chat_templates_use_works(source: str, expected: str) -> None:
     if "missing.deeper" in source:
         source = source.replace("missing.deeper", "missing")
     assert render(source, xs=[1, 2, 3], d={"a": "<b>&'"}) == expected
+
+
+def test_the_names_that_a_template_reads() -> None:
+    source = "{% if enable_thinking is defined and not enable_thinking %}{{ messages[0].content }}{% endif %}{{ 'x' }}"
+    assert {"enable_thinking", "messages"} <= SandboxedTemplate(source).names
+    assert "thinking" not in SandboxedTemplate(source).names

@@ -1,0 +1,70 @@
+"""The fields of a request that nothing here acts on: refused by name, or named to the client as ignored."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from service.api.errors import ApiError, path_of
+from service.api.schemas import HINTS, Body, ChatBody, TokenizeBody, asks_for_nothing
+from service.text.chat import ChatTemplate
+
+_MOST_NAMED = 16
+_LONGEST_NAME = 64
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.\[\]-]")
+
+Location = tuple[str | int, ...]
+
+
+def ignored_fields(body: Body, *, refuse_unknown: bool, template: ChatTemplate | None) -> list[str]:
+    """What a valid body says that has no effect, as plain names for a header or a log: 16 of at most 64 characters.
+
+    Named are unknown fields, hints that ask for something, and variables that the chat template doesn't read. Raises
+    ApiError for an unknown field with `refuse_unknown`.
+    """
+    unknown = _unknown(body, ())
+    if refuse_unknown and (first := next(unknown, None)):
+        path = path_of(first)
+        raise ApiError(400, f"{path}: unknown field.", param=path, code="unknown_parameter")
+    locations: list[Location] = [(name,) for name in HINTS if not _idle(body, name)]
+    if isinstance(body, ChatBody | TokenizeBody) and template is not None:
+        read = template.variables
+        locations += [location for location, _ in given_variables(body) if location[-1] not in read]
+    locations += (location for _, location in zip(range(_MOST_NAMED), unknown, strict=False))
+    return [_NOT_PLAIN.sub("?", path_of(location))[:_LONGEST_NAME] for location in locations[:_MOST_NAMED]]
+
+
+def template_variables(body: ChatBody | TokenizeBody) -> dict[str, Any]:
+    """What the body tells the chat template by name. Raises ApiError if it says two things of one name."""
+    variables: dict[str, Any] = {}
+    for location, value in given_variables(body):
+        name = str(location[-1])
+        if variables.setdefault(name, value) != value:
+            raise ApiError(400, f"{path_of(location)}: differs from {name}.", param=path_of(location))
+    return variables
+
+
+def given_variables(body: ChatBody | TokenizeBody) -> Iterator[tuple[Location, Any]]:
+    """The chat template's variables with the places that they stand in; none but those that the schema declares."""
+    if body.reasoning_effort is not None:
+        yield ("reasoning_effort",), body.reasoning_effort
+    given = body.chat_template_kwargs
+    for name in type(given).model_fields if given is not None else ():
+        if (value := getattr(given, name)) is not None:
+            yield ("chat_template_kwargs", name), value
+
+
+def _idle(body: Body, name: str) -> bool:
+    return asks_for_nothing(getattr(body, name, None), HINTS[name])
+
+
+def _unknown(value: Any, location: Location) -> Iterator[Location]:
+    """Where fields stand that the schema doesn't declare."""
+    match value:
+        case Body():
+            yield from ((*location, name) for name in value.model_extra or ())
+            for name, inner in value:
+                if isinstance(inner, Body | list):
+                    yield from _unknown(inner, (*location, name))
+        case [Body(), *_]:
+            for index, item in enumerate(value):
+                yield from _unknown(item, (*location, index))
