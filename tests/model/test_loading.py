@@ -13,7 +13,7 @@ from model.contract import Chunk, RunnerConfig, StepPlan
 from model.loading import load_runner
 from model.machine import available_memory
 from tests.dummies import GREEDY, drawing
-from tests.tiny import LLAMA_LIKE
+from tests.tiny import LLAMA_LIKE, YARN
 
 CONFIG = {
     **LLAMA_LIKE,
@@ -79,6 +79,14 @@ def test_what_cannot_be_is_one_line_that_names_it(
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_yarn_extends_the_context(dummy: RunnerConfig) -> None:
+    (Path(dummy.model) / "config.json").write_text(json.dumps({**CONFIG, "rope_scaling": {**YARN, "factor": 16.0}}))
+    assert load_runner(dummy).limits.max_context == 256
+    assert load_runner(replace(dummy, max_context=200)).limits.max_context == 200
+    with pytest.raises(CheckpointError, match="257 tokens is beyond the model's 256"):
+        load_runner(replace(dummy, max_context=257))
 
 
 def test_a_gpu_is_asked_for_and_there_is_none(dummy: RunnerConfig) -> None:
