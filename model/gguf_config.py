@@ -35,6 +35,7 @@ SCALING_KEYS = {
     "beta_fast": "rope.scaling.yarn_beta_fast",
     "beta_slow": "rope.scaling.yarn_beta_slow",
 }
+SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 MAGNITUDE = "rope.scaling.attn_factor"
 KEYS_OF_ONE = (MAGNITUDE, "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
@@ -67,7 +68,7 @@ def gguf_config(checkpoint: Checkpoint, defaults: Mapping[str, object]) -> Confi
     names = {**KEYS, "norm_eps": NORM_KEYS[0], "rope_scaling": "rope.scaling"}
     config = Config(values, label(checkpoint.name), names, prefix)
     _refuse_unknown(metadata, config, {MAGNITUDE} if longrope else set())
-    _refuse_half_longrope(metadata, longrope, config)
+    _refuse_scaling(metadata, longrope, config)
     if architecture == "gemma3" and values["num_hidden_layers"] == GEMMA_27B_LAYERS:
         # The file has no key for the scale of the scores. Llama.cpp, too, knows this model by its layers.
         values["query_pre_attn_scalar"] = config.integer("hidden_size") / config.integer("num_attention_heads")
@@ -88,8 +89,7 @@ def read_rope_factors(checkpoint: Checkpoint, rotary_dim: int) -> FactorsScaling
 def _rope_scaling(metadata: Mapping[str, object]) -> dict[str, object] | None:
     scaling = {key: metadata[name] for key, name in SCALING_KEYS.items() if name in metadata}
     if scaling.get("type") == "none" or not scaling.get("factor"):
-        # A type alone, such as longrope, is passed on to be refused.
-        return {"type": scaling["type"]} if scaling.get("type") not in (None, "none", "linear") else None
+        return None
     return {"type": "linear", **scaling}
 
 
@@ -99,9 +99,11 @@ def _longrope(metadata: Mapping[str, object], factors: Mapping[str, RawTensor]) 
     return {"type": "longrope", "attention_factor": metadata.get(MAGNITUDE, 1.0), **lists}
 
 
-def _refuse_half_longrope(metadata: Mapping[str, object], factors: Mapping[str, RawTensor], config: Config) -> None:
-    """Refuse factors beside another scaling, and the type without its factors."""
+def _refuse_scaling(metadata: Mapping[str, object], factors: Mapping[str, RawTensor], config: Config) -> None:
+    """Refuse unknown types, longrope's `factors` beside another scaling, and longrope without its factors."""
     kind, factor = metadata.get("rope.scaling.type"), metadata.get("rope.scaling.factor")
+    if kind not in (None, *SCALING_TYPES):
+        raise config.refusal("rope.scaling.type", f"is {label(kind)}, which is not supported")
     if factors and (kind not in (None, "none", "longrope") or factor not in (None, 0.0, 1.0)):
         raise config.refusal(
             "rope.scaling", f"is {label(kind)} with the factor {label(factor)}, beside longrope's tensors"

@@ -75,6 +75,13 @@ def test_longrope_chooses_by_the_context_that_is_served(max_context: int | None,
     torch.testing.assert_close(ours, reference_logits(model, tokens), atol=1e-4, rtol=0)
 
 
+def test_a_type_without_a_factor_scales_nothing(llama: MemoryCheckpoint) -> None:
+    """As in llama.cpp, where the factor is 1 unless the file says otherwise."""
+    checkpoint = MemoryCheckpoint(llama)
+    checkpoint.config |= {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.original_context_length": 16}
+    assert read_spec(checkpoint) == read_spec(llama)
+
+
 @pytest.mark.parametrize("stated", [16, 20, 64])
 def test_yarn_extends_the_context(stated: int, tmp_path: Path) -> None:
     checkpoint = in_memory("llama-yarn", tmp_path)
@@ -140,6 +147,9 @@ def in_memory(case: str, folder: Path) -> MemoryCheckpoint:
         ({"llama.context_length": None}, "llama.context_length"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count"),
         ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
+        ({"llama.rope.scaling.type": "dynamic", "llama.rope.scaling.factor": 2.0}, "'dynamic'"),
+        ({"llama.rope.scaling.type": "su"}, "'su'"),
+        ({"llama.rope.scaling.type": ["yarn"]}, "llama.rope.scaling.type"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0, "llama.rope.scaling.attn_factor": 1.2},
          "llama.rope.scaling.attn_factor"),
         ({"llama.rope.scaling.factor": float("inf")}, "llama.rope.scaling.factor"),
