@@ -3,7 +3,7 @@
 Keys are config.json's own, under Llama's names. It does not know what any of them means for a model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from model.checkpoint.errors import LONGEST_LABEL, CheckpointError, label
 
@@ -44,6 +44,16 @@ class Config:
             raise self.refusal(key, f"is {label(value)}, not a positive number")
         return float(value)
 
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of `count` positive numbers."""
+        values = self._present(key, None)
+        if not isinstance(values, list) or len(values) != count:
+            raise self.refusal(key, f"is {label(values)}, not a list of {count} numbers")
+        items = Config(
+            {f"{key}[{index}]": value for index, value in enumerate(values)}, self._source, prefix=self._prefix
+        )
+        return tuple(items.number(f"{key}[{index}]") for index in range(count))
+
     def flag(self, key: str, default: bool) -> bool:
         value = self._present(key, default)
         if type(value) is not bool:
@@ -64,6 +74,15 @@ class Config:
         if not isinstance(value, dict):
             raise self.refusal(key, f"is {label(value)}, not an object")
         return Config(value, self._source, prefix=f"{self._name(key)}.")
+
+    def over(self, other: "Config") -> "Config":
+        """These values, and those of `other` where this says nothing."""
+        present = {key: value for key, value in self._values.items() if value is not None}
+        return Config({**other._values, **present}, self._source, self._names, self._prefix)
+
+    def present(self) -> Iterable[str]:
+        """Those that have a value, in the file's order."""
+        return [key for key, value in self._values.items() if value is not None]
 
     def empty(self) -> "Config":
         """The same file, but silent about everything."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.errors import CheckpointError, label
 from model.config import Config
-from model.gguf_config import ROPE_FACTORS, gguf_config, read_rope_factors
-from model.rope_config import read_local_rope, read_rope
+from model.gguf_config import LONGROPE_FACTORS, ROPE_FACTORS, gguf_config, read_rope_factors
+from model.rope_config import ROPE_TYPES, LayerKind, read_global_rope, read_local_rope, read_rope, scaled_context
 from model.spec import ActivationKind, DecoderSpec, LayerSpec, NormKind, RopeSpec
 from model.tensor_names import TensorNames
 
@@ -91,7 +91,7 @@ GGUF_NAMES = TensorNames(
     up=("ffn_gate", "ffn_up"),
     down="ffn_down",
     post_mlp_norm="post_ffw_norm",
-    ignored=(re.escape(ROPE_FACTORS), r"blk\.\d+\.attn_rot_embd\.weight"),
+    ignored=(*map(re.escape, [ROPE_FACTORS, *LONGROPE_FACTORS.values()]), r"blk\.\d+\.attn_rot_embd\.weight"),
 )
 
 
@@ -103,7 +103,11 @@ class Family:
     architecture: str
     """In config.json's "architectures"."""
     gguf_architecture: str | None = None
+    nested: str | None = None
+    """The part of config.json that describes the decoder, where a model has other parts that are not served."""
     names: TensorNames = LLAMA_NAMES
+    other_names: tuple[TensorNames, ...] = ()
+    """Those of other versions of transformers."""
     gguf_names: TensorNames = GGUF_NAMES
 
     keys: Mapping[str, str] = field(default_factory=lambda: {"norm_eps": "rms_norm_eps"})
@@ -122,8 +126,8 @@ class Family:
     post_norms: bool = False
     scaled_embeddings: bool = False
     """Embeddings are multiplied by the root of the hidden size."""
-    scaled_rope: bool = True
-    """Whether rope scaling of the known kinds is defined for the family."""
+    rope_types: Mapping[str, str] = field(default_factory=lambda: ROPE_TYPES)
+    """The kinds of rope scaling that are defined for the family, by what its files call them."""
     partial_rope: bool = False
     """Whether only a part of each head may be rotated."""
     local_rope: bool = False
@@ -193,6 +197,11 @@ GEMMA3 = Family(
         "hidden_act": "gelu_pytorch_tanh",
         "head_dim": 256,
         "query_pre_attn_scalar": 256,
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 131_072,
+        "norm_eps": 1e-6,
         "rope_theta": 1e6,
         "sliding_window": 4096,
         "tie_word_embeddings": True,
@@ -204,15 +213,31 @@ GEMMA3 = Family(
     local_rope=True,
     is_sliding=_pattern_slides,
 )
+VISION = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
+GEMMA3_MULTIMODAL = replace(
+    GEMMA3,
+    name="gemma3-multimodal",
+    architecture="Gemma3ForConditionalGeneration",
+    # llama.cpp keeps the other parts in a file of their own.
+    gguf_architecture=None,
+    nested="text_config",
+    names=replace(
+        GEMMA3.names,
+        prefix="language_model.model.",
+        output="language_model.lm_head",
+        ignored=GEMMA3.names.ignored + VISION,
+    ),
+    other_names=(replace(GEMMA3.names, prefix="model.language_model.", ignored=GEMMA3.names.ignored + VISION),),
+)
 PHI3 = Family(
     name="phi3",
     architecture="Phi3ForCausalLM",
     gguf_architecture="phi3",
     names=replace(LLAMA_NAMES, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
     gguf_names=replace(GGUF_NAMES, qkv=("attn_qkv",), up=("ffn_up",)),
+    defaults={"original_max_position_embeddings": 4096},
     fixed={"layer_types": None},
-    # Phi-3's own files call their longrope "yarn" as well.
-    scaled_rope=False,
+    rope_types={"default": "default", "longrope": "longrope", "su": "longrope", "yarn": "longrope"},
     partial_rope=True,
     is_sliding=_all_layers_slide,
 )
@@ -262,19 +287,22 @@ BLOOM = Family(
     embedding_norm=True,
 )
 
-FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, GPT2, BLOOM)
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA3_MULTIMODAL, PHI3, GPT2, BLOOM)
 
 
-def read_spec(checkpoint: Checkpoint) -> DecoderSpec:
+def read_spec(checkpoint: Checkpoint, max_context: int | None = None) -> DecoderSpec:
     """What decoder a checkpoint's configuration describes.
+
+    `max_context` is how many tokens it will be served with, where these are not all it is made for: some choose their
+    rotary frequencies by it. It is not held against the model's own.
 
     Raises CheckpointError, naming it, for an architecture or a value that is not supported.
     """
     family = _family(checkpoint)
     if checkpoint.format == "huggingface":
-        return _spec(family, _huggingface_config(family, checkpoint))
+        return _spec(family, _huggingface_config(family, checkpoint), max_context)
     config = gguf_config(checkpoint, family.defaults)
-    spec = _with_rope_factors(_spec(family, config), checkpoint)
+    spec = _with_rope_factors(_spec(family, config, max_context), checkpoint)
     if config.get("sliding_window") is not None and all(layer.window is None for layer in spec.layers):
         raise config.refusal("sliding_window", f"is not supported for {family.gguf_architecture}")
     return spec
@@ -283,10 +311,12 @@ def read_spec(checkpoint: Checkpoint) -> DecoderSpec:
 def tensor_names(checkpoint: Checkpoint) -> TensorNames:
     """How the checkpoint names its tensors. Raises CheckpointError for an unknown architecture."""
     family = _family(checkpoint)
-    names = family.gguf_names if checkpoint.format == "gguf" else family.names
-    if any(name.startswith(names.prefix) for name in checkpoint.tensor_names()):
-        return names
-    return replace(names, prefix="")
+    if checkpoint.format == "gguf":
+        return family.gguf_names
+    for names in (family.names, *family.other_names):
+        if any(name.startswith(names.prefix) for name in checkpoint.tensor_names()):
+            return names
+    return replace(family.names, prefix="")
 
 
 def _family(checkpoint: Checkpoint) -> Family:
@@ -306,12 +336,23 @@ def _family(checkpoint: Checkpoint) -> Family:
 
 
 def _huggingface_config(family: Family, checkpoint: Checkpoint) -> Config:
-    config = checkpoint.config
+    config, prefix = checkpoint.config, ""
+    if family.nested is not None:
+        config, prefix = _nested(family.nested, checkpoint), f"{family.nested}."
     renamed = {key: config[name] for key, name in family.keys.items() if name in config}
-    return Config({**family.defaults, **config, **renamed}, label(checkpoint.name), family.keys)
+    return Config({**family.defaults, **config, **renamed}, label(checkpoint.name), family.keys, prefix)
 
 
-def _spec(family: Family, config: Config) -> DecoderSpec:
+def _nested(key: str, checkpoint: Checkpoint) -> Mapping[str, object]:
+    """The decoder's part of the configuration, with what the whole says of the output projection."""
+    inner = checkpoint.config.get(key)
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"{label(checkpoint.name)}: {key} is {label(inner)}, not an object")
+    tied = checkpoint.config.get("tie_word_embeddings")
+    return inner if tied is None else {**inner, "tie_word_embeddings": tied}
+
+
+def _spec(family: Family, config: Config, max_context: int | None) -> DecoderSpec:
     for key, value in family.fixed.items():
         config.require(key, value)
     hidden_size = config.integer("hidden_size")
@@ -323,16 +364,17 @@ def _spec(family: Family, config: Config) -> DecoderSpec:
         raise config.refusal("hidden_size", f"is {hidden_size}, which {heads} attention heads do not divide")
     head_dim = config.integer("head_dim", hidden_size // heads)
     softcap = config.get("final_logit_softcapping")
+    layers = _layers(family, config, head_dim, max_context or config.integer("max_position_embeddings"))
     return DecoderSpec(
         family=family.name,
         vocab_size=config.integer("vocab_size"),
         hidden_size=hidden_size,
-        layers=_layers(family, config, head_dim),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         mlp_size=config.integer("intermediate_size", None if family.gated_mlp else 4 * hidden_size),
-        max_context=config.integer("max_position_embeddings"),
+        max_context=max(scaled_context(layer.rope, config) for layer in layers),
         norm=family.norm,
         norm_eps=config.number("norm_eps"),
         activation=_activation(config),
@@ -356,12 +398,12 @@ def _activation(config: Config) -> ActivationKind:
     return ACTIVATIONS[name]
 
 
-def _layers(family: Family, config: Config, head_dim: int) -> tuple[LayerSpec, ...]:
+def _layers(family: Family, config: Config, head_dim: int, context: int) -> tuple[LayerSpec, ...]:
     sliding = _sliding_layers(family, config)
-    full = LayerSpec(_rope(family, config, head_dim, sliding=False))
+    full = LayerSpec(_rope(family, config, head_dim, context, sliding=False))
     if not any(sliding):
         return (full,) * len(sliding)
-    windowed = LayerSpec(_rope(family, config, head_dim, sliding=True), config.integer("sliding_window"))
+    windowed = LayerSpec(_rope(family, config, head_dim, context, sliding=True), config.integer("sliding_window"))
     return tuple(windowed if slides else full for slides in sliding)
 
 
@@ -380,14 +422,13 @@ def _sliding_layers(family: Family, config: Config) -> list[bool]:
     return [kind == "sliding_attention" for kind in kinds]
 
 
-def _rope(family: Family, config: Config, head_dim: int, *, sliding: bool) -> RopeSpec | None:
+def _rope(family: Family, config: Config, head_dim: int, context: int, *, sliding: bool) -> RopeSpec | None:
     if family.learned_positions or family.alibi:
         return None
-    if sliding and family.local_rope:
-        return read_local_rope(config, head_dim)
-    rope = read_rope(config, "sliding_attention" if sliding else "full_attention", head_dim)
-    if rope.scaling is not None and not family.scaled_rope:
-        raise config.refusal("rope_scaling", f"is not supported for {family.architecture}")
+    if family.local_rope:
+        return (read_local_rope if sliding else read_global_rope)(config, head_dim, context)
+    kind: LayerKind = "sliding_attention" if sliding else "full_attention"
+    rope = read_rope(config, kind, head_dim, context, family.rope_types)
     if rope.dim != head_dim and not family.partial_rope:
         raise config.refusal("rotary_dim", f"is {rope.dim} of {head_dim}, which is not supported")
     return rope

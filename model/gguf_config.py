@@ -3,11 +3,11 @@
 Keys are those of the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md) as llama.cpp writes and reads them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.checkpoint import Checkpoint, RawTensor
 from model.checkpoint.errors import CheckpointError, label
 from model.config import Config
 from model.spec import FactorsScaling
@@ -20,6 +20,7 @@ KEYS = {
     "head_dim": "attention.key_length",
     "intermediate_size": "feed_forward_length",
     "max_position_embeddings": "context_length",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
     "rope_theta": "rope.freq_base",
     "rope_local_base_freq": "rope.freq_base_swa",
     "rotary_dim": "rope.dimension_count",
@@ -31,12 +32,14 @@ NORM_KEYS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 SCALING_KEYS = {
     "type": "rope.scaling.type",
     "factor": "rope.scaling.factor",
-    "original_max_position_embeddings": "rope.scaling.original_context_length",
     "beta_fast": "rope.scaling.yarn_beta_fast",
     "beta_slow": "rope.scaling.yarn_beta_slow",
 }
-KEYS_OF_ONE = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
-"""Multipliers, whose only supported value is 1."""
+SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+MAGNITUDE = "rope.scaling.attn_factor"
+KEYS_OF_ONE = (MAGNITUDE, "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
+"""Multipliers, whose only supported value is 1, but for the magnitude of longrope."""
 HARMLESS_KEYS = ("vocab_size", "attention.value_length", "rope.scaling.finetuned")
 KNOWN_KEYS = frozenset({*KEYS.values(), *NORM_KEYS, *SCALING_KEYS.values(), *HARMLESS_KEYS})
 
@@ -58,10 +61,14 @@ def gguf_config(checkpoint: Checkpoint, defaults: Mapping[str, object]) -> Confi
     values["sliding_window"] = values["sliding_window"] or None  # Zero stands for none.
     values["vocab_size"] = checkpoint.shape("token_embd.weight")[0]
     values["tie_word_embeddings"] = "output.weight" not in checkpoint.tensor_names()
-    values["rope_scaling"] = _rope_scaling(metadata)
+    longrope = {
+        key: checkpoint.read(name) for key, name in LONGROPE_FACTORS.items() if name in checkpoint.tensor_names()
+    }
+    values["rope_scaling"] = _longrope(metadata, longrope) if longrope else _rope_scaling(metadata)
     names = {**KEYS, "norm_eps": NORM_KEYS[0], "rope_scaling": "rope.scaling"}
     config = Config(values, label(checkpoint.name), names, prefix)
-    _refuse_unknown(metadata, config)
+    _refuse_unknown(metadata, config, {MAGNITUDE} if longrope else set())
+    _refuse_scaling(metadata, longrope, config)
     if architecture == "gemma3" and values["num_hidden_layers"] == GEMMA_27B_LAYERS:
         # The file has no key for the scale of the scores. Llama.cpp, too, knows this model by its layers.
         values["query_pre_attn_scalar"] = config.integer("hidden_size") / config.integer("num_attention_heads")
@@ -82,14 +89,34 @@ def read_rope_factors(checkpoint: Checkpoint, rotary_dim: int) -> FactorsScaling
 def _rope_scaling(metadata: Mapping[str, object]) -> dict[str, object] | None:
     scaling = {key: metadata[name] for key, name in SCALING_KEYS.items() if name in metadata}
     if scaling.get("type") == "none" or not scaling.get("factor"):
-        # A type alone, such as longrope, is passed on to be refused.
-        return {"type": scaling["type"]} if scaling.get("type") not in (None, "none", "linear") else None
+        return None
     return {"type": "linear", **scaling}
 
 
-def _refuse_unknown(metadata: Mapping[str, object], config: Config) -> None:
+def _longrope(metadata: Mapping[str, object], factors: Mapping[str, RawTensor]) -> dict[str, object]:
+    """As config.json has it. The converter of Phi-3 writes no type, and the magnitude worked out."""
+    lists = {key: raw.float32().ravel().tolist() for key, raw in factors.items()}
+    return {"type": "longrope", "attention_factor": metadata.get(MAGNITUDE, 1.0), **lists}
+
+
+def _refuse_scaling(metadata: Mapping[str, object], factors: Mapping[str, RawTensor], config: Config) -> None:
+    """Refuse unknown types, longrope's `factors` beside another scaling, and longrope without its factors."""
+    kind, factor = metadata.get("rope.scaling.type"), metadata.get("rope.scaling.factor")
+    if kind not in (None, *SCALING_TYPES):
+        raise config.refusal("rope.scaling.type", f"is {label(kind)}, which is not supported")
+    if factors and (kind not in (None, "none", "longrope") or factor not in (None, 0.0, 1.0)):
+        raise config.refusal(
+            "rope.scaling", f"is {label(kind)} with the factor {label(factor)}, beside longrope's tensors"
+        )
+    if kind == "longrope" and len(factors) < len(LONGROPE_FACTORS):
+        raise config.refusal(
+            "rope.scaling.type", f"is 'longrope', and {' or '.join(LONGROPE_FACTORS.values())} is missing"
+        )
+
+
+def _refuse_unknown(metadata: Mapping[str, object], config: Config, known: Collection[str]) -> None:
     for key, value in metadata.items():
-        if not _is_supported(key, value):
+        if key not in known and not _is_supported(key, value):
             raise config.refusal(key, f"is {label(value)}, which is not supported")
     if metadata.get("attention.value_length") != metadata.get("attention.key_length"):
         raise config.refusal("attention.value_length", "is not attention.key_length, which is not supported")

@@ -63,7 +63,7 @@ def _load_decoder(
     """The decoder, and the most tokens of a request."""
     dummy = _choice("load format", config.load_format, {"auto": False, "dummy": True})
     checkpoint = open_checkpoint(config.model, weights=not dummy)
-    spec = read_spec(checkpoint)
+    spec = read_spec(checkpoint, config.max_context)
     max_context = config.max_context or spec.max_context
     if max_context > spec.max_context:
         raise CheckpointError(f"a context of {max_context} tokens is beyond the model's {spec.max_context}")

@@ -24,8 +24,8 @@ def rope_frequencies(rope: RopeSpec, device: torch.device) -> tuple[Tensor, floa
             return _llama3(frequencies, scaling), 1.0
         case YarnScaling() as scaling:
             return _yarn(frequencies, rope, scaling), _yarn_magnitude(scaling)
-        case FactorsScaling(factors=factors):
-            return frequencies / torch.tensor(factors, dtype=torch.float32, device=device), 1.0
+        case FactorsScaling(factors, attention_factor):
+            return frequencies / torch.tensor(factors, dtype=torch.float32, device=device), attention_factor
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:

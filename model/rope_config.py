@@ -4,34 +4,93 @@ It knows the keys of rope_scaling and rope_parameters, and not what the frequenc
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from model.checkpoint.errors import label
-from model.config import Config
-from model.spec import LinearScaling, Llama3Scaling, RopeScaling, RopeSpec, YarnScaling
+from model.config import LARGEST_INTEGER, Config
+from model.spec import FactorsScaling, LinearScaling, Llama3Scaling, RopeScaling, RopeSpec, YarnScaling
 
 LayerKind = Literal["full_attention", "sliding_attention"]
 
 DEFAULT_THETA = 10000.0
+ROPE_TYPES: Mapping[str, str] = {name: name for name in ("default", "linear", "dynamic", "llama3", "yarn", "longrope")}
+"""What a file calls a kind of scaling, and the kind."""
 
 
-def read_rope(config: Config, kind: LayerKind, head_dim: int) -> RopeSpec:
-    """The rotary embedding of layers of `kind`. Raises CheckpointError for a kind of scaling that is not known."""
-    parameters = _parameters(config)
-    return _rope(parameters.section(kind) or parameters, config, "rope_theta", head_dim)
+def read_rope(
+    config: Config, kind: LayerKind, head_dim: int, context: int, types: Mapping[str, str] = ROPE_TYPES
+) -> RopeSpec:
+    """The rotary embedding of layers of `kind`, for a model that is served with `context` tokens.
+
+    `types` has the kinds of scaling by the names that a file may give them. Raises CheckpointError for any other.
+    """
+    scaling, parameters = config.section("rope_scaling"), config.section("rope_parameters")
+    if scaling is None or not scaling.present():
+        parameters = parameters or config.empty()
+        return _rope(parameters.section(kind) or parameters, config, "rope_theta", head_dim, context, types)
+    rope = _rope(scaling, config, "rope_theta", head_dim, context, types)
+    if parameters is not None:
+        _refuse_replaced(parameters, scaling, config)
+    return rope
 
 
-def read_local_rope(config: Config, head_dim: int) -> RopeSpec:
+def read_global_rope(config: Config, head_dim: int, context: int) -> RopeSpec:
+    """That of full layers, where sliding ones have a base of their own (Gemma 3): rope_scaling is theirs alone."""
+    parameters = config.section("rope_parameters") or config.empty()
+    full = parameters.section("full_attention")
+    if full is None and (parameters.get("rope_type") or parameters.get("type")):
+        raise config.refusal("rope_parameters", "is not given for each kind of layer, which is not supported")
+    full, scaling = full or config.empty(), config.section("rope_scaling")
+    merged = full if scaling is None else scaling.over(full)
+    return _rope(merged, config, "rope_theta", head_dim, context, ROPE_TYPES)
+
+
+def read_local_rope(config: Config, head_dim: int, context: int) -> RopeSpec:
     """That of sliding layers with a base of their own (Gemma 3), to which the model's scaling does not apply."""
-    parameters = _parameters(config).section("sliding_attention") or config.empty()
-    return _rope(parameters, config, "rope_local_base_freq", head_dim)
+    parameters = config.section("rope_parameters") or config.empty()
+    local = parameters.section("sliding_attention") or config.empty()
+    return _rope(local, config, "rope_local_base_freq", head_dim, context, ROPE_TYPES)
 
 
-def _parameters(config: Config) -> Config:
-    return config.section("rope_parameters") or config.section("rope_scaling") or config.empty()
+def scaled_context(rope: RopeSpec | None, config: Config) -> int:
+    """Tokens that a model is made for: max_position_embeddings, but for YaRN its original context times its factor.
+
+    Files give max_position_embeddings before YaRN or after it, so that it tells nothing there. With other kinds it is
+    the whole context: llama3 and longrope are trained for it, dynamic starts beyond it, and no file says of linear
+    whether its factor is still to come; those of published models are past it.
+    """
+    stated = config.integer("max_position_embeddings")
+    if rope is None or not isinstance(rope.scaling, YarnScaling):
+        return stated
+    extended = round(rope.scaling.original_context * rope.scaling.factor)
+    if not 1 <= extended <= LARGEST_INTEGER:
+        raise config.refusal("max_position_embeddings", f"would be {extended} by its yarn scaling")
+    return extended
 
 
-def _rope(parameters: Config, config: Config, theta_key: str, head_dim: int) -> RopeSpec:
+def _refuse_replaced(parameters: Config, scaling: Config, config: Config) -> None:
+    """Refuse a value of rope_parameters that rope_scaling, which takes its place, does not repeat.
+
+    transformers drops such a value. Whoever adds a scaling to a file does not mean the base of its frequencies to go.
+    """
+    otherwise = {
+        "rope_type": _rope_type(scaling),
+        "type": _rope_type(scaling),
+        "rope_theta": config.number("rope_theta", DEFAULT_THETA),
+        "partial_rotary_factor": config.number("partial_rotary_factor", 1.0),
+    }
+    for key in parameters.present():
+        value = parameters.get(key)
+        said = scaling.get(key) if scaling.get(key) is not None else otherwise.get(key)
+        if value != said and not (key in ("rope_type", "type") and value == "default"):
+            reason = f"is {label(value)}, and rope_scaling, which replaces rope_parameters, does not repeat it"
+            raise parameters.refusal(key, f"{reason}: put all values into one of them")
+
+
+def _rope(
+    parameters: Config, config: Config, theta_key: str, head_dim: int, context: int, types: Mapping[str, str]
+) -> RopeSpec:
     theta = parameters.number("rope_theta", config.number(theta_key, DEFAULT_THETA))
     if theta <= 1:
         raise parameters.refusal("rope_theta", f"is {theta}, which is not above 1")
@@ -39,30 +98,45 @@ def _rope(parameters: Config, config: Config, theta_key: str, head_dim: int) -> 
     dim = config.integer("rotary_dim", int(head_dim * share))
     if not 2 <= dim <= head_dim or dim % 2:
         raise parameters.refusal("partial_rotary_factor", f"rotates {dim} of {head_dim} dimensions: not an even part")
-    return RopeSpec(theta, dim, _scaling(parameters, config))
+    named = _rope_type(parameters)
+    if named not in types:
+        raise parameters.refusal("rope_type", f"is {label(named)}, which is not supported")
+    return RopeSpec(theta, dim, _scaling(types[named], parameters, config, dim // 2, context))
 
 
 def _rope_type(parameters: Config) -> str:
     return parameters.text("rope_type", parameters.text("type", "default"))
 
 
-def _scaling(parameters: Config, config: Config) -> RopeScaling | None:
-    original = config.integer("original_max_position_embeddings", config.integer("max_position_embeddings"))
-    match _rope_type(parameters):
-        case "default":
-            return None
+def _scaling(kind: str, parameters: Config, config: Config, pairs: int, context: int) -> RopeScaling | None:
+    match kind:
         case "linear":
             return LinearScaling(parameters.number("factor"))
         case "llama3":
             low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
             if low >= high:
                 raise parameters.refusal("low_freq_factor", f"is {low}, which is not below high_freq_factor {high}")
-            original = parameters.integer("original_max_position_embeddings", original)
-            return Llama3Scaling(parameters.number("factor"), low, high, original)
+            return Llama3Scaling(parameters.number("factor"), low, high, _original_context(parameters, config))
         case "yarn":
-            return _yarn(parameters, parameters.integer("original_max_position_embeddings", original), config)
-        case unknown:
-            raise parameters.refusal("rope_type", f"is {label(unknown)}, which is not supported")
+            return _yarn(parameters, _original_context(parameters, config), config)
+        case "longrope":
+            return _longrope(parameters, _original_context(parameters, config), config, pairs, context)
+        case "dynamic":
+            # It changes nothing up to max_position_embeddings, and no model is served beyond.
+            parameters.require("alpha", None)
+            parameters.number("factor")
+            return None
+        case _:
+            return None
+
+
+def _original_context(parameters: Config, config: Config) -> int:
+    """Tokens that the model was trained with before its scaling."""
+    key = "original_max_position_embeddings"
+    inner, outer = parameters.get(key), config.get(key)
+    if inner is not None and outer is not None and inner != outer:
+        raise parameters.refusal(key, f"is {label(inner)}, and beside it there is {label(outer)}")
+    return parameters.integer(key, config.integer(key, config.integer("max_position_embeddings")))
 
 
 def _yarn(parameters: Config, original: int, config: Config) -> YarnScaling:
@@ -86,3 +160,20 @@ def _yarn_attention_factor(parameters: Config, factor: float) -> float | None:
         return None
     wanted, all_dims = (0.1 * parameters.number(key) * math.log(factor) + 1 for key in ("mscale", "mscale_all_dim"))
     return wanted / all_dims
+
+
+def _longrope(parameters: Config, original: int, config: Config, pairs: int, context: int) -> FactorsScaling:
+    """The list for the context that is served (Ding et al., arXiv 2402.13753), and the one magnitude of both.
+
+    Keys in the cache keep the frequencies that they were rotated with, so that the choice cannot follow a sequence as
+    it grows: it is made once, as vLLM and llama.cpp make it.
+    """
+    for key in ("short_mscale", "long_mscale"):
+        parameters.require(key, None)
+    lists = {key: parameters.numbers(key, pairs) for key in ("short_factor", "long_factor")}
+    factor = parameters.number("factor", config.integer("max_position_embeddings") / original)
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
+    return FactorsScaling(
+        lists["long_factor" if context > original else "short_factor"],
+        parameters.number("attention_factor", magnitude),
+    )

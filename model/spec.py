@@ -40,10 +40,12 @@ class YarnScaling:
 
 @dataclass(frozen=True, slots=True)
 class FactorsScaling:
-    """Each pair's frequency divided by its own factor: how GGUF files carry Llama 3's scaling."""
+    """Each pair's frequency divided by its own factor: LongRoPE's (arXiv 2402.13753), and Llama 3's as GGUF has it."""
 
     factors: tuple[float, ...]
     """One for each rotated pair."""
+    attention_factor: float = 1.0
+    """Multiplies queries and keys."""
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FactorsScaling

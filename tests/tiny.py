@@ -52,6 +52,13 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+    "long_factor": [1.0, 1.5, 3.0, 7.0, 15.0, 31.0],
+    "partial_rotary_factor": 0.75,
+}
+
 
 @dataclass(frozen=True)
 class TinyModel:
@@ -67,6 +74,10 @@ class TinyModel:
         specials = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         config = model_class.config_class(**self.config, **specials)
         torch.manual_seed(0)
+        if "text_config" in self.config:
+            config = model_class.config_class(
+                **{**self.config, "text_config": {**self.config["text_config"], **specials}}
+            )
         model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
         norm_centre = 0.0 if self.architecture.startswith("Gemma") else 1.0
         with torch.no_grad():
@@ -118,6 +129,43 @@ TINY_MODELS = {
     "gemma3-softcap": TinyModel(
         "Gemma3ForCausalLM",
         {**LLAMA_LIKE, "head_dim": 24, "query_pre_attn_scalar": 9, "sliding_window": 7, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3-multimodal": TinyModel(
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": {
+                **LLAMA_LIKE,
+                "head_dim": 16,
+                "query_pre_attn_scalar": 9,
+                "sliding_window": 7,
+                "sliding_window_pattern": 3,
+                "tie_word_embeddings": True,
+                "rope_local_base_freq": 100.0,
+                "rope_theta": 1000.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+            "image_token_index": VOCAB - 1,
+        },
+    ),
+    # Whole prompts are longer than the original context, so that transformers takes the long factors as well.
+    "phi3-longrope": TinyModel(
+        "Phi3ForCausalLM",
+        {
+            **LLAMA_LIKE,
+            "tie_word_embeddings": True,
+            "original_max_position_embeddings": 16,
+            "sliding_window": 48,
+            "rope_parameters": LONGROPE,
+        },
     ),
     "phi3": TinyModel(
         "Phi3ForCausalLM", {**LLAMA_LIKE, "sliding_window": 9, "rope_parameters": {"partial_rotary_factor": 0.5}}
@@ -172,8 +220,8 @@ class MemoryCheckpoint:
 class TinyDecoder:
     """Our decoder over a paged cache whose blocks are handed out in no order. Sequences are named by numbers."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend | None = None) -> None:
-        spec = read_spec(checkpoint)
+    def __init__(self, checkpoint: Checkpoint, backend: Backend | None = None, max_context: int | None = None) -> None:
+        spec = read_spec(checkpoint, max_context)
         backend = backend or load_backend(CPU, "reference")
         self.decoder = Decoder(spec, load_weights(spec, checkpoint, backend, torch.float32, CPU), backend)
         self._cache = KVCache(

@@ -3,6 +3,7 @@
 Names come from the gguf package's own tables, not from ours.
 """
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -72,6 +73,14 @@ def _add_rope(writer: gguf.GGUFWriter, model: Any, architecture: str, rope_facto
         inverse, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
         plain = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
         writer.add_tensor("rope_freqs.weight", (plain / inverse.numpy()).astype(np.float32))
+    elif rope["rope_type"] == "longrope":
+        # As Phi-3's converter has it: no type, the magnitude worked out, and the lists as tensors.
+        original = config.original_max_position_embeddings
+        writer.add_rope_scaling_orig_ctx_len(original)
+        factor = config.max_position_embeddings / original
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(original)))
+        for kind in ("short", "long"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
     elif rope["rope_type"] != "default":
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(rope["factor"])

@@ -1,12 +1,18 @@
 """Every family against transformers in float32: what it computes must not depend on how a prompt is cut up."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.source import open_checkpoint
+from model.families import read_spec
+from model.spec import LinearScaling, RopeSpec
 from tests.tiny import TINY_MODELS, TinyDecoder, random_tokens, reference_logits, save
 
 PROMPT = 40
@@ -22,6 +28,27 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def assert_equal(ours: Tensor, reference: Tensor) -> None:
     assert reference.std() > 0.1, "logits this flat would hide errors"
     torch.testing.assert_close(ours, reference, atol=1e-4, rtol=0)
+
+
+def test_gemma_files_leave_out_what_transformers_assumes(tmp_path: Path) -> None:
+    """The 4B's own text_config has no more than this."""
+    sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    text = {**sizes, "model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    reference = transformers.Gemma3TextConfig(**{key: value for key, value in text.items() if key != "model_type"})
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = read_spec(open_checkpoint(tmp_path, weights=False))
+    assert spec.vocab_size == reference.vocab_size
+    assert (spec.heads, spec.kv_heads) == (reference.num_attention_heads, reference.num_key_value_heads)
+    assert spec.head_dim == reference.head_dim
+    assert spec.attention_scale == reference.query_pre_attn_scalar**-0.5
+    assert spec.max_context == reference.max_position_embeddings
+    assert spec.norm_eps == reference.rms_norm_eps
+    assert spec.tied_embeddings
+    kinds = ["full_attention" if layer.window is None else "sliding_attention" for layer in spec.layers]
+    assert kinds == reference.layer_types
+    assert spec.layers[5].rope == RopeSpec(1e6, 256, LinearScaling(8.0))
+    assert spec.layers[0].rope == RopeSpec(1e4, 256)
 
 
 def test_whole_prompt(tiny: tuple[Any, Checkpoint]) -> None:

@@ -41,6 +41,7 @@ FILES = {
     "gemma3-softcap": ("gemma3", with_changes(GEMMA, final_logit_softcapping=3.0)),
     "gemma3-27b": ("gemma3", with_changes(GEMMA, num_hidden_layers=62, query_pre_attn_scalar=16, hidden_size=64)),
     "phi3": ("phi3", TINY_MODELS["phi3"]),
+    "phi3-longrope": ("phi3", TINY_MODELS["phi3-longrope"]),
     "gpt2": ("gpt2", TINY_MODELS["gpt2"]),
 }
 
@@ -63,6 +64,58 @@ def test_llama3_scaling_as_factors(tmp_path: Path) -> None:
     model = TINY_MODELS["llama-llama3"].build()
     write_gguf(model, tmp_path / "model.gguf", "llama", rope_factors=True)
     assert_equal_logits(model, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(("max_context", "length"), [(16, 16), (17, 40), (None, 40)])
+def test_longrope_chooses_by_the_context_that_is_served(max_context: int | None, length: int, tmp_path: Path) -> None:
+    model = TINY_MODELS["phi3-longrope"].build()
+    write_gguf(model, tmp_path / "model.gguf", "phi3")
+    tokens = random_tokens(length)
+    ours = TinyDecoder(open_checkpoint(tmp_path / "model.gguf"), max_context=max_context).step({0: tokens})[0]
+    torch.testing.assert_close(ours, reference_logits(model, tokens), atol=1e-4, rtol=0)
+
+
+def test_a_type_without_a_factor_scales_nothing(llama: MemoryCheckpoint) -> None:
+    """As in llama.cpp, where the factor is 1 unless the file says otherwise."""
+    checkpoint = MemoryCheckpoint(llama)
+    checkpoint.config |= {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.original_context_length": 16}
+    assert read_spec(checkpoint) == read_spec(llama)
+
+
+@pytest.mark.parametrize("stated", [16, 20, 64])
+def test_yarn_extends_the_context(stated: int, tmp_path: Path) -> None:
+    checkpoint = in_memory("llama-yarn", tmp_path)
+    checkpoint.config["llama.context_length"] = stated
+    assert read_spec(checkpoint).max_context == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "named"),
+    [
+        ({}, {"rope_factors_short.weight": None}, "short_factor"),
+        ({}, {"rope_factors_long.weight": None}, "long_factor"),
+        ({}, {"rope_factors_short.weight": None, "rope_factors_long.weight": None}, "phi3.rope.scaling.attn_factor"),
+        ({}, {"rope_factors_long.weight": np.ones(5, np.float32)}, "long_factor"),
+        ({}, {"rope_factors_short.weight": np.full(6, np.nan, np.float32)}, "short_factor"),
+        ({"phi3.rope.scaling.type": "linear", "phi3.rope.scaling.factor": 4.0}, {}, "phi3.rope.scaling"),
+        ({"phi3.rope.scaling.factor": 4.0}, {}, "phi3.rope.scaling"),
+        ({"phi3.rope.scaling.attn_factor": -1.0}, {}, "attention_factor"),
+        ({"phi3.rope.scaling.type": "longrope"}, {"rope_factors_long.weight": None}, "rope_factors_long.weight"),
+    ],
+    ids=str,
+)
+def test_half_a_longrope_is_refused(
+    changes: dict[str, object], tensors: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    checkpoint = in_memory("phi3-longrope", tmp_path)
+    checkpoint.config |= changes
+    for name, data in tensors.items():
+        checkpoint.tensors.pop(name)
+        if data is not None:
+            checkpoint.tensors[name] = RawTensor(data, "F32")
+    with pytest.raises(CheckpointError) as caught:
+        read_spec(checkpoint)
+    assert named in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +147,9 @@ def in_memory(case: str, folder: Path) -> MemoryCheckpoint:
         ({"llama.context_length": None}, "llama.context_length"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count"),
         ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
+        ({"llama.rope.scaling.type": "dynamic", "llama.rope.scaling.factor": 2.0}, "'dynamic'"),
+        ({"llama.rope.scaling.type": "su"}, "'su'"),
+        ({"llama.rope.scaling.type": ["yarn"]}, "llama.rope.scaling.type"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0, "llama.rope.scaling.attn_factor": 1.2},
          "llama.rope.scaling.attn_factor"),
         ({"llama.rope.scaling.factor": float("inf")}, "llama.rope.scaling.factor"),

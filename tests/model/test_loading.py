@@ -13,7 +13,7 @@ from model.contract import Chunk, RunnerConfig, StepPlan
 from model.loading import load_runner
 from model.machine import available_memory
 from tests.dummies import GREEDY, drawing
-from tests.tiny import LLAMA_LIKE
+from tests.tiny import LLAMA_LIKE, LONGROPE, YARN
 
 CONFIG = {
     **LLAMA_LIKE,
@@ -79,6 +79,31 @@ def test_what_cannot_be_is_one_line_that_names_it(
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_yarn_extends_the_context(dummy: RunnerConfig) -> None:
+    (Path(dummy.model) / "config.json").write_text(json.dumps({**CONFIG, "rope_scaling": {**YARN, "factor": 16.0}}))
+    assert load_runner(dummy).limits.max_context == 256
+    assert load_runner(replace(dummy, max_context=200)).limits.max_context == 200
+    with pytest.raises(CheckpointError, match="257 tokens is beyond the model's 256"):
+        load_runner(replace(dummy, max_context=257))
+
+
+def test_longrope_follows_the_context_that_is_served(dummy: RunnerConfig) -> None:
+    lists = {"short_factor": [1.0] * 8, "long_factor": [9.0] * 8, "partial_rotary_factor": 1.0}
+    scaling = {**LONGROPE, **lists, "original_max_position_embeddings": 32}
+    (Path(dummy.model) / "config.json").write_text(json.dumps({**CONFIG, "rope_scaling": scaling}))
+    prompt = replace(PROMPT, draw=drawing(replace(GREEDY, logprobs=0)))
+
+    def logprob(max_context: int | None) -> float:
+        runner = load_runner(replace(dummy, max_context=max_context))
+        (drawn,) = runner.start(StepPlan([prompt])).result().logprobs
+        assert drawn is not None
+        return drawn.chosen
+
+    assert logprob(32) == logprob(8)
+    assert logprob(33) == logprob(None)
+    assert logprob(32) != logprob(33)
 
 
 def test_a_gpu_is_asked_for_and_there_is_none(dummy: RunnerConfig) -> None:

@@ -12,7 +12,7 @@ from kernels.backend import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.families import FAMILIES, read_spec
 from model.weights import load_weights
-from tests.tiny import CPU, TINY_MODELS, MemoryCheckpoint, save
+from tests.tiny import CPU, LONGROPE, TINY_MODELS, MemoryCheckpoint, save
 
 Checkpoints = Callable[[str], MemoryCheckpoint]
 
@@ -39,7 +39,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
     ("llama", {"architectures": None}, "architecture None"),
     ("llama", {"architectures": [["LlamaForCausalLM"]]}, "architecture"),
-    ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3ForConditionalGeneration"),
+    ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "text_config"),
+    ("gemma3", {"rope_parameters": {**ROPE, "rope_type": "linear"}}, "rope_parameters"),
+    ("gemma3-multimodal", {"text_config": None}, "text_config"),
+    ("gemma3-multimodal", {"text_config": []}, "text_config"),
+    ("gemma3-multimodal", {"tie_word_embeddings": False}, "lm_head.weight"),
     ("llama", {"hidden_act": "relu"}, "'relu'"),
     ("llama", {"hidden_act": 3}, "hidden_act"),
     ("llama", {"sliding_window": 7}, "sliding_window"),
@@ -60,11 +64,18 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
     ("gpt2", {"n_head": 5}, "n_embd"),
     ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
-    ("phi3", {"rope_parameters": {**ROPE, "rope_type": "longrope"}}, "'longrope'"),
-    ("phi3", {"rope_parameters": {**ROPE, "rope_type": "yarn"}}, "rope_scaling"),
+    ("phi3", {"rope_parameters": {**ROPE, "rope_type": "longrope"}}, "rope_parameters.short_factor"),
+    ("phi3", {"rope_parameters": {**ROPE, "rope_type": "linear"}}, "'linear'"),
+    ("phi3-longrope", {"rope_parameters": {**LONGROPE, "long_factor": [1.0] * 5}}, "rope_parameters.long_factor"),
+    ("phi3-longrope", {"rope_parameters": {**LONGROPE, "long_factor": [1.0] * 5 + [0]}},
+     "rope_parameters.long_factor[5]"),
+    ("phi3-longrope", {"rope_parameters": {**LONGROPE, "short_mscale": 1.2}}, "rope_parameters.short_mscale"),
+    ("phi3-longrope", {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 8}},
+     "rope_parameters.original_max_position_embeddings"),
+    ("llama", {"rope_parameters": {**ROPE, "rope_type": "yarn", "factor": 1e9}}, "max_position_embeddings"),
     ("phi3", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.35}}, "partial_rotary_factor"),
     ("llama", {"rope_parameters": {**ROPE, "rope_type": "default", "partial_rotary_factor": 0.5}}, "rotary_dim"),
-    ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic"}}, "'dynamic'"),
+    ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic", "alpha": 1000.0}}, "alpha"),
     ("llama", {"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 0}}, "rope_parameters.factor"),
     ("llama", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor"),
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1.0}}, "rope_theta"),
@@ -103,7 +114,9 @@ def test_refused_by_name(case: str, changes: dict[str, Any], named: str, checkpo
 def test_required_values_that_are_missing_are_named(family: Any, checkpoint_of: Checkpoints) -> None:
     key = family.keys.get("num_hidden_layers", "num_hidden_layers")
     checkpoint = checkpoint_of(family.name)
-    del checkpoint.config[key]
+    section = checkpoint.config if family.nested is None else checkpoint.config[family.nested]
+    assert isinstance(section, dict)
+    del section[key]
     with pytest.raises(CheckpointError, match=f"{key} is missing"):
         read_spec(checkpoint)
 
@@ -114,16 +127,31 @@ JSON = st.recursive(
     max_leaves=8,
 )
 NESTED = st.fixed_dictionaries(
-    {"rope_type": st.sampled_from(["default", "linear", "llama3", "yarn"])},
+    {"rope_type": st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn", "longrope"])},
     optional=dict.fromkeys(
         "rope_theta factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate low_freq_factor "
-        "high_freq_factor original_max_position_embeddings partial_rotary_factor full_attention".split(),
+        "high_freq_factor original_max_position_embeddings partial_rotary_factor full_attention "
+        "short_factor long_factor".split(),
         JSON | st.floats(0, 100),
     ),
 )
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2-window", "qwen3", "gemma3", "phi3", "gpt2", "bloom"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "llama",
+        "mistral",
+        "qwen2-window",
+        "qwen3",
+        "gemma3",
+        "gemma3-multimodal",
+        "phi3",
+        "phi3-longrope",
+        "gpt2",
+        "bloom",
+    ],
+)
 @given(data=st.data())
 def test_any_value_makes_a_spec_or_one_line(case: str, checkpoint_of: Checkpoints, data: st.DataObject) -> None:
     checkpoint = checkpoint_of(case)

@@ -67,6 +67,38 @@ def test_files_of_a_base_model_have_no_prefix(case: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("language_model.model.", "model.language_model."),
+        ("vision_tower.", "model.vision_tower."),
+        ("vision_tower.", "vision_tower.vision_model."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    ],
+)
+def test_the_text_of_a_multimodal_file_by_any_name(old: str, new: str, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of("gemma3-multimodal", tmp_path)
+    other = MemoryCheckpoint(checkpoint)
+    other.tensors = {name.replace(old, new): tensor for name, tensor in checkpoint.tensors.items()}
+    assert other.tensors.keys() != checkpoint.tensors.keys()
+    tokens = random_tokens(9)
+    assert torch.equal(TinyDecoder(other).step({0: tokens})[0], TinyDecoder(checkpoint).step({0: tokens})[0])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "output"), [("language_model.model.", "language_model."), ("model.language_model.", "")]
+)
+def test_output_projection_of_a_multimodal_file(prefix: str, output: str, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of("gemma3-multimodal", tmp_path)
+    checkpoint.config["tie_word_embeddings"] = False
+    checkpoint.tensors = {
+        name.replace("language_model.model.", prefix): tensor for name, tensor in checkpoint.tensors.items()
+    }
+    head = RawTensor(np.ones((97, 64), np.float32), "F32")
+    checkpoint.tensors[f"{output}lm_head.weight"] = head
+    assert torch.equal(dense(load(checkpoint).output), torch.ones(97, 64))
+
+
+@pytest.mark.parametrize(
     ("case", "name"),
     [
         ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
@@ -89,6 +121,8 @@ def test_tensors_that_are_no_weights_are_ignored(case: str, name: str, tmp_path:
         ("llama", "lm_head.bias"),
         ("llama", "model.layers.1.mlp.experts.0.w1.weight"),
         ("bloom", "transformer.h.0.attn.bias"),
+        ("gemma3", "vision_tower.post_layernorm.weight"),
+        ("gemma3-multimodal", "audio_tower.post_layernorm.weight"),
     ],
 )
 def test_tensors_without_a_place_are_refused(case: str, name: str, tmp_path: Path) -> None:
