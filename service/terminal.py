@@ -79,8 +79,7 @@ async def _ask() -> str:
 
 def _room(client: EngineClient, prompt: list[int]) -> int:
     """How many tokens may follow a prompt."""
-    limits = client.limits
-    room = min(limits.max_context, limits.num_blocks * limits.block_size) - len(prompt)
+    room = client.limits.capacity - len(prompt)
     if not prompt or room < 1:
         raise CommandError(f"{len(prompt)} tokens of text: the model takes between 1 and {len(prompt) + room - 1}")
     return room

@@ -318,15 +318,22 @@ async def test_unsupported_fields_are_refused_and_their_idle_values_are_not() ->
         assert "unknown" in (await caller.chat(colour="red")).json()["error"]["message"]
 
 
-async def test_the_cache_bounds_what_the_context_would_allow() -> None:
+@pytest.mark.parametrize(
+    ("num_blocks", "what", "most"), [(4, "KV cache", 64), (16, "context", 256), (64, "context", 256)]
+)
+async def test_the_length_that_is_promised_is_the_one_that_holds(num_blocks: int, what: str, most: int) -> None:
+    """Whichever bounds it: the model's context, or a cache that is smaller."""
     async with calling() as caller:
-        caller.engine.limits = replace(caller.engine.limits, num_blocks=4)
-        response = await caller.complete(prompt=[1] * 50, max_tokens=15)
+        caller.engine.limits = replace(caller.engine.limits, num_blocks=num_blocks)
+        (card,) = (await caller.http.get("/v1/models")).json()["data"]
+        assert card["max_model_len"] == most == caller.engine.limits.capacity
+        response = await caller.complete(prompt=[1] * (most - 14), max_tokens=15)
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
-        assert "64 tokens" in response.json()["error"]["message"]
-        assert (await caller.complete(prompt=[1] * 50, max_tokens=14)).status_code == 200
-        assert (await caller.complete(prompt=[1] * 64)).status_code == 400
+        assert what in response.json()["error"]["message"]
+        assert f"{most} tokens" in response.json()["error"]["message"]
+        assert (await caller.complete(prompt=[1] * (most - 14), max_tokens=14)).status_code == 200
+        assert (await caller.complete(prompt=[1] * most)).status_code == 400
 
 
 async def test_a_model_without_a_template_takes_no_chats() -> None:
