@@ -96,6 +96,7 @@ async def _generate(
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
         seed=secrets.randbits(63),
         stop_token_ids=tuple(launch.tokenizer.eos_token_ids),
     )

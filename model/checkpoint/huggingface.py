@@ -14,7 +14,7 @@ from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.packed_formats import PackingError, find_packed
 from model.checkpoint.quantization_config import packed_format
 from model.checkpoint.safetensors import SafetensorsFile
-from model.checkpoint.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from model.checkpoint.sampling_defaults import SamplingDefaults, legacy_keys, read_sampling_defaults
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
 
 WEIGHTS = "model.safetensors"
@@ -64,7 +64,9 @@ class HuggingFaceCheckpoint:
     @property
     def sampling_defaults(self) -> SamplingDefaults:
         path = self._folder / GENERATION_CONFIG
-        return read_sampling_defaults(_optional_json(path), str(path))
+        if path.exists():
+            return read_sampling_defaults(read_json(path), str(path))
+        return read_sampling_defaults(legacy_keys(self.config), str(self._folder / CONFIG))
 
     def tensor_names(self) -> Collection[str]:
         return self._shapes.keys()

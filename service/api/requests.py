@@ -270,7 +270,7 @@ def _job(
                 seed=(seed + index * _SEED_STRIDE) % 2**63,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,
-                repetition_penalty=body.repetition_penalty,
+                repetition_penalty=_given(body.repetition_penalty, context.sampling.repetition_penalty),
                 logit_bias=bias,
                 logprobs=logprobs,
             ),

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
 from service.api.admission import Admission
 from service.app import create_app
@@ -203,22 +204,26 @@ class Running(Caller):
                 await asyncio.sleep(0.005)
 
 
-def build(template: FakeTemplate | None, settings: dict[str, Any]) -> tuple[FastAPI, Settings, FakeClient, Admission]:
+def build(
+    template: FakeTemplate | None, settings: dict[str, Any], sampling: SamplingDefaults = NEUTRAL
+) -> tuple[FastAPI, Settings, FakeClient, Admission]:
     chosen = Settings(**({"max_running": 4, "max_waiting": 4, "max_body": 65536, "drain_seconds": 5} | settings))
     engine = FakeClient()
     with TemporaryDirectory() as folder:
         places = Places(Shared(Path(folder), slot=0, slots=1))
     admission = Admission(chosen.max_running + chosen.max_waiting, places)
-    launch = Launch(MODEL, FakeTokenizer(), template)  # type: ignore[arg-type]
+    launch = Launch(MODEL, FakeTokenizer(), template, sampling)  # type: ignore[arg-type]
     metrics = Metrics(engine, MODEL)  # type: ignore[arg-type]
     app = create_app(chosen, launch, engine, admission, metrics, started=0)  # type: ignore[arg-type]
     return app, chosen, engine, admission
 
 
 @asynccontextmanager
-async def calling(template: FakeTemplate | None = TEMPLATE, **settings: Any) -> AsyncIterator[Caller]:
+async def calling(
+    template: FakeTemplate | None = TEMPLATE, sampling: SamplingDefaults = NEUTRAL, **settings: Any
+) -> AsyncIterator[Caller]:
     """The app without a port: quick, and enough for whatever doesn't hang on connections."""
-    app, _, engine, admission = build(template, settings)
+    app, _, engine, admission = build(template, settings, sampling)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://app", timeout=10) as http:
         yield Caller(http, engine, admission)

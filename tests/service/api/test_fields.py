@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
+from model.checkpoint.sampling_defaults import SamplingDefaults
 from service.api.schemas import UNSUPPORTED, ChatBody, CompletionBody
 from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
 
@@ -127,6 +128,19 @@ async def test_defaults_are_those_of_openai() -> None:
         assert caller.engine.params.max_tokens == 256 - len("user:hi|assistant:")
         await caller.complete(prompt="x" * 250)
         assert caller.engine.params.max_tokens == 256 - 251
+
+
+async def test_what_the_makers_recommend_holds_where_a_request_does_not_say() -> None:
+    recommended = {"temperature": 0.5, "top_k": 7, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.5}
+    assert {field.name for field in fields(SamplingDefaults)} == {*recommended, "not_applied"}
+    async with calling(sampling=SamplingDefaults(**recommended)) as caller:  # type: ignore[arg-type]
+        for ask in (caller.complete, caller.chat):
+            await ask()
+            assert {name: getattr(caller.engine.params, name) for name in recommended} == recommended
+            for name in recommended:
+                await ask(**{name: 1})
+                others = recommended | {name: 1}
+                assert {name: getattr(caller.engine.params, name) for name in recommended} == others
 
 
 @pytest.mark.parametrize(
