@@ -12,6 +12,7 @@ from io import BufferedReader
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -91,6 +92,7 @@ class GgufCheckpoint:
     """A GGUF file as a `Checkpoint`."""
 
     format: Literal["gguf"] = "gguf"
+    missing: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, path: Path) -> None:
         self._path = path

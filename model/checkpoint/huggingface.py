@@ -33,7 +33,7 @@ class HuggingFaceCheckpoint:
         """Without `weights` none are looked for, and there are no tensors."""
         self._folder = folder
         self.config = _config(folder)
-        self._files = _tensor_files(folder) if weights else {}
+        self._files, self.missing = _tensor_files(folder) if weights else ({}, {})
         stored = {name: file.shapes[name] for name, file in self._files.items()}
         self._packing = packed_format(self.config, str(folder / CONFIG))
         self._packed = {} if self._packing is None else find_packed(stored, self._packing, str(folder))
@@ -107,11 +107,11 @@ def _config(folder: Path) -> Mapping[str, object]:
     return read_json(path)
 
 
-def _tensor_files(folder: Path) -> Mapping[str, SafetensorsFile]:
-    """The file that holds each tensor."""
+def _tensor_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[str, str]]:
+    """The file that holds each tensor, and `Checkpoint.missing`."""
     if (folder / WEIGHTS).exists():
         file = SafetensorsFile(folder / WEIGHTS)
-        return dict.fromkeys(file.shapes, file)
+        return dict.fromkeys(file.shapes, file), {}
     if (folder / INDEX).exists():
         return _sharded_files(folder)
     if any(folder.glob("*.bin")):
@@ -119,20 +119,24 @@ def _tensor_files(folder: Path) -> Mapping[str, SafetensorsFile]:
     raise CheckpointError(f"{folder}: has neither {WEIGHTS} nor {INDEX}")
 
 
-def _sharded_files(folder: Path) -> Mapping[str, SafetensorsFile]:
+def _sharded_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[str, str]]:
+    """As `_tensor_files`. What a shard has counts though the index does not name it, as in a file without an index."""
     path = folder / INDEX
     shard_names = read_json(path).get("weight_map")
     if not isinstance(shard_names, dict):
         raise CheckpointError(f"{path}: has no weight_map")
     shards: dict[str, SafetensorsFile] = {}
+    missing: dict[str, str] = {}
     for tensor, shard in shard_names.items():
         if not isinstance(shard, str) or not _is_shard_name(shard):
             raise CheckpointError(f"{path}: {label(shard)} is not the name of a safetensors file beside it")
         if shard not in shards:
             shards[shard] = SafetensorsFile(folder / shard)
         if tensor not in shards[shard].shapes:
-            raise CheckpointError(f"{path}: the tensor {label(tensor)} is not in {label(shard)}")
-    return {tensor: shards[shard] for tensor, shard in shard_names.items()}
+            missing[tensor] = f"{path}: the tensor {label(tensor)} is not in {label(shard)}"
+    held = {tensor: file for file in shards.values() for tensor in file.shapes}
+    named = {tensor: shards[shard] for tensor, shard in shard_names.items() if tensor not in missing}
+    return held | named, missing
 
 
 def _is_shard_name(name: str) -> bool:
