@@ -9,7 +9,7 @@ from typing import Literal
 
 from model.checkpoint.checkpoint import RawTensor
 from model.checkpoint.errors import CheckpointError, label
-from model.checkpoint.files import read_bytes, read_json, read_text
+from model.checkpoint.files import present, read_bytes, read_json, read_text
 from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.packed_formats import PackingError, find_packed
 from model.checkpoint.quantization_config import packed_format
@@ -50,7 +50,7 @@ class HuggingFaceCheckpoint:
     def tokenizer(self) -> HuggingFaceTokenizer:
         """Read anew at each call: the process that holds the weights has no use for it."""
         path = self._folder / "tokenizer.json"
-        if not path.exists():
+        if not present(path):
             raise CheckpointError(f"{self._folder}: has no tokenizer.json; other kinds of tokenizer are not supported")
         config = _optional_json(self._folder / "tokenizer_config.json")
         return HuggingFaceTokenizer(
@@ -64,7 +64,7 @@ class HuggingFaceCheckpoint:
     @property
     def sampling_defaults(self) -> SamplingDefaults:
         path = self._folder / GENERATION_CONFIG
-        if path.exists():
+        if present(path):
             return read_sampling_defaults(read_json(path), str(path))
         return read_sampling_defaults(legacy_keys(self.config), str(self._folder / CONFIG))
 
@@ -102,17 +102,17 @@ class HuggingFaceCheckpoint:
 
 def _config(folder: Path) -> Mapping[str, object]:
     path = folder / CONFIG
-    if not path.exists():
+    if not present(path):
         raise CheckpointError(f"{folder}: has no {CONFIG}, so it is not a Hugging Face model")
     return read_json(path)
 
 
 def _tensor_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[str, str]]:
     """The file that holds each tensor, and `Checkpoint.missing`."""
-    if (folder / WEIGHTS).exists():
+    if present(folder / WEIGHTS):
         file = SafetensorsFile(folder / WEIGHTS)
         return dict.fromkeys(file.shapes, file), {}
-    if (folder / INDEX).exists():
+    if present(folder / INDEX):
         return _sharded_files(folder)
     if any(folder.glob("*.bin")):
         raise CheckpointError(f"{folder}: its weights are pickled .bin files; only safetensors are supported")
@@ -145,12 +145,12 @@ def _is_shard_name(name: str) -> bool:
 
 
 def _optional_json(path: Path) -> Mapping[str, object]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if present(path) else {}
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, object]) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.exists():
+    if present(path):
         return read_text(path)
     match tokenizer_config.get("chat_template"):
         case None:

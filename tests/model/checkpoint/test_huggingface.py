@@ -1,6 +1,8 @@
 """Hugging Face folders, as transformers saves them and as nobody should."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.huggingface import HuggingFaceCheckpoint
+from model.checkpoint.source import open_checkpoint
 
 
 def store(folder: Path, **files: object) -> None:
@@ -196,6 +199,28 @@ def test_tokenizer_files(folder: Path) -> None:
 
     (folder / "chat_template.jinja").write_text("from file 한")
     assert HuggingFaceCheckpoint(folder).tokenizer.chat_template == "from file 한"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.EIO])
+def test_what_the_system_refuses_is_one_line(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = HuggingFaceCheckpoint(folder)
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    asked: list[Callable[[], object]] = [
+        lambda: open_checkpoint(folder),
+        lambda: HuggingFaceCheckpoint(folder),
+        lambda: checkpoint.tokenizer,
+        lambda: checkpoint.sampling_defaults,
+        lambda: checkpoint.read("a"),
+    ]
+    for ask in asked:
+        with pytest.raises(CheckpointError) as caught:
+            ask()
+        assert str(caught.value).startswith(str(folder))
+        assert str(caught.value).endswith(f": {os.strerror(number)}")
 
 
 def test_a_named_template(folder: Path) -> None:
