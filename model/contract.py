@@ -110,6 +110,11 @@ class ModelLimits:
     block_size: int
     """Tokens a block."""
 
+    @property
+    def capacity(self) -> int:
+        """The most tokens of one request, prompt and completion together: what the context and the KV cache hold."""
+        return min(self.max_context, self.num_blocks * self.block_size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerInfo:

@@ -35,6 +35,11 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     `probe` measures what a step takes of a GPU's memory.
     """
     device = choose_device(config.device)
+    with fitting(device, "the engine", "lower token_budget, max_running or max_context, or take a smaller model"):
+        return _load_runner(config, device, probe)
+
+
+def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> ModelRunner:
     threads = config.threads or usable_cores()
     # While weights are read and packed every core helps, whatever computes afterwards.
     torch.set_num_threads(threads)
@@ -85,7 +90,8 @@ def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_
         blocks = blocks_within(config.cache_bytes, one)
     else:
         blocks = min(blocks_within(left, one), useful_blocks(config.block_size, max_context, config.max_running))
-    with fitting(device, f"a KV cache of {blocks * one / 2**30:.2f} GiB", "lower cache_memory or memory_share"):
+    size = blocks * one
+    with fitting(device, f"a KV cache of {size / 2**30:.2f} GiB", "lower cache_memory or memory_share", needed=size):
         cache = make_cache(spec, blocks=blocks, block_size=config.block_size, dtype=dtype, device=device)
     if scales is not None:
         set_scales(cache, scales)

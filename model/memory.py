@@ -13,6 +13,16 @@ Probe = Callable[[torch.device, Callable[[], object]], DeviceMemory]
 """Runs a step on a device and says what memory it took."""
 
 
+ALLOCATION_FAILURES = (
+    "DefaultCPUAllocator",
+    "Storage size calculation overflowed",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+)
+"""What plain RuntimeErrors of torch, of CUDA's driver and of its libraries say where memory ran out."""
+
+
 class DeviceMemoryError(ValueError):
     """Something does not fit into a device's memory; the message is one line for the operator."""
 
@@ -23,15 +33,31 @@ def free_memory(device: torch.device) -> int:
 
 
 @contextmanager
-def fitting(device: torch.device, what: str, remedy: str) -> Iterator[None]:
-    """Raise DeviceMemoryError where `what` runs out of memory; `remedy` says what to lower."""
-    free = free_memory(device)
+def fitting(device: torch.device, what: str, remedy: str, needed: int = 0) -> Iterator[None]:
+    """Raise DeviceMemoryError where `what` runs out of memory; `remedy` says what to lower.
+
+    On a CPU it is raised at once where as many bytes as are `needed` are not free: the system may promise them all the
+    same, and end the process when they are written to.
+    """
+    free = 0
     try:
+        free = free_memory(device)
+        if device.type == "cpu" and needed > free:
+            raise MemoryError
         yield
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise DeviceMemoryError(
             f"{what} did not fit into the {free / 2**30:.2f} GiB that were free on {device}: {remedy}"
         ) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has an exception of its own for CUDA's allocator alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ALLOCATION_FAILURES)
 
 
 def measure(device: torch.device, step: Callable[[], object]) -> DeviceMemory:

@@ -54,3 +54,13 @@ class TensorNames:
     qkv_layout: QkvLayout = "half_split"
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that hold no weights, prefix and all."""
+
+    @property
+    def embedding_weight(self) -> str:
+        """The embedding's tensor."""
+        return f"{self.prefix}{self.embedding}.weight"
+
+    @property
+    def output_weight(self) -> str:
+        """The output projection's tensor."""
+        return f"{self.output}.weight"

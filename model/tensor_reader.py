@@ -83,9 +83,15 @@ class CheckpointReader:
         self._take(name, shape)
         return self._checkpoint.read_quantized(name)
 
+    def refuse_missing(self, ignored: Sequence[str]) -> None:
+        """Raise CheckpointError if an index promises a tensor that no file has and no pattern in `ignored` matches."""
+        for name, line in self._checkpoint.missing.items():
+            if not _matches(name, ignored):
+                raise CheckpointError(line)
+
     def refuse_unread(self, ignored: Sequence[str]) -> None:
         """Raise CheckpointError if the checkpoint has tensors that nobody read and no pattern in `ignored` matches."""
-        strays = sorted(name for name in self._unread if not any(re.fullmatch(one, name) for one in ignored))
+        strays = sorted(name for name in self._unread if not _matches(name, ignored))
         if strays:
             raise self._error(f"{len(strays)} tensors have no place in this model, {label(strays[0])} first")
 
@@ -95,3 +101,7 @@ class CheckpointReader:
 
     def _error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{label(self._checkpoint.name)}: {what}")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

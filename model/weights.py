@@ -1,20 +1,28 @@
 """A decoder's weights in memory, and how they come from a checkpoint: one projection at a time, never two copies."""
 
+import hashlib
+import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kernels.backend import Backend, Linear, QuantizedWeight
-from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.checkpoint import Checkpoint, RawTensor
+from model.checkpoint.errors import label
 from model.checkpoint.group_quantized import GroupQuantized
 from model.families import tensor_names
 from model.quantized_stack import stack_quantized
 from model.spec import DecoderSpec
 from model.tensor_names import Projection, QkvLayout, TensorNames
 from model.tensor_reader import CheckpointReader, TensorReader
+
+ROWS_AT_ONCE = 1024
+"""Of a matrix, turned into float32 to be compared."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +84,34 @@ def load_weights(
     belongs to no known place.
     """
     names = tensor_names(checkpoint)
+    ignored = [*names.ignored, *([re.escape(names.output_weight)] if spec.tied_embeddings else [])]
     tensors = CheckpointReader(checkpoint, dtype, device)
+    tensors.refuse_missing(ignored)
+    if spec.tied_embeddings and _output_differs(names, checkpoint):
+        log.warning(
+            "%s: %s is not the embedding, to which the configuration ties it: it is used as the file has it",
+            label(checkpoint.name),
+            names.output_weight,
+        )
+        spec = replace(spec, tied_embeddings=False)
     weights = assemble_weights(spec, names, tensors, backend)
-    tensors.refuse_unread([*names.ignored, *([re.escape(f"{names.output}.weight")] if spec.tied_embeddings else [])])
+    tensors.refuse_unread(ignored)
     return weights
+
+
+def _output_differs(names: TensorNames, checkpoint: Checkpoint) -> bool:
+    """Whether the file has both an embedding and an output projection, of different numbers."""
+    both = (names.embedding_weight, names.output_weight)
+    return {*both} <= {*checkpoint.tensor_names()} and len({_digest(checkpoint, name) for name in both}) > 1
+
+
+def _digest(checkpoint: Checkpoint, name: str) -> bytes:
+    """Of a tensor's numbers, in whichever dtype. Two tensors are compared by it, so that one at a time is in memory."""
+    raw = checkpoint.read(name)
+    digest = hashlib.blake2b(repr(raw.data.shape).encode())
+    for start in range(0, len(raw.data), ROWS_AT_ONCE):
+        digest.update(RawTensor(raw.data[start : start + ROWS_AT_ONCE], raw.dtype).float32().data)
+    return digest.digest()
 
 
 def assemble_weights(spec: DecoderSpec, names: TensorNames, tensors: TensorReader, backend: Backend) -> DecoderWeights:
@@ -117,7 +149,7 @@ class _WeightLoader:
         )
 
     def _embedding(self) -> Tensor | Linear:
-        name = f"{self.names.prefix}{self.names.embedding}.weight"
+        name = self._embedding_name()
         if self.backend.embeds_packed:
             return self._table(name)
         return self.tensors.load(name, (self.spec.vocab_size, self.spec.hidden_size))
@@ -125,13 +157,17 @@ class _WeightLoader:
     def _output(self, embedding: Tensor | Linear) -> Linear:
         names = self.names
         if not self.spec.tied_embeddings:
-            return self._table(f"{names.output}.weight")
+            return self._table(names.output_weight)
         if isinstance(embedding, Linear):
             return embedding
-        quantized = self._quantized(
-            [f"{names.prefix}{names.embedding}.weight"], [self.spec.vocab_size], self.spec.hidden_size, None
-        )
+        quantized = self._quantized([self._embedding_name()], [self.spec.vocab_size], self.spec.hidden_size, None)
         return self.backend.pack(embedding if quantized is None else quantized, None)
+
+    def _embedding_name(self) -> str:
+        """The embedding's, or the output projection's where a file has the one matrix under that name alone."""
+        embedding, output = self.names.embedding_weight, self.names.output_weight
+        has_output_alone = self.tensors.has(output) and not self.tensors.has(embedding)
+        return output if self.spec.tied_embeddings and has_output_alone else embedding
 
     def _table(self, name: str) -> Linear:
         shape = self.spec.vocab_size, self.spec.hidden_size

@@ -46,8 +46,8 @@ def main() -> None:
     client = EngineClient()
     try:
         server = build(setup, client, alive=lambda: say(Alive()))
-    except (CheckpointError, SettingsError) as error:
-        say(Failed(str(error)))
+    except (CheckpointError, SettingsError, OSError) as error:
+        say(Failed(" ".join(str(error).split())))
         sys.exit(1)
     with (
         socket.socket(fileno=setup.listener) as listener,

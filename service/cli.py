@@ -46,10 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(run(**arguments) or 0)
     except (CheckpointError, SettingsError, CommandError, EngineDead, ApiDead) as error:
-        print(f"headlight: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
+    except OSError as error:
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except MemoryError:
+        return _failed("this machine's memory is full")
     except KeyboardInterrupt:
         return 130
+
+
+def _failed(reason: str) -> int:
+    print(f"headlight: {reason}", file=sys.stderr)
+    return 1
 
 
 def serve(**flags: Any) -> None:

@@ -3,8 +3,10 @@
 The server and the terminal commands start alike; what they do with the parts is theirs.
 """
 
+import logging
 from dataclasses import dataclass
 
+from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
 from model.contract import RunnerConfig
@@ -12,6 +14,11 @@ from service.engine.process import EngineConfig
 from service.settings import Settings
 from service.text.chat import ChatTemplate
 from service.text.tokenizer import Tokenizer, load_tokenizer
+
+MOST_SHOWN = 20
+"""Of a file's recommendations, in one line of the log."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,12 @@ def locate(settings: Settings) -> Source:
     """Find or fetch the model. Raises CheckpointError with one line that says what is wrong."""
     source = resolve(settings.model, settings.home_path)
     # Before anything slow: a file that is none should not cost the start of a process to find out.
-    open_checkpoint(source.path, weights=settings.load_format != "dummy")
+    sampling = _sampling(settings, source, open_checkpoint(source.path, weights=settings.load_format != "dummy"))
+    if sampling.not_applied:
+        # Here and not where it is used, which is in every API process.
+        shown = ", ".join(sampling.not_applied[:MOST_SHOWN])
+        count = len(sampling.not_applied)
+        log.warning("%s: %d recommendations on sampling are not applied: %s", source.path, count, shown)
     return source
 
 
@@ -37,12 +49,11 @@ def prepare(settings: Settings, source: Source) -> Launch:
     """Read the model's tokenizer. Raises CheckpointError with one line that says what is wrong."""
     checkpoint = open_checkpoint(source.path, weights=settings.load_format != "dummy")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    recommended = source.sampling or checkpoint.sampling_defaults
     return Launch(
         model_name=settings.served_model_name or source.name,
         tokenizer=tokenizer,
         template=ChatTemplate.of(tokenizer),
-        sampling=recommended if settings.sampling_defaults == "model" else NEUTRAL,
+        sampling=_sampling(settings, source, checkpoint),
     )
 
 
@@ -71,3 +82,10 @@ def engine_config(settings: Settings, source: Source) -> EngineConfig:
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
+
+
+def _sampling(settings: Settings, source: Source, checkpoint: Checkpoint) -> SamplingDefaults:
+    """For requests that do not say how to sample."""
+    if settings.sampling_defaults == "neutral":
+        return NEUTRAL
+    return source.sampling or checkpoint.sampling_defaults

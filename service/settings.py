@@ -30,11 +30,14 @@ def parse_bytes(value: object) -> object:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", value.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError("not a size; write it as 4096, 256MB or 1.5GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if size >= 2**63:
+        raise ValueError("more than any memory")
+    return int(size)
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class Settings(BaseSettings):
@@ -150,8 +153,11 @@ class Settings(BaseSettings):
 
     @property
     def home_path(self) -> Path:
-        """`home` with ~ resolved."""
-        return self.home.expanduser()
+        """`home` with ~ resolved. Raises SettingsError where there is nobody whose home that is."""
+        try:
+            return self.home.expanduser()
+        except RuntimeError:
+            raise SettingsError(f"home: {str(self.home)!r} is in no known home directory; give a full path") from None
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from model.checkpoint.source import Source
+from model.contract import ModelLimits
 from service.api_keeper import ApiDead, ApiKeeper
 from service.engine.keeper import EngineKeeper
 from service.engine.status import STARTING, EngineDead, EngineStatus
@@ -107,7 +108,7 @@ class Supervisor:
             api.follow(status)
         if status.ready is not None and not self._ever_ready:
             self._ever_ready = True
-            log.info("ready")
+            _tell_ready(status.ready.limits)
             if self._settings.log_format == "text":
                 print(self._banner, flush=True)
         elif status.final and not self._ever_ready:
@@ -130,6 +131,16 @@ class Supervisor:
             self._draining = True
             for api in self._apis:
                 api.drain()
+
+
+def _tell_ready(limits: ModelLimits) -> None:
+    log.info("ready", extra={"fields": {"max_model_len": limits.capacity}})
+    if limits.capacity < limits.max_context:
+        log.warning(
+            "the KV cache holds %d tokens, fewer than the context of %d: no request can be longer",
+            limits.capacity,
+            limits.max_context,
+        )
 
 
 def _banner(model: str, listener: socket.socket) -> str:

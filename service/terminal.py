@@ -79,8 +79,7 @@ async def _ask() -> str:
 
 def _room(client: EngineClient, prompt: list[int]) -> int:
     """How many tokens may follow a prompt."""
-    limits = client.limits
-    room = min(limits.max_context, limits.num_blocks * limits.block_size) - len(prompt)
+    room = client.limits.capacity - len(prompt)
     if not prompt or room < 1:
         raise CommandError(f"{len(prompt)} tokens of text: the model takes between 1 and {len(prompt) + room - 1}")
     return room
@@ -97,6 +96,7 @@ async def _generate(
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
         seed=secrets.randbits(63),
         stop_token_ids=drawable(launch.tokenizer.eos_token_ids, client.limits),
     )

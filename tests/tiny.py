@@ -192,6 +192,7 @@ class MemoryCheckpoint:
         self.format: Format = source.format
         self.name = source.name
         self.config: dict[str, object] = dict(source.config)
+        self.missing: dict[str, str] = dict(source.missing)
         self.tensors = {name: source.read(name) for name in source.tensor_names()}
 
     @property

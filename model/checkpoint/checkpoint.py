@@ -64,6 +64,11 @@ class Checkpoint(Protocol):
 
     def tensor_names(self) -> Collection[str]: ...
 
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Tensors that an index promises and no file has; for each, a line that says so. Not among the names."""
+        ...
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Outermost dimension first: [out, in] of a linear layer. Raises CheckpointError if there is no such tensor."""
         ...

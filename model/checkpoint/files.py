@@ -33,6 +33,14 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
 
 
+def present(path: Path) -> bool:
+    """Whether there is anything at `path`. What the system refuses to say is a CheckpointError."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file, if it has at most `limit` bytes."""
     with opened(path) as file:

@@ -12,6 +12,7 @@ from io import BufferedReader
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -78,14 +79,20 @@ class _Tensor:
         return self.elements // block_elements * block_bytes
 
 
-SAMPLING_KEYS = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
-"""generation_config.json's names, and GGUF's under general.sampling."""
+SAMPLING_PREFIX = "general.sampling."
+SAMPLING_KEYS = {"temp": "temperature", "penalty_repeat": "repetition_penalty"}
+"""GGUF's names, and generation_config.json's where they differ."""
+IDLE_SAMPLING = {"xtc_probability": 0, "mirostat": 0, "penalty_last_n": -1}
+"""Keys of GGUF alone, and the value at which each asks for nothing. A penalty looks at all tokens, as at -1."""
+SAMPLING_DETAILS = {"xtc_threshold": "xtc_probability", "mirostat_tau": "mirostat", "mirostat_eta": "mirostat"}
+"""Keys that mean nothing but beside another one."""
 
 
 class GgufCheckpoint:
     """A GGUF file as a `Checkpoint`."""
 
     format: Literal["gguf"] = "gguf"
+    missing: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -110,7 +117,14 @@ class GgufCheckpoint:
 
     @property
     def sampling_defaults(self) -> SamplingDefaults:
-        values = {name: self.config.get(f"general.sampling.{key}") for name, key in SAMPLING_KEYS.items()}
+        stored = {
+            key.removeprefix(SAMPLING_PREFIX): value
+            for key, value in self.config.items()
+            if key.startswith(SAMPLING_PREFIX)
+        }
+        values = {
+            SAMPLING_KEYS.get(key, key): value for key, value in stored.items() if not _asks_for_nothing(key, stored)
+        }
         return read_sampling_defaults(values, str(self._path))
 
     def tensor_names(self) -> Collection[str]:
@@ -258,6 +272,16 @@ def _refuse_split(metadata: Mapping[str, object], path: Path) -> None:
     parts = metadata.get("split.count", 0)
     if parts not in (0, 1):
         raise CheckpointError(f"{path}: one of {label(parts)} parts of a split model; merge them into one file first")
+
+
+def _asks_for_nothing(key: str, sampling: Mapping[str, object]) -> bool:
+    """Whether a key under general.sampling leaves completions as they are."""
+    if key == "penalty_repeat":
+        return sampling.get("penalty_last_n") == 0  # A penalty for none of the last tokens.
+    if key == "penalty_last_n":
+        return sampling[key] in (0, IDLE_SAMPLING[key]) or sampling.get("penalty_repeat", 1) == 1
+    owner = SAMPLING_DETAILS.get(key, key)
+    return owner in IDLE_SAMPLING and sampling.get(owner, IDLE_SAMPLING[owner]) == IDLE_SAMPLING[owner]
 
 
 def _alignment(metadata: Mapping[str, object], path: Path) -> int:

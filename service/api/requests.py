@@ -291,7 +291,7 @@ def _job(
                 seed=(seed + index * _SEED_STRIDE) % 2**63,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,
-                repetition_penalty=body.repetition_penalty,
+                repetition_penalty=_given(body.repetition_penalty, context.sampling.repetition_penalty),
                 logit_bias=bias,
                 logprobs=logprobs,
             ),
@@ -328,12 +328,11 @@ def _given(value: T | None, default: T) -> T:
 
 def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits: ModelLimits) -> int:
     """Tokens to generate after a prompt of so many tokens."""
-    cache = limits.num_blocks * limits.block_size
-    room = min(limits.max_context, cache)
+    room = limits.capacity
     reason = (
-        f"the model's context of {limits.max_context} tokens"
-        if limits.max_context <= cache
-        else f"the server's KV cache, which holds {cache} tokens"
+        f"the model's context of {room} tokens"
+        if room == limits.max_context
+        else f"the server's KV cache, which holds {room} tokens"
     )
     if prompt == 0:
         raise _refusal("prompt", "has no tokens")

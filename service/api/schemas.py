@@ -328,7 +328,12 @@ class GenerationBody(Labels):
     )
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off the logit of every token generated.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="The same, times how often it was generated.")
-    repetition_penalty: float = Field(1.0, ge=0.01, le=100, description="Divides logits of tokens in prompt or output.")
+    repetition_penalty: float | None = Field(
+        None,
+        ge=0.01,
+        le=100,
+        description="Divides logits of tokens in prompt or output. Its default is as temperature's.",
+    )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         default_factory=dict, description="Added to the logits of these token ids, which are written as strings."
     )

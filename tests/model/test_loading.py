@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from model import loading
 from model.cache import CacheSizeError
 from model.checkpoint.errors import CheckpointError
 from model.contract import Chunk, RunnerConfig, StepPlan
 from model.loading import load_runner
 from model.machine import available_memory
+from model.memory import DeviceMemoryError
 from tests.dummies import GREEDY, drawing
 from tests.tiny import LLAMA_LIKE, LONGROPE, YARN
 
@@ -69,6 +71,7 @@ def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_u
         ({"max_context": 65}, ["65", "64"]),
         ({"batch_invariant": True, "backend": "reference"}, ["batch invariance", "triton"]),
         ({"cache_bytes": 1}, ["1 bytes", "no block"]),
+        ({"cache_bytes": 10**15}, ["KV cache", "GiB", "free", "cache_memory"]),
     ],
 )
 def test_what_cannot_be_is_one_line_that_names_it(
@@ -104,6 +107,18 @@ def test_longrope_follows_the_context_that_is_served(dummy: RunnerConfig) -> Non
     assert logprob(32) == logprob(8)
     assert logprob(33) == logprob(None)
     assert logprob(32) != logprob(33)
+
+
+@pytest.mark.parametrize("part", ["load_backend", "read_spec", "dummy_weights", "calibrate", "make_cache"])
+def test_memory_that_runs_out_anywhere_is_one_line(
+    part: str, dummy: RunnerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        torch.empty(2**50)
+
+    monkeypatch.setattr(loading, part, exhausted)
+    with pytest.raises(DeviceMemoryError, match=r"did not fit into the .* GiB that were free on cpu"):
+        load_runner(replace(dummy, cache_dtype="fp8"))
 
 
 def test_a_gpu_is_asked_for_and_there_is_none(dummy: RunnerConfig) -> None:

@@ -1,5 +1,8 @@
 """What a step may take is tried out with the largest one, and what does not fit is said in one line."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,18 +40,58 @@ def test_it_runs_on_a_cache_of_one_block(max_running: int, beyond: int) -> None:
     assert len(runner.start(plan).result().tokens) == max_running
 
 
-def test_what_does_not_fit_is_one_line_that_says_what_to_do() -> None:
+def cuda_allocator() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore than there is")
+
+
+def cuda_driver() -> None:
+    raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+
+def cuda_library() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def python() -> None:
+    raise MemoryError
+
+
+def numpy_allocator() -> None:
+    np.empty(2**50)
+
+
+def cpu_allocator() -> None:
+    torch.empty(2**50)
+
+
+def cpu_overflow() -> None:
+    torch.empty(2**62)
+
+
+@pytest.mark.parametrize(
+    "fail", [cuda_allocator, cuda_driver, cuda_library, python, numpy_allocator, cpu_allocator, cpu_overflow]
+)
+def test_what_does_not_fit_is_one_line_that_says_what_to_do(fail: Callable[[], None]) -> None:
     with (
         pytest.raises(DeviceMemoryError) as caught,
         fitting(CPU, "a step of 9 tokens", "lower token_budget"),
     ):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore than there is")
+        fail()
     message = str(caught.value)
     assert message.startswith("a step of 9 tokens did not fit into the ")
     assert message.endswith(" GiB that were free on cpu: lower token_budget")
     assert "\n" not in message
 
 
-def test_other_errors_pass() -> None:
-    with pytest.raises(KeyError), fitting(CPU, "anything", "nothing"):
-        raise KeyError
+def test_what_the_system_would_only_promise_is_not_begun() -> None:
+    with fitting(CPU, "a cache", "lower it", needed=1):
+        pass
+    with pytest.raises(DeviceMemoryError, match="a cache did not fit"), fitting(CPU, "a cache", "lower it", 2**50):
+        pytest.fail("there is no such machine")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("shapes differ"), RuntimeError("out of resource")])
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, fitting(CPU, "anything", "nothing"):
+        raise error
+    assert caught.value is error

@@ -1,19 +1,24 @@
 """How weights come from a checkpoint into memory."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from kernels.backend import Linear, load_backend
-from model.checkpoint.checkpoint import RawTensor
+from kernels.reference import ReferenceBackend
+from model.checkpoint.checkpoint import Checkpoint, RawTensor
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
 from model.families import read_spec
 from model.weights import DecoderWeights, load_weights
-from tests.tiny import CPU, TINY_MODELS, MemoryCheckpoint, TinyDecoder, random_tokens, save
+from tests.tiny import CPU, TINY_MODELS, MemoryCheckpoint, TinyDecoder, random_tokens, reference_logits, save
 
 
 def checkpoint_of(case: str, folder: Path) -> MemoryCheckpoint:
@@ -34,10 +39,109 @@ def test_tied_output_shares_the_embedding(tmp_path: Path) -> None:
     assert dense(weights.output).data_ptr() == weights.embedding.data_ptr()
 
 
-def test_tied_model_may_carry_its_output_projection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tied_model_may_carry_its_output_projection(
+    dtype: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = MemoryCheckpoint(save(TINY_MODELS["llama-tied"].build().to(dtype), tmp_path))
+    # The same numbers, in whichever dtype.
+    checkpoint.tensors["lm_head.weight"] = RawTensor(checkpoint.read("model.embed_tokens.weight").float32(), "F32")
+    weights = load(checkpoint)
+    assert dense(weights.output).data_ptr() == weights.embedding.data_ptr()
+    assert caplog.records == []
+
+
+def rename(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change what the one file of a folder holds."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def other_output(tensors: dict[str, Tensor]) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].roll(1, 0).contiguous()
+
+
+def output_alone(tensors: dict[str, Tensor]) -> None:
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "warnings"),
+    [(other_output, 1), (output_alone, 0), (lambda tensors: None, 0)],
+    ids=["both", "output", "embedding"],
+)
+def test_a_tie_is_what_transformers_makes_of_it(
+    change: Callable[[dict[str, Tensor]], None], warnings: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(TINY_MODELS["llama-tied"].build(), tmp_path)
+    rename(tmp_path, change)
+    tokens = random_tokens(9)
+    ours = TinyDecoder(open_checkpoint(tmp_path)).step({0: tokens})[0]
+    lines = [record.getMessage() for record in caplog.records if record.name == "model.weights"]
+    assert [("lm_head.weight is not the embedding" in line) for line in lines] == [True] * warnings
+    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(ours, reference_logits(model, tokens), atol=1e-4, rtol=0)
+
+
+def test_an_output_of_another_shape_is_refused(tmp_path: Path) -> None:
     checkpoint = checkpoint_of("llama-tied", tmp_path)
-    checkpoint.tensors["lm_head.weight"] = checkpoint.read("model.embed_tokens.weight")
-    load(checkpoint)
+    checkpoint.tensors["lm_head.weight"] = RawTensor(np.ones((96, 64), np.float32), "F32")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight.*\(96, 64\).*\(97, 64\)"):
+        load(checkpoint)
+
+
+def test_an_output_apart_from_its_tied_embedding_shares_nothing_where_both_are_packed(tmp_path: Path) -> None:
+    class Packing(ReferenceBackend):
+        embeds_packed = True
+
+    checkpoint = checkpoint_of("llama-tied", tmp_path)
+    spec = read_spec(checkpoint)
+    tied = load_weights(spec, checkpoint, Packing(), torch.float32, CPU)
+    assert tied.output is tied.embedding
+    checkpoint.tensors["lm_head.weight"] = RawTensor(np.ones((97, 64), np.float32), "F32")
+    apart = load_weights(spec, checkpoint, Packing(), torch.float32, CPU)
+    assert (dense(apart.output) == 1).all()
+    assert isinstance(apart.embedding, Linear)
+    assert torch.equal(dense(apart.embedding), torch.from_numpy(checkpoint.read("model.embed_tokens.weight").data))
+
+
+def in_shards(case: str, folder: Path, *promised: str) -> Checkpoint:
+    """A model in shards, whose index also names tensors that no shard has."""
+    TINY_MODELS[case].build().save_pretrained(folder, max_shard_size="50KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] |= dict.fromkeys(promised, index["weight_map"]["model.norm.weight"])
+    path.write_text(json.dumps(index))
+    return open_checkpoint(folder)
+
+
+def test_an_index_may_promise_a_tied_output_that_no_shard_has(tmp_path: Path) -> None:
+    checkpoint = in_shards("llama-tied", tmp_path, "lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    tokens = random_tokens(9)
+    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ours = TinyDecoder(checkpoint).step({0: tokens})[0]
+    torch.testing.assert_close(ours, reference_logits(model, tokens), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.bias", "model.layers.3.input_layernorm.weight"])
+def test_an_index_may_promise_nothing_else_that_no_shard_has(name: str, tmp_path: Path) -> None:
+    """Also not what the decoder would do without, such as a bias."""
+    with pytest.raises(CheckpointError, match=rf"'{name}' is not in 'model-000"):
+        TinyDecoder(in_shards("llama-tied", tmp_path, name))
+
+
+def test_what_a_shard_has_counts_though_the_index_does_not_name_it(tmp_path: Path) -> None:
+    in_shards("llama", tmp_path)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    # One tensor of each shard.
+    index["weight_map"] = {name: shard for shard, name in {s: n for n, s in index["weight_map"].items()}.items()}
+    path.write_text(json.dumps(index))
+    tokens = random_tokens(9)
+    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ours = TinyDecoder(open_checkpoint(tmp_path)).step({0: tokens})[0]
+    torch.testing.assert_close(ours, reference_logits(model, tokens), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

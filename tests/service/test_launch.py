@@ -1,11 +1,17 @@
 """What the settings say of the engine is what the engine is made from."""
 
+import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
+from model.checkpoint.sampling_defaults import NEUTRAL
 from model.contract import RunnerConfig
-from service.launch import engine_config, locate
+from service.launch import engine_config, locate, prepare
 from service.settings import Settings
+from tests.byte_tokenizer import save_byte_tokenizer
 
 CHANGED = {
     "device": "cpu",
@@ -34,3 +40,21 @@ def test_every_setting_of_the_runner_reaches_it(smollm2: Path) -> None:
     assert [name for name, value in asdict(expected).items() if value == unchanged[name]] == []
     assert (config.token_budget, config.max_running) == (77, 5)
     assert (config.log_level, config.log_format) == ("error", "json")
+
+
+def test_recommendations_are_applied_or_named_once_and_neutral_turns_all_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_byte_tokenizer(tmp_path)
+    recommended = {"repetition_penalty": 1.25, "do_sample": False, "typical_p": 0.5, "num_beams": 3, "new_key": 1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
+    settings = Settings(model=str(tmp_path), load_format="dummy")
+    launch = prepare(settings, locate(settings))
+    assert (launch.sampling.repetition_penalty, launch.sampling.temperature) == (1.25, 0)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.endswith("typical_p=0.5, num_beams=3, new_key=1")
+    caplog.clear()
+    neutral = settings.model_copy(update={"sampling_defaults": "neutral"})
+    assert prepare(neutral, locate(neutral)).sampling == NEUTRAL
+    assert caplog.records == []

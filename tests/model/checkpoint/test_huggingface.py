@@ -1,6 +1,8 @@
 """Hugging Face folders, as transformers saves them and as nobody should."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.huggingface import HuggingFaceCheckpoint
+from model.checkpoint.source import open_checkpoint
 
 
 def store(folder: Path, **files: object) -> None:
@@ -95,16 +98,21 @@ def test_an_index_names_nothing_outside_its_folder(shards: Path, shard: object) 
         HuggingFaceCheckpoint(shards)
 
 
+def test_what_an_index_promises_in_vain_is_told(shards: Path) -> None:
+    assert HuggingFaceCheckpoint(shards).missing == {}
+    index(shards, b="model-00001-of-00002.safetensors")
+    checkpoint = HuggingFaceCheckpoint(shards)
+    assert set(checkpoint.tensor_names()) == {"a"}
+    (line,) = checkpoint.missing.values()
+    assert line.endswith("model.safetensors.index.json: the tensor 'b' is not in 'model-00001-of-00002.safetensors'")
+
+
 def no_weight_map(folder: Path) -> None:
     store(folder, **{"model.safetensors.index": {"weight_map": ["a"]}})
 
 
 def missing_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
-
-
-def wrong_shard(folder: Path) -> None:
-    index(folder, b="model-00001-of-00002.safetensors")
 
 
 def truncated_shard(folder: Path) -> None:
@@ -158,7 +166,6 @@ def no_weights(folder: Path) -> None:
     [
         (no_weight_map, "has no weight_map"),
         (missing_shard, "model-00002-of-00002.safetensors: no such file"),
-        (wrong_shard, "'b' is not in 'model-00001-of-00002.safetensors'"),
         (truncated_shard, "model-00002-of-00002.safetensors: truncated"),
         (no_config, "has no config.json"),
         (config_is_a_list, "config.json: not a JSON object"),
@@ -192,6 +199,28 @@ def test_tokenizer_files(folder: Path) -> None:
 
     (folder / "chat_template.jinja").write_text("from file 한")
     assert HuggingFaceCheckpoint(folder).tokenizer.chat_template == "from file 한"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.EIO])
+def test_what_the_system_refuses_is_one_line(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = HuggingFaceCheckpoint(folder)
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    asked: list[Callable[[], object]] = [
+        lambda: open_checkpoint(folder),
+        lambda: HuggingFaceCheckpoint(folder),
+        lambda: checkpoint.tokenizer,
+        lambda: checkpoint.sampling_defaults,
+        lambda: checkpoint.read("a"),
+    ]
+    for ask in asked:
+        with pytest.raises(CheckpointError) as caught:
+            ask()
+        assert str(caught.value).startswith(str(folder))
+        assert str(caught.value).endswith(f": {os.strerror(number)}")
 
 
 def test_a_named_template(folder: Path) -> None:

