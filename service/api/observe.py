@@ -20,7 +20,7 @@ CLIENT_CLOSED_REQUEST = 499
 """The status that logs and metrics show when nobody was left to read one."""
 
 REQUEST_ID = "x-request-id"
-PROBES = frozenset({"/health", "/ready", "/metrics"})
+PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
 """Routes that are asked every few seconds: they are not traced, and logged for debugging alone."""
 
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})

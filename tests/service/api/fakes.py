@@ -23,7 +23,7 @@ from service.launch import Launch
 from service.metrics import Metrics
 from service.places import Places
 from service.server import Server
-from service.settings import Settings
+from service.settings import Settings, listed
 from service.shared import Shared
 from service.text.chat import TemplateError
 
@@ -209,7 +209,7 @@ def build(template: FakeTemplate | None, settings: dict[str, Any]) -> tuple[Fast
     with TemporaryDirectory() as folder:
         places = Places(Shared(Path(folder), slot=0, slots=1))
     admission = Admission(chosen.max_running + chosen.max_waiting, places)
-    launch = Launch(MODEL, FakeTokenizer(), template)  # type: ignore[arg-type]
+    launch = Launch(listed(chosen.served_model_name) or (MODEL,), FakeTokenizer(), template)  # type: ignore[arg-type]
     metrics = Metrics(engine, MODEL)  # type: ignore[arg-type]
     app = create_app(chosen, launch, engine, admission, metrics, started=0)  # type: ignore[arg-type]
     return app, chosen, engine, admission
