@@ -17,6 +17,7 @@ from service.api.bodies import BodyLimit
 from service.api.context import Context
 from service.api.head import HeadAsGet
 from service.api.hosts import RequireHost
+from service.api.leftovers import Leftovers
 from service.api.observe import Observe
 from service.api.origins import AllowOrigins
 from service.api.paths import PlainPath
@@ -71,6 +72,7 @@ def create_app(
         lifespan=lifespan,
         middleware=[
             Middleware(PlainPath, root_path),
+            Middleware(Leftovers),
             Middleware(Observe, metrics, traces.export if traces else None),
             *([Middleware(RequireHost, hosts)] if hosts else []),
             # Before the keys, which a browser does not send with its question whether it may send them.
