@@ -1,4 +1,5 @@
-# make serve            the server, from nothing but Python 3.11 or newer (PORT=8123 MODEL=... as you like)
+# make serve            the server, from nothing but Python 3.11 or newer (PORT=8123 MODEL=... as you like;
+#                       TORCH=cpu or cuda for that build of PyTorch, by default the one that fits the machine)
 # make test             every test
 # make loadtest         users against a server: DURATION=2m USERS=4 WORKLOAD=mix SHAPE=steady, HOST=... for one that runs
 # make check            format, lint, types, tests
@@ -6,6 +7,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 MODEL ?=
+TORCH ?= auto
 HOST ?=
 DURATION ?= 2m
 USERS ?= 4
@@ -50,6 +52,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@sh deploy/install_torch.sh $(BIN)/python '$(TORCH)'
 	$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 

@@ -7,25 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 
-from service.api import chat, completions, errors, health, models, tokenize
+from service.api import chat, completions, docs, errors, health, models, tokenize
 from service.api.admission import Admission
 from service.api.auth import RequireKey
 from service.api.bodies import BodyLimit
 from service.api.context import Context
+from service.api.head import HeadAsGet
+from service.api.hosts import RequireHost
+from service.api.leftovers import Leftovers
 from service.api.observe import Observe
+from service.api.origins import AllowOrigins
+from service.api.paths import PlainPath
 from service.engine.client import EngineClient
 from service.keys import ApiKeys
 from service.launch import Launch
 from service.loop_lag import watch_loop
 from service.metrics import Metrics
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, listed
+from service.versions import version_of
 
 if TYPE_CHECKING:
     from service.traces import Traces
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
+ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router, docs.router)
 
 _DESCRIPTION = """Completions and chat in the form of OpenAI's API.
 
@@ -40,9 +47,12 @@ def create_app(
     """The ASGI app. It answers /health and /ready at once, while the engine is still loading.
 
     `admission` is shared with the server, which stops it at shutdown. `started` is when the server was, in Unix time.
-    Raises SettingsError if traces are asked for and their libraries are not installed.
+    Raises SettingsError if traces are asked for and their libraries are not installed, and for a root_path that one of
+    the server's own paths begins with.
     """
     keys = ApiKeys(settings)
+    root_path = settings.root_path or ""
+    hosts, origins = listed(settings.allowed_hosts), listed(settings.allowed_origins)
     traces = _open_traces(settings.otlp_endpoint, launch.model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
@@ -58,20 +68,29 @@ def create_app(
 
     app = FastAPI(
         title="Headlight",
+        version=version_of("headlight"),
         description=_DESCRIPTION,
         lifespan=lifespan,
         middleware=[
+            Middleware(PlainPath, root_path),
+            Middleware(Leftovers),
             Middleware(Observe, metrics, traces.export if traces else None),
+            *([Middleware(RequireHost, hosts)] if hosts else []),
+            # Before the keys, which a browser does not send with its question whether it may send them.
+            *([Middleware(AllowOrigins, origins)] if origins else []),
             *([Middleware(RequireKey, keys)] if keys.required else []),
+            Middleware(HeadAsGet),
             Middleware(BodyLimit, settings.max_body),
         ],
+        redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
         # FastAPI's own would also export what a client wrote in its URL; see service/traces.py for ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.context = Context(
         settings=settings,
-        model_name=launch.model_name,
+        model_names=launch.model_names,
         client=client,
         tokenizer=launch.tokenizer,
         template=launch.template,
@@ -84,11 +103,17 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
 
+    if root_path and any(f"{route.path}/".startswith(f"{root_path}/") for route in iter_route_contexts(app.routes)):
+        raise SettingsError(f"root_path: paths of the server's own begin with {root_path}, so that it says nothing")
+
     @app.get("/", include_in_schema=False)
     async def landing() -> dict[str, str]:
-        return {"name": "Headlight", "model": launch.model_name, "docs": "/docs", "api": "/v1", "metrics": "/metrics"}
+        places = {"docs": "/docs", "api": "/v1", "metrics": "/metrics"}
+        return {"name": "Headlight", "model": launch.model_name} | {
+            name: root_path + path for name, path in places.items()
+        }
 
-    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _schema(app, root_path)  # type: ignore[method-assign]
     return app
 
 
@@ -100,9 +125,15 @@ def _open_traces(endpoint: str, model_name: str) -> "Traces":
     return Traces(endpoint, model_name)
 
 
-def _schema(app: FastAPI) -> dict[str, Any]:
+def _schema(app: FastAPI, root_path: str) -> dict[str, Any]:
     """FastAPI's description without its own form of validation errors, which are never sent."""
-    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schema = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        servers=[{"url": root_path}] if root_path else None,
+    )
     for path in schema["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)

@@ -11,7 +11,7 @@ from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
 from model.contract import RunnerConfig
 from service.engine.process import EngineConfig
-from service.settings import Settings
+from service.settings import Settings, listed
 from service.text.chat import ChatTemplate
 from service.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -25,11 +25,22 @@ log = logging.getLogger(__name__)
 class Launch:
     """A model that is on this machine, as far as it concerns text."""
 
-    model_name: str
+    model_names: tuple[str, ...]
+    """What it may be called, the usual name first."""
     tokenizer: Tokenizer
     template: ChatTemplate | None
     sampling: SamplingDefaults = NEUTRAL
     """For requests that do not say how to sample."""
+
+    @property
+    def model_name(self) -> str:
+        """What it is called in answers, metrics and logs."""
+        return self.model_names[0]
+
+
+def served_names(settings: Settings, source: Source) -> tuple[str, ...]:
+    """What the model may be called: the names it was given, or its own."""
+    return listed(settings.served_model_name) or (source.name,)
 
 
 def locate(settings: Settings) -> Source:
@@ -50,7 +61,7 @@ def prepare(settings: Settings, source: Source) -> Launch:
     checkpoint = open_checkpoint(source.path, weights=settings.load_format != "dummy")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     return Launch(
-        model_name=settings.served_model_name or source.name,
+        model_names=served_names(settings, source),
         tokenizer=tokenizer,
         template=ChatTemplate.of(tokenizer),
         sampling=_sampling(settings, source, checkpoint),

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
@@ -40,6 +40,44 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """The items of a setting that lists several, separated by commas; none for None."""
+    return tuple(item.strip() for item in text.split(",")) if text is not None else ()
+
+
+def _listing(item: str, what: str) -> AfterValidator:
+    """Refuses a list with an item that doesn't match the pattern `item`; `what` says what one is."""
+
+    def check(text: str) -> str:
+        if not all(re.fullmatch(item, each) for each in listed(text)):
+            raise ValueError(f"each item, separated by commas, should be {what}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _unbracketed(host: str) -> str:
+    """An IPv6 address without the brackets that it has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _root_path(path: str) -> str:
+    if not re.fullmatch(r"(/[\w.~-]+)+/?", path, re.ASCII):
+        raise ValueError("should be the path that a proxy's URL begins with, such as /llm")
+    return path.rstrip("/")
+
+
+Names = Annotated[str, _listing(r".+", "a name")]
+Hosts = Annotated[
+    str, _listing(r"\*|(\*\.)?[\w.-]+|\[?[0-9A-Fa-f:.]+\]?", "a host name or IP without a port, *.domain, or *")
+]
+Origins = Annotated[
+    str, _listing(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+", "an origin such as https://app.example.com, or *")
+]
+Host = Annotated[str, AfterValidator(_unbracketed)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
+
+
 class Settings(BaseSettings):
     """How the server runs. A value given to the constructor wins over the environment, and that over the default."""
 
@@ -48,11 +86,23 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(DEFAULT_MODEL, description="Model to serve: an alias, a GGUF file, a local folder, or a hub id.")
-    served_model_name: str | None = Field(
-        None, min_length=1, max_length=512, description="Name that clients use for the model; by default its own."
+    served_model_name: Names | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description="Names that clients use for the model, separated by commas, answers the first; by default its own.",
     )
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
+    root_path: RootPath | None = Field(
+        None, description="Prefix of the paths behind a proxy, such as /llm, whether the proxy takes it off or not."
+    )
+    allowed_hosts: Hosts | None = Field(
+        None, description="Host headers to answer, separated by commas, *.domain for any below it; by default all."
+    )
+    allowed_origins: Origins | None = Field(
+        None, description="Origins of web pages that may use the server, separated by commas, * for any (CORS)."
+    )
     api_keys: SecretStr | None = Field(
         None, description="Keys that clients need, separated by commas; by default they need none. Never a flag."
     )

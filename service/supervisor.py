@@ -18,7 +18,7 @@ from service.api_keeper import ApiDead, ApiKeeper
 from service.engine.keeper import EngineKeeper
 from service.engine.status import STARTING, EngineDead, EngineStatus
 from service.keys import ApiKeys
-from service.launch import engine_config, locate
+from service.launch import engine_config, locate, served_names
 from service.logs import configure
 from service.orders import Setup
 from service.settings import Settings
@@ -57,7 +57,7 @@ class Supervisor:
     def __init__(self, settings: Settings, source: Source, listener: socket.socket, folder: Path) -> None:
         """`folder` is empty, and for what the API processes share."""
         self._settings = settings
-        self._banner = _banner(settings.served_model_name or source.name, listener)
+        self._banner = _banner(served_names(settings, source)[0], listener)
         self._ever_ready = False
         self._draining = False
         self._failure: Exception | None = None
@@ -145,5 +145,8 @@ def _tell_ready(limits: ModelLimits) -> None:
 
 def _banner(model: str, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    # Where it listens on every interface, that is no address to go to.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    # A URL writes the % of an interface's name, as in fe80::1%eth0, as %25.
+    url = f"http://[{host.replace('%', '%25')}]:{port}" if ":" in host else f"http://{host}:{port}"
     return _BANNER.format(model=model, url=url)

@@ -5,6 +5,7 @@ Knows nothing of what a body means; FastAPI validates what comes out of here aga
 
 import json
 from collections.abc import Callable, Coroutine
+from email.message import Message as MimeHeaders
 from typing import Any
 
 from fastapi import Request, Response
@@ -53,12 +54,24 @@ class JsonRoute(APIRoute):
 
         async def handle_strictly(request: Request) -> Response:
             if request.method == "POST":
-                kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-                if kind != "application/json":
-                    raise ApiError(415, "The content type must be application/json.")
+                _check_encodings(request.headers)
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+
+def _check_encodings(headers: Headers) -> None:
+    """Refuse with 415 what says that it is not JSON, or that it is written or packed in a way not read here."""
+    kind = MimeHeaders()
+    kind["content-type"] = headers.get("content-type", "")
+    if kind.get_content_type() != "application/json":
+        raise ApiError(415, "The content type must be application/json.")
+    if kind.get_content_charset("utf-8") not in ("utf-8", "utf8", "us-ascii"):
+        raise ApiError(415, "The body must be in UTF-8.")
+    for name in ("content-encoding", "transfer-encoding"):
+        codings = {coding.strip().lower() for coding in ",".join(headers.getlist(name)).split(",")}
+        if codings - {"", "identity", "chunked"}:
+            raise ApiError(415, f"The body must come as it is, without {name}.")
 
 
 class _StrictRequest(Request):
@@ -67,10 +80,12 @@ class _StrictRequest(Request):
 
 
 def parse(body: bytes) -> Any:
-    """The value of a JSON text in UTF-8. Raises ApiError with status 400.
+    """The value of a JSON text in UTF-8. Raises ApiError with status 400, or 415 if it is in UTF-16 or UTF-32.
 
     Beyond the grammar it refuses NaN and infinities, duplicate names, NUL, and surrogates that stand alone.
     """
+    if not json.detect_encoding(body).startswith("utf-8"):
+        raise ApiError(415, "The body must be in UTF-8.")
     try:
         value = json.loads(
             body.decode("utf-8"), parse_float=_finite, parse_constant=_refuse_constant, object_pairs_hook=_unique

@@ -21,8 +21,8 @@ class Context:
     """The parts of a running server."""
 
     settings: Settings
-    model_name: str
-    """What clients call the model."""
+    model_names: tuple[str, ...]
+    """What clients may call the model."""
     client: EngineClient
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -42,12 +42,17 @@ class Context:
         except EngineDead:
             return self.tokenizer.vocab_size
 
+    @property
+    def model_name(self) -> str:
+        """What answers call the model."""
+        return self.model_names[0]
+
     def check_model(self, name: str | None) -> None:
         """Refuse with 404 a model that isn't the served one."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self.model_names:
             raise ApiError(
                 404,
-                f"The model {name!r:.128} does not exist; this server serves {self.model_name!r}.",
+                f"The model {name!r:.128} does not exist; this server serves {', '.join(map(repr, self.model_names))}.",
                 param="model",
                 code="model_not_found",
             )

@@ -1,4 +1,7 @@
-"""GET /health and /ready: whether to restart this server, and whether to send it requests. Also GET /metrics."""
+"""GET /health and /ready: whether to restart this server, and whether to send it requests.
+
+Also GET /ping, /version and /metrics.
+"""
 
 from typing import Any
 
@@ -6,7 +9,8 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.context import Served
-from service.api.schemas import Health
+from service.api.schemas import Health, Version
+from service.versions import version_of
 
 router = APIRouter(tags=["operation"])
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health}}
@@ -22,6 +26,7 @@ async def health(response: Response, context: Served) -> Health:
     return Health(status="unavailable", reason=engine.reason)
 
 
+@router.get("/ping", responses=_UNAVAILABLE, summary="The same as /ready, for hosts that ask it by this name")
 @router.get("/ready", responses=_UNAVAILABLE, summary="Can it take requests?")
 async def ready(response: Response, context: Served) -> Health:
     """503 while the model loads, while the server drains, and with an engine that is dead or hangs."""
@@ -38,3 +43,9 @@ async def ready(response: Response, context: Served) -> Health:
 def metrics(context: Served) -> Response:
     """Counters, gauges and histograms in Prometheus's text format."""
     return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version", summary="Which version is this?")
+async def version() -> Version:
+    """The version of the server."""
+    return Version(version=version_of("headlight"))

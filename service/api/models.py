@@ -1,4 +1,4 @@
-"""GET /v1/models: the one model that is served."""
+"""GET /v1/models: the one model that is served, under each of its names."""
 
 from fastapi import APIRouter
 
@@ -10,21 +10,21 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", summary="List the models")
 async def list_models(context: Served) -> ModelList:
-    """The served model, under the name that requests may give."""
-    return ModelList(data=[_card(context)])
+    """The served model, under every name that requests may give; answers show the first."""
+    return ModelList(data=[_card(name, context) for name in context.model_names])
 
 
 @router.get("/v1/models/{name:path}", summary="Look at a model")
 async def get_model(name: str, context: Served) -> ModelCard:
     """The served model; 404 for any other name."""
     context.check_model(name)
-    return _card(context)
+    return _card(name, context)
 
 
-def _card(context: Context) -> ModelCard:
+def _card(name: str, context: Context) -> ModelCard:
     ready = context.client.health().state == "ready"
     return ModelCard(
-        id=context.model_name,
+        id=name,
         created=context.started,
         max_model_len=context.client.limits.capacity if ready else None,
     )

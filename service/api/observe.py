@@ -22,7 +22,7 @@ CLIENT_CLOSED_REQUEST = 499
 REQUEST_ID = "x-request-id"
 IGNORED = "x-headlight-ignored"
 """The fields of a body that had no effect, in an answer's head."""
-PROBES = frozenset({"/health", "/ready", "/metrics"})
+PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
 """Routes that are asked every few seconds: they are not traced, and logged for debugging alone."""
 
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})

@@ -612,7 +612,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models that are served: one."""
+    """The names that the model is served under."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -629,6 +629,12 @@ class Text(BaseModel):
     """The text of token ids, special tokens included."""
 
     prompt: str
+
+
+class Version(BaseModel):
+    """The version of the server."""
+
+    version: str
 
 
 class Health(BaseModel):

@@ -24,7 +24,7 @@ from service.launch import Launch
 from service.metrics import Metrics
 from service.places import Places
 from service.server import Server
-from service.settings import Settings
+from service.settings import Settings, listed
 from service.shared import Shared
 from service.text.chat import TemplateError
 
@@ -220,7 +220,8 @@ def build(
     with TemporaryDirectory() as folder:
         places = Places(Shared(Path(folder), slot=0, slots=1))
     admission = Admission(chosen.max_running + chosen.max_waiting, places)
-    launch = Launch(MODEL, FakeTokenizer(), template, sampling)  # type: ignore[arg-type]
+    names = listed(chosen.served_model_name) or (MODEL,)
+    launch = Launch(names, FakeTokenizer(), template, sampling)  # type: ignore[arg-type]
     metrics = Metrics(engine, MODEL)  # type: ignore[arg-type]
     app = create_app(chosen, launch, engine, admission, metrics, started=0)  # type: ignore[arg-type]
     return app, chosen, engine, admission

@@ -1,6 +1,8 @@
 """Bodies that no honest client sends: each is refused in OpenAI's form, and the next request is served."""
 
 import asyncio
+import gzip
+import zlib
 
 import pytest
 
@@ -34,7 +36,6 @@ HOSTILE = [
     b'{"prompt": "\xff\xfe"}',
     b'{"prompt": "\xed\xa0\x80"}',
     b'\xef\xbb\xbf{"prompt": "a"}',
-    '{"prompt": "a"}'.encode("utf-16"),
     b'{"prompt": "a", "prompt": "b"}',
     b'{"prompt": "a", "stream_options": {"include_usage": true, "include_usage": false}}',
     b'{"prompt": "a"} {"prompt": "b"}',
@@ -72,8 +73,47 @@ async def test_only_json_is_taken() -> None:
             )
             assert response.status_code == 415
             assert response.json()["error"]["type"] == "invalid_request_error"
-        kind = "Application/JSON; charset=utf-8"
-        response = await caller.http.post("/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": kind})
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_what_says_that_it_is_written_or_packed_otherwise_is_not_read(route: str) -> None:
+    """By a header, or by its first bytes: the alternative is to take it for broken JSON, or for other text."""
+    text = '{"prompt": "é"}'
+    plain, json = text.encode(), "application/json"
+    packed: list[tuple[bytes, dict[str, str]]] = [
+        (text.encode("latin-1"), {"content-type": f"{json}; charset=latin-1"}),
+        (plain, {"content-type": f"{json}; v=1; charset = 'x'"}),
+        (plain, {"content-type": f'{json}; charset="iso-8859-1"'}),
+        (plain, {"content-type": f"{json}; charset="}),
+        (text.encode("utf-16"), {"content-type": f"{json}; charset=utf-16"}),
+        *((text.encode(f"utf-{width}"), {"content-type": json}) for width in ("16", "16-le", "16-be", "32", "32-le")),
+        (plain, {"content-type": f"{json}, text/plain"}),
+        (gzip.compress(plain), {"content-type": json, "content-encoding": "gzip"}),
+        (zlib.compress(plain), {"content-type": json, "content-encoding": "deflate"}),
+        (plain, {"content-type": json, "content-encoding": "identity, br"}),
+        (gzip.compress(plain), {"content-type": json, "transfer-encoding": "gzip, chunked"}),
+    ]
+    async with calling() as caller:
+        for body, headers in packed:
+            response = await caller.http.post(route, content=body, headers=headers)
+            assert response.status_code == 415, (headers, response.text)
+            assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "application/json"},
+        {"content-type": "Application/JSON; charset=utf-8"},
+        {"content-type": 'application/json;charset="UTF-8"'},
+        {"content-type": "application/json; charset=us-ascii; v=1"},
+        {"content-type": "application/json", "content-encoding": "identity"},
+        {"content-type": "application/json", "content-encoding": ""},
+    ],
+)
+async def test_what_says_that_it_is_plain_json_is_read(headers: dict[str, str]) -> None:
+    async with calling() as caller:
+        response = await caller.http.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)
         assert response.status_code == 200
 
 
