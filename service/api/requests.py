@@ -27,6 +27,9 @@ _GREEDY_BELOW = 1e-5
 _INLINE_CHARACTERS = 16_384
 """Longer texts are tokenised in a thread, so that other requests' tokens don't wait."""
 
+_TURN_CHARACTERS = 64
+"""A template's work for an empty message is that of so many characters."""
+
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
 
@@ -62,10 +65,9 @@ async def completion_job(body: CompletionBody, context: Context) -> Job:
     _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
 
     prompts = _prompt_list(body.prompt)
-    _check_at_most("prompt", len(prompts), context.settings.max_prompts, "prompts")
     _check_choices(body, len(prompts), context)
     encoded = [await _encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
-    echo = [_echoed(prompt, context) if body.echo else "" for prompt in prompts]
+    echo = [await _echoed(prompt, context) if body.echo else "" for prompt in prompts]
     return _job(
         body,
         context,
@@ -128,7 +130,7 @@ async def detokenized(body: DetokenizeBody, context: Context) -> str:
     """The text of token ids. Raises ApiError."""
     context.check_model(body.model)
     _check_token_ids("tokens", body.tokens, context.tokenizer.vocab_size)
-    return await _off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
+    return await off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
 
 
 def _check_token_ids(param: str, tokens: list[int], vocab_size: int) -> None:
@@ -149,7 +151,6 @@ async def _encode_messages(
     template = context.template
     if template is None:
         raise _refusal("messages", "need a chat template, and this model has none; use /v1/completions")
-    _check_at_most("messages", len(messages), context.settings.max_messages, "messages")
     if continue_final_message and add_generation_prompt:
         raise _refusal("add_generation_prompt", "and continue_final_message exclude each other")
     if continue_final_message and messages[-1].role != "assistant":
@@ -164,7 +165,7 @@ async def _encode_messages(
         )
 
     try:
-        tokens = await _off_loop(sum(len(turn["content"]) for turn in turns), render)
+        tokens = await off_loop(sum(_TURN_CHARACTERS + len(turn["content"]) for turn in turns), render)
     except TemplateError as error:
         raise _refusal("messages", f"do not suit the model's chat template: {error}") from None
     bos = context.tokenizer.bos_token_id
@@ -190,18 +191,21 @@ async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, cont
 
 
 async def _encode_text(text: str, add_special_tokens: bool, context: Context) -> list[int]:
-    return await _off_loop(
+    return await off_loop(
         len(text),
         lambda: context.tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True),
     )
 
 
-async def _off_loop(characters: int, work: Callable[[], T]) -> T:
+async def off_loop(characters: int, work: Callable[[], T]) -> T:
+    """The result of work on so many characters or tokens, done in a thread if they are many."""
     return work() if characters <= _INLINE_CHARACTERS else await asyncio.to_thread(work)
 
 
-def _echoed(prompt: str | list[int], context: Context) -> str:
-    return prompt if isinstance(prompt, str) else context.tokenizer.decode(prompt, skip_special_tokens=False)
+async def _echoed(prompt: str | list[int], context: Context) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return await off_loop(len(prompt), lambda: context.tokenizer.decode(prompt, skip_special_tokens=False))
 
 
 def _check_shared(body: GenerationBody, context: Context) -> None:
@@ -214,15 +218,12 @@ def _check_shared(body: GenerationBody, context: Context) -> None:
     if body.stream_options and body.stream_options.continuous_usage_stats and not body.stream_options.include_usage:
         raise _refusal("stream_options.continuous_usage_stats", "needs include_usage to be true")
     stop = _stop_strings(body)
-    _check_at_most("stop", len(stop), settings.max_stop, "strings")
     if "" in stop:
         raise _refusal("stop", "has an empty string")
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
     if stop and body.min_tokens:
         raise _refusal("min_tokens", "is not supported together with stop")
-    _check_at_most("stop_token_ids", len(body.stop_token_ids), settings.max_stop_token_ids, "ids")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
-    _check_at_most("logit_bias", len(body.logit_bias), settings.max_logit_bias, "entries")
 
 
 def _check_choices(body: GenerationBody, prompts: int, context: Context) -> None:

@@ -1,12 +1,23 @@
 """What clients send and get back: OpenAI's shapes and the common extensions to them, as pydantic models.
 
 A request's fields are checked here for their type and for the range that any server would hold them to. What depends
-on the model or on the settings is checked in `requests`. A field that isn't declared is refused by name.
+on the model or on the settings is checked in `requests`, but for the length of lists and maps: it is checked here, and
+before what they hold, of which only the first fault is looked for. A field that isn't declared is refused by name.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
@@ -79,17 +90,20 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_idle(cls, data: Any) -> Any:
-        """Leave out what says nothing: nulls, and unsupported fields that ask for what happens anyway."""
+        """Leave out what says nothing: nulls, and unsupported fields that ask for what happens anyway.
+
+        The first field that isn't ours is all that is left of a body that has one: it is refused for that alone.
+        """
         if not isinstance(data, dict):
             return data
-        return {
-            name: value
-            for name, value in data.items()
-            if not (
-                (name in cls.model_fields and value is None)
-                or (name not in cls.model_fields and name in UNSUPPORTED and _asks_for_nothing(name, value))
-            )
-        }
+        kept = {}
+        for name, value in data.items():
+            if name in cls.model_fields:
+                if value is not None:
+                    kept[name] = value
+            elif not (name in UNSUPPORTED and _asks_for_nothing(name, value)):
+                return {name: value}
+        return kept
 
 
 def _shape(value: Any) -> str | None:
@@ -110,16 +124,34 @@ def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
 
-TokenIds = list[int]
+def _at_most(most: int | str, unit: str) -> BeforeValidator:
+    """The bound of a list or map, checked before what it holds: a number, or the setting that says it.
+
+    Settings are the context of a validation.
+    """
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        bound = getattr(info.context, most) if isinstance(most, str) else most
+        if isinstance(value, list | dict) and len(value) > bound:
+            told = {"count": len(value), "unit": unit, "bound": bound}
+            raise PydanticCustomError("many", "{count} {unit} are more than the {bound} that this server allows", told)
+        return value
+
+    return BeforeValidator(check)
+
+
+TokenIds = Annotated[list[int], Field(fail_fast=True), _at_most(2**20, "token ids")]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(min_length=1), Tag("<list>")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_prompts", "prompts"), Tag("<list>")]
     | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[list[TokenIds], Tag("<token lists>")],
+    | Annotated[list[TokenIds], Field(fail_fast=True), _at_most("max_prompts", "prompts"), Tag("<token lists>")],
     _choose("a string, a list of strings, a list of token ids, or a list of such lists"),
 ]
 Stop = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")], _choose("a string or a list of strings")
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Field(fail_fast=True), _at_most("max_stop", "strings"), Tag("<list>")],
+    _choose("a string or a list of strings"),
 ]
 
 
@@ -159,11 +191,13 @@ class GenerationBody(Body):
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off the logit of every token generated.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="The same, times how often it was generated.")
     repetition_penalty: float = Field(1.0, ge=0.01, le=100, description="Divides logits of tokens in prompt or output.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="Added to the logits of these token ids, which are written as strings."
-    )
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
+    ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
     stop: Stop | None = Field(None, description="Strings that end the completion and are left out of it.")
-    stop_token_ids: TokenIds = Field(default_factory=list, description="Tokens that end the completion.")
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True), _at_most("max_stop_token_ids", "ids")] = Field(
+        default_factory=list, description="Tokens that end the completion."
+    )
     ignore_eos: bool = Field(False, description="Go on when the model says that it is finished.")
     include_stop_str_in_output: bool = Field(False, description="Leave what ended the completion in its text.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
@@ -197,7 +231,8 @@ class TextPart(Body):
 
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), _at_most("max_parts", "parts"), Tag("<list>")],
     _choose("a string or a list of text parts"),
 ]
 
@@ -209,6 +244,9 @@ class Message(Body):
     content: Content
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True), _at_most("max_messages", "messages")]
+
+
 class ChatBody(GenerationBody):
     """A request for the next message of a conversation."""
 
@@ -216,7 +254,7 @@ class ChatBody(GenerationBody):
         json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is the capital of France?"}]}]}
     )
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="Newer name of max_tokens.")
     logprobs: bool = Field(False, description="Report the log-probability of each token.")
     top_logprobs: int | None = Field(None, ge=0, description="And of this many likeliest tokens; needs logprobs.")
@@ -232,7 +270,7 @@ class TokenizeBody(Body):
 
     model: str | None = Field(None, max_length=512)
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     add_special_tokens: bool | None = Field(None, description="By default true for a prompt, false for messages.")
     add_generation_prompt: bool | None = Field(None, description="For messages; true by default.")
 
