@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File of such keys, one a line, # for comments; read again when it changes."
     )
+    share_prefix_cache: bool = Field(
+        False, description="Whether clients with different API keys share cached prefixes, and can see that they do."
+    )
     api_processes: Count = Field(
         1, le=64, description="Processes that answer HTTP for the engine; more than 1 if one is busy all the time."
     )

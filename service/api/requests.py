@@ -57,8 +57,8 @@ class Job:
         return len(self.choices) // len(self.prompts)
 
 
-async def completion_job(body: CompletionBody, context: Context) -> Job:
-    """A completion request as a job. Raises ApiError."""
+async def completion_job(body: CompletionBody, context: Context, caller: str) -> Job:
+    """A completion request of `caller` (see `auth`) as a job. Raises ApiError."""
     _check_shared(body, context)
     if body.echo and body.logprobs is not None:
         raise _refusal("echo", "is not supported together with logprobs")
@@ -71,6 +71,7 @@ async def completion_job(body: CompletionBody, context: Context) -> Job:
     return _job(
         body,
         context,
+        caller,
         encoded,
         echo=echo,
         max_tokens=body.max_tokens,
@@ -79,8 +80,8 @@ async def completion_job(body: CompletionBody, context: Context) -> Job:
     )
 
 
-async def chat_job(body: ChatBody, context: Context) -> Job:
-    """A chat request as a job. Raises ApiError."""
+async def chat_job(body: ChatBody, context: Context, caller: str) -> Job:
+    """A chat request of `caller` (see `auth`) as a job. Raises ApiError."""
     _check_shared(body, context)
     if body.top_logprobs is not None and not body.logprobs:
         raise _refusal("top_logprobs", "needs logprobs to be true")
@@ -99,6 +100,7 @@ async def chat_job(body: ChatBody, context: Context) -> Job:
     return _job(
         body,
         context,
+        caller,
         [encoded],
         echo=[""],
         max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -235,6 +237,7 @@ def _check_choices(body: GenerationBody, prompts: int, context: Context) -> None
 def _job(
     body: GenerationBody,
     context: Context,
+    caller: str,
     prompts: list[list[int]],
     *,
     echo: list[str],
@@ -278,7 +281,7 @@ def _job(
             stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
-            cache_salt=body.cache_salt or "",
+            cache_salt=_cache_salt(body, context, caller),
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(body.n)
@@ -294,6 +297,12 @@ def _job(
         return_token_ids=body.return_token_ids,
         logprobs=logprobs is not None,
     )
+
+
+def _cache_salt(body: GenerationBody, context: Context, caller: str) -> str:
+    """Clients with different keys find nothing of each other's prompts, and cannot ask for it by a salt either."""
+    salt = body.cache_salt or ""
+    return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
 
 
 def _given(value: T | None, default: T) -> T:
