@@ -104,6 +104,18 @@ class Settings(BaseSettings):
         256, ge=0, description="Completions that may wait beyond those; one more is answered with 429."
     )
 
+    max_connections: Count = Field(
+        1024, description="Connections of clients to each API process; one more is answered with 503."
+    )
+    request_timeout: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="Seconds in which a request must have arrived, headers and body."
+    )
+    write_timeout: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a client that takes nothing of its answer is left.",
+    )
     max_body: Bytes = Field(4 * 2**20, description="Size of a request body in bytes.")
     max_n: Count = Field(64, description="Largest n of a request.")
     max_prompts: Count = Field(64, description="Prompts in one request.")

@@ -6,7 +6,6 @@ anything is built of it, and a large one is read in a thread. Knows nothing of w
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -25,8 +24,6 @@ _INLINE_BYTES = 16_384
 _MOST = (("objects and lists", b"{[", 32_768), ("names", b":", 131_072), ("values", b",", 2**20))
 """What a body may hold at most, and the bytes outside of strings that tell how much it does. A chat of thousands of
 messages, or a prompt of a million token ids, has less."""
-
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
 class BodyLimit:
@@ -130,7 +127,8 @@ def _check_amount(body: bytes) -> None:
     """Refuse what would take long to build, before it is built."""
     if all(_count(body, marks) < most for _, marks, most in _MOST):
         return
-    bones = _STRING.sub(b"", body)
+    # Without escapes, what lies outside of strings is every other piece between quotes.
+    bones = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     for things, marks, most in _MOST:
         if _count(bones, marks) >= most:
             raise ApiError(400, f"The body has more than {most} {things}.")

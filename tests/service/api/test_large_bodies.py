@@ -34,19 +34,14 @@ ITEMS: dict[str, bytes] = {
     "integers": b"1",
     "fractions": b"1.5",
     "texts": b'"a"',
-    "escapes": b'"\\u00e9"',
     "lists": b"[]",
-    "token lists": b"[1]",
     "objects": b"{}",
     "messages": b'{"role":"user","content":"a"}',
     "parts": b'{"type":"text","text":"a"}',
     "messages of parts": b'{"role":"user","content":[' + b",".join([b'{"type":"text","text":"a"}'] * 50) + b"]}",
     "wrong messages": b'{"role":1,"content":[1,2],"x":1}',
-    "nulls": b"null",
     "digits": b"9" * 4000,
-    "long texts": b'"' + b"a" * 100_000 + b'"',
     "commas": b'"' + b"[{:," * 1000 + b'"',
-    "deep": b"[" * 500 + b"]" * 500,
 }
 
 
@@ -71,14 +66,11 @@ def values() -> Iterator[tuple[str, bytes]]:
     yield "lists within the bound", b"[" + b",".join([b"[]"] * 32_000) + b"]"
     yield "messages within the bound", b"[" + b",".join([ITEMS["messages"]] * 4096) + b"]"
     yield "parts within the bound", b"[" + b",".join([ITEMS["messages of parts"]] * 500) + b"]"
-    yield "names of lists", b"{" + b",".join(b'"%d":[]' % i for i in range(SIZE // 14)) + b"}"
     yield "long name", b'{"' + b"n" * (SIZE - 10_000) + b'":1}'
-    yield "text", b'"' + b"a" * (SIZE - 10_000) + b'"'
     yield "words", b'"' + b"is it, " * ((SIZE - 10_000) // 7) + b'"'
     yield "escaped text", b'"' + b"\\u00e9" * ((SIZE - 10_000) // 6) + b'"'
     yield "backslashes", b'"' + b"\\\\" * ((SIZE - 10_000) // 2) + b'"'
     yield "open text", b'"' * (SIZE - 10_000)
-    yield "zeros", b"0" * (SIZE - 10_000)
     yield "nesting", b"[" * (SIZE - 10_000)
 
 
