@@ -29,9 +29,15 @@ async def never_reads(server: Running, **fields: object) -> socket.socket:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_takes_nothing_is_left(stream: bool) -> None:
-    async with serving(write_timeout=1, max_running=1, max_waiting=0) as server:
-        server.engine.limits = replace(server.engine.limits, max_context=200_000, num_blocks=200_000)
-        client = await never_reads(server, stream=stream, max_tokens=100_000 if stream else 2_000)
+    """The answer that is not streamed is long by its echo, so that the kernel's buffers cannot take all of it."""
+    async with serving(write_timeout=1, max_running=1, max_waiting=0, max_body=2**24) as server:
+        server.engine.limits = replace(server.engine.limits, max_context=2**24, num_blocks=2**20)
+        fields = (
+            {"stream": True}
+            if stream
+            else {"prompt": "a" * 12_000_000, "echo": True, "max_tokens": 1, "logprobs": None}
+        )
+        client = await never_reads(server, **fields)
         await server.until(lambda: server.engine.streams)
         await server.until(lambda: not server.server.server_state.connections)
         await server.until(lambda: server.admission.open == 0)
