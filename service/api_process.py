@@ -5,6 +5,7 @@ of life. It uses the engine and does not keep it.
 """
 
 import asyncio
+import gc
 import io
 import os
 import shutil
@@ -49,6 +50,8 @@ def main() -> None:
     except (CheckpointError, SettingsError, OSError) as error:
         say(Failed(" ".join(str(error).split())))
         sys.exit(1)
+    # What there is now stays: a collection for what a large body was made of should not look at it again.
+    gc.freeze()
     with (
         socket.socket(fileno=setup.listener) as listener,
         asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,

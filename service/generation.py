@@ -4,7 +4,7 @@ The routes and the terminal share it. It knows nothing of HTTP, of templates, or
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -54,14 +54,20 @@ class Piece:
 class Generation:
     """A request handed to the engine. Leaving its `with` cancels whatever is unfinished."""
 
-    def __init__(self, client: EngineClient, tokenizer: Tokenizer, request: GenerationRequest) -> None:
-        """Submit at once; raises EngineDead."""
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        request: GenerationRequest,
+        ended: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Submit at once; raises EngineDead. `ended` is called when the engine has nothing more to do with it."""
         self.request = request
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.times = RequestTimes()
         self._detokenizer = Detokenizer(tokenizer, request.stop, request.include_stop, request.skip_special_tokens)
-        self._stream = client.submit(request.prompt, request.params, request.cache_salt)
+        self._stream = client.submit(request.prompt, request.params, request.cache_salt, ended)
 
     def __enter__(self) -> Self:
         self._stream.__enter__()

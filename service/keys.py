@@ -37,6 +37,11 @@ class ApiKeys:
         """Whether there are any; without, everybody is served."""
         return bool(self._fixed or self._read)
 
+    @property
+    def several(self) -> bool:
+        """Whether there may be more than one client."""
+        return len(set(self._fixed + self._read)) > 1
+
     def accept(self, key: bytes) -> bool:
         """Whether this is one of the keys; how long it takes says nothing of which, or of how nearly."""
         self._refresh()

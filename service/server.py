@@ -1,4 +1,4 @@
-"""The HTTP server of one process: uvicorn, with a bound on headers and a shutdown that lets requests finish."""
+"""The HTTP server of one process: uvicorn, with bounded connections and a shutdown that lets requests finish."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,40 +6,14 @@ from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.admission import Admission
+from service.connections import Connection, Limits
 from service.engine.client import EngineClient
 from service.settings import Settings
 
-MAX_HEADER_BYTES = 65_536
-"""Of a request's URL and headers together."""
-
 _TICKS = 10
 """Of uvicorn's main loop in a second."""
-
-
-class BoundedHeaders(HttpToolsProtocol):
-    """Answers 400 to a request whose URL and headers never seem to end; the parser alone would collect them all."""
-
-    _header_bytes = 0
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._header_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES:
-            raise ValueError("the request's headers are too large")
 
 
 class Server(uvicorn.Server):
@@ -52,10 +26,11 @@ class Server(uvicorn.Server):
         self, app: FastAPI, settings: Settings, admission: Admission, client: EngineClient, alive: Callable[[], None]
     ) -> None:
         """`alive` is called when it begins to serve, and every second from then on."""
+        limits = Limits(settings.request_timeout, settings.write_timeout, settings.max_connections)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=BoundedHeaders,
+                http=type("LimitedConnection", (Connection,), {"limits": limits}),
                 ws="none",
                 log_config=None,
                 log_level="debug" if settings.log_level == "debug" else "warning",
@@ -85,6 +60,10 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS == 0:
             self._alive()
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.check(now)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             # Whoever still waits for a completion is told that it failed, rather than cut off.
             self._client.stop()

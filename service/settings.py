@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File of such keys, one a line, # for comments; read again when it changes."
     )
+    share_prefix_cache: bool = Field(
+        False, description="Whether clients with different API keys share cached prefixes, and can see that they do."
+    )
     api_processes: Count = Field(
         1, le=64, description="Processes that answer HTTP for the engine; more than 1 if one is busy all the time."
     )
@@ -154,6 +157,18 @@ class Settings(BaseSettings):
         256, ge=0, description="Completions that may wait beyond those; one more is answered with 429."
     )
 
+    max_connections: Count = Field(
+        1024, description="Connections of clients to each API process; one more is answered with 503."
+    )
+    request_timeout: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="Seconds in which a request must have arrived, headers and body."
+    )
+    write_timeout: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a client that takes nothing of its answer is left.",
+    )
     unknown_fields: Literal["refuse", "warn"] = Field(
         "refuse",
         description="Requests with a field that nobody knows: refuse, or answer and name it in X-Headlight-Ignored.",
@@ -163,7 +178,8 @@ class Settings(BaseSettings):
     max_prompts: Count = Field(64, description="Prompts in one request.")
     max_choices: Count = Field(128, description="Prompts times n of one request.")
     max_request_tokens: Count = Field(2**20, description="Prompts times n times max_tokens of one request.")
-    max_messages: Count = Field(4096, description="Messages in one chat request.")
+    max_messages: Count = Field(4096, le=8192, description="Messages in one chat request.")
+    max_parts: Count = Field(1024, le=8192, description="Parts of one message.")
     max_logprobs: int = Field(20, ge=0, description="Likeliest tokens to report beside each token.")
     max_stop: Count = Field(16, description="Stop strings in one request.")
     max_stop_length: Count = Field(256, description="Characters of one stop string.")

@@ -1,6 +1,6 @@
 """How many completions may be open at once, and whether new ones are taken at all. Knows nothing of what they are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from service.api.errors import ApiError
@@ -31,11 +31,21 @@ class Admission:
             raise ApiError(503, "The server is shutting down.", code="draining", retry_after=5)
 
     @contextmanager
-    def admit(self, count: int) -> Iterator[None]:
-        """Hold places for `count` completions; 429 if there are not as many."""
+    def admit(self, count: int) -> Iterator[Callable[[], None]]:
+        """Hold places for `count` completions; 429 if there are not as many.
+
+        What it gives frees one of them: for a completion that ended, even if its client has not read it.
+        """
         if not self._places.take(count, self.capacity):
             raise ApiError(429, "The queue is full; try again later.", code="queue_full", retry_after=1)
+        held = count
+
+        def free() -> None:
+            nonlocal held
+            held -= 1
+            self._places.give(1)
+
         try:
-            yield
+            yield free
         finally:
-            self._places.give(count)
+            self._places.give(held)

@@ -99,9 +99,9 @@ async def _events(context: Context, job: Job, layout: Format, record: RequestRec
 @contextmanager
 def _open(context: Context, job: Job, record: RequestRecord) -> Iterator[list[Generation]]:
     generations = []
-    with context.admission.admit(len(job.choices)), ExitStack() as stack:
+    with context.admission.admit(len(job.choices)) as free, ExitStack() as stack:
         for request in job.choices:
-            generation = stack.enter_context(Generation(context.client, context.tokenizer, request))
+            generation = stack.enter_context(Generation(context.client, context.tokenizer, request, ended=free))
             timeline = Timeline(generation, context.metrics, began=record.began, clock=record.clock)
             record.timelines.append(stack.enter_context(timeline))
             generations.append(generation)

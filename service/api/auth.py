@@ -1,7 +1,10 @@
-"""The refusal of every request that brings no API key. Knows nothing of where the keys come from.
+"""The refusal of every request that brings no API key, and who it is that brings one. Knows nothing of where the keys
+come from.
 
 Guards by exclusion, so that a new route is guarded unless it is named here.
 """
+
+import hashlib
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,6 +25,8 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._keys.accept(_bearer(scope)):
+            if scope["type"] == "http" and self._keys.several:
+                scope.setdefault("state", {})["caller"] = _caller(_bearer(scope))
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -30,6 +35,19 @@ class RequireKey:
             code="invalid_api_key",
         )
         await respond(scope, error)(scope, receive, send)
+
+
+def caller_of(scope: Scope) -> str:
+    """What tells the clients of different API keys apart; empty where there is one key or none.
+
+    It is the same in every process and replica, and it is not what keys are compared by.
+    """
+    caller: str = scope.get("state", {}).get("caller", "")
+    return caller
+
+
+def _caller(key: bytes) -> str:
+    return hashlib.sha256(b"caller:" + key).hexdigest()
 
 
 def _bearer(scope: Scope) -> bytes:

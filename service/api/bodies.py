@@ -1,8 +1,10 @@
-"""Reading request bodies: their size while they stream in, their content type, and strictly parsed JSON.
+"""Reading request bodies: their size while they stream in, their content type, strict JSON, and the route's schema.
 
-Knows nothing of what a body means; FastAPI validates what comes out of here against a schema.
+Whatever a client sends, reading it keeps the event loop only for a moment: what a body may hold is counted before
+anything is built of it, and a large one is read in a thread. Knows nothing of what a body means.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from email.message import Message as MimeHeaders
@@ -10,10 +12,19 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import ApiError
+from service.api.context import Context
+from service.api.errors import ApiError, explain
+
+_INLINE_BYTES = 16_384
+"""Larger bodies are read in a thread."""
+
+_MOST = (("objects and lists", b"{[", 32_768), ("names", b":", 131_072), ("values", b",", 2**20))
+"""What a body may hold at most, and the bytes outside of strings that tell how much it does. A chat of thousands of
+messages, or a prompt of a million token ids, has less."""
 
 
 class BodyLimit:
@@ -51,11 +62,13 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        body = self.body_field.field_info.annotation if self.body_field else None
+        schema: TypeAdapter[Any] = TypeAdapter(body or Any)
 
         async def handle_strictly(request: Request) -> Response:
             if request.method == "POST":
                 _check_encodings(request.headers)
-            return await handle(_StrictRequest(request.scope, request.receive))
+            return await handle(_StrictRequest(request, schema))
 
         return handle_strictly
 
@@ -75,17 +88,38 @@ def _check_encodings(headers: Headers) -> None:
 
 
 class _StrictRequest(Request):
+    """A request whose `json` is the validated body itself, which FastAPI then has nothing to do with."""
+
+    def __init__(self, request: Request, schema: TypeAdapter[Any]) -> None:
+        super().__init__(request.scope, request.receive)
+        self._schema = schema
+
     async def json(self) -> Any:
-        return parse(await self.body())
+        body = await self.body()
+        context: Context = self.app.state.context
+        if len(body) <= _INLINE_BYTES:
+            return self._read(body, context)
+        # One at a time: several threads together would keep the interpreter from the loop.
+        async with context.large_bodies:
+            return await asyncio.to_thread(self._read, body, context)
+
+    def _read(self, body: bytes, context: Context) -> Any:
+        value = parse(body)
+        try:
+            return self._schema.validate_python(value, from_attributes=True, context=context.settings)
+        except ValidationError as error:
+            raise explain(error) from None
 
 
 def parse(body: bytes) -> Any:
     """The value of a JSON text in UTF-8. Raises ApiError with status 400, or 415 if it is in UTF-16 or UTF-32.
 
-    Beyond the grammar it refuses NaN and infinities, duplicate names, NUL, and surrogates that stand alone.
+    Beyond the grammar it refuses NaN and infinities, duplicate names, NUL, surrogates that stand alone, and more
+    objects, names or values than any request has.
     """
     if not json.detect_encoding(body).startswith("utf-8"):
         raise ApiError(415, "The body must be in UTF-8.")
+    _check_amount(body)
     try:
         value = json.loads(
             body.decode("utf-8"), parse_float=_finite, parse_constant=_refuse_constant, object_pairs_hook=_unique
@@ -102,6 +136,21 @@ def parse(body: bytes) -> Any:
         # Python's own limit on the digits of an integer.
         raise ApiError(400, "The body has a number that is too large.") from None
     return value
+
+
+def _check_amount(body: bytes) -> None:
+    """Refuse what would take long to build, before it is built."""
+    if all(_count(body, marks) < most for _, marks, most in _MOST):
+        return
+    # Without escapes, what lies outside of strings is every other piece between quotes.
+    bones = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    for things, marks, most in _MOST:
+        if _count(bones, marks) >= most:
+            raise ApiError(400, f"The body has more than {most} {things}.")
+
+
+def _count(body: bytes, marks: bytes) -> int:
+    return sum(body.count(mark) for mark in marks)
 
 
 def _finite(digits: str) -> float:
@@ -133,7 +182,9 @@ def _check_text(value: Any) -> None:
             raise ApiError(400, "The body has half of a surrogate pair in a string.") from None
     elif isinstance(value, list):
         for item in value:
-            _check_text(item)
+            # Numbers may be a million.
+            if type(item) is not int:
+                _check_text(item)
     elif isinstance(value, dict):
         for name, item in value.items():
             _check_text(name)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from model.contract import TokenLogprobs
 from service.api.answers import Format, answer
+from service.api.auth import caller_of
 from service.api.bodies import JsonRoute
 from service.api.context import Context, Served
 from service.api.errors import REFUSALS
@@ -26,7 +27,7 @@ router = APIRouter(tags=["completions"], route_class=JsonRoute)
 @router.post("/v1/completions", response_model=Completion, responses=REFUSALS, summary="Continue a text")
 async def create_completion(body: CompletionBody, request: Request, context: Served) -> Response:
     """Continues one or several prompts, n times each; with `stream` as server-sent events of the same shape."""
-    job = await completion_job(body, context, record_of(request.scope))
+    job = await completion_job(body, context, record_of(request.scope), caller_of(request.scope))
     return await answer(request, context, job, CompletionFormat(job, context))
 
 

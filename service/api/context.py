@@ -1,6 +1,7 @@
 """What the routes work with, built once by the composition root and handed to them by FastAPI."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -33,6 +34,8 @@ class Context:
     metrics: Metrics
     started: int
     """Unix time in seconds."""
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large body is read in a thread."""
 
     @property
     def token_bound(self) -> int:

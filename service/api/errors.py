@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -75,6 +76,12 @@ def describe(error: Exception) -> ApiError:
             return ApiError(500, f"The engine failed: {error}", code="engine_error")
         case _:
             return ApiError(500, "Internal error.", code="internal_error")
+
+
+def explain(error: ValidationError) -> ApiError:
+    """The refusal of a body that is not as its schema says."""
+    details = error.errors(include_url=False, include_input=False)
+    return _explain([{**detail, "loc": ("body", *detail["loc"])} for detail in details])
 
 
 def install(app: FastAPI) -> None:

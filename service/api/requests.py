@@ -30,6 +30,9 @@ _GREEDY_BELOW = 1e-5
 _INLINE_CHARACTERS = 16_384
 """Longer texts are tokenised in a thread, so that other requests' tokens don't wait."""
 
+_TURN_CHARACTERS = 64
+"""A template's work for an empty message is that of so many characters."""
+
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
 
@@ -57,22 +60,22 @@ class Job:
         return len(self.choices) // len(self.prompts)
 
 
-async def completion_job(body: CompletionBody, context: Context, record: RequestRecord) -> Job:
-    """A completion request as a job. Raises ApiError."""
+async def completion_job(body: CompletionBody, context: Context, record: RequestRecord, caller: str) -> Job:
+    """A completion request of `caller` (see `auth`) as a job. Raises ApiError."""
     _check_shared(body, context, record)
     if body.echo and body.logprobs is not None:
         raise _refusal("echo", "is not supported together with logprobs")
     _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
 
     prompts = _prompt_list(body.prompt)
-    _check_at_most("prompt", len(prompts), context.settings.max_prompts, "prompts")
     _check_choices(body, len(prompts), context)
     encoded = [await _encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
     _check_prompts("prompt", encoded, context)
-    echo = [_echoed(prompt, context) if body.echo else "" for prompt in prompts]
+    echo = [await _echoed(prompt, context) if body.echo else "" for prompt in prompts]
     return _job(
         body,
         context,
+        caller,
         encoded,
         echo=echo,
         max_tokens=body.max_tokens,
@@ -81,8 +84,8 @@ async def completion_job(body: CompletionBody, context: Context, record: Request
     )
 
 
-async def chat_job(body: ChatBody, context: Context, record: RequestRecord) -> Job:
-    """A chat request as a job. Raises ApiError."""
+async def chat_job(body: ChatBody, context: Context, record: RequestRecord, caller: str) -> Job:
+    """A chat request of `caller` (see `auth`) as a job. Raises ApiError."""
     _check_shared(body, context, record)
     if body.top_logprobs and not body.logprobs:
         raise _refusal("top_logprobs", "needs logprobs to be true")
@@ -99,6 +102,7 @@ async def chat_job(body: ChatBody, context: Context, record: RequestRecord) -> J
     return _job(
         body,
         context,
+        caller,
         [encoded],
         echo=[""],
         max_tokens=_given(body.max_completion_tokens, body.max_tokens),
@@ -132,7 +136,7 @@ async def detokenized(body: DetokenizeBody, context: Context, record: RequestRec
     _check_fields(body, context, record)
     context.check_model(body.model)
     _check_token_ids("tokens", body.tokens, context.token_bound)
-    return await _off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
+    return await off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
 
 
 def _check_prompts(param: str, prompts: list[list[int]], context: Context) -> None:
@@ -154,7 +158,6 @@ async def _encode_messages(
     template = context.template
     if template is None:
         raise _refusal("messages", "need a chat template, and this model has none; use /v1/completions")
-    _check_at_most("messages", len(messages), context.settings.max_messages, "messages")
     if body.continue_final_message and body.add_generation_prompt:
         raise _refusal("add_generation_prompt", "and continue_final_message exclude each other")
     if body.continue_final_message and messages[-1].role != "assistant":
@@ -174,7 +177,7 @@ async def _encode_messages(
         )
 
     try:
-        tokens = await _off_loop(sum(len(turn["content"]) for turn in turns), render)
+        tokens = await off_loop(sum(_TURN_CHARACTERS + len(turn["content"]) for turn in turns), render)
     except TemplateError as error:
         raise _refusal("messages", f"do not suit the model's chat template: {error}") from None
     bos = context.tokenizer.bos_token_id
@@ -200,18 +203,21 @@ async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, cont
 
 
 async def _encode_text(text: str, add_special_tokens: bool, context: Context) -> list[int]:
-    return await _off_loop(
+    return await off_loop(
         len(text),
         lambda: context.tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True),
     )
 
 
-async def _off_loop(characters: int, work: Callable[[], T]) -> T:
+async def off_loop(characters: int, work: Callable[[], T]) -> T:
+    """The result of work on so many characters or tokens, done in a thread if they are many."""
     return work() if characters <= _INLINE_CHARACTERS else await asyncio.to_thread(work)
 
 
-def _echoed(prompt: str | list[int], context: Context) -> str:
-    return prompt if isinstance(prompt, str) else context.tokenizer.decode(prompt, skip_special_tokens=False)
+async def _echoed(prompt: str | list[int], context: Context) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return await off_loop(len(prompt), lambda: context.tokenizer.decode(prompt, skip_special_tokens=False))
 
 
 def _check_fields(body: Body, context: Context, record: RequestRecord) -> None:
@@ -231,15 +237,12 @@ def _check_shared(body: GenerationBody, context: Context, record: RequestRecord)
     if body.stream_options and body.stream_options.continuous_usage_stats and not body.stream_options.include_usage:
         raise _refusal("stream_options.continuous_usage_stats", "needs include_usage to be true")
     stop = _stop_strings(body)
-    _check_at_most("stop", len(stop), settings.max_stop, "strings")
     if "" in stop:
         raise _refusal("stop", "has an empty string")
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
     if stop and body.min_tokens:
         raise _refusal("min_tokens", "is not supported together with stop")
-    _check_at_most("stop_token_ids", len(body.stop_token_ids), settings.max_stop_token_ids, "ids")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
-    _check_at_most("logit_bias", len(body.logit_bias), settings.max_logit_bias, "entries")
 
 
 def _check_choices(body: GenerationBody, prompts: int, context: Context) -> None:
@@ -251,6 +254,7 @@ def _check_choices(body: GenerationBody, prompts: int, context: Context) -> None
 def _job(
     body: GenerationBody,
     context: Context,
+    caller: str,
     prompts: list[list[int]],
     *,
     echo: list[str],
@@ -298,7 +302,7 @@ def _job(
             stop=stop,
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
-            cache_salt=body.cache_salt or "",
+            cache_salt=_cache_salt(body, context, caller),
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(body.n)
@@ -320,6 +324,12 @@ def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> Samp
     """The makers' recommendation, unless it would make several choices for a prompt the same one."""
     greedy = defaults.temperature < _GREEDY_BELOW or defaults.top_k == 1
     return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
+
+
+def _cache_salt(body: GenerationBody, context: Context, caller: str) -> str:
+    """Clients with different keys find nothing of each other's prompts, and cannot ask for it by a salt either."""
+    salt = body.cache_salt or ""
+    return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
 
 
 def _given(value: T | None, default: T) -> T:

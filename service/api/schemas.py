@@ -1,8 +1,9 @@
 """What clients send and get back: OpenAI's shapes and the common extensions to them, as pydantic models.
 
 A request's fields are checked here for their type and for the range that any server would hold them to. What depends
-on the model or on the settings is checked in `requests`. A known field that isn't declared is refused here by name;
-what becomes of one that nobody knows, `fields` says.
+on the model or on the settings is checked in `requests`, but for the length of lists and maps: it is checked here, and
+before what they hold, of which only the first fault is looked for. A known field that isn't declared is refused here by
+name; what becomes of one that nobody knows, `fields` says.
 """
 
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     Tag,
+    ValidationInfo,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -232,16 +234,35 @@ def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
 
-TokenIds = Annotated[list[int], BeforeValidator(_all_integral)]
+def _at_most(most: int | str, unit: str) -> BeforeValidator:
+    """The bound of a list or map, checked before what it holds: a number, or the setting that says it.
+
+    Settings are the context of a validation.
+    """
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        bound = getattr(info.context, most) if isinstance(most, str) else most
+        if isinstance(value, list | dict) and len(value) > bound:
+            told = {"count": len(value), "unit": unit, "bound": bound}
+            raise PydanticCustomError("many", "{count} {unit} are more than the {bound} that this server allows", told)
+        return value
+
+    return BeforeValidator(check)
+
+
+Integers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_all_integral)]
+TokenIds = Annotated[Integers, _at_most(2**20, "token ids")]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(min_length=1), Tag("<list>")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_prompts", "prompts"), Tag("<list>")]
     | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[list[TokenIds], Tag("<token lists>")],
+    | Annotated[list[TokenIds], Field(fail_fast=True), _at_most("max_prompts", "prompts"), Tag("<token lists>")],
     _choose("a string, a list of strings, a list of token ids, or a list of such lists"),
 ]
 Stop = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")], _choose("a string or a list of strings")
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Field(fail_fast=True), _at_most("max_stop", "strings"), Tag("<list>")],
+    _choose("a string or a list of strings"),
 ]
 
 
@@ -334,11 +355,13 @@ class GenerationBody(Labels):
         le=100,
         description="Divides logits of tokens in prompt or output. Its default is as temperature's.",
     )
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="Added to the logits of these token ids, which are written as strings."
-    )
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
+    ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
     stop: Stop | None = Field(None, description="Strings that end the completion and are left out of it.")
-    stop_token_ids: TokenIds = Field(default_factory=list, description="Tokens that end the completion.")
+    stop_token_ids: Annotated[Integers, _at_most("max_stop_token_ids", "ids")] = Field(
+        default_factory=list, description="Tokens that end the completion."
+    )
     ignore_eos: bool = Field(False, description="Go on when the model says that it is finished.")
     include_stop_str_in_output: bool = Field(False, description="Leave what ended the completion in its text.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
@@ -373,7 +396,8 @@ class TextPart(Body):
 
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(min_length=1), Tag("<list>")],
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), _at_most("max_parts", "parts"), Tag("<list>")],
     _choose("a string or a list of text parts"),
 ]
 
@@ -404,6 +428,9 @@ class TemplateVariables(Body):
     date_string: Annotated[str, Field(max_length=64)] | None = None
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True), _at_most("max_messages", "messages")]
+
+
 class ChatBody(GenerationBody):
     """A request for the next message of a conversation."""
 
@@ -411,7 +438,7 @@ class ChatBody(GenerationBody):
         json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is the capital of France?"}]}]}
     )
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: Integer | None = Field(
         None, ge=1, le=2**31 - 1, description="Newer name of max_tokens; wins."
     )
@@ -431,7 +458,7 @@ class TokenizeBody(Body):
 
     model: str | None = Field(None, max_length=512)
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     add_special_tokens: bool | None = Field(None, description="By default true for a prompt, false for messages.")
     add_generation_prompt: bool | None = Field(None, description="For messages; true by default.")
     continue_final_message: bool = Field(False, description="For messages, as in a chat request.")

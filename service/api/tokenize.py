@@ -1,26 +1,34 @@
 """POST /tokenize and /detokenize: what the model reads for a text, and back. Neither needs the engine to be idle."""
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.responses import Response
 
 from service.api.bodies import JsonRoute
 from service.api.context import Served
 from service.api.errors import REFUSALS
-from service.api.requests import detokenized, tokenized
+from service.api.requests import detokenized, off_loop, tokenized
 from service.api.schemas import DetokenizeBody, Text, TokenizeBody, Tokens
 from service.record import record_of
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
 
-@router.post("/tokenize", responses=REFUSALS, summary="Text or messages to token ids")
-async def tokenize(body: TokenizeBody, request: Request, context: Served) -> Tokens:
+@router.post("/tokenize", response_model=Tokens, responses=REFUSALS, summary="Text or messages to token ids")
+async def tokenize(body: TokenizeBody, request: Request, context: Served) -> Response:
     """The ids that a completion or chat request would make of the same input."""
     tokens = await tokenized(body, context, record_of(request.scope))
-    return Tokens(tokens=tokens, count=len(tokens))
+    return await _written(Tokens(tokens=tokens, count=len(tokens)), len(tokens))
 
 
-@router.post("/detokenize", responses=REFUSALS, summary="Token ids to text")
-async def detokenize(body: DetokenizeBody, request: Request, context: Served) -> Text:
+@router.post("/detokenize", response_model=Text, responses=REFUSALS, summary="Token ids to text")
+async def detokenize(body: DetokenizeBody, request: Request, context: Served) -> Response:
     """The text of token ids, special tokens included."""
-    return Text(prompt=await detokenized(body, context, record_of(request.scope)))
+    text = await detokenized(body, context, record_of(request.scope))
+    return await _written(Text(prompt=text), len(text))
+
+
+async def _written(answer: BaseModel, size: int) -> Response:
+    """An answer of about `size` tokens or characters: they may be millions, which FastAPI would write on the loop."""
+    return Response(await off_loop(size, answer.model_dump_json), media_type="application/json")

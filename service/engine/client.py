@@ -24,15 +24,18 @@ class CompletionStream:
     Leaving the `with` before the last delta cancels the request.
     """
 
-    def __init__(self, id: int, abandon: Callable[[int], None]) -> None:
+    def __init__(self, id: int, abandon: Callable[[int], None], ended: Callable[[], object]) -> None:
         self.id = id
+        self._ended = ended
         self._abandon = abandon
         self._deltas: asyncio.Queue[Delta] = asyncio.Queue()
         self._finished = False
 
     def push(self, delta: Delta) -> None:
-        """For the client: append a delta."""
+        """For the client: append a delta. With the last one, of which there is always one, the engine is done."""
         self._deltas.put_nowait(delta)
+        if delta.finish_reason is not None:
+            self._ended()
 
     def __enter__(self) -> Self:
         return self
@@ -112,11 +115,20 @@ class EngineClient:
         """Have nothing more to do with the engine, which goes on; open requests end."""
         self.follow(EngineStatus(EngineHealth("dead", "the engine was stopped"), self.restarts, final=True))
 
-    def submit(self, prompt: list[int], params: SamplingParams, cache_salt: str = "") -> CompletionStream:
-        """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready."""
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        cache_salt: str = "",
+        ended: Callable[[], object] = lambda: None,
+    ) -> CompletionStream:
+        """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
+
+        `ended` is called once, when the request's last delta is there, whether or not anybody has read the ones before.
+        """
         if self._channel is None:
             raise EngineDead(self._health.reason)
-        stream = CompletionStream(next(self._ids), self._abandon)
+        stream = CompletionStream(next(self._ids), self._abandon, ended)
         self._streams[stream.id] = stream
         self._channel.send(Submit(stream.id, prompt, params, cache_salt))
         return stream

@@ -101,7 +101,15 @@ HI = [{"role": "user", "content": "hi"}]
 class FakeStream:
     """Says its tokens, a delta each, and takes note of how it is left."""
 
-    def __init__(self, client: "FakeClient", prompt: list[int], params: SamplingParams, cache_salt: str) -> None:
+    def __init__(
+        self,
+        client: "FakeClient",
+        prompt: list[int],
+        params: SamplingParams,
+        cache_salt: str,
+        ended: Callable[[], object],
+    ) -> None:
+        self._ended = ended
         self.prompt, self.params, self.cache_salt = prompt, params, cache_salt
         self.finished = self.cancelled = False
         self.taken = 0
@@ -115,6 +123,12 @@ class FakeStream:
 
     def __exit__(self, *exception: object) -> None:
         self.cancelled = self.cancelled or not self.finished
+        self.end()
+
+    def end(self) -> None:
+        """The engine is done with it, however far its reader is."""
+        ended, self._ended = self._ended, lambda: None
+        ended()
 
     def __aiter__(self) -> "FakeStream":
         return self
@@ -150,10 +164,16 @@ class FakeClient:
     def health(self) -> EngineHealth:
         return self.state
 
-    def submit(self, prompt: list[int], params: SamplingParams, cache_salt: str = "") -> FakeStream:
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        cache_salt: str = "",
+        ended: Callable[[], object] = lambda: None,
+    ) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
-        self.streams.append(FakeStream(self, prompt, params, cache_salt))
+        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended))
         return self.streams[-1]
 
     def script(self, params: SamplingParams) -> Iterator[Delta]:

@@ -223,3 +223,29 @@ async def test_no_key_is_told_to_anybody(caplog: pytest.LogCaptureFixture) -> No
     assert setup.settings["api_keys"] == "sesame"
     assert "sesam" not in f"{setup!r} {setup}"
     assert "sesam" not in caplog.text
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+async def test_keys_do_not_share_cached_prefixes(route: str) -> None:
+    async def salts(**settings: Any) -> list[str]:
+        """Of a request with each key, and with the first again."""
+        async with calling(**settings) as caller:
+            for key in ("first-key", "second#key", "first-key"):
+                fields = {"prompt": "hi"} if "chat" not in route else {"messages": HI}
+                answer = await caller.http.post(route, json=fields | salt, headers=bearer(key))
+                assert answer.status_code in (200, 401)
+            return [stream.cache_salt for stream in caller.engine.streams]
+
+    for salt in ({}, {"cache_salt": "mine"}):
+        own = salt.get("cache_salt", "")
+        first, second, again = await salts(**KEYS)
+        assert first == again != second
+        assert len({first, second, own}) == 3
+        assert "first-key" not in first
+        assert [first, second, again] == await salts(**KEYS)
+        assert await salts(**KEYS, share_prefix_cache=True) == [own] * 3
+        assert await salts(api_keys="first-key") == [own] * 2
+        assert await salts() == [own] * 3
+    # Nobody reaches another's prefixes by writing the other's salt.
+    salt = {"cache_salt": first}
+    assert first not in (await salts(**KEYS))[1:2]

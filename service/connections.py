@@ -1,0 +1,110 @@
+"""A client's connection: bounds on its headers, on how long it takes to send a request or to take an answer, and on how
+many there are.
+
+uvicorn reads and writes HTTP; its own timer closes connections that are idle between requests.
+"""
+
+import time
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.api.errors import ApiError
+
+MAX_HEADER_BYTES = 65_536
+"""Of a request's URL and headers together."""
+
+_LINGER_SECONDS = 1.0
+"""What a client that is turned away has to read why: closing at once would take the answer back."""
+
+
+class Limits:
+    """The bounds that all connections of a process share."""
+
+    def __init__(self, request_timeout: float, write_timeout: float, max_connections: int) -> None:
+        """Times are in seconds."""
+        self.request_timeout = request_timeout
+        self.write_timeout = write_timeout
+        self.max_connections = max_connections
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. `check` is to be called every now and then."""
+
+    limits: Limits
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._header_bytes = 0
+        self._began = False
+        self._asked: float | None = time.monotonic()
+        """Since when a request is awaited; None between requests, and while one is answered."""
+        self._closes: float | None = None
+        self._stuck = time.monotonic()
+        self._unsent = 0
+        if len(self.connections) > self.limits.max_connections:
+            self._turn_away(ApiError(503, "Too many connections; try again later.", code="too_many_connections"))
+
+    def data_received(self, data: bytes) -> None:
+        if self._closes is None:
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._began = True
+        self._asked = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._asked = None
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stuck = time.monotonic()
+
+    def check(self, now: float) -> None:
+        """End what has taken too long; `now` is monotonic time."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent:
+            self._unsent, self._stuck = unsent, now
+        if self.flow.read_paused and self._asked is not None:
+            # It is this side that does not read.
+            self._asked = now
+        if now - self._stuck >= self.limits.write_timeout or (self._closes is not None and now >= self._closes):
+            self.transport.abort()
+        elif self._asked is not None and now - self._asked >= self.limits.request_timeout and self._closes is None:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """A request did not come, or not all of it."""
+        if self._began and (self.cycle is None or not self.cycle.response_started or self.cycle.response_complete):
+            self._turn_away(ApiError(408, "The request took too long to arrive.", code="request_timeout"))
+        else:
+            self.transport.close()
+
+    def _turn_away(self, error: ApiError) -> None:
+        body = error.body.model_dump_json().encode()
+        reason = {408: "Request Timeout", 503: "Service Unavailable"}[error.status_code]
+        head = f"HTTP/1.1 {error.status_code} {reason}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._closes = time.monotonic() + _LINGER_SECONDS
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Whoever still reads the body is told that there is no more of it.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise ValueError("the request's headers are too large")

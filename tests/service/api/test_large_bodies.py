@@ -1,0 +1,159 @@
+"""Bodies of the largest size, hostile and honest: each is answered while the event loop goes on, in little memory."""
+
+import asyncio
+import gc
+import json
+import resource
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic import TypeAdapter
+
+from service.api.schemas import Body
+from tests.service.api.fakes import HI, build, calling
+
+SIZE = 4 * 2**20
+LATE = 0.25
+"""Seconds that the loop may be kept by one body. Counted in the time of this process, so that others don't matter."""
+SECONDS = 2.0
+"""Of this process's time for all of an answer, threads included."""
+MEGABYTES = 400
+
+HONEST: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/chat/completions": {"messages": HI},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [1]},
+}
+
+ITEMS: dict[str, bytes] = {
+    "integers": b"1",
+    "fractions": b"1.5",
+    "texts": b'"a"',
+    "lists": b"[]",
+    "objects": b"{}",
+    "messages": b'{"role":"user","content":"a"}',
+    "parts": b'{"type":"text","text":"a"}',
+    "messages of parts": b'{"role":"user","content":[' + b",".join([b'{"type":"text","text":"a"}'] * 50) + b"]}",
+    "wrong messages": b'{"role":1,"content":[1,2],"x":1}',
+    "digits": b"9" * 4000,
+    "commas": b'"' + b"[{:," * 1000 + b'"',
+}
+
+
+def repeated(item: bytes, first: bytes = b"") -> bytes:
+    return b"[" + first + b",".join([item] * ((SIZE - 10_000) // (len(item) + 1))) + b"]"
+
+
+def values() -> Iterator[tuple[str, bytes]]:
+    """Values of nearly the largest size, to be put wherever a body has a value."""
+    for name, item in ITEMS.items():
+        yield f"list of {name}", repeated(item)
+    # What a union is told apart by.
+    yield "a text, then integers", repeated(b"1", b'"a",')
+    yield "a list, then integers", repeated(b"1", b"[1],")
+    yield "within the bound: a text, then integers", b'["a"' + b",1" * 1_040_000 + b"]"
+    yield "within the bound: a list, then integers", b"[[1]" + b",1" * 1_040_000 + b"]"
+    yield "within the bound: integers, then a text", b"[1" + b",1" * 1_040_000 + b',"a"]'
+    yield "numbered names", b"{" + b",".join(b'"%d":1' % i for i in range(SIZE // 12)) + b"}"
+    yield "names within the bound", b"{" + b",".join(b'"%d":1' % i for i in range(100_000)) + b"}"
+    yield "tokens within the bound", b"[" + b",".join([b"1"] * 1_040_000) + b"]"
+    yield "texts within the bound", b"[" + b",".join([b'"a"'] * 1_040_000) + b"]"
+    yield "lists within the bound", b"[" + b",".join([b"[]"] * 32_000) + b"]"
+    yield "messages within the bound", b"[" + b",".join([ITEMS["messages"]] * 4096) + b"]"
+    yield "parts within the bound", b"[" + b",".join([ITEMS["messages of parts"]] * 500) + b"]"
+    yield "long name", b'{"' + b"n" * (SIZE - 10_000) + b'":1}'
+    yield "words", b'"' + b"is it, " * ((SIZE - 10_000) // 7) + b'"'
+    yield "escaped text", b'"' + b"\\u00e9" * ((SIZE - 10_000) // 6) + b'"'
+    yield "backslashes", b'"' + b"\\\\" * ((SIZE - 10_000) // 2) + b'"'
+    yield "open text", b'"' * (SIZE - 10_000)
+    yield "nesting", b"[" * (SIZE - 10_000)
+
+
+def bodies_of(path: str, field: str | None) -> Iterator[tuple[str, bytes]]:
+    """The hostile values in one field of a body that is honest otherwise; in place of the body where it is None."""
+    for name, value in values():
+        if field is None:
+            yield name, value
+        else:
+            honest = {key: item for key, item in HONEST[path].items() if key != field}
+            start = json.dumps(honest).encode()[:-1] + (b"," if honest else b"")
+            yield name, start + b'"' + field.encode() + b'":' + value + b"}"
+
+
+def routes() -> dict[str, type[Body]]:
+    """Every route that takes a body, and its schema."""
+    app, *_ = build(None, {})
+    found = [route.original_route for route in iter_route_contexts(app.routes)]
+    return {
+        route.path: route.body_field.field_info.annotation
+        for route in found
+        if isinstance(route, APIRoute) and route.body_field
+    }
+
+
+def holds_many(schema: dict[str, Any]) -> bool:
+    return any(f'"type": "{kind}"' in json.dumps(schema) for kind in ("array", "object")) or "$ref" in str(schema)
+
+
+def fields() -> list[tuple[str, str | None]]:
+    """Every field that may hold a list, a map or an object; a field that isn't ours; and the body itself."""
+    found: dict[tuple[str, str], str] = {}
+    for path, body in routes().items():
+        for name, schema in TypeAdapter(body).json_schema()["properties"].items():
+            if holds_many(schema):
+                # Routes share fields; each has its turn once.
+                found.setdefault((name, json.dumps(schema)), path)
+    others = ("temperature", "tools", "nobody_knows", None)
+    return [(path, name) for (name, _), path in found.items()] + [("/v1/chat/completions", name) for name in others]
+
+
+@asynccontextmanager
+async def watched(told: list[float]) -> AsyncIterator[None]:
+    """Adds to `told` the process's seconds from each turn of the loop to the next."""
+
+    async def beat() -> None:
+        last = time.process_time()
+        while True:
+            await asyncio.sleep(0)
+            now = time.process_time()
+            told.append(now - last)
+            last = now
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_every_route_is_known() -> None:
+    assert set(routes()) == set(HONEST)
+
+
+@pytest.mark.parametrize(("path", "field"), fields())
+async def test_a_body_of_the_largest_size_is_answered_at_once(path: str, field: str | None) -> None:
+    async with calling(max_body=SIZE) as caller:
+        before = memory()
+        # As the server does: what pytest holds is not its concern.
+        gc.freeze()
+        for name, body in bodies_of(path, field):
+            assert len(body) <= SIZE
+            turns: list[float] = []
+            began = time.process_time()
+            async with watched(turns):
+                response = await caller.http.post(path, content=body, headers={"content-type": "application/json"})
+            spent = time.process_time() - began
+            assert response.status_code in (200, 400), (name, response.text[:200])
+            assert response.status_code == 200 or len(response.text) < 500
+            assert spent < SECONDS, (name, spent)
+            assert max(turns) < LATE, (name, max(turns))
+        assert memory() - before < MEGABYTES
