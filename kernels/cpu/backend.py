@@ -31,7 +31,7 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
-from kernels.cpu.matmul import multiply_operation, quantize_operation
+from kernels.cpu.matmul import multiply_operation, quantize_octets_operation, quantize_shorts_operation
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
@@ -83,13 +83,15 @@ class CpuBackend:
         panels = _panels(weight)
         form, groups = panels.form, panels.data.shape[1]
         out = self._empty(len(x), panels.rows)
-        codes, sums = x.contiguous(), x
+        x = x.contiguous()
+        codes, sums = x, x
         self._set(x)
         if form.bits <= 8:
             codes = self._empty(len(x), groups * form.group_input_bytes, dtype=torch.uint8)
-            sums = self._empty(len(x), groups, 2)
+            sums = self._empty(len(x), groups, form.input_sums)
+            quantize = quantize_octets_operation if form.input_bits == 8 else quantize_shorts_operation
             rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
-            self._run(quantize_operation(form.input_bits, form.group), rounding)
+            self._run(quantize(form.group), rounding)
         record = (
             *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
             *(out.data_ptr(), groups, panels.rows),

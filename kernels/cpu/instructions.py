@@ -98,6 +98,15 @@ bits_of = instruction(types.int32, [types.float32], lambda builder, values: buil
 """A float32's bits as an int32."""
 from_bits = instruction(types.float32, [types.int32], lambda builder, values: builder.bitcast(values[0], v.F32))
 """The float32 that has an int32's bits."""
+SIGNLESS = np.int32(0x7FFFFFFF)
+INFINITY = np.int32(0x7F800000)
+"""A float32's bits; without their sign, those of a NaN are larger."""
+
+
+@njit(inline="always")
+def ordered(bits: Any) -> Any:
+    """A float32's bits as an int32 in the same order as the floats, NaNs beyond both infinities; and the way back."""
+    return bits ^ ((bits >> np.int32(31)) & SIGNLESS)
 
 
 def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:

@@ -4,7 +4,17 @@ from functools import cache
 
 import numpy as np
 
-from kernels.cpu.instructions import bits_of, floats, from_bits, shorts, signed_octets, words
+from kernels.cpu.instructions import (
+    INFINITY,
+    SIGNLESS,
+    bits_of,
+    floats,
+    from_bits,
+    ordered,
+    shorts,
+    signed_octets,
+    words,
+)
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.tile import multiply_tile
@@ -13,55 +23,85 @@ CHUNK_BYTES = 12 * 1024
 """Of panels, in a chunk of work: they stay in a core's first cache while the tokens pass."""
 ROWS = 4
 """Tokens in a tile: more accumulators, and the weights' unpacking would not have enough registers."""
+ROUNDED = 8
+"""Tokens in a chunk of rounding."""
+HIGHEST = np.int32(2**31 - 1)
 
 
 @cache
-def quantize_operation(bits: int, group: int) -> Operation:
-    """Round activations in groups to integers of `bits` (8 or 16), each group by a scale of its own.
+def quantize_octets_operation(group: int) -> Operation:
+    """Round activations in groups to integers of 8 bits, x = step * code + middle, which use each group's own range.
 
-    Record: rows (address), x, codes, sums, columns, groups. x is [rows, columns] float32; codes are [rows, groups *
-    group]; sums [rows, groups, 2] float32 are each group's scale, and the sum of its codes times that. A group with
-    a NaN or an infinity comes out as NaN.
+    Record: rows (address), x, codes, sums, columns, groups. x is [rows, columns] float32, in whole groups; codes are
+    [rows, groups * group]; sums [rows, groups, 3] float32 are each group's step, the sum of its codes times that, and
+    its middle. A group with a NaN or an infinity has a NaN for its middle.
     """
-    limit = np.float32(127 if bits == 8 else 32767)
-    code_bytes = bits // 8
 
     def run(record: int, chunk: int, scratch: int) -> int:
         r = words(record, 6)
         rows = words(r[0], 1)[0]
         if chunk < 0:
-            return (rows + 7) // 8
+            return (rows + ROUNDED - 1) // ROUNDED
         columns, groups = r[4], r[5]
-        for row in range(chunk * 8, min(rows, chunk * 8 + 8)):
+        for row in range(chunk * ROUNDED, min(rows, chunk * ROUNDED + ROUNDED)):
+            x = floats(r[1] + row * columns * 4, columns)
+            sums = floats(r[3] + row * groups * 12, groups * 3)
+            for g in range(groups):
+                codes = signed_octets(r[2] + (row * groups + g) * group, group)
+                first = g * group
+                least, greatest = HIGHEST, -HIGHEST
+                for i in range(group):
+                    place = ordered(bits_of(x[first + i]))
+                    least, greatest = min(least, place), max(greatest, place)
+                low, high = from_bits(ordered(least)), from_bits(ordered(greatest))
+                middle = np.float32(0.5) * low + np.float32(0.5) * high
+                # Rounded, the middle is no longer between the two: so no code is beyond 127.
+                step = max(high - middle, middle - low) / np.float32(127)
+                inverse = np.float32(1) / step if step > np.float32(1e-38) else np.float32(0)
+                total = np.int32(0)
+                for i in range(group):
+                    code = np.int32(np.rint((x[first + i] - middle) * inverse))
+                    codes[i] = code
+                    total += code
+                sums[3 * g] = step
+                sums[3 * g + 1] = step * np.float32(total)
+                sums[3 * g + 2] = middle if bits_of(middle) & SIGNLESS < INFINITY else np.float32(np.nan)
+        return 0
+
+    return operation(run)
+
+
+@cache
+def quantize_shorts_operation(group: int) -> Operation:
+    """Round activations in groups to integers of 16 bits, x = scale * code.
+
+    Record: rows (address), x, codes, sums, columns, groups. x is [rows, columns] float32, in whole groups; codes are
+    [rows, groups * group]; sums [rows, groups, 2] float32 are each group's scale, and the sum of its codes times that.
+    A group with a NaN or an infinity has such a scale.
+    """
+
+    def run(record: int, chunk: int, scratch: int) -> int:
+        r = words(record, 6)
+        rows = words(r[0], 1)[0]
+        if chunk < 0:
+            return (rows + ROUNDED - 1) // ROUNDED
+        columns, groups = r[4], r[5]
+        for row in range(chunk * ROUNDED, min(rows, chunk * ROUNDED + ROUNDED)):
             x = floats(r[1] + row * columns * 4, columns)
             sums = floats(r[3] + row * groups * 8, groups * 2)
-            start = r[2] + row * groups * group * code_bytes
             for g in range(groups):
+                codes = shorts(r[2] + (row * groups + g) * group * 2, group)
                 first = g * group
-                count = min(group, columns - first)
                 peak = np.int32(0)
-                # As integers, floats without their sign have the same order, and a NaN comes last.
-                for i in range(count):
-                    peak = max(peak, bits_of(x[first + i]) & np.int32(0x7FFFFFFF))
-                scale = from_bits(peak) / limit
+                for i in range(group):
+                    peak = max(peak, bits_of(x[first + i]) & SIGNLESS)
+                scale = from_bits(peak) / np.float32(32767)
                 inverse = np.float32(1) / scale if scale > np.float32(1e-38) else np.float32(0)
                 total = np.int32(0)
-                if code_bytes == 1:
-                    codes8 = signed_octets(start + first, group)
-                    for i in range(count):
-                        code = np.int32(np.rint(x[first + i] * inverse))
-                        codes8[i] = code
-                        total += code
-                    for i in range(count, group):
-                        codes8[i] = 0
-                else:
-                    codes16 = shorts(start + first * 2, group)
-                    for i in range(count):
-                        code = np.int32(np.rint(x[first + i] * inverse))
-                        codes16[i] = code
-                        total += code
-                    for i in range(count, group):
-                        codes16[i] = 0
+                for i in range(group):
+                    code = np.int32(np.rint(x[first + i] * inverse))
+                    codes[i] = code
+                    total += code
                 sums[2 * g] = scale
                 sums[2 * g + 1] = scale * np.float32(total)
         return 0
@@ -77,7 +117,7 @@ def multiply_operation(form: Format) -> Operation:
     tile reads it; out is [rows, outputs] float32.
     """
     bits, group, offsets = form.bits, form.group, int(form.offsets)
-    group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
+    group_bytes, group_input_bytes, sums_bytes = form.group_bytes, form.group_input_bytes, 4 * form.input_sums
 
     def run(record: int, chunk: int, scratch: int) -> int:
         r = words(record, 8)
@@ -87,7 +127,7 @@ def multiply_operation(form: Format) -> Operation:
         if chunk < 0:
             return (panels + share - 1) // share
         x_stride = groups * group_input_bytes
-        sums_stride = groups * 8
+        sums_stride = groups * sums_bytes
         first, last = chunk * share, min(panels, chunk * share + share)
         row = 0
         while row < rows:

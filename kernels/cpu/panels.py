@@ -49,6 +49,11 @@ class Format:
     def group_input_bytes(self) -> int:
         return self.group * self.input_bits // 8
 
+    @property
+    def input_sums(self) -> int:
+        """How many float32 numbers of a group of activations the tile reads beside its integers."""
+        return {4: 3, 8: 2}.get(self.bits, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Panels(OpaqueWeight):

@@ -6,14 +6,11 @@ import numpy as np
 import torch
 from numba import njit
 
-from kernels.cpu.instructions import FLAGS, bits_of, floats, from_bits, halves, octets
+from kernels.cpu.instructions import FLAGS, INFINITY, SIGNLESS, bits_of, floats, from_bits, halves, octets
 
 FLOAT32, BFLOAT16, FP8 = 4, 2, 1
 """A way to store numbers is named by its bytes."""
 STORED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float8_e4m3fn: FP8}
-
-_SIGNLESS = np.int32(0x7FFFFFFF)
-_INFINITY = np.int32(0x7F800000)
 
 
 @njit(inline="always")
@@ -21,7 +18,7 @@ def _to_bfloat16(x: Any) -> Any:
     bits = bits_of(x)
     rounded = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
     # Rounding would carry a NaN into the sign.
-    return rounded if (bits & _SIGNLESS) <= _INFINITY else np.int32(0x7FC0)
+    return rounded if (bits & SIGNLESS) <= INFINITY else np.int32(0x7FC0)
 
 
 @njit(inline="always")

@@ -59,7 +59,7 @@ def _emit(builder: ir.IRBuilder, form: Format, tokens: int, arguments: Sequence[
         total.add_incoming(v.filled(v.F32, LANES, 0.0), before)
     at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
     inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
-    factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, 8))) for base in scales]
+    factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, 4 * form.input_sums))) for base in scales]
     added = _add_group(builder, form, at, inputs, factors, totals)
     following = builder.add(group, ir.Constant(group.type, 1))
     group.add_incoming(following, body)
@@ -87,35 +87,52 @@ def _add_group(
     if form.offsets:
         place = form.codes_bytes + 2 * LANES
         offset = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, place))
-    dots = _dot_nibbles(builder, form, at, inputs) if form.bits == 4 else _dot_bytes(builder, form, at, inputs)
+    mass = None
+    if form.bits == 4:
+        codes = _nibbles(builder, form, at)
+        dots = [v.add_quads(builder, codes, _numbers(builder, form, x)) for x in inputs]
+        mass = _mass(builder, form, codes, scale, offset)
+    else:
+        dots = _dot_bytes(builder, form, at, inputs)
     added = []
     for dot, factor, total in zip(dots, factors, totals, strict=True):
-        step = v.splat(builder, v.load(builder, v.F32, factor), LANES)
+        step, stepped, middle = (
+            v.splat(builder, v.load(builder, v.F32, factor, 4 * index), LANES) if index < form.input_sums else None
+            for index in range(3)
+        )
         value = v.fma(builder, builder.sitofp(dot, total.type), builder.fmul(scale, step), total)
         if offset is not None:
-            mass = v.splat(builder, v.load(builder, v.F32, factor, 4), LANES)
-            value = v.fma(builder, offset, mass, value)
+            value = v.fma(builder, offset, stepped, value)
+        if mass is not None:
+            value = v.fma(builder, mass, middle, value)
         added.append(value)
     return added
 
 
-def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
-    """Codes of 4 bits times numbers of 8: i32 [LANES] for every token."""
+def _nibbles(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
+    """Codes of 4 bits, each i8 [4 LANES]: four inputs of every output."""
     wide = v.vector(v.I8, 4 * LANES)
     loaded = [v.load(builder, wide, at, 4 * LANES * i) for i in range(form.group // 8)]
     low = [builder.and_(code, v.filled(v.I8, 4 * LANES, 15)) for code in loaded]
     high = [builder.lshr(code, v.filled(v.I8, 4 * LANES, 4)) for code in loaded]
+    return [*low, *high]
+
+
+def _numbers(builder: ir.IRBuilder, form: Format, x: v.Value) -> list[v.Value]:
+    """A token's numbers of 8 bits, each i8 [4 LANES]: four inputs, for every output the same."""
     return [
-        v.add_quads(
-            builder,
-            [*low, *high],
-            [
-                builder.bitcast(v.splat(builder, v.load(builder, v.I32, x, 4 * quad), LANES), wide)
-                for quad in range(form.group // 4)
-            ],
-        )
-        for x in inputs
+        builder.bitcast(v.splat(builder, v.load(builder, v.I32, x, 4 * quad), LANES), v.vector(v.I8, 4 * LANES))
+        for quad in range(form.group // 4)
     ]
+
+
+def _mass(builder: ir.IRBuilder, form: Format, codes: Sequence[v.Value], scale: v.Value, offset: v.Value) -> v.Value:
+    """The sum of each output's weights: float32 [LANES]. Stored, it would be a tenth more to read, and rounded."""
+    # Eight codes of 4 bits add up to 120 at most.
+    summed = v.sum_up(builder.add, codes)
+    total = v.add_quads(builder, [summed], [v.filled(v.I8, 4 * LANES, 1)])
+    shift = builder.fmul(offset, v.filled(v.F32, LANES, float(form.group)))
+    return v.fma(builder, builder.sitofp(total, scale.type), scale, shift)
 
 
 def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:

@@ -76,9 +76,9 @@ def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
 
 
 def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[Value]) -> Value:
-    """Products of codes, i8 [4 n] in 0..15, and numbers, i8 [4 n] in -127..127, all added up four by four: i32 [n].
+    """Products of codes, u8 [4 n], and numbers, i8 [4 n], all added up four by four: i32 [n].
 
-    No more than eight of each: pairs of products add up to 3810 at most, and eight such to what an i16 holds.
+    What is added up at one place of two neighbours must fit an i16: so do eight codes of 4 bits times -127..127.
     """
     lanes = codes[0].type.count // 4
     if dot_path() == "avx2" and lanes == 8:

@@ -51,12 +51,14 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
     bits, group, offsets = form
     weight = quantized(outputs, groups * group, bits, group, offsets)
     bias = torch.randn(outputs) if biased else None
-    x = torch.randn(rows, groups * group)
+    x = torch.randn(rows, groups * group) + 20 * torch.randn(rows, groups).repeat_interleave(group, 1)
     got = CPU.linear(x, CPU.pack(weight, bias))
     dense = dequantize(weight).double()
-    # A group's inputs are rounded to steps of its largest one over 127 or 32767: half a step of each at most.
+    # A group's inputs are rounded to steps of its range over 254, or of its largest one over 32767: half a step.
     cut = min(group, 32)
-    steps = x.view(rows, -1, cut).abs().amax(-1).repeat_interleave(cut, 1) / (127 if bits == 4 else 32767)
+    cuts = x.view(rows, -1, cut)
+    steps = (cuts.amax(-1) - cuts.amin(-1)) / 254 if bits == 4 else cuts.abs().amax(-1) / 32767
+    steps = steps.repeat_interleave(cut, 1)
     bound = steps.double() / 2 @ dense.abs().T + 1e-3
     expected = x.double() @ dense.T + (0 if bias is None else bias)
     assert ((got - expected).abs() <= bound).all()
@@ -191,12 +193,26 @@ def test_a_row_depends_on_no_other_in_any_bit() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inputs_that_are_all_alike_or_nearly_so_are_not_rounded_away(bits: int) -> None:
+    """Where a group's range is a few units in the last place, or far beyond what its square could be."""
+    weight = quantized(9, 64, bits, 32, True)
+    dense = dequantize(weight).double()
+    alike = torch.tensor([0.0, 7.0, -3e-39, 1e30])[:, None].expand(4, 64)
+    step = torch.arange(64).remainder(3)
+    nearly = torch.stack([1 + step * 2.0**-23, -1e6 - step * 2.0**-4, step * 1e-44, (step - 1) * 3e36])
+    for x in (alike, nearly):
+        got, expected = CPU.linear(x, CPU.pack(weight, None)), x.double() @ dense.T
+        size = x.double().abs().amax(1, keepdim=True) * dense.abs().sum(1)
+        assert ((got - expected).abs() <= 2.0**-8 * size + 1e-36).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_a_number_stays_so(bits: int, bad: float) -> None:
     x = torch.randn(2, 64)
     x[0, 40] = bad
     out = CPU.linear(x, CPU.pack(quantized(9, 64, bits, 32, True), None))
-    assert not out[0].isfinite().any()
+    assert out[0].isnan().all()
     assert out[1].isfinite().all()
 
 
@@ -225,7 +241,7 @@ from tests.kernels.cpu.test_backend import CPU, quantized
 torch.manual_seed(0)
 for bits in (4, 8):
     x = torch.randn(5, 64)
-    print(CPU.linear(x, CPU.pack(quantized(24, 64, bits, 32, True), None)).double().sum().item())
+    print(CPU.linear(x, CPU.pack(quantized(24, 64, bits, 32, True), None)).double().abs().sum().item())
 print(dot_path())
 """
 
