@@ -12,13 +12,22 @@ from typing import Literal, Self
 
 from model.contract import ModelLimits, SamplingParams, TokenLogprobs
 from service.engine.client import EngineClient
-from service.engine.messages import RequestTimes
+from service.engine.messages import Refusal, RequestTimes
+from service.engine.status import EngineLost
 from service.text.detokenizer import Detokenizer
 from service.text.tokenizer import Tokenizer
 
 
 class GenerationError(Exception):
     """The engine failed a request that it had accepted; the message is one line, fit for the client."""
+
+
+class GenerationRefused(Exception):
+    """The engine did not begin a request, which may be sent again."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
 
 
 def drawable(tokens: Iterable[int], limits: ModelLimits) -> tuple[int, ...]:
@@ -37,6 +46,9 @@ class GenerationRequest:
     """Leave the stop string, or the stop token's text, at the end of the completion."""
     skip_special_tokens: bool = True
     cache_salt: str = ""
+    caller: str = ""
+    """See `Submit`, for this and the next."""
+    patience: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,14 @@ class Generation:
         self.cached_tokens = 0
         self.times = RequestTimes()
         self._detokenizer = Detokenizer(tokenizer, request.stop, request.include_stop, request.skip_special_tokens)
-        self._stream = client.submit(request.prompt, request.params, request.cache_salt, ended)
+        self._stream = client.submit(
+            request.prompt,
+            request.params,
+            cache_salt=request.cache_salt,
+            caller=request.caller,
+            patience=request.patience,
+            ended=ended,
+        )
 
     def __enter__(self) -> Self:
         self._stream.__enter__()
@@ -79,12 +98,21 @@ class Generation:
         self._stream.__exit__(kind, error, traceback)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The completion, a token at a time. Raises GenerationError if the engine gives up."""
+        """The completion, a token at a time.
+
+        Raises GenerationError if the engine fails the request, GenerationRefused if it does not begin it, and
+        EngineLost if it is gone.
+        """
         async for delta in self._stream:
             # Deltas that the engine did not make itself tell nothing of what came before.
             self.times = delta.times or self.times
             self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
             match delta.finish_reason:
+                case "refused":
+                    assert delta.refusal is not None
+                    raise GenerationRefused(delta.refusal)
+                case "lost":
+                    raise EngineLost(delta.error or "the engine is gone")
                 case "abort" | "error":
                     raise GenerationError(delta.error or "the engine stopped before the completion was finished")
                 case ending:

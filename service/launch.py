@@ -10,6 +10,7 @@ from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
 from model.contract import RunnerConfig
+from service.engine.callers import CallerLimits
 from service.engine.process import EngineConfig
 from service.settings import Settings, listed
 from service.text.chat import ChatTemplate
@@ -90,6 +91,11 @@ def engine_config(settings: Settings, source: Source) -> EngineConfig:
         ),
         token_budget=settings.token_budget,
         max_running=settings.max_running,
+        caller_limits=CallerLimits(
+            running=settings.max_running_per_key,
+            waiting=settings.max_waiting_per_key,
+            tokens_per_minute=settings.tokens_per_minute_per_key,
+        ),
         log_level=settings.log_level,
         log_format=settings.log_format,
     )

@@ -21,6 +21,9 @@ REJECTIONS = {
     "model_loading": "unavailable",
     "engine_unavailable": "unavailable",
     "context_length_exceeded": "too_long",
+    "deadline_exceeded": "deadline",
+    "key_queue_full": "key_limit",
+    "key_tokens_exceeded": "key_limit",
 }
 """Codes of errors that turn a completion away which was in order otherwise, with the reasons they count under."""
 

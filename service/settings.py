@@ -169,6 +169,17 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds after which a client that takes nothing of its answer is left.",
     )
+    queue_timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a request may wait for its first step; X-Request-Timeout asks for fewer.",
+    )
+    max_running_per_key: Count | None = Field(None, description="Completions of one API key that run at the same time.")
+    max_waiting_per_key: Count | None = Field(None, description="Completions of one API key that may wait beside them.")
+    tokens_per_minute_per_key: Count | None = Field(
+        None, description="Tokens of prompts and completions that one API key may use in a minute."
+    )
     unknown_fields: Literal["refuse", "warn"] = Field(
         "refuse",
         description="Requests with a field that nobody knows: refuse, or answer and name it in X-Headlight-Ignored.",
@@ -210,6 +221,13 @@ class Settings(BaseSettings):
                 f"token_budget ({self.token_budget}) should be at least max_running ({self.max_running}): "
                 "every running completion needs a token of a step"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _key_limits_need_keys(self) -> Self:
+        limits = (self.max_running_per_key, self.max_waiting_per_key, self.tokens_per_minute_per_key)
+        if any(limits) and not (self.api_keys or self.api_keys_file):
+            raise ValueError("limits per key need API keys: set api_keys or api_keys_file")
         return self
 
     def revealed(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from service.engine.messages import RequestTimes
-from service.generation import Generation
+from service.generation import Generation, GenerationRefused
 from service.metrics import Metrics
 
 
@@ -54,7 +54,10 @@ class Timeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.finish_reason is None:
+        if isinstance(error, GenerationRefused):
+            # It counts as turned away, and not as a completion.
+            self.finish_reason = "refused"
+        elif self.finish_reason is None:
             # Whoever leaves cancels, and that is no Exception.
             self._end("error" if isinstance(error, Exception) else "abort")
 

@@ -85,10 +85,13 @@ async def _events(context: Context, job: Job, layout: Format, record: RequestRec
         def usage() -> Usage | None:
             return _usage(job, generations) if job.continuous_usage else None
 
-        for chunk in layout.opening(usage()):
-            yield event(_json(chunk))
+        opened = False
         async with aclosing(_observed(record, generations)) as arriving:
             async for index, piece in arriving:
+                # Only now: until the engine has begun, a refusal can still have a status of its own.
+                for chunk in () if opened else layout.opening(usage()):
+                    yield event(_json(chunk))
+                opened = True
                 if piece.text or piece.finish_reason or job.logprobs or job.return_token_ids:
                     yield event(_json(layout.chunk(index, piece, usage())))
         if job.include_usage:

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.answers import Format, answer
-from service.api.auth import caller_of
 from service.api.bodies import JsonRoute
 from service.api.context import Served
+from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite
 from service.api.requests import chat_job
@@ -28,7 +28,6 @@ from service.api.schemas import (
     Usage,
 )
 from service.generation import Piece
-from service.record import record_of
 
 router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
@@ -36,7 +35,7 @@ router = APIRouter(tags=["chat"], route_class=JsonRoute)
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=REFUSALS, summary="Answer a chat")
 async def create_chat_completion(body: ChatBody, request: Request, context: Served) -> Response:
     """Writes the assistant's next message, n times; with `stream` as server-sent events that hold its pieces."""
-    job = await chat_job(body, context, record_of(request.scope), caller_of(request.scope))
+    job = await chat_job(body, context, envelope_of(request, context.settings))
     return await answer(request, context, job, ChatFormat(job, context))
 
 

@@ -10,15 +10,14 @@ from starlette.responses import Response
 
 from model.contract import TokenLogprobs
 from service.api.answers import Format, answer
-from service.api.auth import caller_of
 from service.api.bodies import JsonRoute
 from service.api.context import Context, Served
+from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite
 from service.api.requests import Job, completion_job
 from service.api.schemas import Completion, CompletionBody, CompletionChoice, CompletionLogprobs, Usage
 from service.generation import Piece
-from service.record import record_of
 from service.text.tokenizer import Tokenizer
 
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
@@ -27,7 +26,7 @@ router = APIRouter(tags=["completions"], route_class=JsonRoute)
 @router.post("/v1/completions", response_model=Completion, responses=REFUSALS, summary="Continue a text")
 async def create_completion(body: CompletionBody, request: Request, context: Served) -> Response:
     """Continues one or several prompts, n times each; with `stream` as server-sent events of the same shape."""
-    job = await completion_job(body, context, record_of(request.scope), caller_of(request.scope))
+    job = await completion_job(body, context, envelope_of(request, context.settings))
     return await answer(request, context, job, CompletionFormat(job, context))
 
 

@@ -4,6 +4,7 @@ A message says what the client can do about it. The text of an unexpected except
 """
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service.api.schemas import ErrorBody, ErrorDetail
-from service.engine.status import EngineDead
-from service.generation import GenerationError
+from service.engine.status import EngineDead, EngineLost
+from service.generation import GenerationError, GenerationRefused
 from service.record import record_of
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -70,6 +71,12 @@ def describe(error: Exception) -> ApiError:
             return _explain(error.errors())
         case HTTPException():
             return ApiError(error.status_code, _MESSAGES.get(error.status_code, "The request was refused."))
+        case GenerationRefused(refusal=refusal):
+            status = 503 if refusal.code == "deadline_exceeded" else 429
+            wait = max(1, ceil(refusal.retry_after))
+            return ApiError(status, f"Try again later: {refusal.reason}.", code=refusal.code, retry_after=wait)
+        case EngineLost():
+            return ApiError(503, f"The request was lost: {error}.", code="engine_unavailable", retry_after=10)
         case EngineDead():
             return ApiError(503, "The engine is not running.", code="engine_unavailable", retry_after=10)
         case GenerationError():
@@ -86,7 +93,7 @@ def explain(error: ValidationError) -> ApiError:
 
 def install(app: FastAPI) -> None:
     """Make every error of `app` leave in this form; unexpected ones are also logged by the server."""
-    for kind in (HTTPException, RequestValidationError, EngineDead, GenerationError, Exception):
+    for kind in (HTTPException, RequestValidationError, EngineDead, GenerationError, GenerationRefused, Exception):
         app.add_exception_handler(kind, _respond)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.contract import ModelLimits, SamplingParams
 from service.api.context import Context
+from service.api.envelope import Envelope
 from service.api.errors import ApiError
 from service.api.fields import ignored_fields, template_variables
 from service.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
@@ -60,9 +61,9 @@ class Job:
         return len(self.choices) // len(self.prompts)
 
 
-async def completion_job(body: CompletionBody, context: Context, record: RequestRecord, caller: str) -> Job:
-    """A completion request of `caller` (see `auth`) as a job. Raises ApiError."""
-    _check_shared(body, context, record)
+async def completion_job(body: CompletionBody, context: Context, envelope: Envelope) -> Job:
+    """A completion request as a job. Raises ApiError."""
+    _check_shared(body, context, envelope.record)
     if body.echo and body.logprobs is not None:
         raise _refusal("echo", "is not supported together with logprobs")
     _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
@@ -75,7 +76,7 @@ async def completion_job(body: CompletionBody, context: Context, record: Request
     return _job(
         body,
         context,
-        caller,
+        envelope,
         encoded,
         echo=echo,
         max_tokens=body.max_tokens,
@@ -84,9 +85,9 @@ async def completion_job(body: CompletionBody, context: Context, record: Request
     )
 
 
-async def chat_job(body: ChatBody, context: Context, record: RequestRecord, caller: str) -> Job:
-    """A chat request of `caller` (see `auth`) as a job. Raises ApiError."""
-    _check_shared(body, context, record)
+async def chat_job(body: ChatBody, context: Context, envelope: Envelope) -> Job:
+    """A chat request as a job. Raises ApiError."""
+    _check_shared(body, context, envelope.record)
     if body.top_logprobs and not body.logprobs:
         raise _refusal("top_logprobs", "needs logprobs to be true")
     _check_at_most("top_logprobs", body.top_logprobs, context.settings.max_logprobs, "tokens")
@@ -102,7 +103,7 @@ async def chat_job(body: ChatBody, context: Context, record: RequestRecord, call
     return _job(
         body,
         context,
-        caller,
+        envelope,
         [encoded],
         echo=[""],
         max_tokens=_given(body.max_completion_tokens, body.max_tokens),
@@ -254,7 +255,7 @@ def _check_choices(body: GenerationBody, prompts: int, context: Context) -> None
 def _job(
     body: GenerationBody,
     context: Context,
-    caller: str,
+    envelope: Envelope,
     prompts: list[list[int]],
     *,
     echo: list[str],
@@ -302,7 +303,9 @@ def _job(
             stop=stop,
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
-            cache_salt=_cache_salt(body, context, caller),
+            cache_salt=_cache_salt(body, context, envelope.caller),
+            caller=envelope.caller,
+            patience=envelope.patience,
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(body.n)

@@ -57,7 +57,7 @@ class CompletionStream:
 
 
 class EngineClient:
-    """One of an engine's clients. However the engine ends, every open stream gets a last delta with reason "error"."""
+    """One of an engine's clients. However the engine ends, every open stream gets a last delta with reason "lost"."""
 
     stats: EngineStats
     """The latest report's, of all clients together; all zero while there is no engine."""
@@ -120,17 +120,20 @@ class EngineClient:
         prompt: list[int],
         params: SamplingParams,
         cache_salt: str = "",
+        caller: str = "",
+        patience: float | None = None,
         ended: Callable[[], object] = lambda: None,
     ) -> CompletionStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
 
-        `ended` is called once, when the request's last delta is there, whether or not anybody has read the ones before.
+        `caller` and `patience` are as in `Submit`. `ended` is called once, when the request's last delta is there,
+        whether or not anybody has read the ones before.
         """
         if self._channel is None:
             raise EngineDead(self._health.reason)
         stream = CompletionStream(next(self._ids), self._abandon, ended)
         self._streams[stream.id] = stream
-        self._channel.send(Submit(stream.id, prompt, params, cache_salt))
+        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience))
         return stream
 
     def _abandon(self, id: int) -> None:
@@ -161,4 +164,4 @@ class EngineClient:
         self.pid = None
         streams, self._streams = self._streams, {}
         for id, stream in streams.items():
-            stream.push(Delta(id, [], None, finish_reason="error", error=reason))
+            stream.push(Delta(id, [], None, finish_reason="lost", error=reason))

@@ -14,6 +14,7 @@ from typing import Literal
 
 from model.contract import DeviceLostError, PendingStep, Runner, StepPlan, StepResult
 from service.engine.blocks import BlockPool
+from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.messages import Cancel, Delta, EngineStats, Report, Submit
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
@@ -37,6 +38,7 @@ class EngineCore:
         *,
         token_budget: int,
         max_running: int,
+        caller_limits: CallerLimits = NO_LIMITS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock` gives seconds. Raises ValueError as `Scheduler` does."""
@@ -45,7 +47,9 @@ class EngineCore:
         self._clock = clock
         self._vocab_size = limits.vocab_size
         self._pool = BlockPool(limits.num_blocks, limits.block_size)
-        self._scheduler = Scheduler(self._pool, token_budget=token_budget, max_running=max_running)
+        self._scheduler = Scheduler(
+            self._pool, token_budget=token_budget, max_running=max_running, caller_limits=caller_limits
+        )
         self._in_flight: deque[PendingStep] = deque()
         self._unreported: list[Delta] = []
         self._seconds = {"schedule": 0.0, "forward": 0.0, "sample": 0.0, "deliver": 0.0}
@@ -63,7 +67,15 @@ class EngineCore:
             error = "a token id lies outside the vocabulary"
             self._note(Delta(message.id, [], None, finish_reason="error", error=error))
             return
-        request = Request(message.id, message.prompt, message.params, message.cache_salt, submitted=self._clock())
+        request = Request(
+            id=message.id,
+            prompt=message.prompt,
+            params=params,
+            cache_salt=message.cache_salt,
+            caller=message.caller,
+            patience=message.patience,
+            submitted=self._clock(),
+        )
         self._note(self._scheduler.add(request))
 
     def cancel(self, message: Cancel) -> None:
@@ -78,6 +90,7 @@ class EngineCore:
         if not self.has_work:
             return None
         deltas, self._unreported = self._unreported, []
+        deltas += self._scheduler.expire(self._clock())
         if self._computes:
             deltas += self._compute()
         with self.measured("deliver"):

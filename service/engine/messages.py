@@ -9,8 +9,9 @@ import msgspec
 
 from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
 
-FinishReason = Literal["stop", "length", "abort", "error"]
-"""stop: a stop token was drawn. length: max_tokens. abort: cancelled. error: the engine failed the request."""
+FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
+"""stop: a stop token was drawn. length: max_tokens. abort: cancelled. error: the engine failed the request. refused: it
+never began, see `Refusal`. lost: there is no engine any more, which the client finds out and no engine says."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -21,6 +22,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     params: SamplingParams
     cache_salt: str = ""
     """Requests share prefix blocks only within one salt."""
+    caller: str = ""
+    """Whose it is, for limits that hold for each caller."""
+    patience: float | None = None
+    """Seconds that it may wait for its first step; None: as long as it takes."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -31,6 +36,16 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave at once; whoever wants requests in flight to finish waits for them first."""
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """Why the engine did not begin a request that it could have run."""
+
+    code: Literal["deadline_exceeded", "key_queue_full", "key_tokens_exceeded"]
+    reason: str
+    """One line for the client."""
+    retry_after: float
+    """Seconds until it may be worth another try."""
 
 
 class RequestTimes(msgspec.Struct, frozen=True, array_like=True):
@@ -56,7 +71,9 @@ class Delta(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     """Prompt tokens that were found in the prefix cache (the same in every delta of a request)."""
     error: str | None = None
-    """With reason "error": one line for the operator's log and the client."""
+    """With reason "error" or "lost": one line for the operator's log and the client."""
+    refusal: Refusal | None = None
+    """With reason "refused"."""
     times: RequestTimes | None = None
     """In every delta, since who finds a stop string needs no further one; None if the engine never took the request."""
 

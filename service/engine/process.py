@@ -21,6 +21,7 @@ import zmq
 
 from model.checkpoint.errors import CheckpointError
 from model.contract import DeviceLostError, Runner, RunnerConfig
+from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.core import EngineCore
 from service.engine.messages import Cancel, Delta, Failed, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
 from service.logs import LogFormat, configure
@@ -37,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     runner: RunnerConfig
     token_budget: int
     max_running: int
+    caller_limits: CallerLimits = NO_LIMITS
     log_level: str = "info"
     log_format: LogFormat = "text"
     loader: str = "model.loading:load_runner"
@@ -133,7 +135,12 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
     try:
         load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(config.loader)
         runner = load(config.runner)
-        core = EngineCore(runner, token_budget=config.token_budget, max_running=config.max_running)
+        core = EngineCore(
+            runner,
+            token_budget=config.token_budget,
+            max_running=config.max_running,
+            caller_limits=config.caller_limits,
+        )
     except (CheckpointError, ValueError) as error:
         refuse(socket, Failed(_one_line(error)))
     except Exception as error:

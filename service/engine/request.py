@@ -23,6 +23,9 @@ class Request:
     prompt: Sequence[int]
     params: SamplingParams
     cache_salt: str = ""
+    caller: str = ""
+    patience: float | None = None
+    """Seconds that it may wait for its first step."""
     arrival: int = 0
     """Which of the scheduler's requests it is, in the order in which they were added."""
     output: list[int] = field(default_factory=list)

@@ -15,12 +15,16 @@ from itertools import count
 
 from model.contract import INVALID_TOKEN, Chunk, StepPlan, StepResult, TokenLogprobs
 from service.engine.blocks import BlockPool
+from service.engine.callers import NO_LIMITS, CallerLimits, Callers
 from service.engine.leaders import Leaders
-from service.engine.messages import STEP_TOKENS, Delta, FinishReason
+from service.engine.messages import STEP_TOKENS, Delta, FinishReason, Refusal
 from service.engine.request import Request
 
 OLDEST_SHARE = 4
 """The oldest prompt is certain of this part of a step's budget for prompts: a quarter."""
+
+
+TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
 
 
 @dataclass(slots=True)
@@ -64,7 +68,9 @@ class Scheduler:
     a request that has ended.
     """
 
-    def __init__(self, pool: BlockPool, *, token_budget: int, max_running: int) -> None:
+    def __init__(
+        self, pool: BlockPool, *, token_budget: int, max_running: int, caller_limits: CallerLimits = NO_LIMITS
+    ) -> None:
         """`token_budget` is the most tokens a step computes, `max_running` the most requests that own blocks.
 
         Raises ValueError if the budget does not give every running request a token.
@@ -75,6 +81,7 @@ class Scheduler:
         self._pool = pool
         self._token_budget = token_budget
         self._max_running = max_running
+        self._callers = Callers(caller_limits, max_running)
         self._leaders = Leaders(pool.block_size)
         self._waiting: dict[int, Request] = {}
         self._running: dict[int, Request] = {}
@@ -106,6 +113,10 @@ class Scheduler:
         capacity = self._pool.num_blocks * self._pool.block_size
         if wanted > capacity:
             return _final(request, "error", f"prompt and max_tokens are {wanted} tokens, the KV cache holds {capacity}")
+        if refusal := self._callers.refusal(request.caller, request.submitted):
+            return _refused(request, refusal)
+        self._callers.spend(request.caller, len(request.prompt), request.submitted)
+        self._callers.wait(request.caller)
         request.arrival = next(self._arrivals)
         self._waiting[request.id] = request
         return None
@@ -114,6 +125,13 @@ class Scheduler:
         """End a request, and return its final delta; None if the id is not known."""
         request = self._running.get(id) or self._waiting.get(id)
         return self._end(request, "abort") if request else None
+
+    def expire(self, now: float) -> list[Delta]:
+        """End the requests whose first step has not come in the time that they had for it."""
+        expired = [request for request in self._waiting.values() if _expired(request, now)]
+        for request in expired:
+            self._drop(request)
+        return [_refused(request, TOO_LATE) for request in expired]
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step; None if there is nothing to compute, or nothing before the step in flight has landed.
@@ -207,7 +225,7 @@ class Scheduler:
         """How `budget` tokens are dealt out among the prompts; those that wait are admitted as far as it reaches."""
         prompts = [request for request in self._running.values() if request.behind > 1]
         prompts = sorted([*prompts, *self._waiting.values()], key=lambda request: (request.behind, request.arrival))
-        oldest = next((request for request in sorted(prompts, key=_arrival) if not self._follows(request)), None)
+        oldest = next((request for request in sorted(prompts, key=_arrival) if not self._stays(request)), None)
         if oldest is None or not budget:
             return []
         shares: dict[Request, int] = {}
@@ -219,7 +237,7 @@ class Scheduler:
         for request in prompts:
             if not budget:
                 break
-            if request.id in self._waiting and (not admitting or self._follows(request)):
+            if request.id in self._waiting and (not admitting or self._stays(request)):
                 continue
             if not self._runs(request):
                 admitting = False
@@ -236,10 +254,12 @@ class Scheduler:
             return True
         return len(self._running) < self._max_running and self._admit(request)
 
-    def _follows(self, request: Request) -> bool:
-        """Whether a request had better wait for another that computes what it needs."""
+    def _stays(self, request: Request) -> bool:
+        """Whether a request waits on, even if there is room: its caller has enough, or another computes for it."""
         if request.id in self._running:
             return False
+        if not self._callers.may_run(request.caller):
+            return True
         return self._leaders.worth_waiting_for(request, len(self._pool.match(request)))
 
     def _grow(self, request: Request) -> bool:
@@ -256,6 +276,8 @@ class Scheduler:
         """Take its blocks from the newest running request, which keeps its output and waits again."""
         request = max(self._running.values(), key=_arrival)
         del self._running[request.id]
+        self._callers.run(request.caller, -1)
+        self._callers.wait(request.caller)
         self._leaders.remove(request)
         self._pool.release(request)
         request.computed = 0
@@ -282,6 +304,8 @@ class Scheduler:
             self.counters.prefix_hits += request.computed
         del self._waiting[request.id]
         self._running[request.id] = request
+        self._callers.wait(request.caller, -1)
+        self._callers.run(request.caller)
         self._leaders.add(request)
         return True
 
@@ -329,6 +353,7 @@ class Scheduler:
         if request.first_drawn is None:
             request.first_drawn = now
         self.counters.generated_tokens += 1
+        self._callers.spend(request.caller, 1, now)
         reason = _finish_reason(request, token)
         if reason is not None:
             self._drop(request)
@@ -355,8 +380,10 @@ class Scheduler:
     def _drop(self, request: Request) -> None:
         request.ended = True
         self._leaders.remove(request)
-        self._running.pop(request.id, None)
-        self._waiting.pop(request.id, None)
+        if self._running.pop(request.id, None):
+            self._callers.run(request.caller, -1)
+        if self._waiting.pop(request.id, None):
+            self._callers.wait(request.caller, -1)
 
 
 def _arrival(request: Request) -> int:
@@ -374,6 +401,15 @@ def _finish_reason(request: Request, token: int) -> FinishReason | None:
     if len(request.output) >= request.params.max_tokens:
         return "length"
     return None
+
+
+def _expired(request: Request, now: float) -> bool:
+    """Whether a request that waits has not had its first step in time; one that was preempted has had it."""
+    return request.patience is not None and request.planned is None and now - request.submitted > request.patience
+
+
+def _refused(request: Request, refusal: Refusal) -> Delta:
+    return Delta(id=request.id, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times)
 
 
 def _final(request: Request, reason: FinishReason, error: str | None = None) -> Delta:

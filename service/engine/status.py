@@ -12,6 +12,10 @@ class EngineDead(Exception):
     """The engine takes no requests; one line that says why."""
 
 
+class EngineLost(EngineDead):
+    """The engine ended while it had the request; one line on how, fit for the client."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
     """Whether the engine works, and if not, why."""

@@ -101,6 +101,9 @@ HI = [{"role": "user", "content": "hi"}]
 class FakeStream:
     """Says its tokens, a delta each, and takes note of how it is left."""
 
+    caller: str
+    patience: float | None
+
     def __init__(
         self,
         client: "FakeClient",
@@ -169,11 +172,14 @@ class FakeClient:
         prompt: list[int],
         params: SamplingParams,
         cache_salt: str = "",
+        caller: str = "",
+        patience: float | None = None,
         ended: Callable[[], object] = lambda: None,
     ) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
         self.streams.append(FakeStream(self, prompt, params, cache_salt, ended))
+        self.streams[-1].caller, self.streams[-1].patience = caller, patience
         return self.streams[-1]
 
     def script(self, params: SamplingParams) -> Iterator[Delta]:
@@ -189,7 +195,7 @@ class FakeClient:
 
     def stop(self) -> None:
         self.stopped = True
-        self.failure = Delta(0, [], None, finish_reason="error", error="the engine was stopped")
+        self.failure = Delta(0, [], None, finish_reason="lost", error="the engine was stopped")
         self.running.set()
 
     @property

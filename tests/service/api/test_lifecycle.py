@@ -15,7 +15,7 @@ from service.engine.status import EngineHealth
 from tests.service.api.fakes import HI, MODEL, Running, serving
 
 ROUTES = ("/v1/completions", "/v1/chat/completions")
-DEAD = Delta(0, [], None, finish_reason="error", error="the engine hung")
+DEAD = Delta(0, [], None, finish_reason="lost", error="the engine hung")
 
 
 def body(route: str, **fields: Any) -> dict[str, Any]:
@@ -84,12 +84,13 @@ async def test_a_reader_that_never_reads_holds_back_the_events() -> None:
         del reader
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ROUTES)
-async def test_an_engine_that_dies_before_the_first_token(route: str) -> None:
+async def test_an_engine_that_dies_before_the_first_token(route: str, stream: bool) -> None:
     async with serving() as server:
         server.engine.failure = DEAD
-        response = await server.http.post(route, json=body(route))
-        assert response.status_code == 500
+        response = await server.http.post(route, json=body(route, stream=stream))
+        assert (response.status_code, response.headers["retry-after"]) == (503, "10")
         assert response.json()["error"]["type"] == "server_error"
         assert "the engine hung" in response.json()["error"]["message"]
 
@@ -105,7 +106,7 @@ async def test_an_engine_that_dies_in_a_stream(route: str, n: int) -> None:
             server.engine.failure = DEAD
             rest = [line async for line in lines if line]
         error = json.loads(rest[-1].removeprefix("data: "))["error"]
-        assert error["code"] == "engine_error"
+        assert error["code"] == "engine_unavailable"
         assert "[DONE]" not in rest[-1]
         assert server.admission.open == 0
 
@@ -192,4 +193,4 @@ async def test_draining_has_an_end_and_who_still_waits_is_told(stream: bool) -> 
         await asyncio.wait_for(server.task, 10)
         assert server.engine.stopped
         response = await task
-        assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")

@@ -91,7 +91,7 @@ async def check_service(client: KeptClient, prompt: list[int]) -> None:
 
 async def check_error(stream: CompletionStream, reason: str) -> None:
     last = (await read(stream))[-1]
-    assert last.finish_reason == "error"
+    assert last.finish_reason == "lost"
     assert last.error is not None
     assert reason in last.error
 
