@@ -137,7 +137,7 @@ class ApiKeeper:
     async def _hang(self, process: Child) -> str:
         """Wait until a process that served has given no sign of life for too long, and kill it."""
         await self._serves.wait()
-        await silence(lambda: self._signs, self._timeout_seconds)
+        await silence(lambda: self._signs, lambda: self._timeout_seconds)
         process.kill()
         return f"{self._name} hung: it gave no sign of life for {self._timeout_seconds:g} seconds"
 

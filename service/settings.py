@@ -201,7 +201,7 @@ class Settings(BaseSettings):
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight have to finish at shutdown."
     )
     engine_timeout_seconds: float = Field(
-        120.0,
+        30.0,
         ge=5,
         allow_inf_nan=False,
         description="Seconds without a sign of life after which the engine, or an API process, counts as hung.",

@@ -84,8 +84,8 @@ async def launch(
         os.close(lifeline)
 
 
-async def silence(heard: Callable[[], int], seconds: float) -> None:
-    """Wait until for so many seconds no more has been `heard`.
+async def silence(heard: Callable[[], int], seconds: Callable[[], float]) -> None:
+    """Wait until for so many seconds no more has been `heard`; how many may change while it lasts.
 
     That is counted in ticks, not read off a clock: a pause of this process (a suspended machine, a debugger) is one
     tick, however long, and is not taken for the other's.
@@ -93,7 +93,7 @@ async def silence(heard: Callable[[], int], seconds: float) -> None:
     silent = 0
     while silent < SILENT_TICKS:
         before = heard()
-        await asyncio.sleep(seconds / SILENT_TICKS)
+        await asyncio.sleep(seconds() / SILENT_TICKS)
         silent = silent + 1 if heard() == before else 0
 
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Literal
 
@@ -16,6 +16,7 @@ from model.contract import DeviceLostError, PendingStep, Runner, StepPlan, StepR
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.messages import Cancel, Delta, EngineStats, Report, Submit
+from service.engine.pace import Pace
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
@@ -23,6 +24,15 @@ FAILED = "the engine failed in a step of this request"
 """What a client learns: an exception's text may hold anything."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A step in flight, how many tokens it computes, and when it was started."""
+
+    pending: PendingStep
+    tokens: int
+    began: float
 
 
 class EngineCore:
@@ -40,17 +50,23 @@ class EngineCore:
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
         clock: Callable[[], float] = time.perf_counter,
+        announce: Callable[[float | None], None] = lambda seconds: None,
     ) -> None:
-        """`clock` gives seconds. Raises ValueError as `Scheduler` does."""
+        """`clock` gives seconds; before each step `announce` is told how many it may take, if that is known.
+
+        Raises ValueError as `Scheduler` does.
+        """
         limits = runner.limits
         self._runner = runner
         self._clock = clock
+        self._announce = announce
+        self._pace = Pace()
         self._vocab_size = limits.vocab_size
         self._pool = BlockPool(limits.num_blocks, limits.block_size)
         self._scheduler = Scheduler(
             self._pool, token_budget=token_budget, max_running=max_running, caller_limits=caller_limits
         )
-        self._in_flight: deque[PendingStep] = deque()
+        self._in_flight: deque[_Started] = deque()
         self._unreported: list[Delta] = []
         self._seconds = {"schedule": 0.0, "forward": 0.0, "sample": 0.0, "deliver": 0.0}
 
@@ -131,7 +147,7 @@ class EngineCore:
         """Start every step that the runner is to have by now, then land the oldest."""
         while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
             try:
-                self._in_flight.append(self._runner.start(plan))
+                self._in_flight.append(self._start(plan))
             except DeviceLostError:
                 raise
             except Exception:
@@ -149,9 +165,8 @@ class EngineCore:
 
     def _land(self) -> list[Delta]:
         """Wait for the oldest step in flight, and say what came of it."""
-        pending = self._in_flight.popleft()
         try:
-            result = pending.result()
+            result = self._result(self._in_flight.popleft())
         except DeviceLostError:
             raise
         except Exception:
@@ -159,6 +174,17 @@ class EngineCore:
             # What was started after it has read what it left behind.
             return self._scheduler.fail(FAILED) if self._in_flight else self._isolate()
         return self._commit(result)
+
+    def _start(self, plan: StepPlan) -> "_Started":
+        tokens = sum(len(chunk.tokens) for chunk in plan.chunks)
+        self._announce(self._pace.patience(tokens))
+        began = self._clock()
+        return _Started(self._runner.start(plan), tokens, began)
+
+    def _result(self, started: "_Started") -> StepResult:
+        result = started.pending.result()
+        self._pace.add(started.tokens, self._clock() - started.began)
+        return result
 
     def _commit(self, result: StepResult) -> list[Delta]:
         self._seconds["forward"] += result.forward_seconds
@@ -174,7 +200,7 @@ class EngineCore:
         deltas = []
         for plan in self._scheduler.take_apart():
             try:
-                result = self._runner.start(plan).result()
+                result = self._result(self._start(plan))
             except DeviceLostError:
                 raise
             except Exception:

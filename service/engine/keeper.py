@@ -21,6 +21,9 @@ from service.engine.process import EngineConfig
 from service.engine.restarts import DEFAULT_RESTARTS, RestartPolicy, Restarts
 from service.engine.status import STARTING, EngineHealth, EngineStatus
 
+UNSEEN = 4
+"""Timeouts that a step may take of which nothing is known yet."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,8 +42,8 @@ class EngineKeeper:
         """`tell` is called with every new status. An engine that reports nothing for `timeout_seconds` once it is
         loaded counts as hung.
 
-        That time must be longer than any step takes, and than a few heartbeats. `grace_seconds` is what an engine
-        that is asked to leave has before it is killed.
+        That time must be longer than a few heartbeats; an engine announces the steps that may take longer.
+        `grace_seconds` is what an engine that is asked to leave has before it is killed.
         """
         self._config = config
         self._tell = tell
@@ -54,6 +57,8 @@ class EngineKeeper:
         self._loaded: asyncio.Event
         self._failure: asyncio.Future[str]
         self._reports = 0
+        self._patience = timeout_seconds
+        """Seconds that it may be silent now: more while a long step runs that it has announced."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -88,6 +93,7 @@ class EngineKeeper:
         """One life of the engine, from its launch until nothing of it remains; one line on how it ended."""
         self._loaded = asyncio.Event()
         self._failure = asyncio.get_running_loop().create_future()
+        self._patience = self._timeout_seconds
         self._tell(EngineStatus(STARTING, self._restarts))
         try:
             async with self._launched() as process:
@@ -117,8 +123,10 @@ class EngineKeeper:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Report():
+            case Report(patience=patience):
                 self._reports += 1
+                asked = UNSEEN * self._timeout_seconds if patience is None else patience
+                self._patience = max(self._timeout_seconds, asked)
             case Ready():
                 self._ever_loaded = True
                 self._loaded.set()
@@ -141,9 +149,9 @@ class EngineKeeper:
     async def _hang(self, process: Child) -> str:
         """Wait until a loaded engine has reported nothing for too long, and kill it."""
         await self._loaded.wait()
-        await silence(lambda: self._reports, self._timeout_seconds)
+        await silence(lambda: self._reports, lambda: self._patience)
         process.kill()
-        return f"the engine hung: it reported nothing for {self._timeout_seconds:g} seconds"
+        return f"the engine hung: it reported nothing for {self._patience:g} seconds"
 
     def _end(self, reason: str, *, final: bool) -> None:
         """Nothing is told after what was final."""

@@ -132,10 +132,13 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """Sent after every step, and as a heartbeat while idle."""
+    """Sent after every step, before one that may take long, and as a heartbeat while idle."""
 
     deltas: list[Delta]
     stats: EngineStats
+    patience: float | None = 0.0
+    """Seconds in which the next report will come, where that may be longer than usual, since a long step begins. None:
+    there was no such step yet; kernels may be compiled for it."""
 
 
 ToEngine = Submit | Cancel | Shutdown

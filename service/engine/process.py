@@ -13,6 +13,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -28,6 +29,9 @@ from service.logs import LogFormat, configure
 
 HEARTBEAT_SECONDS = 1.0
 """An idle engine reports this often."""
+
+QUIET_SECONDS = 5.0
+"""A step that may take longer than this is announced; no timeout for an engine is shorter."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +61,13 @@ class EngineServer:
     every step: the statistics, and the deltas of the requests it submitted. Ids of requests differ between clients.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore, ready: Ready) -> None:
-        """`socket` is a bound ROUTER that raises EHOSTUNREACH for a client that is gone; `ready` greets each client."""
+    def __init__(self, socket: zmq.Socket[bytes], make_core: Callable[..., EngineCore], ready: Ready) -> None:
+        """`socket` is a bound ROUTER that raises EHOSTUNREACH for a client that is gone; `ready` greets each client.
+
+        `make_core` takes `announce`, as an `EngineCore` does. Raises ValueError as that does.
+        """
         self._socket = socket
-        self._core = core
+        self._core = make_core(announce=self._announce)
         self._ready = ready
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
         self._clients: set[bytes] = set()
@@ -120,6 +127,12 @@ class EngineServer:
                 raise
             self._forget(client)
 
+    def _announce(self, seconds: float | None) -> None:
+        """Say that no report may come for a while; of short steps nobody needs to know."""
+        if seconds is None or seconds > QUIET_SECONDS:
+            for client in list(self._clients):
+                self._post(client, Report([], self._core.stats(), seconds))
+
     def _forget(self, client: bytes) -> None:
         """Free what a client left behind."""
         self._clients.discard(client)
@@ -135,12 +148,14 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
     try:
         load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(config.loader)
         runner = load(config.runner)
-        core = EngineCore(
+        make_core = partial(
+            EngineCore,
             runner,
             token_budget=config.token_budget,
             max_running=config.max_running,
             caller_limits=config.caller_limits,
         )
+        server = EngineServer(socket, make_core, Ready(runner.limits, runner.info, os.getpid()))
     except (CheckpointError, ValueError) as error:
         refuse(socket, Failed(_one_line(error)))
     except Exception as error:
@@ -148,7 +163,7 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
         refuse(socket, Failed(f"{type(error).__name__}: {_one_line(error)}"))
     else:
         try:
-            EngineServer(socket, core, Ready(runner.limits, runner.info, os.getpid())).run()
+            server.run()
         except DeviceLostError as error:
             logger.critical("the device is lost: %s", _one_line(error))
             sys.exit(1)
