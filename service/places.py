@@ -33,6 +33,11 @@ class Places:
         """By this process."""
         return self._counts[self._slot]
 
+    @property
+    def taken_by_all(self) -> int:
+        """By all processes, as far as they have got: without a lock."""
+        return sum(self._counts)
+
     def take(self, count: int, capacity: int) -> bool:
         """Take `count` places if no more than `capacity` are taken then by all processes together."""
         with self._alone():

@@ -26,9 +26,14 @@ class Admission:
         self.draining = True
 
     def check(self) -> None:
-        """Refuse with 503 while draining. For the moment when a request arrives: later it is in flight."""
+        """Refuse with 503 while draining, and with 429 while no place is free.
+
+        For the moment when a request arrives: later it is in flight.
+        """
         if self.draining:
             raise ApiError(503, "The server is shutting down.", code="draining", retry_after=5)
+        if self._places.taken_by_all >= self.capacity:
+            raise _full()
 
     @contextmanager
     def admit(self, count: int) -> Iterator[Callable[[], None]]:
@@ -37,7 +42,7 @@ class Admission:
         What it gives frees one of them: for a completion that ended, even if its client has not read it.
         """
         if not self._places.take(count, self.capacity):
-            raise ApiError(429, "The queue is full; try again later.", code="queue_full", retry_after=1)
+            raise _full()
         held = count
 
         def free() -> None:
@@ -49,3 +54,7 @@ class Admission:
             yield free
         finally:
             self._places.give(held)
+
+
+def _full() -> ApiError:
+    return ApiError(429, "The queue is full; try again later.", code="queue_full", retry_after=1)

@@ -73,6 +73,20 @@ class JsonRoute(APIRoute):
         return handle_strictly
 
 
+class EngineRoute(JsonRoute):
+    """A JSON route whose work is the engine's: while that can take no more, a request costs no reading of its body."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_if_ready(request: Request) -> Response:
+            context: Context = request.app.state.context
+            context.check_ready()
+            return await handle(request)
+
+        return handle_if_ready
+
+
 def _check_encodings(headers: Headers) -> None:
     """Refuse with 415 what says that it is not JSON, or that it is written or packed in a way not read here."""
     kind = MimeHeaders()

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.answers import Format, answer
-from service.api.bodies import JsonRoute
+from service.api.bodies import EngineRoute
 from service.api.context import Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
@@ -29,7 +29,7 @@ from service.api.schemas import (
 )
 from service.generation import Piece
 
-router = APIRouter(tags=["chat"], route_class=JsonRoute)
+router = APIRouter(tags=["chat"], route_class=EngineRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=REFUSALS, summary="Answer a chat")

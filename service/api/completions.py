@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from model.contract import TokenLogprobs
 from service.api.answers import Format, answer
-from service.api.bodies import JsonRoute
+from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
@@ -20,7 +20,7 @@ from service.api.schemas import Completion, CompletionBody, CompletionChoice, Co
 from service.generation import Piece
 from service.text.tokenizer import Tokenizer
 
-router = APIRouter(tags=["completions"], route_class=JsonRoute)
+router = APIRouter(tags=["completions"], route_class=EngineRoute)
 
 
 @router.post("/v1/completions", response_model=Completion, responses=REFUSALS, summary="Continue a text")

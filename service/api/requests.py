@@ -232,7 +232,6 @@ def _check_shared(body: GenerationBody, context: Context, record: RequestRecord)
     settings = context.settings
     _check_fields(body, context, record)
     context.check_model(body.model)
-    context.check_ready()
     if body.stream_options and body.stream_options.include_usage and not body.stream:
         raise _refusal("stream_options", "goes with stream only")
     if body.stream_options and body.stream_options.continuous_usage_stats and not body.stream_options.include_usage:
