@@ -18,7 +18,8 @@ from model.contract import Chunk, DeviceLostError, Draw, ModelLimits, RunnerInfo
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder
 from model.recorded import RecordedDecoder
-from model.sampling import Choice, choose, read_choice
+from model.sampling.choice import Choice, choose, read_choice
+from model.sampling.memory import TokenMemory
 from model.transfer import Moment, fetch, stage
 
 LAYOUT_TENSORS = ("query_starts", "context_lens", "block_table", "slots", "positions")
@@ -36,6 +37,7 @@ class ModelRunner:
         self._cache = cache
         self._device = decoder.weights.device
         self._limits = ModelLimits(decoder.spec.vocab_size, max_context, cache.blocks, cache.block_size)
+        self._memory = TokenMemory(max_context, self._device)
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
         """The tokens that the step started last draws: those that the next step's chunks follow."""
 
@@ -72,7 +74,7 @@ class ModelRunner:
             return RunningStep(draws, None, began, computed, computed)
         logits = self._decoder.logits(hidden.index_select(0, batch.rows))
         computed = Moment(self._device)
-        choice = choose(self._decoder.backend, logits, draws)
+        choice = choose(self._decoder.backend, logits, draws, self._memory)
         self._drawn = choice.tokens
         brought = Choice(fetch(choice.tokens), None if choice.logprobs is None else fetch(choice.logprobs))
         return RunningStep(draws, brought, began, computed, Moment(self._device))

@@ -20,7 +20,10 @@ def stage(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
     By way of pinned memory: a copy from any other, such as `torch.tensor(..., device=...)` makes, holds the host up
     until the device has come to it. The allocator of pinned memory reuses a buffer only once its transfer has ended.
+    On a CPU they are the tensors themselves.
     """
+    if device.type == "cpu":
+        return list(tensors)
     sizes = [tensor.numel() * tensor.itemsize for tensor in tensors]
     begins = [0, *accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
     buffer = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")

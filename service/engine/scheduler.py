@@ -86,6 +86,8 @@ class Scheduler:
         self._waiting: dict[int, Request] = {}
         self._running: dict[int, Request] = {}
         self._arrivals = count()
+        self._rows = list(range(max_running))
+        """The places among those that run that nobody has."""
         self._in_flight: deque[Step] = deque()
         self._draws: dict[int, int] = {}
         """For each request that draws in the newest plan: at which place among the plan's draws."""
@@ -198,16 +200,13 @@ class Scheduler:
         self._pool.check([*self._running.values(), *self._waiting.values()])
 
     def _must_land(self) -> bool:
-        """Whether the step in flight must land before the next is planned.
+        """Whether the step in flight must land before the next is planned: there is no room for all who grow.
 
-        Either a draw needs its token, or there is no room for all who grow. Nobody is preempted for that before the
-        step has landed: it may end requests and make room, and it finds all others where they were.
+        Nobody is preempted before the step has landed: it may end requests and make room, and it finds all others where
+        they were.
         """
-        missing = 0
-        for request in self._running.values():
-            if request.waits:
-                return True
-            missing += self._pool.blocks_for(request.length) - len(request.blocks)
+        running = self._running.values()
+        missing = sum(self._pool.blocks_for(request.length) - len(request.blocks) for request in running)
         return missing > self._pool.available
 
     def _shares(self) -> list[tuple[Request, int]]:
@@ -276,6 +275,7 @@ class Scheduler:
         """Take its blocks from the newest running request, which keeps its output and waits again."""
         request = max(self._running.values(), key=_arrival)
         del self._running[request.id]
+        self._rows.append(request.row)
         self._callers.run(request.caller, -1)
         self._callers.wait(request.caller)
         self._leaders.remove(request)
@@ -304,6 +304,7 @@ class Scheduler:
             self.counters.prefix_hits += request.computed
         del self._waiting[request.id]
         self._running[request.id] = request
+        request.row, request.fresh = self._rows.pop(), True
         self._callers.wait(request.caller, -1)
         self._callers.run(request.caller)
         self._leaders.add(request)
@@ -324,6 +325,7 @@ class Scheduler:
         request.computed = stop
         if chunk.draw is not None:
             request.promised += 1
+            request.fresh = False
         return chunk
 
     def _count_step(self, plan: StepPlan) -> None:
@@ -381,6 +383,7 @@ class Scheduler:
         request.ended = True
         self._leaders.remove(request)
         if self._running.pop(request.id, None):
+            self._rows.append(request.row)
             self._callers.run(request.caller, -1)
         if self._waiting.pop(request.id, None):
             self._callers.wait(request.caller, -1)
