@@ -29,6 +29,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     seed: int = 0
     """0 <= seed < 2**63. Token number i of a request depends on (seed, i) and the logits alone."""
     presence_penalty: float = 0.0
@@ -62,6 +63,8 @@ class Draw:
     """The request's own place among all that run, for what the runner remembers of it."""
     fresh: bool = True
     """The first draw since the request has this place: what the place remembers is another's."""
+    allowed: bytes | None = None
+    """A bit for each token, the first in the lowest bit of the first byte: whether it may be drawn. None: any may."""
 
 
 @dataclass(frozen=True, slots=True)

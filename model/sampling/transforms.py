@@ -7,6 +7,7 @@ it costs nothing.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,13 +79,51 @@ def ban_early_stop(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -
     )
 
 
+def allow_only(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban the tokens that a grammar, say, does not allow in this place."""
+    rows = [row for row, draw in enumerate(draws) if draw.allowed is not None]
+    if not rows:
+        return
+    packed = np.frombuffer(b"".join(draws[row].allowed or b"" for row in rows), np.uint8).reshape(len(rows), -1)
+    index, octets = stage([torch.tensor(rows), torch.from_numpy(packed.copy())], logits.device)
+    bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
+    banned = bits.flatten(1)[:, : logits.shape[1]] == 0
+    logits[index] = logits[index].masked_fill(banned, float("-inf"))
+
+
+def keep_typical(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the tokens whose information is nearest to the distribution's entropy, up to a mass of typical_p.
+
+    Meister et al., arXiv 2202.00666. The distribution is the one at the request's temperature; a greedy draw is left.
+    """
+    rows = [row for row, draw in enumerate(draws) if draw.params.typical_p < 1 and draw.params.temperature > 0]
+    if not rows:
+        return
+    (index,) = stage([torch.tensor(rows)], logits.device)
+    temperature = _column([draws[row].params.temperature for row in rows], logits.device)
+    mass = _column([draws[row].params.typical_p for row in rows], logits.device)
+    scores = logits[index]
+    information = -(scores / temperature).log_softmax(-1)
+    probability = information.neg().exp()
+    # 0 * inf is 0 here: what cannot be drawn carries no information.
+    entropy = torch.where(probability > 0, probability * information, 0.0).sum(-1, keepdim=True)
+    order = (information - entropy).abs().sort(dim=-1, stable=True).indices
+    ranked = probability.gather(1, order)
+    before = ranked.cumsum(-1) - ranked
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= mass)
+    logits[index] = scores.masked_fill(dropped, float("-inf"))
+
+
 TRANSFORMS: tuple[Transform, ...] = (
     add_bias,
     penalise_repetition,
     penalise_frequency,
     ban_early_stop,
+    allow_only,
+    keep_typical,
 )
-"""In the order of transformers and vLLM: the repetition penalty scales a logit that has its bias already."""
+"""In the order of transformers and vLLM: the repetition penalty scales a logit that has its bias already, and a filter
+sees what is left. The backend then draws: temperature, top-k, top-p, min-p."""
 
 
 def add_entries(logits: Tensor, entries: list[Entry]) -> None:

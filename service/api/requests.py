@@ -292,6 +292,7 @@ def _job(
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, defaults.top_p),
                 min_p=_given(body.min_p, defaults.min_p),
+                typical_p=body.typical_p,
                 seed=(seed + index * _SEED_STRIDE) % 2**63,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,

@@ -9,14 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
 
 from kernels.backend import Backend, load_backend
 from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
 from model.sampling.choice import choose as choose_on_device
 from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
-from model.sampling.transforms import TRANSFORMS, Transform, ban_early_stop, penalise_repetition
+from model.sampling.transforms import (
+    TRANSFORMS,
+    Transform,
+    allow_only,
+    ban_early_stop,
+    keep_typical,
+    penalise_repetition,
+)
 
 VOCAB = 40
 CPU = torch.device("cpu")
@@ -253,3 +260,40 @@ def test_a_failed_draw_leaves_a_memory_that_can_be_read() -> None:
     memory.begin([draw])
     memory.add([draw], torch.tensor([INVALID_TOKEN]))
     penalise_repetition(random_logits(1), [replace(draw, index=1, fresh=False)], memory)
+
+
+@deterministic
+@given(st.sampled_from([0.05, 0.3, 0.5, 0.9, 0.99]), st.sampled_from([0.5, 1.0, 1.7]), st.integers(0, 99))
+def test_typical_p_is_that_of_transformers_at_the_requests_temperature(
+    mass: float, temperature: float, seed: int
+) -> None:
+    logits = random_logits(3, seed)
+    expected = TypicalLogitsWarper(mass)(torch.zeros(1, 1), logits[1:2] / temperature)
+    greedy = request(replace(GREEDY, typical_p=mass), [1], [])
+    edited = logits.clone()
+    typical = request(replace(PLAIN, typical_p=mass, temperature=temperature), [1], [])
+    transformed(edited, [greedy, typical, request(PLAIN, [1], [])], [keep_typical])
+    assert torch.equal(edited[1].isinf(), expected[0].isinf())
+    assert torch.equal(edited[[0, 2]], logits[[0, 2]])
+
+
+def test_typical_p_survives_what_is_banned() -> None:
+    logits = random_logits(1).index_fill(1, torch.arange(3, VOCAB), -math.inf)
+    transformed(logits, [request(replace(PLAIN, typical_p=0.9), [1], [])], [keep_typical])
+    assert 1 <= int(logits.isfinite().sum()) <= 3
+
+
+@deterministic
+@given(st.sets(st.integers(0, VOCAB - 1), min_size=1), st.integers(0, 99))
+def test_only_what_is_allowed_is_drawn(allowed: set[int], seed: int) -> None:
+    packed = bytearray(-(-VOCAB // 32) * 4)
+    for token in allowed:
+        packed[token // 8] |= 1 << token % 8
+    free, bound = request(PLAIN, [1], []), replace(request(PLAIN, [1], []), allowed=bytes(packed))
+    logits = random_logits(2, seed)
+    edited = logits.clone()
+    transformed(edited, [bound, free], [allow_only])
+    assert {token for token in range(VOCAB) if edited[0, token].isfinite()} == allowed
+    assert torch.equal(edited[1], logits[1])
+    (first, _), _ = choose(BACKEND, logits, [bound, free])
+    assert first in allowed
