@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from kernels.tensor_record import TensorRecord
+
 ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 
 
@@ -53,8 +55,8 @@ class KVCache:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLayout:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLayout(TensorRecord):
     """Where the tokens of a ragged batch lie: which sequence, which position, which cache slot.
 
     The tokens of all sequences stand one after another. Sequences with fewer new tokens come first, so that a
@@ -156,8 +158,8 @@ class Linear:
     bias: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingBatch:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch(TensorRecord):
     """How each row of a batch of logits is drawn from. Every tensor is [rows]."""
 
     temperature: Tensor

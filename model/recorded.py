@@ -25,7 +25,16 @@ class RecordedDecoder:
         # Of the batch that is recorded only the number of tokens counts: it is the room that there is.
         batch = torch.zeros(max_tokens, dtype=torch.int64)
         rows = torch.zeros(2, dtype=torch.int32)
-        layout = BatchLayout(rows, rows[:1], rows.view(1, -1), batch, batch, 0, max_tokens, max_tokens)
+        layout = BatchLayout(
+            query_starts=rows,
+            context_lens=rows[:1],
+            block_table=rows.view(1, -1),
+            slots=batch,
+            positions=batch,
+            singles=0,
+            max_query=max_tokens,
+            max_context=max_tokens,
+        )
         self._program, self._hidden = backend.record(lambda: decoder.forward(batch, layout, cache))
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:

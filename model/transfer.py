@@ -5,7 +5,7 @@ plain copies and readings of the clock.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -37,6 +37,11 @@ def stage(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     for part, tensor in zip(parts(buffer), tensors, strict=True):
         part.copy_(tensor)
     return parts(buffer.to(device, non_blocking=True))
+
+
+def stage_named(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """`stage`, by names."""
+    return dict(zip(tensors, stage([*tensors.values()], device), strict=True))
 
 
 def fetch(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from kernels.backend import Backend, SamplingBatch
 from model.contract import INVALID_TOKEN, Draw, TokenLogprobs
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import TRANSFORMS
-from model.transfer import stage
+from model.transfer import stage_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,14 @@ def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: Toke
     """
     asking = _asking(draws)
     memory.begin(draws)
-    *columns, rows = stage([*sampling_columns(draws), torch.tensor(asking, dtype=torch.int64)], logits.device)
+    on_host = sampling_batch(draws)
+    arrived = stage_named({"rows": torch.tensor(asking, dtype=torch.int64), **on_host.tensors()}, logits.device)
+    rows = arrived.pop("rows")
     # Taken before the transforms, so that those need no copy of the logits.
     scores = torch.log_softmax(logits.index_select(0, rows), dim=-1) if asking else None
     for transform in TRANSFORMS:
         transform(logits, draws, memory)
-    tokens = backend.sample(logits, SamplingBatch(*columns))
+    tokens = backend.sample(logits, on_host.with_tensors(arrived))
     memory.add(draws, tokens)
     if scores is None:
         return Choice(tokens, None)
@@ -68,17 +70,17 @@ def _asking(draws: Sequence[Draw]) -> list[int]:
     return [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
 
 
-def sampling_columns(draws: Sequence[Draw]) -> list[Tensor]:
-    """The fields of the `SamplingBatch` that `draws` ask for, in order, on the host."""
+def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
+    """How `draws` are drawn, on the host."""
     params = [draw.params for draw in draws]
-    return [
-        torch.tensor([p.temperature for p in params], dtype=torch.float32),
-        torch.tensor([p.top_k for p in params], dtype=torch.int64),
-        torch.tensor([p.top_p for p in params], dtype=torch.float32),
-        torch.tensor([p.min_p for p in params], dtype=torch.float32),
-        torch.tensor([p.seed for p in params], dtype=torch.int64),
-        torch.tensor([draw.index for draw in draws], dtype=torch.int64),
-    ]
+    return SamplingBatch(
+        temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32),
+        top_k=torch.tensor([p.top_k for p in params], dtype=torch.int64),
+        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32),
+        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32),
+        seed=torch.tensor([p.seed for p in params], dtype=torch.int64),
+        counter=torch.tensor([draw.index for draw in draws], dtype=torch.int64),
+    )
 
 
 def logprob_table(scores: Tensor, tokens: Tensor, most: int) -> Tensor:
