@@ -5,6 +5,7 @@ Activations are float32. A step's tokens, positions and cache blocks reach the o
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from kernels.cpu.elementwise import (
 )
 from kernels.cpu.matmul import multiply_operation, quantize_octets_operation, quantize_shorts_operation
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
+from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.storage import STORED
@@ -61,9 +63,11 @@ class CpuBackend:
         self._rows = self._step.ctypes.data
         self._recording: list[Step] | None = None
         self._arena = Arena()
+        self._pages = Pages()
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         packed = pack_quantized(weight) if isinstance(weight, QuantizedWeight) else pack_dense(weight)
+        packed = replace(packed, data=self._pages.keep(packed.data))
         return Linear(packed, None if bias is None else bias.float().contiguous())
 
     def embed(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, QuantizedWeight
+from kernels.cpu import pages
 from kernels.cpu.backend import CpuBackend
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
@@ -232,6 +233,16 @@ def test_a_program_does_what_it_recorded_for_any_number_of_tokens() -> None:
     for rows in (1, 3, 40, 2):
         CPU.replay(program, x[:rows, 0], case.layout)
         assert torch.equal(out[:rows], forward(x[:rows]))
+
+
+def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PIECE_BYTES", 4096)
+    store = pages.Pages()
+    given = [torch.randn(size).to(dtype) for size in (3, 900, 0, 5000, 1, 1000) for dtype in (torch.float32, FP8)]
+    kept = [store.keep(tensor) for tensor in given]
+    for ours, theirs in zip(kept, given, strict=True):
+        assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+        assert not len(ours) or ours.data_ptr() % pages.ALIGNMENT == 0
 
 
 MASKED = """
