@@ -32,7 +32,7 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
-from kernels.cpu.matmul import multiply_operation, quantize_octets_operation, quantize_shorts_operation
+from kernels.cpu.matmul import multiply_operation, quantize_operation
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
@@ -92,10 +92,9 @@ class CpuBackend:
         self._set(x)
         if form.bits <= 8:
             codes = self._empty(len(x), groups * form.group_input_bytes, dtype=torch.uint8)
-            sums = self._empty(len(x), groups, form.input_sums)
-            quantize = quantize_octets_operation if form.input_bits == 8 else quantize_shorts_operation
+            sums = self._empty(len(x), groups, 2)
             rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
-            self._run(quantize(form.group), rounding)
+            self._run(quantize_operation(form.group, form.bits == 4), rounding)
         record = (
             *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
             *(out.data_ptr(), groups, panels.rows),
