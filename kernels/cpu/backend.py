@@ -189,10 +189,6 @@ class CpuBackend:
         return sample(logits, batch)
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
-        """What `function` asks of this backend as a program, not run yet, and the tensor that it leaves its result in.
-
-        The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
-        """
         self._recording = []
         try:
             out = function()
@@ -201,7 +197,6 @@ class CpuBackend:
             self._recording = None
 
     def replay(self, program: Program, tokens: Tensor, layout: BatchLayout) -> None:
-        """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with."""
         self._workers.run(program, lambda: self._write(tokens, {TOKENS: tokens, **_words(layout)}))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
