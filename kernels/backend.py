@@ -4,13 +4,17 @@ A backend knows tensors, and nothing of requests, families or files. Everything 
 there is no ambient context, so that a captured graph can own its layout and its cache.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kernels.tensor_record import TensorRecord
+
+logger = logging.getLogger(__name__)
 
 ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -244,6 +248,22 @@ class Backend(Protocol):
         """
 
 
+@runtime_checkable
+class RecordingBackend(Backend, Protocol):
+    """A backend that repeats what it was once asked for, on threads of its own, without the decoder's Python."""
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """What `function` asks of this backend as a program, not run yet, and the tensor that it leaves its result in.
+
+        The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
+        """
+        ...
+
+    def replay(self, program: Any, tokens: Tensor, layout: BatchLayout) -> None:
+        """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with."""
+        ...
+
+
 def load_backend(
     device: torch.device,
     name: str = "auto",
@@ -258,15 +278,17 @@ def load_backend(
     Raises ValueError for a name this build does not have, or that cannot do what is asked of it on `device`.
     """
     if name == "auto":
-        name = "triton" if device.type == "cuda" else "reference"
+        name = "triton" if device.type == "cuda" else _best_on_cpu(dtype)
     match name:
         case "cpu":
-            from kernels.cpu.backend import CpuBackend
-
             if device.type != "cpu":
                 raise ValueError(f"the cpu backend does not run on {device.type}")
             if dtype != torch.float32:
                 raise ValueError("the cpu backend computes in float32: use dtype=float32, or the reference backend")
+            try:
+                from kernels.cpu.backend import CpuBackend
+            except ImportError as error:
+                raise ValueError(f"the cpu backend needs Numba, which cannot be used here: {error}") from None
             return CpuBackend(threads)
         case "reference":
             from kernels.reference import ReferenceBackend
@@ -279,3 +301,15 @@ def load_backend(
 
             return load_triton(device, batch_invariant=batch_invariant)
     raise ValueError(f"unknown backend {name!r}: this build has auto, cpu, reference, triton")
+
+
+def _best_on_cpu(dtype: torch.dtype) -> str:
+    if dtype != torch.float32:
+        return "reference"
+    try:
+        from kernels.cpu.target import dot_path
+    except ImportError as error:
+        logger.warning("computing by the slow reference backend, since Numba cannot be used here: %s", error)
+        return "reference"
+    # Portable arithmetic may be slower than torch's own.
+    return "reference" if dot_path() == "portable" else "cpu"

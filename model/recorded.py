@@ -1,4 +1,4 @@
-"""A forward pass recorded once for the cpu backend and run for batches of any shape, behind the decoder's signature.
+"""A forward pass recorded once and run for batches of any shape, behind the decoder's signature.
 
 The decoder's Python takes longer than a small model's arithmetic: hundreds of calls for every token.
 """
@@ -6,15 +6,14 @@ The decoder's Python takes longer than a small model's arithmetic: hundreds of c
 import torch
 from torch import Tensor
 
-from kernels.backend import BatchLayout, KVCache
-from kernels.cpu.backend import CpuBackend
+from kernels.backend import BatchLayout, KVCache, RecordingBackend
 from model.decoder import Decoder
 
 
 class RecordedDecoder:
     """A decoder whose forward pass over one cache is recorded, for up to `max_tokens` tokens."""
 
-    def __init__(self, decoder: Decoder, backend: CpuBackend, cache: KVCache, max_tokens: int) -> None:
+    def __init__(self, decoder: Decoder, backend: RecordingBackend, cache: KVCache, max_tokens: int) -> None:
         self.spec = decoder.spec
         self.weights = decoder.weights
         self.backend = backend
