@@ -21,13 +21,8 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("model.machine", set(), {"torch", "numpy", "msgspec"}),
     ("model.checkpoint", {"model.checkpoint"}, {"torch", "msgspec", "fastapi"}),
     ("model", {"model", "kernels"}, {"fastapi", "zmq", "msgspec", "pydantic", "tokenizers", "transformers"}),
-    (
-        "service.engine.process",
-        {"service.engine", "service.logs", "model.contract", "model.checkpoint.errors"},
-        {"fastapi", "torch"},
-    ),
     ("service.engine", {"service.engine", "model.contract"}, {"fastapi", "torch", "numpy"}),
-    ("service.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),
+    ("service.observability.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),
     (
         "service.text",
         {"service.text", "model.contract", "model.checkpoint"},
@@ -95,7 +90,7 @@ def test_package_inits_are_empty() -> None:
     assert [str(path) for path in modules().values() if path.name == "__init__.py" and path.read_text()] == []
 
 
-@pytest.mark.parametrize("entry", ["service.app", "service.cli", "service.engine.client"])
+@pytest.mark.parametrize("entry", ["service.cli", "service.processes.api_process"])
 def test_the_http_side_never_loads_torch(entry: str) -> None:
     code = f"import {entry}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -9,7 +9,8 @@ import pytest
 
 from model.checkpoint.sampling_defaults import NEUTRAL
 from model.contract import RunnerConfig
-from service.launch import engine_config, locate, prepare
+from service.launch import locate, prepare
+from service.processes.engine_config import engine_config
 from service.settings import Settings
 from tests.byte_tokenizer import save_byte_tokenizer
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.engine.messages import Delta
-from service.logs import JsonLines
+from service.observability.logs import JsonLines
 from tests.service.api.fakes import Caller, calling, serving
 
 SECRET = "xyzzy-plugh"

@@ -1,4 +1,4 @@
-"""One of the processes that answer HTTP, run as `python -m service.api_process` by the supervisor.
+"""One of the processes that answer HTTP, run as `python -m service.processes.api_process` by the supervisor.
 
 Standard input brings its setup, then orders; its end means that the supervisor is gone. Standard output takes its signs
 of life. It uses the engine and does not keep it.
@@ -21,18 +21,19 @@ import msgspec
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import Source
 from service.api.admission import Admission
+from service.api.places import Places
+from service.api.server import Server
 from service.app import create_app
 from service.engine.client import EngineClient
 from service.engine.messages import Failed
 from service.engine.status import EngineStatus
 from service.launch import prepare
-from service.logs import configure
-from service.metrics import Metrics
-from service.orders import Alive, Drain, FromApi, Setup, ToApi, line
-from service.places import Places
-from service.server import Server
+from service.observability.logs import configure
+from service.observability.metrics import Metrics
+from service.observability.shared_counts import share_counts
+from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
+from service.processes.shared import Shared
 from service.settings import Settings, SettingsError
-from service.shared import Shared
 
 
 def main() -> None:
@@ -68,8 +69,8 @@ def build(setup: Setup, client: EngineClient, alive: Callable[[], None]) -> Serv
     shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
     shared.enter()
     launch = prepare(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
-    metrics = Metrics(client, launch.model_name, shared)
-    admission = Admission(settings.max_running + settings.max_waiting, Places(shared))
+    metrics = Metrics(client, launch.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
+    admission = Admission(settings.max_running + settings.max_waiting, Places(shared.places, shared.slot, shared.slots))
     app = create_app(settings, launch, client, admission, metrics, started=setup.started)
     return Server(app, settings, admission, client, alive)
 

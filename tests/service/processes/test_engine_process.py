@@ -14,8 +14,10 @@ import pytest
 import zmq
 
 from model.contract import SamplingParams
+from service.engine.endpoint import endpoint
 from service.engine.messages import Delta, EngineStats, Failed, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
-from service.engine.process import HEARTBEAT_SECONDS, EngineConfig, endpoint
+from service.engine.server import HEARTBEAT_SECONDS
+from service.processes.engine_config import EngineConfig
 from tests.service.engine.fake_loader import BLOCKS, HANG, command
 from tests.service.engine.fakes import output_alone
 
@@ -66,7 +68,7 @@ class Engine:
         self.clients: list[RawClient] = []
         self.directory = Path(mkdtemp())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service.engine.process", self.directory, msgspec.json.encode(config)],
+            [sys.executable, "-m", "service.processes.engine_process", self.directory, msgspec.json.encode(config)],
             stdin=subprocess.PIPE,
         )
 

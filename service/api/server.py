@@ -8,7 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.admission import Admission
-from service.connections import Connection, Limits
+from service.api.connections import Connection, Limits
 from service.engine.client import EngineClient
 from service.settings import Settings
 

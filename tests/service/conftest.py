@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from model.contract import RunnerConfig
-from service.engine.process import EngineConfig
+from service.processes.engine_config import EngineConfig
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.timeline import Timeline
+from service.observability.timeline import Timeline
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

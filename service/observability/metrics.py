@@ -5,14 +5,13 @@ model's name, route templates, and names from fixed sets: never anything that a 
 """
 
 import os
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest, values
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from service.engine.client import EngineClient
-from service.engine_series import EngineCollector
-from service.process_series import ApiProcessCollector
-from service.shared import Shared
+from service.observability.engine_series import EngineCollector
+from service.observability.process_series import ApiProcessCollector
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
 REJECTIONS = {
@@ -37,20 +36,24 @@ _TOKENS = tuple(float(2**power) for power in range(18))
 class Metrics:
     """The server's metrics."""
 
-    def __init__(self, client: EngineClient, model_name: str, shared: Shared | None = None) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        model_name: str,
+        *,
+        sums: CollectorRegistry | None = None,
+        pids: Callable[[], Mapping[int, int]] = lambda: {0: os.getpid()},
+    ) -> None:
         """`client` is asked for the engine's counts at every scrape.
 
-        Processes with something `shared` tell the sum of what they counted, and of what those counted that they
-        replaced. To be made once in such a process, before any other metric.
+        `sums` tells what all processes counted that share their counts; `pids` has those that there are, by slot.
         """
-        # When a series began is of no use to Prometheus, and a fifth of all series.
-        disable_created_metrics()
         self._model_name = model_name
         self._requests = CollectorRegistry()
         self._state = CollectorRegistry()
         self._state.register(EngineCollector(client, model_name))
-        self._state.register(ApiProcessCollector(shared.pids if shared else lambda: {0: os.getpid()}))
-        self._sums = _sums_of(shared) if shared else self._requests
+        self._state.register(ApiProcessCollector(pids))
+        self._sums = sums or self._requests
 
         self._completions = self._counter(
             "request_success", "Completions that ended, by reason; abort: the client left.", "finished_reason"
@@ -109,13 +112,3 @@ class Metrics:
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         histogram = Histogram(f"headlight_{name}", help, ["model_name"], buckets=buckets, registry=self._requests)
         return histogram.labels(self._model_name)
-
-
-def _sums_of(shared: Shared) -> CollectorRegistry:
-    """Have this process count in files of its slot, and sum up those of all slots."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.counts)
-    # By slot, and not by process id as usual: so there are no files of dead processes, and counts never fall.
-    values.ValueClass = values.MultiProcessValue(lambda: shared.slot)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(shared.counts))
-    return registry

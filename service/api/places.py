@@ -9,8 +9,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from service.shared import Shared
+from pathlib import Path
 
 _BYTES = 8
 
@@ -18,11 +17,14 @@ _BYTES = 8
 class Places:
     """One process's part of the counts."""
 
-    def __init__(self, shared: Shared) -> None:
-        """The process begins with nothing, whatever the one before it left. The first of all makes the file."""
-        size = shared.slots * _BYTES
-        self._slot = shared.slot
-        self._file = os.open(shared.places, os.O_RDWR | os.O_CREAT, 0o600)
+    def __init__(self, file: Path, slot: int, slots: int) -> None:
+        """The process with this of all `slots` begins with nothing, whatever the one before it left.
+
+        The first of all makes the file.
+        """
+        size = slots * _BYTES
+        self._slot = slot
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         weakref.finalize(self, os.close, self._file)
         os.ftruncate(self._file, size)
         self._counts = memoryview(mmap.mmap(self._file, size)).cast("q")

@@ -4,14 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.places import Places
-from service.shared import Shared
+from service.api.places import Places
 
 SLOTS = 3
 
 
 def places(folder: Path, slot: int) -> Places:
-    return Places(Shared(folder, slot, SLOTS))
+    return Places(folder / "places", slot, SLOTS)
 
 
 def test_places_are_for_all_together(tmp_path: Path) -> None:
@@ -35,11 +34,10 @@ def test_who_replaces_a_process_has_nothing_of_its_own(tmp_path: Path) -> None:
 GREEDY = """
 import sys
 from pathlib import Path
-from service.places import Places
-from service.shared import Shared
+from service.api.places import Places
 
 folder, slot, slots = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-places = Places(Shared(folder, slot, slots))
+places = Places(folder / "places", slot, slots)
 print("here", flush=True)
 sys.stdin.read(1)
 taken = crowded = 0

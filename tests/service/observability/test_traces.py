@@ -195,7 +195,7 @@ async def test_what_failed_and_who_left(collector: Collector) -> None:
 async def test_a_collector_in_trouble_harms_nobody(
     collector: Collector, mishap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.traces.LEAVE_SECONDS", 0.5)
+    monkeypatch.setattr("service.observability.traces.LEAVE_SECONDS", 0.5)
     url = collector.url
     match mishap:
         case "refused":
@@ -213,7 +213,7 @@ async def test_a_collector_in_trouble_harms_nobody(
 
 
 def test_the_libraries_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "service.traces")
+    monkeypatch.delitem(sys.modules, "service.observability.traces")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"headlight\[tracing\]") as caught:
         build(TEMPLATE, {"otlp_endpoint": "http://127.0.0.1:9"})

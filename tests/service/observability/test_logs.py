@@ -8,7 +8,7 @@ from io import StringIO
 
 import pytest
 
-from service.logs import JsonLines, TextLines, configure
+from service.observability.logs import JsonLines, TextLines, configure
 
 
 def record(message: str = "it is %s", *arguments: object, **extra: object) -> logging.LogRecord:

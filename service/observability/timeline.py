@@ -6,7 +6,7 @@ from typing import Self
 
 from service.engine.messages import RequestTimes
 from service.generation import Generation, GenerationRefused
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 
 
 class Timeline:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from model.checkpoint.source import Source
 from model.contract import ModelLimits
-from service.api_keeper import ApiDead, ApiKeeper
-from service.engine.keeper import EngineKeeper
+from service.api.keys import ApiKeys
 from service.engine.status import STARTING, EngineDead, EngineStatus
-from service.keys import ApiKeys
-from service.launch import engine_config, locate, served_names
-from service.logs import configure
-from service.orders import Setup
+from service.launch import locate, served_names
+from service.observability.logs import configure
+from service.processes.api_keeper import ApiDead, ApiKeeper
+from service.processes.engine_config import engine_config
+from service.processes.engine_keeper import EngineKeeper
+from service.processes.orders import Setup
 from service.settings import Settings
 
 _BANNER = """

@@ -10,10 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.engine.messages import RequestTimes
 from service.engine.status import EngineDead
 from service.generation import GenerationError
-from service.loop_lag import INTERVAL_SECONDS, watch_loop
-from service.metrics import Metrics
-from service.record import RequestRecord, plain_id
-from service.timeline import Timeline
+from service.observability.loop_lag import INTERVAL_SECONDS, watch_loop
+from service.observability.metrics import Metrics
+from service.observability.record import RequestRecord, plain_id
+from service.observability.timeline import Timeline
 from tests.service.api.fakes import FakeClient
 
 
@@ -39,7 +39,10 @@ def values(metrics: Metrics) -> dict[str, float]:
         " ".join([sample.name, *filter(None, [sample.labels.get("finished_reason")])]): sample.value
         for family in text_string_to_metric_families(metrics.render().decode())
         for sample in family.samples
-        if sample.value and "le" not in sample.labels and ("latency" in sample.name or "request_" in sample.name)
+        if sample.value
+        and "le" not in sample.labels
+        and not sample.name.endswith("_created")
+        and ("latency" in sample.name or "request_" in sample.name)
     }
 
 

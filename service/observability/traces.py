@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.record import RequestRecord
-from service.timeline import Timeline
+from service.observability.record import RequestRecord
+from service.observability.timeline import Timeline
 from service.versions import version_of
 
 PATH = "/v1/traces"

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.api_keeper import ApiDead, ApiKeeper
-from service.engine.restarts import RestartPolicy
 from service.engine.status import STARTING, EngineStatus
-from service.orders import Setup
+from service.processes.api_keeper import ApiDead, ApiKeeper
+from service.processes.orders import Setup
+from service.processes.restarts import RestartPolicy
 from service.settings import Settings
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.service.servers import PATIENCE, serving, wait_until
@@ -110,11 +110,11 @@ class Server:
 
     @property
     def apis(self) -> list[psutil.Process]:
-        return children("service.api_process", self.supervisor.pid)
+        return children("service.processes.api_process", self.supervisor.pid)
 
     @property
     def engine(self) -> psutil.Process:
-        (engine,) = children("service.engine.process", self.supervisor.pid)
+        (engine,) = children("service.processes.engine_process", self.supervisor.pid)
         return engine
 
     @property
@@ -352,7 +352,7 @@ async def serving_process(port: int, after: psutil.Process | None = None) -> psu
     """This process's child, once it answers HTTP."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            found = children("service.api_process")
+            found = children("service.processes.api_process")
             if found and found != [after]:
                 async with httpx.AsyncClient() as client:
                     assert (await client.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE)).status_code == 200

@@ -1,0 +1,58 @@
+"""What an engine process is made from. The parent makes it of the settings, which the engine itself never loads."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from model.contract import RunnerConfig
+from service.engine.callers import NO_LIMITS, CallerLimits
+from service.observability.logs import LogFormat
+
+if TYPE_CHECKING:
+    from model.checkpoint.source import Source
+    from service.settings import Settings
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """It travels as JSON on the command line, so it holds no secrets."""
+
+    runner: RunnerConfig
+    token_budget: int
+    max_running: int
+    caller_limits: CallerLimits = NO_LIMITS
+    log_level: str = "info"
+    log_format: LogFormat = "text"
+    loader: str = "model.loading:load_runner"
+    """module:function of a RunnerConfig that returns a Runner; imported in the engine process alone."""
+
+
+def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
+    """What an engine for the model is made from."""
+    return EngineConfig(
+        runner=RunnerConfig(
+            model=str(source.path),
+            device=settings.device,
+            dtype=settings.dtype,
+            backend=settings.backend,
+            threads=settings.threads,
+            max_context=settings.max_context,
+            block_size=settings.block_size,
+            cache_bytes=settings.cache_memory,
+            memory_share=settings.memory_share,
+            cache_dtype=settings.cache_dtype,
+            load_format=settings.load_format,
+            graphs=settings.graphs,
+            batch_invariant=settings.batch_invariant,
+            max_running=settings.max_running,
+            token_budget=settings.token_budget,
+        ),
+        token_budget=settings.token_budget,
+        max_running=settings.max_running,
+        caller_limits=CallerLimits(
+            running=settings.max_running_per_key,
+            waiting=settings.max_waiting_per_key,
+            tokens_per_minute=settings.tokens_per_minute_per_key,
+        ),
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
