@@ -5,8 +5,9 @@ from typing import TypeVar
 
 import torch
 
-from kernels.backend import Backend, KVCache, load_backend
+from kernels.backend import Backend, KVCache
 from kernels.cpu.backend import CpuBackend
+from kernels.load import load_backend
 from model.cache import CPU_SHARE, GPU_SHARE, block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
 from model.calibration import calibrate, set_scales
 from model.checkpoint.errors import CheckpointError

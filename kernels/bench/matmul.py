@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import QuantizedWeight, load_backend
+from kernels.backend import QuantizedWeight
 from kernels.bench.bench import Bench
 from kernels.bench.report import MICROSECONDS, Row
+from kernels.load import load_backend
 
 ROWS = (1, 16, 64)
 FORMS: tuple[tuple[Literal[4, 8], int], ...] = ((4, 128), (8, 32))

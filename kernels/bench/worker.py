@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from kernels.backend import load_backend
 from kernels.bench.bench import SMOKE, Bench, Sizes
 from kernels.bench.chip import facts, measure_rates
 from kernels.bench.report import Report
 from kernels.bench.sections import SECTIONS
 from kernels.bench.timing import Clock, CudaTimer, Timer, WallTimer
+from kernels.load import load_backend
 
 
 def work(names: Sequence[str], path: Path, *, seconds: float, smoke: bool) -> None:

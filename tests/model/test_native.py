@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backend import load_backend
+from kernels.load import load_backend
 from model.checkpoint.source import DEFAULT_MODEL, list_aliases, open_checkpoint, resolve
 from model.contract import (
     INVALID_TOKEN,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from kernels.backend import Backend, load_backend
+from kernels.backend import Backend
+from kernels.load import load_backend
 from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
 from model.sampling import TRANSFORMS, ban_early_stop, penalise_repetition, read_choice
 from model.sampling import choose as choose_on_device
