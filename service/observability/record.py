@@ -6,7 +6,7 @@ Never its text. Knows neither Prometheus nor OpenTelemetry.
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,10 @@ def plain_id(given: str | None) -> str | None:
     return given if given is not None and _PLAIN_ID.fullmatch(given) else None
 
 
-def record_of(scope: Mapping[str, Any]) -> RequestRecord:
-    """The record of a request, by its ASGI scope."""
-    record: RequestRecord = scope["state"]["record"]
+def record_of(scope: MutableMapping[str, Any]) -> RequestRecord:
+    """The record of a request, by its ASGI scope; a new one where none is kept."""
+    state = scope.setdefault("state", {})
+    if "record" not in state:
+        state["record"] = RequestRecord(method="other")
+    record: RequestRecord = state["record"]
     return record

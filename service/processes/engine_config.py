@@ -1,5 +1,6 @@
 """What an engine process is made from. The parent makes it of the settings, which the engine itself never loads."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 
+_RUNNER_SETTINGS = {field.name for field in fields(RunnerConfig)} - {"model"}
+"""The settings that are called the same in a runner's configuration."""
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """It travels as JSON on the command line, so it holds no secrets."""
 
     runner: RunnerConfig
-    token_budget: int
-    max_running: int
     caller_limits: CallerLimits = NO_LIMITS
     log_level: str = "info"
     log_format: LogFormat = "text"
@@ -29,25 +32,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
     """What an engine for the model is made from."""
     return EngineConfig(
-        runner=RunnerConfig(
-            model=str(source.path),
-            device=settings.device,
-            dtype=settings.dtype,
-            backend=settings.backend,
-            threads=settings.threads,
-            max_context=settings.max_context,
-            block_size=settings.block_size,
-            cache_bytes=settings.cache_memory,
-            memory_share=settings.memory_share,
-            cache_dtype=settings.cache_dtype,
-            load_format=settings.load_format,
-            graphs=settings.graphs,
-            batch_invariant=settings.batch_invariant,
-            max_running=settings.max_running,
-            token_budget=settings.token_budget,
-        ),
-        token_budget=settings.token_budget,
-        max_running=settings.max_running,
+        runner=RunnerConfig(model=str(source.path), **settings.model_dump(include=_RUNNER_SETTINGS)),
         caller_limits=CallerLimits(
             running=settings.max_running_per_key,
             waiting=settings.max_waiting_per_key,

@@ -43,8 +43,8 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
         make_core = partial(
             EngineCore,
             runner,
-            token_budget=config.token_budget,
-            max_running=config.max_running,
+            token_budget=config.runner.token_budget,
+            max_running=config.runner.max_running,
             caller_limits=config.caller_limits,
         )
         server = EngineServer(socket, make_core, Ready(runner.limits, runner.info, os.getpid()))

@@ -21,8 +21,6 @@ def config(script: Path, monkeypatch: pytest.MonkeyPatch) -> EngineConfig:
     """An engine with a fake runner."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return EngineConfig(
-        runner=RunnerConfig(model=str(script)),
-        token_budget=64,
-        max_running=32,
+        runner=RunnerConfig(model=str(script), token_budget=64, max_running=32),
         loader="tests.service.engine.fake_loader:load_runner",
     )

@@ -120,10 +120,7 @@ class FakeStream:
         self._client = client
         self._deltas = client.script(params)
 
-    def __enter__(self) -> "FakeStream":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def cancel(self) -> None:
         self.cancelled = self.cancelled or not self.finished
         self.end()
 
