@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from kernels.bench.timing import Timer
+from benchmarks.timing import Timer
 from model.spec import DecoderSpec
 
 DECODED = 64

@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 
+from benchmarks.attention_case import FP8
+from benchmarks.bench import Bench
+from benchmarks.report import GIGABYTES, MICROSECONDS, Row, Unit
 from kernels.backend import KVCache, Rotation, SamplingBatch
-from kernels.bench.attention_case import FP8
-from kernels.bench.bench import Bench
-from kernels.bench.report import GIGABYTES, MICROSECONDS, Row, Unit
 
 TOKENS = (1, 64, 8192)
 DRAWS = (1, 32, 128)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.chip import Rates
+from benchmarks.report import Report, Row
+from benchmarks.timing import Clock, Timer
 from kernels.backend import Backend
-from kernels.bench.chip import Rates
-from kernels.bench.report import Report, Row
-from kernels.bench.timing import Clock, Timer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.bench import Bench, Sizes
+from benchmarks.elementwise import draws
+from benchmarks.matmul import COST
+from benchmarks.report import MILLISECONDS, TOKENS, Row
+from benchmarks.transformers_peer import TransformersPeer
 from kernels.backend import KVCache
-from kernels.bench.bench import Bench, Sizes
-from kernels.bench.elementwise import draws
-from kernels.bench.matmul import COST
-from kernels.bench.report import MILLISECONDS, TOKENS, Row
-from kernels.bench.transformers_peer import TransformersPeer
 from kernels.load import load_backend
 from model.cache import make_cache
 from model.contract import Chunk

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kernels.bench.attention import measure_cache_forms, measure_decode, measure_flex, measure_prefill
-from kernels.bench.bench import Bench
-from kernels.bench.elementwise import measure_elementwise, measure_sampling
-from kernels.bench.end_to_end import measure_end_to_end, measure_transformers
-from kernels.bench.matmul import measure_batch_invariance, measure_matmul
+from benchmarks.attention import measure_cache_forms, measure_decode, measure_flex, measure_prefill
+from benchmarks.bench import Bench
+from benchmarks.elementwise import measure_elementwise, measure_sampling
+from benchmarks.end_to_end import measure_end_to_end, measure_transformers
+from benchmarks.matmul import measure_batch_invariance, measure_matmul
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from kernels.bench.bench import SMOKE, Bench, Sizes
-from kernels.bench.chip import facts, measure_rates
-from kernels.bench.report import Report
-from kernels.bench.sections import SECTIONS
-from kernels.bench.timing import Clock, CudaTimer, Timer, WallTimer
+from benchmarks.bench import SMOKE, Bench, Sizes
+from benchmarks.chip import facts, measure_rates
+from benchmarks.report import Report
+from benchmarks.sections import SECTIONS
+from benchmarks.timing import Clock, CudaTimer, Timer, WallTimer
 from kernels.load import load_backend
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kernels.bench.__main__ import main, measure_all
-from kernels.bench.attention_case import Shape
-from kernels.bench.bench import Bench
-from kernels.bench.report import MICROSECONDS, TERAFLOPS, Report, Row, Unit
-from kernels.bench.timing import Clock
+from benchmarks.__main__ import main, measure_all
+from benchmarks.attention_case import Shape
+from benchmarks.bench import Bench
+from benchmarks.report import MICROSECONDS, TERAFLOPS, Report, Row, Unit
+from benchmarks.timing import Clock
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = {
@@ -35,7 +35,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, obje
     """The table and the JSON of a run that measures nothing."""
     folder = tmp_path_factory.mktemp("results")
     done = subprocess.run(
-        [sys.executable, "-m", "kernels.bench", "--smoke", "--out", str(folder)],
+        [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(folder)],
         cwd=ROOT,
         check=False,
         capture_output=True,
@@ -75,7 +75,7 @@ def test_a_smoke_run_says_that_it_is_no_measurement(smoke: tuple[str, dict[str, 
 
 def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "kernels.bench", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert not [*tmp_path.iterdir()]
@@ -92,7 +92,7 @@ def sound(bench: Bench) -> None:
 
 @pytest.fixture
 def two_sections(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernels.bench import sections
+    from benchmarks import sections
 
     for name in [*sections.SECTIONS]:
         monkeypatch.delitem(sections.SECTIONS, name)

@@ -1,4 +1,4 @@
-"""`python -m kernels.bench`: what the kernels and the decoder reach on this machine's GPU, as a table and as JSON.
+"""`python -m benchmarks`: what the kernels and the decoder reach on this machine's GPU, as a table and as JSON.
 
 Nothing that it prints as a measurement is remembered from elsewhere: floors follow from rates measured in the same
 run. What is measured is measured in a process of its own, and goes into the file as it comes: a section that fails,
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from kernels.bench.report import Report
-from kernels.bench.timing import Clock
+from benchmarks.report import Report
+from benchmarks.timing import Clock
 
 RESULTS = Path(__file__).parent / "results"
 GRACE = 15.0
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif not torch.cuda.is_available():
         print("torch sees no GPU: --smoke only tries the code, without measuring")
         return 2
-    from kernels.bench.sections import SECTIONS
-    from kernels.bench.worker import work
+    from benchmarks.sections import SECTIONS
+    from benchmarks.worker import work
 
     if options.work is not None:
         work(options.work.split(","), options.out, seconds=options.budget, smoke=False)
@@ -81,13 +81,13 @@ def _left(names: Sequence[str], path: Path) -> list[str]:
 
 
 def _start_here(path: Path, names: Sequence[str], seconds: float) -> None:
-    from kernels.bench.worker import work
+    from benchmarks.worker import work
 
     work(names, path, seconds=seconds, smoke=True)
 
 
 def _start_apart(path: Path, names: Sequence[str], seconds: float) -> None:
-    command = [sys.executable, "-m", "kernels.bench", "--work", ",".join(names), "--out", str(path)]
+    command = [sys.executable, "-m", "benchmarks", "--work", ",".join(names), "--out", str(path)]
     try:
         subprocess.run([*command, "--budget", str(seconds)], check=False, timeout=max(seconds, 0) + GRACE)
     except subprocess.TimeoutExpired:
@@ -95,7 +95,7 @@ def _start_apart(path: Path, names: Sequence[str], seconds: float) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="for all of it")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="sections whose name contains it")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the JSON file")

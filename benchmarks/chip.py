@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from kernels.bench.timing import Timer
+from benchmarks.timing import Timer
 
 PEERS = ("transformers", "flashinfer-python")
 

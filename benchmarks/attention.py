@@ -5,10 +5,10 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from kernels.bench.attention_case import FP8, Case, Lengths, make_case
-from kernels.bench.attention_peers import flex, peers
-from kernels.bench.bench import Bench, Sizes
-from kernels.bench.report import MICROSECONDS, TERAFLOPS, Row, Unit
+from benchmarks.attention_case import FP8, Case, Lengths, make_case
+from benchmarks.attention_peers import flex, peers
+from benchmarks.bench import Bench, Sizes
+from benchmarks.report import MICROSECONDS, TERAFLOPS, Row, Unit
 
 K = 1024
 

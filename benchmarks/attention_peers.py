@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from kernels.bench.attention_case import Case, Lengths
-from kernels.bench.bench import Bench
+from benchmarks.attention_case import Case, Lengths
+from benchmarks.bench import Bench
 
 Peer = Callable[[Bench, Case], float]
 FLASHINFER_WORKSPACE = 256 << 20

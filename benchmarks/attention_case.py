@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.bench import Bench
 from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache
-from kernels.bench.bench import Bench
 from model.contract import Chunk
 from model.runner import batch_layout
 

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from benchmarks.bench import Bench
+from benchmarks.report import MICROSECONDS, Row
 from kernels.backend import QuantizedWeight
-from kernels.bench.bench import Bench
-from kernels.bench.report import MICROSECONDS, Row
 from kernels.load import load_backend
 
 ROWS = (1, 16, 64)
