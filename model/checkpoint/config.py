@@ -4,6 +4,7 @@ Keys are config.json's own, under Llama's names. It does not know what any of th
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 from model.checkpoint.errors import LONGEST_LABEL, CheckpointError, label
 
@@ -66,14 +67,28 @@ class Config:
             raise self.refusal(key, f"is {label(value)}, not a string")
         return value
 
-    def section(self, key: str) -> "Config | None":
+    def within(self, key: str, default: float, least: float, most: float) -> float:
+        """A number from `least` to `most`."""
+        value = self._present(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise self.refusal(key, f"is {label(value)}, not a number from {least:g} to {most:g}")
+        return float(value)
+
+    def section(self, key: str) -> Self | None:
         """The object under `key` as a configuration of its own; None if it is absent."""
         value = self.get(key)
         if value is None:
             return None
         if not isinstance(value, dict):
             raise self.refusal(key, f"is {label(value)}, not an object")
-        return Config(value, self._source, prefix=f"{self._name(key)}.")
+        return type(self)(value, self._source, prefix=f"{self._name(key)}.")
+
+    def required(self, key: str) -> Self:
+        """The same for one that has to be there."""
+        section = self.section(key)
+        if section is None:
+            raise self.refusal(key, "is missing")
+        return section
 
     def over(self, other: "Config") -> "Config":
         """These values, and those of `other` where this says nothing."""
@@ -95,10 +110,7 @@ class Config:
             raise self.refusal(key, f"is {label(value)}, which is not supported")
 
     def refusal(self, key: str, reason: str) -> CheckpointError:
-        name = self._name(key)
-        # A key may itself come out of the file.
-        shown = name if name.isprintable() and len(name) <= LONGEST_LABEL else label(name)
-        return CheckpointError(f"{self._source}: {shown} {reason}")
+        return CheckpointError(f"{self._source}: {self._name(key)} {reason}")
 
     def _present(self, key: str, default: object) -> object:
         value = self.get(key)
@@ -109,4 +121,6 @@ class Config:
         return value
 
     def _name(self, key: str) -> str:
-        return self._prefix + self._names.get(key, key)
+        name = self._names.get(key, key)
+        # A key may itself come out of the file.
+        return self._prefix + (name if name.isprintable() and len(name) <= LONGEST_LABEL else label(name))
