@@ -7,11 +7,6 @@ import torch
 from kernels.backend import KVCache
 from model.spec import DecoderSpec
 
-GPU_SHARE = 0.9
-"""Of a GPU's memory, for all that the process puts there; the rest is for what cannot be measured before serving."""
-CPU_SHARE = 0.25
-"""Of the memory that is free; the rest stays with the page cache and with whatever else runs on the machine."""
-
 NODE_BYTES = 64 * 2**10
 KERNELS_A_LAYER = 16
 """What a captured graph may take for each of its kernels, and how many of them a layer may have: ample guesses."""

@@ -138,6 +138,12 @@ class RunnerInfo:
     backend: str
 
 
+GPU_SHARE = 0.9
+"""Of a GPU's memory, for all that the process puts there; the rest is for what cannot be measured before serving."""
+CPU_SHARE = 0.25
+"""Of the memory that is free; the rest stays with the page cache and with whatever else runs on the machine."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """What a runner is made from."""
@@ -153,11 +159,11 @@ class RunnerConfig:
     """Tokens; None: what the model was made for."""
     block_size: int = 16
     """Tokens a block of the KV cache."""
-    cache_bytes: int | None = None
-    """None: a share of the memory that is free once the weights are loaded."""
+    cache_memory: int | None = None
+    """Bytes; None: a share of the memory that is free once the weights are loaded."""
     memory_share: float | None = None
     """Of the device's memory, for weights, a step's working memory and the cache together (GPU), or of what is free
-    for the cache (CPU); None: 0.9 on a GPU, 0.25 on a CPU."""
+    for the cache (CPU); None: `GPU_SHARE`, `CPU_SHARE`."""
     cache_dtype: str = "auto"
     """auto: the model's dtype; fp8: e4m3 with a scale for each head."""
     load_format: str = "auto"
@@ -167,8 +173,8 @@ class RunnerConfig:
     batch_invariant: bool = False
     """Whether a request's logits must not depend, in any bit, on what else is in the batch."""
     max_running: int = 64
-    """The most requests in a step; without `cache_bytes`, the cache is made no larger than these could fill."""
-    token_budget: int = 2048
+    """The most requests in a step; without `cache_memory`, the cache is made no larger than these could fill."""
+    token_budget: int = 512
     """The most tokens in a step; a GPU's working memory is measured with as many."""
 
 

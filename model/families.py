@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.config import Config
 from model.checkpoint.errors import CheckpointError, label
-from model.config import Config
 from model.gguf_config import LONGROPE_FACTORS, ROPE_FACTORS, gguf_config, read_rope_factors
 from model.rope_config import ROPE_TYPES, LayerKind, read_global_rope, read_local_rope, read_rope, scaled_context
 from model.spec import ActivationKind, DecoderSpec, LayerSpec, NormKind, RopeSpec

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from model.checkpoint.checkpoint import Checkpoint, RawTensor
+from model.checkpoint.config import Config
 from model.checkpoint.errors import CheckpointError, label
-from model.config import Config
 from model.spec import FactorsScaling
 
 KEYS = {

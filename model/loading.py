@@ -5,12 +5,13 @@ from typing import TypeVar
 
 import torch
 
-from kernels.backend import Backend, KVCache, RecordingBackend, load_backend
-from model.cache import CPU_SHARE, GPU_SHARE, block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
+from kernels.backend import Backend, KVCache, RecordingBackend
+from kernels.load import load_backend
+from model.cache import block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
 from model.calibration import calibrate, set_scales
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.contract import RunnerConfig
+from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
 from model.decoder import Decoder
 from model.device import choose_device
 from model.dummy import dummy_weights
@@ -85,8 +86,8 @@ def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_
     scales = calibrate(decoder, config.block_size) if dtype == FP8 else None
     left = _memory_left(config, decoder, dtype, max_context, probe)
     one = block_bytes(spec, config.block_size, dtype)
-    if config.cache_bytes is not None:
-        blocks = blocks_within(config.cache_bytes, one)
+    if config.cache_memory is not None:
+        blocks = blocks_within(config.cache_memory, one)
     else:
         blocks = min(blocks_within(left, one), useful_blocks(config.block_size, max_context, config.max_running))
     size = blocks * one

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from model.checkpoint.config import LARGEST_INTEGER, Config
 from model.checkpoint.errors import label
-from model.config import LARGEST_INTEGER, Config
 from model.spec import FactorsScaling, LinearScaling, Llama3Scaling, RopeScaling, RopeSpec, YarnScaling
 
 LayerKind = Literal["full_attention", "sliding_attention"]

@@ -17,20 +17,21 @@ from service.api.bodies import BodyLimit
 from service.api.context import Context
 from service.api.head import HeadAsGet
 from service.api.hosts import RequireHost
+from service.api.keys import ApiKeys
 from service.api.leftovers import Leftovers
 from service.api.observe import Observe
 from service.api.origins import AllowOrigins
 from service.api.paths import PlainPath
 from service.engine.client import EngineClient
-from service.keys import ApiKeys
 from service.launch import Launch
-from service.loop_lag import watch_loop
-from service.metrics import Metrics
+from service.observability import route
+from service.observability.loop_lag import watch_loop
+from service.observability.metrics import Metrics
 from service.settings import Settings, SettingsError, listed
 from service.versions import version_of
 
 if TYPE_CHECKING:
-    from service.traces import Traces
+    from service.observability.traces import Traces
 
 ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router, docs.router)
 
@@ -85,7 +86,7 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        # FastAPI's own would also export what a client wrote in its URL; see service/traces.py for ours.
+        # FastAPI's own would also export what a client wrote in its URL; see service/observability/traces.py for ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.context = Context(
@@ -100,7 +101,7 @@ def create_app(
         started=started,
     )
     errors.install(app)
-    for router in ROUTERS:
+    for router in (*ROUTERS, route.router_of(metrics)):
         app.include_router(router)
 
     if root_path and any(f"{route.path}/".startswith(f"{root_path}/") for route in iter_route_contexts(app.routes)):
@@ -119,7 +120,7 @@ def create_app(
 
 def _open_traces(endpoint: str, model_name: str) -> "Traces":
     try:
-        from service.traces import Traces
+        from service.observability.traces import Traces
     except ModuleNotFoundError as error:
         raise SettingsError(f"otlp_endpoint needs {error.name}: pip install 'headlight[tracing]'") from None
     return Traces(endpoint, model_name)

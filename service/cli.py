@@ -12,10 +12,10 @@ from typing import Any
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import list_aliases, resolve
-from service.api_keeper import ApiDead
 from service.engine.status import EngineDead
+from service.processes.api_keeper import ApiDead
+from service.processes.supervisor import run_server
 from service.settings import Settings, SettingsError, load_settings
-from service.supervisor import run_server
 from service.terminal import CommandError, chat_in_terminal, complete_in_terminal
 
 ENGINE_SETTINGS = (

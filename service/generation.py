@@ -89,13 +89,12 @@ class Generation:
         )
 
     def __enter__(self) -> Self:
-        self._stream.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.__exit__(kind, error, traceback)
+        self._stream.cancel()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The completion, a token at a time.
@@ -122,7 +121,7 @@ class Generation:
                 piece = self._piece(token, delta.logprobs[index] if delta.logprobs else None, reason)
                 if piece.finish_reason is not None:
                     # At once: a stop string is news to the engine, and who reads the piece may take its time.
-                    self._stream.__exit__(None, None, None)
+                    self._stream.cancel()
                     yield piece
                     return
                 yield piece

@@ -1,4 +1,4 @@
-"""From settings to the parts of a running server: the model's files, its tokenizer, what its engine is made from.
+"""From settings to what a server has of its model: the files, the tokenizer, its names, how its makers sample.
 
 The server and the terminal commands start alike; what they do with the parts is theirs.
 """
@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
-from model.contract import RunnerConfig
-from service.engine.callers import CallerLimits
-from service.engine.process import EngineConfig
 from service.settings import Settings, listed
 from service.text.chat import ChatTemplate
 from service.text.tokenizer import Tokenizer, load_tokenizer
@@ -66,38 +63,6 @@ def prepare(settings: Settings, source: Source) -> Launch:
         tokenizer=tokenizer,
         template=ChatTemplate.of(tokenizer),
         sampling=_sampling(settings, source, checkpoint),
-    )
-
-
-def engine_config(settings: Settings, source: Source) -> EngineConfig:
-    """What an engine for the model is made from."""
-    return EngineConfig(
-        runner=RunnerConfig(
-            model=str(source.path),
-            device=settings.device,
-            dtype=settings.dtype,
-            backend=settings.backend,
-            threads=settings.threads,
-            max_context=settings.max_context,
-            block_size=settings.block_size,
-            cache_bytes=settings.cache_memory,
-            memory_share=settings.memory_share,
-            cache_dtype=settings.cache_dtype,
-            load_format=settings.load_format,
-            graphs=settings.graphs,
-            batch_invariant=settings.batch_invariant,
-            max_running=settings.max_running,
-            token_budget=settings.token_budget,
-        ),
-        token_budget=settings.token_budget,
-        max_running=settings.max_running,
-        caller_limits=CallerLimits(
-            running=settings.max_running_per_key,
-            waiting=settings.max_waiting_per_key,
-            tokens_per_minute=settings.tokens_per_minute_per_key,
-        ),
-        log_level=settings.log_level,
-        log_format=settings.log_format,
     )
 
 

@@ -9,8 +9,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
+from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
 
 PREFIX = "HEADLIGHT_"
+_RUNNER = RunnerConfig(model=DEFAULT_MODEL)
+"""Its defaults are those of the settings that are called the same."""
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 """What Kubernetes sets in every pod for services whose names begin like the prefix."""
 _KEYS = (f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE")
@@ -137,7 +140,7 @@ class Settings(BaseSettings):
     max_context: Count | None = Field(
         None, description="Tokens of a prompt and its completion together; by default what the model was made for."
     )
-    block_size: Count = Field(16, description="Tokens in a block of the KV cache.")
+    block_size: Count = Field(_RUNNER.block_size, description="Tokens in a block of the KV cache.")
     cache_memory: Bytes | None = Field(
         None, description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from memory_share."
     )
@@ -148,11 +151,13 @@ class Settings(BaseSettings):
         None,
         gt=0,
         le=1,
-        description="Share of a GPU's memory for all of the engine (by default 0.9), "
-        "or of a machine's free memory for the KV cache (0.25).",
+        description=f"Share of a GPU's memory for all of the engine (by default {GPU_SHARE}), "
+        f"or of a machine's free memory for the KV cache ({CPU_SHARE}).",
     )
-    token_budget: Count = Field(512, description="Tokens that one step of the engine computes at most.")
-    max_running: Count = Field(64, description="Completions that run at the same time.")
+    token_budget: Count = Field(
+        _RUNNER.token_budget, description="Tokens that one step of the engine computes at most."
+    )
+    max_running: Count = Field(_RUNNER.max_running, description="Completions that run at the same time.")
     max_waiting: int = Field(
         256, ge=0, description="Completions that may wait beyond those; one more is answered with 429."
     )

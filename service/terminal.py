@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 from model.contract import SamplingParams
 from service.engine.client import EngineClient
-from service.engine.keeper import EngineKeeper
 from service.generation import Generation, GenerationRequest, drawable
-from service.launch import Launch, engine_config, locate, prepare
+from service.launch import Launch, locate, prepare
+from service.processes.engine_config import engine_config
+from service.processes.engine_keeper import EngineKeeper
 from service.settings import Settings
 from service.text.chat import TemplateError
 

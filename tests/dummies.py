@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, KVCache, load_backend
+from kernels.backend import Backend, KVCache
 from kernels.gpu.launch import Target
+from kernels.load import load_backend
 from model.cache import make_cache
 from model.contract import Chunk, Draw, SamplingParams
 from model.decoder import Decoder

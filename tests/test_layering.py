@@ -3,39 +3,49 @@
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("kernels", "model", "service", "loadtests")
+PACKAGES = ("benchmarks", "kernels", "model", "service", "loadtests")
+
+CLIENT_SIDE = {"service.engine.client", "service.engine.messages", "service.engine.status"}
+"""What of the engine's package is for those who use an engine."""
 
 # The first rule whose prefix fits a module holds for it: which of our own modules it may import, and which
 # libraries it may not.
 RULES: list[tuple[str, set[str], set[str]]] = [
-    # Measures whole models as well, beside transformers.
-    ("kernels.bench", {"kernels", "model"}, {"fastapi", "zmq", "msgspec", "tokenizers"}),
+    ("benchmarks", {"benchmarks", "kernels", "model"}, {"fastapi", "zmq", "msgspec", "tokenizers"}),
     ("kernels", {"kernels"}, {"fastapi", "zmq", "msgspec", "tokenizers", "transformers"}),
     ("model.contract", set(), {"torch", "numpy", "msgspec"}),
     ("model.spec", set(), {"torch", "numpy", "msgspec"}),
     ("model.machine", set(), {"torch", "numpy", "msgspec"}),
     ("model.checkpoint", {"model.checkpoint"}, {"torch", "msgspec", "fastapi"}),
     ("model", {"model", "kernels"}, {"fastapi", "zmq", "msgspec", "pydantic", "tokenizers", "transformers"}),
-    (
-        "service.engine.process",
-        {"service.engine", "service.logs", "model.contract", "model.checkpoint.errors"},
-        {"fastapi", "torch"},
-    ),
     ("service.engine", {"service.engine", "model.contract"}, {"fastapi", "torch", "numpy"}),
-    ("service.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),
+    ("service.observability.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),
     (
         "service.text",
         {"service.text", "model.contract", "model.checkpoint"},
         {"fastapi", "torch", "zmq", "transformers"},
     ),
+    ("service.generation", {"service.text", "model.contract"} | CLIENT_SIDE, {"fastapi", "torch", "zmq"}),
+    (
+        "service.observability",
+        {"service.observability", "service.generation", "service.versions", "model.contract"} | CLIENT_SIDE,
+        {"torch", "zmq", "transformers"},
+    ),
     (
         "service.api",
-        {"service", "model.contract", "model.checkpoint.sampling_defaults"},
+        {
+            *("service.api", "service.generation", "service.observability", "service.settings", "service.text"),
+            *("service.versions", "model.contract", "model.checkpoint.sampling_defaults"),
+        }
+        | CLIENT_SIDE,
         {"torch", "zmq", "transformers"},
     ),
     ("service", {"service", "model.contract", "model.checkpoint"}, {"torch", "transformers"}),
@@ -85,6 +95,43 @@ def test_a_broken_rule_is_seen() -> None:
     assert violations("model.runner", {"service.engine.core.EngineCore"})
 
 
+def room(module: str) -> str:
+    """The package a module is in; one that lies loose in a top-level package stands for itself."""
+    parent = module.rpartition(".")[0]
+    return parent if "." in parent else module
+
+
+def circle(imported: Mapping[str, set[str]]) -> list[str]:
+    """Modules or packages each of which imports the next, the last the first; empty if there are none."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def graph(of: Callable[[str], str]) -> dict[str, set[str]]:
+    """What each part of the project imports of the others, parts being named by `of` a module."""
+    known = modules()
+    edges: dict[str, set[str]] = defaultdict(set)
+    for module, path in known.items():
+        named = {name if name in known else name.rpartition(".")[0] for name in imports(path)}
+        edges[of(module)] |= {of(name) for name in named & known.keys()} - {of(module)}
+    return edges
+
+
+@pytest.mark.parametrize("of", [str, room], ids=["modules", "packages"])
+def test_nothing_imports_in_a_circle(of: Callable[[str], str]) -> None:
+    assert circle(graph(of)) == []
+
+
+def test_a_circle_is_seen() -> None:
+    """Between packages also where no two modules make one."""
+    found = graph(room)
+    found["service.engine"] = {"service.processes"}
+    assert {"service.engine", "service.processes"} <= set(circle(found))
+
+
 def test_only_one_module_of_the_server_asks_for_versions() -> None:
     """It knows what to say of a package that is not installed, which ours is not on a bare GPU image."""
     asking = {name for name, path in modules().items() if "importlib.metadata.version" in imports(path)}
@@ -95,7 +142,8 @@ def test_package_inits_are_empty() -> None:
     assert [str(path) for path in modules().values() if path.name == "__init__.py" and path.read_text()] == []
 
 
-@pytest.mark.parametrize("entry", ["service.app", "service.cli", "service.engine.client"])
-def test_the_http_side_never_loads_torch(entry: str) -> None:
-    code = f"import {entry}, sys; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("entry", ["service.cli", "service.processes.api_process"])
+def test_the_http_side_loads_neither_torch_nor_the_engine(entry: str) -> None:
+    theirs = {"torch", "service.engine.scheduler", "service.engine.blocks", "service.engine.core"}
+    code = f"import {entry}, sys; sys.exit(not {theirs}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

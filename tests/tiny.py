@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from kernels.backend import Backend, KVCache, load_backend
+from kernels.backend import Backend, KVCache
+from kernels.load import load_backend
 from kernels.reference import ReferenceBackend
 from model.checkpoint.checkpoint import Checkpoint, Format, RawTensor
 from model.checkpoint.errors import CheckpointError

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from model.checkpoint.errors import LONGEST_LABEL, CheckpointError, label
+from model.checkpoint.config import Config
+from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.packed_formats import AWQ_BITS, Awq, Bits, Gptq, PackedFormat, PackQuantized
-
-LARGEST_GROUP = 1 << 24
 
 
 def packed_format(config: Mapping[str, object], source: str) -> PackedFormat | None:
@@ -16,66 +15,38 @@ def packed_format(config: Mapping[str, object], source: str) -> PackedFormat | N
     described = config.get("quantization_config")
     if described is None:
         return None
-    settings = _Settings(described if isinstance(described, dict) else {}, f"{source}: quantization_config")
+    settings = _Settings(described if isinstance(described, dict) else {}, source, prefix="quantization_config.")
     return FORMATS[settings.choice("quant_method", *FORMATS)](settings)
 
 
-class _Settings:
+class _Settings(Config):
     """An object within quantization_config. What is not known there is refused: it would mean other weights."""
-
-    def __init__(self, values: Mapping[str, object], name: str) -> None:
-        self._values = values
-        self._name = name
 
     def choice(self, key: str, *supported: str, default: str | None = None) -> str:
         """One of `supported`, in lower case."""
-        value = self._values.get(key)
-        if value is None:
-            value = default
+        value = default if self.get(key) is None else self.get(key)
         if not isinstance(value, str) or value.lower() not in supported:
-            raise self.refusal(key, f"; {', '.join(supported)} {'is' if len(supported) == 1 else 'are'}")
+            raise self.unsupported(key, f"; {', '.join(supported)} {'is' if len(supported) == 1 else 'are'}")
         return value.lower()
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._values.get(key, default)
-        if type(value) is not bool:
-            raise self.refusal(key)
-        return value
 
     def bits(self, key: str, *supported: Bits) -> Bits:
         for bits in supported:
-            if self._values.get(key) == bits:
+            if self.get(key) == bits:
                 return bits
-        raise self.refusal(key)
+        raise self.unsupported(key)
 
     def group_size(self, key: str) -> int | None:
         """None where a row is one group, which files call -1."""
-        value = self._values.get(key)
-        if type(value) is not int or not (value == -1 or 0 < value <= LARGEST_GROUP):
-            raise self.refusal(key)
-        return None if value == -1 else value
+        return None if self.get(key) == -1 else self.integer(key)
 
     def require_none(self, *keys: str) -> None:
         """Refuse all under `keys` that is not empty."""
         for key in keys:
-            if self._values.get(key):
-                raise self.refusal(key)
+            if self.get(key):
+                raise self.unsupported(key)
 
-    def section(self, key: str) -> "_Settings":
-        value = self._values.get(key)
-        if not isinstance(value, dict):
-            raise self.refusal(key)
-        return _Settings(value, self._path(key))
-
-    def sections(self) -> "list[_Settings]":
-        return [self.section(key) for key in self._values]
-
-    def refusal(self, key: str, reason: str = "") -> CheckpointError:
-        return CheckpointError(f"{self._path(key)} {label(self._values.get(key))} is not supported{reason}")
-
-    def _path(self, key: str) -> str:
-        # A key may itself come out of the file.
-        return f"{self._name}.{key if key.isidentifier() and len(key) <= LONGEST_LABEL else label(key)}"
+    def unsupported(self, key: str, reason: str = "") -> CheckpointError:
+        return self.refusal(key, f"{label(self.get(key))} is not supported{reason}")
 
 
 def _gptq(settings: _Settings) -> PackedFormat:
@@ -89,23 +60,24 @@ def _awq(settings: _Settings) -> PackedFormat:
     settings.choice("version", "gemm", default="gemm")
     settings.bits("bits", AWQ_BITS)
     if not settings.flag("zero_point", True):
-        raise settings.refusal("zero_point")
+        raise settings.unsupported("zero_point")
     return Awq(settings.group_size("group_size"))
 
 
 def _compressed_tensors(settings: _Settings) -> PackedFormat:
     settings.choice("format", "pack-quantized")
     settings.require_none("kv_cache_scheme", "transform_config")
-    formats = {_config_group(group) for group in settings.section("config_groups").sections()}
+    groups = settings.required("config_groups")
+    formats = {_config_group(groups.required(name)) for name in groups.present()}
     if len(formats) != 1:
-        raise settings.refusal("config_groups", "; it must quantise all layers alike")
+        raise settings.unsupported("config_groups", "; it must quantise all layers alike")
     return formats.pop()
 
 
 def _config_group(settings: _Settings) -> PackQuantized:
     settings.choice("format", "pack-quantized", default="pack-quantized")
     settings.require_none("input_activations", "output_activations")
-    weights = settings.section("weights")
+    weights = settings.required("weights")
     weights.choice("type", "int")
     # In any other order of activations, columns of a group are not neighbours.
     weights.choice("actorder", "weight", "static", default="weight")

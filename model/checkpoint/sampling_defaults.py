@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.checkpoint.errors import LONGEST_LABEL, CheckpointError, label
+from model.checkpoint.config import Config
+from model.checkpoint.errors import LONGEST_LABEL, label
 
 APPLIED = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "eos_token_id"})
 """Keys that are followed; the end tokens are the tokenizer's affair."""
@@ -70,26 +71,15 @@ def read_sampling_defaults(values: Mapping[str, object], source: str) -> Samplin
 
     A value that is absent or null is neutral. Where the makers do not sample, the temperature is 0.
     """
-
-    def number(key: str, neutral: float, least: float, most: float) -> float:
-        value = values.get(key)
-        if value is None:
-            return neutral
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise CheckpointError(f"{source}: {key} is {label(value)}, not a number from {least:g} to {most:g}")
-        return value
-
-    do_sample = values.get("do_sample")
-    if do_sample is not None and type(do_sample) is not bool:
-        raise CheckpointError(f"{source}: do_sample is {label(do_sample)}, neither true nor false")
-    temperature = number("temperature", NEUTRAL.temperature, 0, 2)
+    file = Config(values, source)
+    temperature = file.within("temperature", NEUTRAL.temperature, 0, 2)
     return SamplingDefaults(
-        temperature=0.0 if do_sample is False else temperature,
+        temperature=temperature if file.flag("do_sample", True) else 0.0,
         # -1, too, stands for all tokens.
-        top_k=max(int(number("top_k", NEUTRAL.top_k, -1, 2**31 - 1)), 0),
-        top_p=number("top_p", NEUTRAL.top_p, math.ulp(0.0), 1),
-        min_p=number("min_p", NEUTRAL.min_p, 0, 1),
-        repetition_penalty=number("repetition_penalty", NEUTRAL.repetition_penalty, 0.01, 100),
+        top_k=max(int(file.within("top_k", NEUTRAL.top_k, -1, 2**31 - 1)), 0),
+        top_p=file.within("top_p", NEUTRAL.top_p, math.ulp(0.0), 1),
+        min_p=file.within("min_p", NEUTRAL.min_p, 0, 1),
+        repetition_penalty=file.within("repetition_penalty", NEUTRAL.repetition_penalty, 0.01, 100),
         not_applied=tuple(_shown(key, value) for key, value in values.items() if not _is_followed(key, value)),
     )
 

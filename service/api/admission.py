@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from service.api.errors import ApiError
-from service.places import Places
+from service.api.places import Places
 
 
 class Admission:

@@ -19,8 +19,8 @@ from service.api.requests import Job
 from service.api.schemas import PromptTokensDetails, Usage
 from service.api.sse import DONE, ClientLeft, EventStream, event, while_connected
 from service.generation import Generation, Piece, interleave
-from service.record import RequestRecord, record_of
-from service.timeline import Timeline
+from service.observability.record import RequestRecord, record_of
+from service.observability.timeline import Timeline
 
 
 class Format(ABC):

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import ApiError, respond
-from service.keys import ApiKeys
+from service.api.keys import ApiKeys
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics"})
 """For probes and Prometheus, which have no keys."""

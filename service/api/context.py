@@ -11,7 +11,7 @@ from service.api.admission import Admission
 from service.api.errors import ApiError
 from service.engine.client import EngineClient
 from service.engine.status import EngineDead
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.text.chat import ChatTemplate
 from service.text.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from service.api.auth import caller_of
 from service.api.errors import ApiError
-from service.record import RequestRecord, record_of
+from service.observability.record import RequestRecord, record_of
 from service.settings import Settings
 
 TIMEOUT = "x-request-timeout"

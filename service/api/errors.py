@@ -18,7 +18,7 @@ from starlette.types import Scope
 from service.api.schemas import ErrorBody, ErrorDetail
 from service.engine.status import EngineDead, EngineLost
 from service.generation import GenerationError, GenerationRefused
-from service.record import record_of
+from service.observability.record import record_of
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description}

@@ -1,12 +1,11 @@
 """GET /health and /ready: whether to restart this server, and whether to send it requests.
 
-Also GET /ping, /version and /metrics.
+Also GET /ping and /version.
 """
 
 from typing import Any
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.context import Served
 from service.api.schemas import Health, Version
@@ -37,12 +36,6 @@ async def ready(response: Response, context: Served) -> Health:
     if not engine.alive:
         return Health(status="unavailable", reason=engine.reason)
     return Health(status="draining" if context.admission.draining else "loading")
-
-
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-def metrics(context: Served) -> Response:
-    """Counters, gauges and histograms in Prometheus's text format."""
-    return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/version", summary="Which version is this?")

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import describe
 from service.engine.messages import RequestTimes
-from service.metrics import Metrics
-from service.record import RequestRecord, plain_id
+from service.observability.metrics import Metrics
+from service.observability.record import RequestRecord, plain_id
 
 CLIENT_CLOSED_REQUEST = 499
 """The status that logs and metrics show when nobody was left to read one."""

@@ -19,7 +19,7 @@ from service.api.errors import ApiError
 from service.api.fields import ignored_fields, template_variables
 from service.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
 from service.generation import GenerationRequest, drawable
-from service.record import RequestRecord
+from service.observability.record import RequestRecord
 from service.text.chat import TemplateError
 
 DEFAULT_COMPLETION_TOKENS = 16

@@ -10,7 +10,7 @@ from service.api.context import Context, Served
 from service.api.errors import REFUSALS
 from service.api.requests import detokenized, off_loop, tokenized
 from service.api.schemas import DetokenizeBody, Text, TokenizeBody, Tokens
-from service.record import record_of
+from service.observability.record import record_of
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from service.engine.endpoint import endpoint
 from service.engine.messages import FromEngine, ToEngine
-from service.engine.process import endpoint
 
 
 class EngineChannel:

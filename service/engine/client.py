@@ -43,6 +43,10 @@ class CompletionStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Leave it; of no effect on one that is finished."""
         self._abandon(self.id)
 
     def __aiter__(self) -> Self:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backend import KVCache, load_backend
+from kernels.backend import KVCache
+from kernels.load import load_backend
 from model.calibration import LARGEST, MARGIN, calibrate, set_scales
 from model.checkpoint.source import open_checkpoint
 from model.contract import Chunk

@@ -89,7 +89,7 @@ def test_the_capital_of_france_is_paris(smollm2: Path, tokenizer: Tokenizer) -> 
     lead = [(row[-1, first] - row[-1, second]).item() for row in (reference, logits)]
     print(f"the lead in float32 and here: {lead[0]:.3f}, {lead[1]:.3f}")
     assert lead[1] > lead[0] / 2
-    config = RunnerConfig(model=str(smollm2), backend="cpu", cache_bytes=2**26, block_size=BLOCK_SIZE)
+    config = RunnerConfig(model=str(smollm2), backend="cpu", cache_memory=2**26, block_size=BLOCK_SIZE)
     engine = EngineCore(load_runner(config), token_budget=64, max_running=1)
     engine.submit(Submit(0, text, SamplingParams(temperature=0, max_tokens=12)))
     answer: list[int] = []

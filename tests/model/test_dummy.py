@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backend import load_backend
+from kernels.load import load_backend
 from model.contract import Chunk
 from model.dummy import dummy_weights
 from model.families import read_spec

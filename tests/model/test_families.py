@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from kernels.backend import load_backend
+from kernels.load import load_backend
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.source import open_checkpoint
 from model.families import read_spec

@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.backend import Backend, BatchLayout, KVCache, load_backend
+from kernels.backend import Backend, BatchLayout, KVCache
+from kernels.load import load_backend
 from model.contract import Chunk
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder, buckets

@@ -36,7 +36,7 @@ PROMPT = Chunk([1, 2, 3], 0, [0], drawing(GREEDY))
 def dummy(tmp_path: Path) -> RunnerConfig:
     """A model of which there is a configuration alone."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    return RunnerConfig(model=str(tmp_path), device="cpu", load_format="dummy", cache_bytes=2**20, max_running=4)
+    return RunnerConfig(model=str(tmp_path), device="cpu", load_format="dummy", cache_memory=2**20, max_running=4)
 
 
 def test_a_configuration_alone_is_enough_for_a_dummy(dummy: RunnerConfig) -> None:
@@ -57,7 +57,7 @@ def test_an_fp8_cache_holds_four_times_as_many_tokens_as_a_float32_one(dummy: Ru
 
 
 def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_use_for_it(dummy: RunnerConfig) -> None:
-    sizeless = replace(dummy, cache_bytes=None)
+    sizeless = replace(dummy, cache_memory=None)
     assert load_runner(sizeless).limits.num_blocks == 4 * 64 // 16
     some = 5.5 * BLOCK_BYTES / available_memory()
     assert 0 < load_runner(replace(sizeless, memory_share=some)).limits.num_blocks < 16
@@ -90,7 +90,7 @@ def test_without_numba_the_server_can_be_imported() -> None:
 
 def test_kernels_are_compiled_where_nothing_can_be_kept(dummy: RunnerConfig) -> None:
     code = "from model.loading import load_runner, RunnerConfig\n"
-    code += f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_bytes=2**20))"
+    code += f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))"
     environment = {**os.environ, "HOME": os.devnull, "NUMBA_CACHE_DIR": ""}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
@@ -105,8 +105,8 @@ def test_kernels_are_compiled_where_nothing_can_be_kept(dummy: RunnerConfig) -> 
         ({"load_format": "guess"}, ["guess", "auto", "dummy"]),
         ({"max_context": 65}, ["65", "64"]),
         ({"batch_invariant": True, "backend": "reference"}, ["batch invariance", "triton"]),
-        ({"cache_bytes": 1}, ["1 bytes", "no block"]),
-        ({"cache_bytes": 10**15}, ["KV cache", "GiB", "free", "cache_memory"]),
+        ({"cache_memory": 1}, ["1 bytes", "no block"]),
+        ({"cache_memory": 10**15}, ["KV cache", "GiB", "free", "cache_memory"]),
     ],
 )
 def test_what_cannot_be_is_one_line_that_names_it(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backend import load_backend
+from kernels.load import load_backend
 from model.checkpoint.source import DEFAULT_MODEL, list_aliases, open_checkpoint, resolve
 from model.contract import (
     INVALID_TOKEN,
@@ -242,12 +242,12 @@ def test_the_cache_takes_the_share_that_is_left(dummy: RunnerConfig) -> None:
 
 def test_too_large_a_cache_is_one_line(dummy: RunnerConfig) -> None:
     with pytest.raises(DeviceMemoryError, match=r"KV cache of .* GiB did not fit .* lower cache_memory"):
-        load_runner(replace(dummy, cache_bytes=2**45))
+        load_runner(replace(dummy, cache_memory=2**45))
 
 
 def test_an_fp8_cache_from_end_to_end(dummy: RunnerConfig) -> None:
-    plain = load_runner(replace(dummy, cache_bytes=2**28))
-    fp8 = load_runner(replace(dummy, cache_bytes=2**28, cache_dtype="fp8"))
+    plain = load_runner(replace(dummy, cache_memory=2**28))
+    fp8 = load_runner(replace(dummy, cache_memory=2**28, cache_dtype="fp8"))
     assert fp8.limits.num_blocks == 2 * plain.limits.num_blocks
     plan = StepPlan([Chunk([1, 2, 3], 0, [0], drawing(replace(GREEDY, logprobs=1)))])
     (expected,), (found,) = plain.start(plan).result().logprobs, fp8.start(plan).result().logprobs
@@ -287,7 +287,7 @@ def test_greedy_tokens_of_random_weights_equal_transformers(tmp_path: Path) -> N
             if weight.ndim > 1:  # Wide, so that what attention brings shows in the tokens.
                 weight.normal_(0.0, 0.06)
     model.save_pretrained(tmp_path)
-    runner = load_runner(RunnerConfig(model=str(tmp_path), device="cuda", dtype="float32", cache_bytes=CACHE_BYTES))
+    runner = load_runner(RunnerConfig(model=str(tmp_path), device="cuda", dtype="float32", cache_memory=CACHE_BYTES))
     prompts = random_prompts(6)
     found = answers(runner, prompts, 32, GREEDY, ahead=True, strict=False)
     assert len({token for tokens, _ in found for token in tokens}) > 20
@@ -305,7 +305,7 @@ def test_greedy_tokens_of_the_real_model_equal_transformers(model_home: Path) ->
     tokenizer = load_tokenizer(open_checkpoint(path).tokenizer)
     texts = ["The capital of France is", "Once upon a time, in a small village by the sea,", "def fibonacci(n):\n    "]
     prompts = [tokenizer.encode(text, add_special_tokens=True, parse_special=True) for text in texts]
-    runner = load_runner(RunnerConfig(model=str(path), device="cuda", dtype="float32", cache_bytes=CACHE_BYTES))
+    runner = load_runner(RunnerConfig(model=str(path), device="cuda", dtype="float32", cache_memory=CACHE_BYTES))
     found = answers(runner, prompts, 32, GREEDY, ahead=True, strict=False)
     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     assert_greedy(model.to(GPU), prompts, found)

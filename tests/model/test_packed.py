@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kernels.backend import Backend, QuantizedWeight, load_backend
+from kernels.backend import Backend, QuantizedWeight
+from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
 from model.families import read_spec

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.backend import load_backend
+from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.families import FAMILIES, read_spec
 from model.weights import load_weights

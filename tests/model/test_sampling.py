@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
 
-from kernels.backend import Backend, load_backend
+from kernels.backend import Backend
+from kernels.load import load_backend
 from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
 from model.sampling.choice import choose as choose_on_device
 from model.sampling.choice import read_choice

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from kernels.backend import Linear, load_backend
+from kernels.backend import Linear
+from kernels.load import load_backend
 from kernels.reference import ReferenceBackend
 from model.checkpoint.checkpoint import Checkpoint, RawTensor
 from model.checkpoint.errors import CheckpointError

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from service.cli import _listen, main
+from service.processes.supervisor import _banner
 from service.settings import load_settings
-from service.supervisor import _banner
 from service.terminal import CommandError
 
 

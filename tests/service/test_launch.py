@@ -1,7 +1,6 @@
 """What the settings say of the engine is what the engine is made from."""
 
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 
 from model.checkpoint.sampling_defaults import NEUTRAL
 from model.contract import RunnerConfig
-from service.launch import engine_config, locate, prepare
+from service.launch import locate, prepare
+from service.processes.engine_config import engine_config
 from service.settings import Settings
 from tests.byte_tokenizer import save_byte_tokenizer
 
@@ -23,6 +23,7 @@ CHANGED = {
     "threads": 3,
     "max_context": 100,
     "block_size": 32,
+    "cache_memory": 2**20,
     "cache_dtype": "fp8",
     "memory_share": 0.5,
     "token_budget": 77,
@@ -32,13 +33,15 @@ CHANGED = {
 
 
 def test_every_setting_of_the_runner_reaches_it(smollm2: Path) -> None:
-    settings = Settings(model=str(smollm2), cache_memory=2**20, log_level="error", log_format="json", **CHANGED)
+    settings = Settings(model=str(smollm2), log_level="error", log_format="json", **CHANGED)
     config = engine_config(settings, locate(settings))
-    expected = RunnerConfig(model=str(smollm2), cache_bytes=2**20, **CHANGED)  # type: ignore[arg-type]
+    expected = RunnerConfig(model=str(smollm2), **CHANGED)  # type: ignore[arg-type]
     assert config.runner == expected
     unchanged = asdict(RunnerConfig(model="another"))
     assert [name for name, value in asdict(expected).items() if value == unchanged[name]] == []
-    assert (config.token_budget, config.max_running) == (77, 5)
+    assert {name: Settings.model_fields[name].default for name in CHANGED} == {
+        name: unchanged[name] for name in CHANGED
+    }
     assert (config.log_level, config.log_format) == ("error", "json")
 
 
@@ -52,9 +55,9 @@ def test_recommendations_are_applied_or_named_once_and_neutral_turns_all_off(
     settings = Settings(model=str(tmp_path), load_format="dummy")
     launch = prepare(settings, locate(settings))
     assert (launch.sampling.repetition_penalty, launch.sampling.temperature) == (1.25, 0)
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.launch"]
     assert line.endswith("typical_p=0.5, num_beams=3, new_key=1")
     caplog.clear()
     neutral = settings.model_copy(update={"sampling_defaults": "neutral"})
     assert prepare(neutral, locate(neutral)).sampling == NEUTRAL
-    assert caplog.records == []
+    assert [record for record in caplog.records if record.name == "service.launch"] == []

@@ -17,15 +17,14 @@ from fastapi import FastAPI
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
 from service.api.admission import Admission
+from service.api.places import Places
+from service.api.server import Server
 from service.app import create_app
 from service.engine.messages import Delta, EngineStats, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
 from service.launch import Launch
-from service.metrics import Metrics
-from service.places import Places
-from service.server import Server
+from service.observability.metrics import Metrics
 from service.settings import Settings, listed
-from service.shared import Shared
 from service.text.chat import TemplateError
 
 MODEL = "toy"
@@ -121,10 +120,7 @@ class FakeStream:
         self._client = client
         self._deltas = client.script(params)
 
-    def __enter__(self) -> "FakeStream":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def cancel(self) -> None:
         self.cancelled = self.cancelled or not self.finished
         self.end()
 
@@ -244,7 +240,7 @@ def build(
     chosen = Settings(**({"max_running": 4, "max_waiting": 4, "max_body": 65536, "drain_seconds": 5} | settings))
     engine = FakeClient()
     with TemporaryDirectory() as folder:
-        places = Places(Shared(Path(folder), slot=0, slots=1))
+        places = Places(Path(folder) / "places", slot=0, slots=1)
     admission = Admission(chosen.max_running + chosen.max_waiting, places)
     names = listed(chosen.served_model_name) or (MODEL,)
     launch = Launch(names, FakeTokenizer(), template, sampling)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from fastapi.routing import iter_route_contexts
 from openai import AsyncOpenAI
 
 from service.api.auth import OPEN_PATHS
-from service.keys import ApiKeys
-from service.orders import Setup
+from service.api.keys import ApiKeys
+from service.processes.orders import Setup
 from service.settings import Settings, SettingsError, load_settings
 from tests.service.api.fakes import HI, MODEL, build, calling, serving
 
@@ -110,7 +110,7 @@ def test_every_key_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -
         return given == known
 
     keys = ApiKeys(Settings(api_keys="a,b,c"))
-    monkeypatch.setattr("service.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("service.api.keys.hmac.compare_digest", compare)
     assert [keys.accept(key) for key in (b"a", b"c", b"d" * 1000)] == [True, True, False]
     assert compared == [32] * 9
 

@@ -5,10 +5,13 @@ import json
 import logging
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
+from service.api import errors
 from service.engine.messages import Delta
-from service.logs import JsonLines
+from service.observability.logs import JsonLines
 from tests.service.api.fakes import Caller, calling, serving
 
 SECRET = "xyzzy-plugh"
@@ -22,6 +25,15 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+async def test_errors_need_no_observer() -> None:
+    app = FastAPI()
+    errors.install(app)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as http:
+        response = await http.get("/nowhere")
+    assert (response.status_code, response.json()["error"]["message"]) == (404, "There is no such route.")
+    assert response.headers["x-request-id"].startswith("req-")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -16,11 +16,11 @@ import uvloop
 
 from model.contract import SamplingParams
 from service.engine.client import CompletionStream, EngineClient
-from service.engine.keeper import EngineKeeper
 from service.engine.messages import Delta
-from service.engine.process import EngineConfig
-from service.engine.restarts import RestartPolicy
 from service.engine.status import EngineDead
+from service.processes.engine_config import EngineConfig
+from service.processes.engine_keeper import EngineKeeper
+from service.processes.restarts import RestartPolicy
 from tests.service.engine.fake_loader import BLOCKS, EXIT, HANG, SEGFAULT, command
 from tests.service.engine.fakes import output_alone
 
@@ -395,8 +395,8 @@ PARENT = """
 import asyncio, sys
 import msgspec
 from service.engine.client import EngineClient
-from service.engine.keeper import EngineKeeper
-from service.engine.process import EngineConfig
+from service.processes.engine_keeper import EngineKeeper
+from service.processes.engine_config import EngineConfig
 
 async def main():
     client = EngineClient()

@@ -5,10 +5,10 @@ import pytest
 
 from model.contract import SamplingParams
 from service.engine.core import EngineCore
-from service.engine.keeper import UNSEEN, EngineKeeper
 from service.engine.messages import EngineStats, Report, Submit
 from service.engine.pace import SLACK, Pace
-from service.engine.process import EngineConfig
+from service.processes.engine_config import EngineConfig
+from service.processes.engine_keeper import UNSEEN, EngineKeeper
 from tests.service.engine.fakes import FakeRunner
 
 
@@ -53,7 +53,6 @@ def test_every_step_is_announced_before_it_begins() -> None:
 def test_a_keeper_waits_for_a_step_that_was_announced(patience: float | None, silent: int) -> None:
     async def main() -> None:
         keeper = EngineKeeper(cast(EngineConfig, None), lambda status: None, timeout_seconds=1.0)
-        keeper._loaded, keeper._reports = asyncio.Event(), 0
         keeper._receive(Report([], EngineStats(), patience))
         assert keeper._patience == silent
         keeper._receive(Report([], EngineStats()))

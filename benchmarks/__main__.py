@@ -1,0 +1,108 @@
+"""`python -m benchmarks`: what the kernels and the decoder reach on this machine's GPU, as a table and as JSON.
+
+Nothing that it prints as a measurement is remembered from elsewhere: floors follow from rates measured in the same
+run. What is measured is measured in a process of its own, and goes into the file as it comes: a section that fails,
+hangs, or breaks the device costs that section, and another process takes up the rest. `--smoke` runs the same code on a
+CPU with tiny shapes.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.report import Report
+from benchmarks.timing import Clock
+
+RESULTS = Path(__file__).parent / "results"
+GRACE = 15.0
+"""Seconds that a process may take to begin and to end beside the time it is given."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 1 if something could not be measured, 2 where there is nothing to measure on."""
+    options = _parser().parse_args(arguments)
+    if options.smoke:
+        # Read when Triton is imported, which the sections do.
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif not torch.cuda.is_available():
+        print("torch sees no GPU: --smoke only tries the code, without measuring")
+        return 2
+    from benchmarks.sections import SECTIONS
+    from benchmarks.worker import work
+
+    if options.work is not None:
+        work(options.work.split(","), options.out, seconds=options.budget, smoke=False)
+        return 0
+    chip = "smoke" if options.smoke else re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
+    path = options.out / f"{chip}-{datetime.now():%Y-%m-%d-%H%M%S}.json"
+    chosen = [name for name in SECTIONS if options.only in name]
+    return measure_all(chosen, path, options.budget, partial(_start_here if options.smoke else _start_apart, path))
+
+
+def measure_all(names: Sequence[str], path: Path, seconds: float, start: Callable[[Sequence[str], float], None]) -> int:
+    """Let `start` measure sections in so many seconds, again for those left as long as it gets on; print the table.
+
+    Returns the exit status.
+    """
+    clock = Clock(seconds)
+    left, before = [*names], 0
+    while left and len(left) != before and clock.left() > 0:
+        before = len(left)
+        start(left, clock.left())
+        left = _left(left, path)
+    if not path.exists():
+        print("nothing was measured")
+        return 1
+    report = Report.load(path)
+    for name in left:
+        report.fail(f"section {name}: {'no time' if clock.left() <= 0 else 'not begun'}")
+    print(report.table())
+    print(f"written to {path}")
+    return int(bool(report.errors))
+
+
+def _left(names: Sequence[str], path: Path) -> list[str]:
+    """Which of the sections no process has begun; one that was begun and not ended is reported."""
+    if not path.exists():
+        return [*names]
+    report = Report.load(path)
+    for name in names:
+        if report.sections.get(name) is False:
+            report.fail(f"section {name}: its process ended before it did")
+    return [name for name in names if name not in report.sections]
+
+
+def _start_here(path: Path, names: Sequence[str], seconds: float) -> None:
+    from benchmarks.worker import work
+
+    work(names, path, seconds=seconds, smoke=True)
+
+
+def _start_apart(path: Path, names: Sequence[str], seconds: float) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--work", ",".join(names), "--out", str(path)]
+    try:
+        subprocess.run([*command, "--budget", str(seconds)], check=False, timeout=max(seconds, 0) + GRACE)
+    except subprocess.TimeoutExpired:
+        print("a process that hung was ended", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="for all of it")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="sections whose name contains it")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the JSON file")
+    parser.add_argument("--smoke", action="store_true", help="try the code on a CPU with tiny shapes; no measurement")
+    parser.add_argument("--work", help=argparse.SUPPRESS)  # The sections that this process is started for.
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

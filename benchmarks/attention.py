@@ -1,0 +1,128 @@
+"""Attention over the paged cache: decoding, prompts, and chunks of them, beside their floors and what others reach."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from benchmarks.attention_case import FP8, Case, Lengths, make_case
+from benchmarks.attention_peers import flex, peers
+from benchmarks.bench import Bench, Sizes
+from benchmarks.report import MICROSECONDS, TERAFLOPS, Row, Unit
+
+K = 1024
+
+DECODE = (
+    (1, 1 * K, 9),
+    (1, 4 * K, 12),
+    (1, 32 * K, 42),
+    (1, 128 * K, 140),
+    (8, 4 * K, 40),
+    (8, 16 * K, 138),
+    (32, 4 * K, 138),
+    (8, 32 * K, 262),
+    (64, 8 * K, 525),
+)
+"""(sequences, context, microseconds to reach): 32 query heads, 8 key heads of 128, bf16."""
+PREFILL = ((4, 2 * K, 420), (2, 4 * K, 470), (1, 8 * K, 500), (1, 16 * K, 500))
+"""(sequences, tokens, TFLOP/s to reach)"""
+FP8_DECODE = ((8, 4 * K), (8, 32 * K), (64, 8 * K))
+SHARE = 0.8
+"""Of the floor, to be reached where sequences differ and where a cache of 8 bits is large."""
+LARGE = 1 << 29
+"""Bytes."""
+
+
+class Entry(NamedTuple):
+    """A line of the tables above, in the sizes that are measured."""
+
+    section: str
+    case: str
+    lengths: Lengths
+    unit: Unit
+    target: float | None
+
+
+def decode_entries(sizes: Sizes) -> list[Entry]:
+    """`DECODE`."""
+    return [
+        Entry("decode", f"{count} x {context // K}K", _decoding(sizes, count, context), MICROSECONDS, target)
+        for count, context, target in DECODE
+    ]
+
+
+def prefill_entries(sizes: Sizes) -> list[Entry]:
+    """`PREFILL`, and chunks of two prompts."""
+    entries = [
+        Entry("prefill", f"{count} x {tokens // K}K causal", _prompts(sizes, count, tokens), TERAFLOPS, target)
+        for count, tokens, target in PREFILL
+    ]
+    chunks = [(sizes.tokens(4 * K), sizes.tokens(512))] * 2
+    return [*entries, Entry("prefill", "2 x 512 new of 4K", chunks, MICROSECONDS, 135)]
+
+
+def measure_decode(bench: Bench) -> None:
+    """The floor is every key and value, read once."""
+    for entry in decode_entries(bench.sizes):
+        bench.attempt(f"decode {entry.case}", partial(_measure, bench, entry))
+    # A graph serves every context up to the one that its block tables have room for.
+    entry = Entry("decode", "8 x 4K, graph for 128K", _decoding(bench.sizes, 8, 4 * K), MICROSECONDS, None)
+    bench.attempt(f"decode {entry.case}", partial(_measure, bench, entry, room=32))
+
+
+def measure_prefill(bench: Bench) -> None:
+    """The floor is the arithmetic of what the causal mask leaves."""
+    for entry in prefill_entries(bench.sizes):
+        bench.attempt(f"prefill {entry.case}", partial(_measure, bench, entry))
+
+
+def measure_cache_forms(bench: Bench) -> None:
+    """Sequences that differ, and FP8 caches."""
+    sizes = bench.sizes
+    ragged = [*_decoding(sizes, 1, 64 * K), *_decoding(sizes, sizes.sequences(32) - 1, 1 * K)]
+    bench.attempt("decode ragged", partial(_measure_share, bench, "1 x 64K and 31 x 1K", ragged, fp8=False))
+    for count, context in FP8_DECODE:
+        name, lengths = f"{count} x {context // K}K, FP8 cache", _decoding(sizes, count, context)
+        bench.attempt(f"decode {name}", partial(_measure_share, bench, name, lengths, fp8=True))
+
+
+def measure_flex(bench: Bench) -> None:
+    """flex_attention beside what the other sections measured. It compiles each shape, which takes its time."""
+    for entry in (*prefill_entries(bench.sizes), *decode_entries(bench.sizes)):
+        row = bench.report.row(entry.section, entry.case)
+        if row is not None:
+            bench.peer(row, "flex", partial(flex, bench, entry.lengths))
+
+
+def _decoding(sizes: Sizes, count: int, context: int) -> Lengths:
+    return [(sizes.tokens(context), 1)] * sizes.sequences(count)
+
+
+def _prompts(sizes: Sizes, count: int, tokens: int) -> Lengths:
+    return [(sizes.tokens(tokens), sizes.tokens(tokens))] * sizes.sequences(count)
+
+
+def _measure(bench: Bench, entry: Entry, room: int = 1) -> None:
+    """A row, with its peers. The graph is one for contexts `room` times as long."""
+    case = make_case(bench, entry.lengths)
+    layout = replace(case.layout, max_context=case.layout.max_context * room)
+    _add(bench, entry, replace(case, layout=layout))
+
+
+def _measure_share(bench: Bench, name: str, lengths: Sequence[tuple[int, int]], *, fp8: bool) -> None:
+    """A row that is to reach a share of its floor, unless it is FP8 and small."""
+    case = make_case(bench, lengths, FP8 if fp8 else None)
+    moved = case.bytes
+    target = MICROSECONDS.show(bench.rates.reading(moved) / SHARE, moved)
+    _add(bench, Entry("decode", name, lengths, MICROSECONDS, None if fp8 and moved < LARGE else target), case)
+
+
+def _add(bench: Bench, entry: Entry, case: Case) -> None:
+    decoding = entry.section == "decode"
+    work = case.bytes if decoding else case.shape.operations
+    floor = bench.rates.reading(work) if decoding else bench.rates.computing(work)
+    seconds = bench.timer.cold(partial(bench.backend.attend, case.q, case.cache, case.layout, case.options))
+    row = Row(entry.section, entry.case, entry.unit, seconds, floor, work, entry.target)
+    bench.report.add(row)
+    for name, peer in peers(case).items():
+        bench.peer(row, name, partial(peer, bench, case))

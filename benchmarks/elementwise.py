@@ -1,0 +1,97 @@
+"""What moves data and computes little: norms, activations, rotation and storing, drawing. All have a copy's floor."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks.attention_case import FP8
+from benchmarks.bench import Bench
+from benchmarks.report import GIGABYTES, MICROSECONDS, Row, Unit
+from kernels.backend import KVCache, Rotation, SamplingBatch
+
+TOKENS = (1, 64, 8192)
+DRAWS = (1, 32, 128)
+
+
+def measure_elementwise(bench: Bench) -> None:
+    """Bandwidth that each reaches, with every input read and every output written once."""
+    for count in TOKENS:
+        tokens = bench.sizes.tokens(count)
+        _norms(bench, count, tokens)
+        _activation(bench, count, tokens)
+        for cache_dtype in (bench.sizes.dtype, FP8):
+            _rotate(bench, count, tokens, cache_dtype)
+
+
+def measure_sampling(bench: Bench) -> None:
+    """Draws with every filter on, and with none: both read the logits."""
+    for count in DRAWS:
+        rows = bench.sizes.sequences(count)
+        logits = bench.random(rows, bench.sizes.vocab, dtype=torch.float32)
+        for name, filters in (("no filter", (0, 1.0, 0.0)), ("top-k, top-p, min-p", (50, 0.9, 0.05))):
+            draw = partial(bench.backend.sample, logits, draws(rows, bench.device, *filters))
+            case, floor = f"{count} rows, {name}", bench.rates.reading(logits.nbytes)
+            bench.attempt(f"sampling {case}", partial(_measure, bench, "sampling", case, MICROSECONDS, draw, floor))
+
+
+def draws(rows: int, device: torch.device, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> SamplingBatch:
+    """Draws at temperature 1, of different requests."""
+
+    def floats(value: float) -> torch.Tensor:
+        return torch.full((rows,), value, dtype=torch.float32, device=device)
+
+    numbers = torch.arange(rows, device=device)
+    top = torch.full((rows,), top_k, dtype=torch.int64, device=device)
+    return SamplingBatch(
+        temperature=floats(1.0), top_k=top, top_p=floats(top_p), min_p=floats(min_p), seed=numbers, counter=numbers
+    )
+
+
+def _norms(bench: Bench, count: int, tokens: int) -> None:
+    x, residual = (bench.random(tokens, bench.sizes.hidden) for _ in range(2))
+    weight = bench.random(bench.sizes.hidden)
+    rms = partial(bench.backend.add_rms_norm, x, residual, weight, 1e-5)
+    layer = partial(bench.backend.add_layer_norm, x, residual, weight, weight, 1e-5)
+    _add(bench, f"{count} tokens, add and RMS norm", rms, 4 * x.nbytes)
+    _add(bench, f"{count} tokens, add and layer norm", layer, 4 * x.nbytes)
+
+
+def _activation(bench: Bench, count: int, tokens: int) -> None:
+    gate_up = bench.random(tokens, 2 * bench.sizes.mlp)
+    run = partial(bench.backend.gated_activation, gate_up, "silu")
+    _add(bench, f"{count} tokens, gated SiLU", run, gate_up.nbytes * 1.5)
+
+
+def _rotate(bench: Bench, count: int, tokens: int, cache_dtype: torch.dtype) -> None:
+    sizes, device = bench.sizes, bench.device
+    blocks = -(-tokens // sizes.block_size)
+    cache = KVCache(
+        layers=1,
+        blocks=blocks,
+        block_size=sizes.block_size,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        dtype=cache_dtype,
+        device=device,
+    ).layers[0]
+    qkv = bench.random(tokens, (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim)
+    angles = bench.random(tokens, sizes.head_dim // 2, dtype=torch.float32)
+    slots = torch.randperm(blocks * sizes.block_size)[:tokens].to(device)
+    run = partial(
+        bench.backend.rotate_and_store, qkv, sizes.heads, None, Rotation(angles.cos(), angles.sin()), cache, slots
+    )
+    written = tokens * sizes.head_dim * (sizes.heads * qkv.itemsize + 2 * sizes.kv_heads * cache_dtype.itemsize)
+    name = f"{count} tokens, rotate and store{', FP8 cache' if cache_dtype == FP8 else ''}"
+    _add(bench, name, run, qkv.nbytes + 2 * angles.nbytes + written)
+
+
+def _add(bench: Bench, name: str, run: Callable[[], object], moved: float) -> None:
+    floor = bench.rates.copying(moved)
+    bench.attempt(name, partial(_measure, bench, "elementwise", name, GIGABYTES, run, floor, moved))
+
+
+def _measure(
+    bench: Bench, section: str, case: str, unit: Unit, run: Callable[[], object], floor: float, work: float = 0.0
+) -> None:
+    bench.report.add(Row(section, case, unit, bench.timer.cold(run), floor, work))

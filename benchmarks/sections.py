@@ -1,0 +1,34 @@
+"""The sections of a run, in the order of their weight: when time is over, the last are left out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.attention import measure_cache_forms, measure_decode, measure_flex, measure_prefill
+from benchmarks.bench import Bench
+from benchmarks.elementwise import measure_elementwise, measure_sampling
+from benchmarks.end_to_end import measure_end_to_end, measure_transformers
+from benchmarks.matmul import measure_batch_invariance, measure_matmul
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a run that can be measured by itself."""
+
+    measure: Callable[[Bench], None]
+    seconds: float
+    """After which it measures no more peers; after twice as many it is ended."""
+
+
+SECTIONS: dict[str, Section] = {
+    "decode": Section(measure_decode, 70),
+    "prefill": Section(measure_prefill, 50),
+    "ragged and FP8": Section(measure_cache_forms, 30),
+    "end to end": Section(measure_end_to_end, 80),
+    "elementwise": Section(measure_elementwise, 40),
+    "sampling": Section(measure_sampling, 20),
+    "matmul": Section(measure_matmul, 60),
+    "batch invariance": Section(measure_batch_invariance, 40),
+    # Peers that are slow to come by add to the rows of the sections above.
+    "transformers": Section(measure_transformers, 60),
+    "flex": Section(measure_flex, 120),
+}

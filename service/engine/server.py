@@ -1,0 +1,105 @@
+"""The engine's end of the socket: carries messages between a core and its clients. Knows nothing of text or of HTTP."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from service.engine.core import EngineCore
+from service.engine.messages import Cancel, Delta, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
+
+HEARTBEAT_SECONDS = 1.0
+"""An idle engine reports this often."""
+
+QUIET_SECONDS = 5.0
+"""A step that may take longer than this is announced; no timeout for an engine is shorter."""
+
+logger = logging.getLogger(__name__)
+
+
+class EngineServer:
+    """Carries messages between a core and its clients.
+
+    A client makes itself known by an empty message, which is answered with Ready. From then on it gets a report of
+    every step: the statistics, and the deltas of the requests it submitted. Ids of requests differ between clients.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], make_core: Callable[..., EngineCore], ready: Ready) -> None:
+        """`socket` is a bound ROUTER that raises EHOSTUNREACH for a client that is gone; `ready` greets each client.
+
+        `make_core` takes `announce`, as an `EngineCore` does. Raises ValueError as that does.
+        """
+        self._socket = socket
+        self._core = make_core(announce=self._announce)
+        self._ready = ready
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+        self._clients: set[bytes] = set()
+        self._owners: dict[int, bytes] = {}
+
+    def run(self) -> None:
+        """Receive, step, report, until a client says Shutdown. Raises DeviceLostError as `EngineCore.step` does."""
+        while self._receive():
+            report = self._core.step() or Report([], self._core.stats())
+            with self._core.measured("deliver"):
+                self._send(report)
+
+    def _receive(self) -> bool:
+        """Take in all that has arrived; while there is nothing to compute, wait for it as long as a heartbeat."""
+        wait = 0 if self._core.has_work else int(HEARTBEAT_SECONDS * 1000)
+        while self._socket.poll(wait):
+            client, *_, payload = self._socket.recv_multipart()
+            if not payload:
+                self._clients.add(client)
+                self._post(client, self._ready)
+            elif not self._handle(client, payload):
+                return False
+            wait = 0
+        return True
+
+    def _handle(self, client: bytes, payload: bytes) -> bool:
+        """Whether to go on."""
+        try:
+            message = self._decoder.decode(payload)
+        except (ValueError, RecursionError) as error:
+            logger.warning("dropped a malformed message: %s", error)
+            return True
+        match message:
+            case Submit(id=id):
+                self._owners[id] = client
+                self._core.submit(message)
+            case Cancel():
+                self._core.cancel(message)
+            case Shutdown():
+                return False
+        return True
+
+    def _send(self, report: Report) -> None:
+        deltas: dict[bytes, list[Delta]] = defaultdict(list)
+        for delta in report.deltas:
+            deltas[self._owners[delta.id]].append(delta)
+            if delta.finish_reason is not None:
+                del self._owners[delta.id]
+        for client in list(self._clients):
+            self._post(client, Report(deltas[client], report.stats))
+
+    def _post(self, client: bytes, message: FromEngine) -> None:
+        try:
+            self._socket.send_multipart([client, msgspec.msgpack.encode(message)])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._forget(client)
+
+    def _announce(self, seconds: float | None) -> None:
+        """Say that no report may come for a while; of short steps nobody needs to know."""
+        if seconds is None or seconds > QUIET_SECONDS:
+            for client in list(self._clients):
+                self._post(client, Report([], self._core.stats(), seconds))
+
+    def _forget(self, client: bytes) -> None:
+        """Free what a client left behind."""
+        self._clients.discard(client)
+        for id in [id for id, owner in self._owners.items() if owner == client]:
+            self._core.cancel(Cancel(id))

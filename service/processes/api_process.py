@@ -1,0 +1,104 @@
+"""One of the processes that answer HTTP, run as `python -m service.processes.api_process` by the supervisor.
+
+Standard input brings its setup, then orders; its end means that the supervisor is gone. Standard output takes its signs
+of life. It uses the engine and does not keep it.
+"""
+
+import asyncio
+import gc
+import io
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import msgspec
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.source import Source
+from service.api.admission import Admission
+from service.api.places import Places
+from service.api.server import Server
+from service.app import create_app
+from service.engine.client import EngineClient
+from service.engine.messages import Failed
+from service.engine.status import EngineStatus
+from service.launch import prepare
+from service.observability.logs import configure
+from service.observability.metrics import Metrics
+from service.observability.shared_counts import share_counts
+from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
+from service.processes.shared import Shared
+from service.settings import Settings, SettingsError
+
+
+def main() -> None:
+    """The process, from its first line of input to its end."""
+    # A service manager or a terminal may signal every process of the server: when to leave is for the parent to say.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # Unbuffered, so that nothing is held that an interpreter at its end would wait for.
+    orders = io.FileIO(sys.stdin.fileno(), closefd=False)
+    say = _voice()
+    setup = msgspec.json.decode(orders.readline(), type=Setup)
+    client = EngineClient()
+    try:
+        server = build(setup, client, alive=lambda: say(Alive()))
+    except (CheckpointError, SettingsError, OSError) as error:
+        say(Failed(" ".join(str(error).split())))
+        sys.exit(1)
+    # What there is now stays: a collection for what a large body was made of should not look at it again.
+    gc.freeze()
+    with (
+        socket.socket(fileno=setup.listener) as listener,
+        asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
+    ):
+        obey = (orders, runner.get_loop(), client, server, Path(setup.folder))
+        Thread(target=_obey, args=obey, daemon=True).start()
+        runner.run(server.serve(sockets=[listener]))
+
+
+def build(setup: Setup, client: EngineClient, alive: Callable[[], None]) -> Server:
+    """The HTTP server. Raises CheckpointError and SettingsError."""
+    settings = Settings(**setup.settings)
+    configure(settings.log_format, settings.log_level, "api")
+    shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
+    shared.enter()
+    launch = prepare(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
+    metrics = Metrics(client, launch.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
+    admission = Admission(settings.max_running + settings.max_waiting, Places(shared.places, shared.slot, shared.slots))
+    app = create_app(settings, launch, client, admission, metrics, started=setup.started)
+    return Server(app, settings, admission, client, alive)
+
+
+def _voice() -> Callable[[FromApi], None]:
+    """What writes to the supervisor. Whatever else prints does so to standard error from now on."""
+    voice = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(message: FromApi) -> None:
+        os.write(voice, line(message))
+
+    return say
+
+
+def _obey(
+    orders: io.FileIO, loop: asyncio.AbstractEventLoop, client: EngineClient, server: Server, folder: Path
+) -> None:
+    """Hand over every order, and end at once where there is nobody left to give them. A thread of its own."""
+    for order in orders:
+        match msgspec.json.decode(order, type=ToApi):
+            case EngineStatus() as status:
+                loop.call_soon_threadsafe(client.follow, status)
+            case Drain():
+                loop.call_soon_threadsafe(server.drain)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

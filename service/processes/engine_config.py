@@ -1,0 +1,43 @@
+"""What an engine process is made from. The parent makes it of the settings, which the engine itself never loads."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from model.contract import RunnerConfig
+from service.engine.callers import NO_LIMITS, CallerLimits
+from service.observability.logs import LogFormat
+
+if TYPE_CHECKING:
+    from model.checkpoint.source import Source
+    from service.settings import Settings
+
+
+_RUNNER_SETTINGS = {field.name for field in fields(RunnerConfig)} - {"model"}
+"""The settings that are called the same in a runner's configuration."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """It travels as JSON on the command line, so it holds no secrets."""
+
+    runner: RunnerConfig
+    caller_limits: CallerLimits = NO_LIMITS
+    log_level: str = "info"
+    log_format: LogFormat = "text"
+    loader: str = "model.loading:load_runner"
+    """module:function of a RunnerConfig that returns a Runner; imported in the engine process alone."""
+
+
+def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
+    """What an engine for the model is made from."""
+    return EngineConfig(
+        runner=RunnerConfig(model=str(source.path), **settings.model_dump(include=_RUNNER_SETTINGS)),
+        caller_limits=CallerLimits(
+            running=settings.max_running_per_key,
+            waiting=settings.max_waiting_per_key,
+            tokens_per_minute=settings.tokens_per_minute_per_key,
+        ),
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )

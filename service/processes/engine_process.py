@@ -1,0 +1,102 @@
+"""The engine as a process of its own: it loads a model, then steps a core on behalf of its clients.
+
+Run as `python -m service.processes.engine_process DIRECTORY CONFIG`: the directory that holds the socket, and an
+`EngineConfig` as JSON. Standard input is the lifeline: its end means that the parent is gone. Knows nothing of text or
+of HTTP.
+"""
+
+import faulthandler
+import logging
+import os
+import pkgutil
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+import msgspec
+import zmq
+
+from model.checkpoint.errors import CheckpointError
+from model.contract import DeviceLostError, Runner, RunnerConfig
+from service.engine.core import EngineCore
+from service.engine.endpoint import endpoint
+from service.engine.messages import Failed, Ready
+from service.engine.server import EngineServer
+from service.observability.logs import configure
+from service.processes.engine_config import EngineConfig
+
+logger = logging.getLogger(__name__)
+
+
+def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
+    """Load the model and serve it; one that cannot be loaded is reported as Failed.
+
+    Ends the process if the device is lost: its parent starts another.
+    """
+    try:
+        load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(config.loader)
+        runner = load(config.runner)
+        make_core = partial(
+            EngineCore,
+            runner,
+            token_budget=config.runner.token_budget,
+            max_running=config.runner.max_running,
+            caller_limits=config.caller_limits,
+        )
+        server = EngineServer(socket, make_core, Ready(runner.limits, runner.info, os.getpid()))
+    except (CheckpointError, ValueError) as error:
+        refuse(socket, Failed(_one_line(error)))
+    except Exception as error:
+        logger.exception("the engine could not start")
+        refuse(socket, Failed(f"{type(error).__name__}: {_one_line(error)}"))
+    else:
+        try:
+            server.run()
+        except DeviceLostError as error:
+            logger.critical("the device is lost: %s", _one_line(error))
+            sys.exit(1)
+
+
+def refuse(socket: zmq.Socket[bytes], failed: Failed) -> None:
+    """Answer every client with the failure, until one that has heard it says Shutdown."""
+    while True:
+        client, *_, payload = socket.recv_multipart()
+        if payload:
+            return
+        socket.send_multipart([client, msgspec.msgpack.encode(failed)])
+
+
+def main() -> None:
+    """The process, from its arguments to its end."""
+    directory, config = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=EngineConfig)
+    # A service manager or a terminal may signal every process of the server: when to leave is for the parent to say.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
+    faulthandler.enable()
+    configure(config.log_format, config.log_level, "engine")
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.set_hwm(0)  # Without limit: ROUTER would drop what is over it.
+        socket.linger = 0
+        socket.router_mandatory = 1
+        socket.bind(endpoint(directory))
+        serve(socket, config)
+
+
+def _end_with_parent(directory: Path) -> None:
+    """Wait for the end of standard input, which nobody writes to, and leave nothing behind."""
+    os.read(sys.stdin.fileno(), 1)
+    shutil.rmtree(directory, ignore_errors=True)
+    os._exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()
