@@ -6,7 +6,7 @@ before what they hold, of which only the first fault is looked for. A known fiel
 name; what becomes of one that nobody knows, `fields` says.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -154,6 +154,13 @@ Any other value is named to the client as ignored: `store`, for one, would have 
 """
 
 
+ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "top_logprobs": (0,),
+}
+"""What routers send to all routes that generate."""
+
 _MOST_FIELDS = 256
 """Of an object; there are not as many that anybody knows."""
 
@@ -170,6 +177,8 @@ class Body(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+    elsewhere: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Fields of other routes, each with the values that ask for what happens anyway."""
 
     @model_validator(mode="before")
     @classmethod
@@ -190,7 +199,7 @@ class Body(BaseModel):
                     kept[name] = value
             elif name not in KNOWN:
                 kept[name] = value
-            elif not asks_for_nothing(value, UNSUPPORTED.get(name, ())):
+            elif not asks_for_nothing(value, UNSUPPORTED.get(name, cls.elsewhere.get(name, ()))):
                 problem = "is not supported by this server" if name in UNSUPPORTED else "does not belong here"
                 raise PydanticCustomError("unsupported", problem, {"field": name})
         return kept
@@ -315,6 +324,8 @@ class Labels(Body):
 
 class GenerationBody(Labels):
     """What both completion routes take."""
+
+    elsewhere = ELSEWHERE
 
     model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
     n: Integer = Field(

@@ -411,6 +411,7 @@ async def test_an_answer_can_be_sent_back_as_history(nulls: bool) -> None:
 ROUTED = {"stream": False, "no_stop_trim": False, "ignore_eos": False, "skip_special_tokens": True}
 """What routers in Rust add to a body that they have read and write again."""
 ROUTED |= {"return_hidden_states": False}
+ROUTED_COMPLETION = ROUTED | {"continue_final_message": False, "add_generation_prompt": True, "top_logprobs": 0}
 ROUTED_CHAT = ROUTED | {"separate_reasoning": True, "stream_reasoning": True, "include_reasoning": True}
 ROUTED_CHAT |= {"logprobs": False, "continue_final_message": False}
 IDLE_CHATS: list[dict[str, Any]] = [
@@ -435,7 +436,7 @@ async def test_what_asks_for_nothing_changes_nothing() -> None:
             assert await outcome(caller, "/v1/chat/completions", {"messages": HI} | idle) == plain, idle
             assert "x-headlight-ignored" not in (await caller.chat(**idle)).headers
         plain = await outcome(caller, "/v1/completions", {"prompt": "hi"})
-        assert await outcome(caller, "/v1/completions", {"prompt": "hi", "echo": False} | ROUTED) == plain
+        assert await outcome(caller, "/v1/completions", {"prompt": "hi", "echo": False} | ROUTED_COMPLETION) == plain
         hidden = {"id": "m1", "cache_control": {"type": "ephemeral"}}
         part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
         part["prompt_cache_breakpoint"] = {"mode": "explicit"}
