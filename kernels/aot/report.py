@@ -1,4 +1,4 @@
-"""The gate's table and its verdict."""
+"""The table of the compile gate, and its verdict."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ COLUMNS = "{:<44} {:<7} {:>5} {:>6} {:>5} {:>6} {:>7} {:>5} {:>5}  {}"
 
 
 def report(built: Iterable[tuple[Variant, Outcome]], file: Path | None) -> int:
-    """Print the table and what the gate refuses, write the rows to `file`; returns the exit status."""
+    """Print the table and the gate's faults, write the rows to `file` as JSON, and return the exit status."""
     rows = sorted(built, key=_order)
     print(
         COLUMNS.format(

@@ -80,7 +80,7 @@ def rotate_and_store_heads(
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
-    """`q = rotate(norm(queries))`, `keys[slot] = rotate(norm(keys))` and `values[slot] = values` for every token of `qkv`.
+    """`q = rotate(norm(queries))`, `keys[slot] = rotate(norm(keys))`, `values[slot] = values` for each token of `qkv`.
 
     The grid is (tokens, blocks), where a block is BLOCK_HEADS heads of one token: first the blocks of query heads, then
     those of key heads, then those of value heads. The steps are defined in `carry_heads`.

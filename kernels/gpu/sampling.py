@@ -102,10 +102,10 @@ def race_slices(
     SLICE: tl.constexpr,
     ROOM: tl.constexpr,
 ):
-    """`peak = max x`, `mass = sum w`, `score = max w / E` and `winner = argmax w / E` of a slice, w = e^((x - peak) / T).
+    """`peak = max x`, `mass = sum w`, `score = max w / E` and `winner = argmax w / E` of each slice of each row.
 
-    If T = 0, w is 1 where x = peak and 0 elsewhere, and E is 1: the winner is the first of the highest logits. A NaN
-    counts as +inf; both make a row invalid.
+    Here w = e^((x - peak) / T). If T = 0, w is 1 where x = peak and 0 elsewhere, and E is 1: the winner is the first of
+    the highest logits. A NaN counts as +inf; both make a row invalid.
 
     The grid is (rows, slices). `peaks`, `masses` and `scores` are [rows, ROOM] float32, `winners` [rows, ROOM] int32.
     """

@@ -134,7 +134,7 @@ def load_rows(rows, real, HEAD: tl.constexpr, TAIL: tl.constexpr, OPERAND: tl.co
 
     Rows that are not `real` [N] are 0; if `real` is None, all rows are loaded.
     """
-    mask = None if real is None else real[:, None]
+    mask = None if real is None else real[:, None]  # [N, 1]
     other = None if real is None else 0
     head = tl.load(rows[:, None] + tl.arange(0, HEAD)[None, :], mask=mask, other=other)  # [N, HEAD]
     if TAIL:
