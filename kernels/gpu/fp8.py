@@ -32,8 +32,8 @@ def encode_e4m3(x):
     # The mantissa is rounded from 23 bits to 3. Adding half of the last kept bit, less 1 if that bit is even, rounds
     # ties to even.
     normal = ((clamped + 0x7FFFF + ((clamped >> 20) & 1)) >> 20) - ((127 - 7) << 3)
-    # Codes below 2^-6 count steps of 2^-9. That is also the last bit of a float32 near 2^14, so adding 2^14 rounds to
-    # whole steps, ties to even.
+    # Codes below 2^-6 count steps of 2^-9. The last bit of a float32 near 2^14 is one such step, so adding 2^14 rounds
+    # to whole steps, ties to even.
     steps = (clamped.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
     code = tl.where(clamped < 0x3C800000, steps, normal)
     code = tl.where(magnitude > 0x7F800000, 0x7F, code)
