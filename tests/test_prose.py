@@ -109,7 +109,8 @@ def tiles_without_shape(source: str) -> list[str]:
             (node for node in ast.walk(function) if isinstance(node, ast.Assign)), key=lambda node: node.lineno
         ):
             names = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-            said = "# " in " ".join(lines[node.lineno - 2 : node.end_lineno])
+            above = lines[node.lineno - 2].strip()
+            said = "# " in "".join(lines[node.lineno - 1 : node.end_lineno]) or above.startswith(("# [", "# (["))
             if names - known and not said and any(map(_makes_tile, ast.walk(node.value))):
                 found.append(f"{function.name}, line {node.lineno}: {lines[node.lineno - 1].strip()}")
             known |= names

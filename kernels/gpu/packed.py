@@ -123,9 +123,9 @@ def integers(words, FIELD: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,
     """
     pairs = (words >> (BITS * FIELD)) & ((2**BITS - 1) * 0x10001)  # [ROWS, WORDS]
     if dtype == tl.float32:
-        low, high = pairs & 0xFFFF, pairs >> 16
+        low, high = pairs & 0xFFFF, pairs >> 16  # [ROWS, WORDS] each
     else:
-        low, high = pairs.to(tl.uint16), (pairs >> 16).to(tl.uint16)
+        low, high = pairs.to(tl.uint16), (pairs >> 16).to(tl.uint16)  # [ROWS, WORDS] each
     # [ROWS, WORDS, 2]
     tiny = tl.join(low.to(dtype, bitcast=True), high.to(dtype, bitcast=True))
     lift: tl.constexpr = 2.0**15 if dtype == tl.float16 else 2.0**127

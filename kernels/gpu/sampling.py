@@ -34,7 +34,7 @@ PIVOTS = 8
 def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch) -> Tensor:
     """See `Backend.sample`: a token, int64 [rows], for each row of `logits`, [rows, vocab] float32."""
     rows, vocab = logits.shape
-    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)  # [SLICE]
+    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows == 0:
         return tokens
     if logits.stride(1) != 1:
@@ -111,7 +111,7 @@ def race_slices(
     """
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    tokens = part * SLICE + tl.arange(0, SLICE)
+    tokens = part * SLICE + tl.arange(0, SLICE)  # [SLICE]
     x = tl.load(logits + row * row_stride + tokens, mask=tokens < vocab, other=float("-inf"))  # [SLICE]
     peak = tl.max(tl.where(x == x, x, float("inf")))
     temperature = tl.load(temperatures + row)
