@@ -1,9 +1,8 @@
-"""`python -m benchmarks`: what the kernels and the decoder reach on this machine's GPU, as a table and as JSON.
+"""`python -m benchmarks`: measures the kernels and the decoder on this machine's GPU; prints a table, writes JSON.
 
-Nothing that it prints as a measurement is remembered from elsewhere: floors follow from rates measured in the same
-run. What is measured is measured in a process of its own, and goes into the file as it comes: a section that fails,
-hangs, or breaks the device costs that section, and another process takes up the rest. `--smoke` runs the same code on a
-CPU with tiny shapes.
+Every measurement comes from the run itself; floors are computed from rates measured in the same run. A child process
+measures, and writes each result to the file at once. If a section fails, hangs or breaks the device, only that section
+is lost, and a new process continues with the rest. `--smoke` runs the same code on a CPU with tiny shapes.
 """
 
 import argparse
@@ -23,14 +22,17 @@ from benchmarks.timing import Clock
 
 RESULTS = Path(__file__).parent / "results"
 GRACE = 15.0
-"""Seconds that a process may take to begin and to end beside the time it is given."""
+"""Seconds that a process may take to start and stop, in addition to its time for measuring."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 if something could not be measured, 2 where there is nothing to measure on."""
+    """Parse the command line and measure; returns the exit status.
+
+    The status is 1 if a measurement failed, and 2 if there is no GPU.
+    """
     options = _parser().parse_args(arguments)
     if options.smoke:
-        # Read when Triton is imported, which the sections do.
+        # Triton reads this variable when the sections import it.
         os.environ["TRITON_INTERPRET"] = "1"
     elif not torch.cuda.is_available():
         print("torch sees no GPU: --smoke only tries the code, without measuring")
@@ -48,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_all(names: Sequence[str], path: Path, seconds: float, start: Callable[[Sequence[str], float], None]) -> int:
-    """Let `start` measure sections in so many seconds, again for those left as long as it gets on; print the table.
+    """Measure the sections `names` with `start` in at most `seconds`, print the table, and return the exit status.
 
-    Returns the exit status.
+    `start` is called again for the sections that are left, as long as each call begins at least one.
     """
     clock = Clock(seconds)
     left, before = [*names], 0
@@ -70,7 +72,7 @@ def measure_all(names: Sequence[str], path: Path, seconds: float, start: Callabl
 
 
 def _left(names: Sequence[str], path: Path) -> list[str]:
-    """Which of the sections no process has begun; one that was begun and not ended is reported."""
+    """The sections that no process has begun. A section that was begun and did not end is reported as failed."""
     if not path.exists():
         return [*names]
     report = Report.load(path)
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="sections whose name contains it")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the JSON file")
     parser.add_argument("--smoke", action="store_true", help="try the code on a CPU with tiny shapes; no measurement")
-    parser.add_argument("--work", help=argparse.SUPPRESS)  # The sections that this process is started for.
+    parser.add_argument("--work", help=argparse.SUPPRESS)  # Sections that a child measures.
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Attention over the paged cache: decoding, prompts, and chunks of them, beside their floors and what others reach."""
+"""Sections on attention over the paged cache: decoding, prompts and chunks of prompts, with floors and peers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,28 +23,30 @@ DECODE = (
     (8, 32 * K, 262),
     (64, 8 * K, 525),
 )
-"""(sequences, context, microseconds to reach): 32 query heads, 8 key heads of 128, bf16."""
+"""(sequences, context, microseconds to reach), for 32 query heads and 8 key heads of 128 dimensions in bf16."""
 PREFILL = ((4, 2 * K, 420), (2, 4 * K, 470), (1, 8 * K, 500), (1, 16 * K, 500))
 """(sequences, tokens, TFLOP/s to reach)"""
 FP8_DECODE = ((8, 4 * K), (8, 32 * K), (64, 8 * K))
+"""(sequences, context)"""
 SHARE = 0.8
-"""Of the floor, to be reached where sequences differ and where a cache of 8 bits is large."""
+"""The share of the floor to reach for sequences of different lengths and for large FP8 caches."""
 LARGE = 1 << 29
-"""Bytes."""
+"""Bytes from which an FP8 case counts as large."""
 
 
 class Entry(NamedTuple):
-    """A line of the tables above, in the sizes that are measured."""
+    """A line of the tables above, scaled to the sizes that are measured."""
 
     section: str
     case: str
     lengths: Lengths
     unit: Unit
     target: float | None
+    """The value to reach, in `unit`."""
 
 
 def decode_entries(sizes: Sizes) -> list[Entry]:
-    """`DECODE`."""
+    """The entries of `DECODE`."""
     return [
         Entry("decode", f"{count} x {context // K}K", _decoding(sizes, count, context), MICROSECONDS, target)
         for count, context, target in DECODE
@@ -52,7 +54,7 @@ def decode_entries(sizes: Sizes) -> list[Entry]:
 
 
 def prefill_entries(sizes: Sizes) -> list[Entry]:
-    """`PREFILL`, and chunks of two prompts."""
+    """The entries of `PREFILL`, and one with chunks of two prompts."""
     entries = [
         Entry("prefill", f"{count} x {tokens // K}K causal", _prompts(sizes, count, tokens), TERAFLOPS, target)
         for count, tokens, target in PREFILL
@@ -62,22 +64,22 @@ def prefill_entries(sizes: Sizes) -> list[Entry]:
 
 
 def measure_decode(bench: Bench) -> None:
-    """The floor is every key and value, read once."""
+    """Measure decoding. The floor is the time to read every key and value once."""
     for entry in decode_entries(bench.sizes):
         bench.attempt(f"decode {entry.case}", partial(_measure, bench, entry))
-    # A graph serves every context up to the one that its block tables have room for.
+    # A captured graph serves every context that its block tables have room for, here up to 128K.
     entry = Entry("decode", "8 x 4K, graph for 128K", _decoding(bench.sizes, 8, 4 * K), MICROSECONDS, None)
     bench.attempt(f"decode {entry.case}", partial(_measure, bench, entry, room=32))
 
 
 def measure_prefill(bench: Bench) -> None:
-    """The floor is the arithmetic of what the causal mask leaves."""
+    """Measure prompts. The floor is the time for the arithmetic that the causal mask leaves."""
     for entry in prefill_entries(bench.sizes):
         bench.attempt(f"prefill {entry.case}", partial(_measure, bench, entry))
 
 
 def measure_cache_forms(bench: Bench) -> None:
-    """Sequences that differ, and FP8 caches."""
+    """Measure decoding with sequences of different lengths and with FP8 caches."""
     sizes = bench.sizes
     ragged = [*_decoding(sizes, 1, 64 * K), *_decoding(sizes, sizes.sequences(32) - 1, 1 * K)]
     bench.attempt("decode ragged", partial(_measure_share, bench, "1 x 64K and 31 x 1K", ragged, fp8=False))
@@ -87,7 +89,7 @@ def measure_cache_forms(bench: Bench) -> None:
 
 
 def measure_flex(bench: Bench) -> None:
-    """flex_attention beside what the other sections measured. It compiles each shape, which takes its time."""
+    """Measure flex_attention as a peer of the other sections' rows. It is slow, because it compiles each shape."""
     for entry in (*prefill_entries(bench.sizes), *decode_entries(bench.sizes)):
         row = bench.report.row(entry.section, entry.case)
         if row is not None:
@@ -103,14 +105,14 @@ def _prompts(sizes: Sizes, count: int, tokens: int) -> Lengths:
 
 
 def _measure(bench: Bench, entry: Entry, room: int = 1) -> None:
-    """A row, with its peers. The graph is one for contexts `room` times as long."""
+    """Measure an entry and its peers, in a graph captured for contexts `room` times as long."""
     case = make_case(bench, entry.lengths)
     layout = replace(case.layout, max_context=case.layout.max_context * room)
     _add(bench, entry, replace(case, layout=layout))
 
 
 def _measure_share(bench: Bench, name: str, lengths: Sequence[tuple[int, int]], *, fp8: bool) -> None:
-    """A row that is to reach a share of its floor, unless it is FP8 and small."""
+    """Measure a case whose target is SHARE of its floor; small FP8 cases have no target."""
     case = make_case(bench, lengths, FP8 if fp8 else None)
     moved = case.bytes
     target = MICROSECONDS.show(bench.rates.reading(moved) / SHARE, moved)

@@ -1,4 +1,4 @@
-"""A batch for attention: random queries, keys and values, in blocks that lie in the cache in random order."""
+"""A batch for attention: random queries, keys and values, in cache blocks in random order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from model.runner import batch_layout
 
 FP8 = torch.float8_e4m3fn
 Lengths = Sequence[tuple[int, int]]
-"""(tokens in the cache, of which new) of each sequence, those with fewer new tokens first."""
+"""(tokens in the cache, new tokens among them) of each sequence; sequences with fewer new tokens come first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How long the sequences are, and what heads they have."""
+    """The lengths of the sequences, and their heads."""
 
     lengths: Lengths
     heads: int
@@ -27,26 +27,28 @@ class Shape:
 
     @property
     def queries(self) -> int:
+        """New tokens of all sequences."""
         return sum(new for _, new in self.lengths)
 
     @property
     def operations(self) -> float:
-        """Multiplications and additions of both products, for the pairs that the causal mask leaves."""
+        """Multiplications and additions of both products, over the (query, key) pairs that the causal mask leaves."""
         pairs = sum(new * (total - new) + new * (new + 1) / 2 for total, new in self.lengths)
         return 4.0 * self.heads * self.head_dim * pairs
 
     def bytes(self, itemsize: int, cache_itemsize: int) -> float:
-        """Every key and value once, every query in and out."""
+        """Bytes to move: every key, value and query is read once, every output is written once."""
         cached = 2 * sum(total for total, _ in self.lengths) * self.kv_heads * self.head_dim
         return cached * cache_itemsize + 2 * self.queries * self.heads * self.head_dim * itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A shape's tensors."""
+    """The tensors of a shape."""
 
     shape: Shape
     q: Tensor
+    """[tokens, heads, head_dim]."""
     cache: LayerCache
     layout: BatchLayout
 
@@ -56,12 +58,12 @@ class Case:
 
     @property
     def bytes(self) -> float:
-        """What has to be moved."""
+        """Bytes to move."""
         return self.shape.bytes(self.q.dtype.itemsize, self.cache.keys.dtype.itemsize)
 
 
 def make_case(bench: Bench, lengths: Lengths, cache_dtype: torch.dtype | None = None) -> Case:
-    """Tensors of `lengths` in the bench's number of heads, in a cache of `cache_dtype` or the model's."""
+    """The case of `lengths` with the bench's numbers of heads; the cache has `cache_dtype`, or the model's dtype."""
     sizes, device = bench.sizes, bench.device
     size = sizes.block_size
     blocks = sum(-(-total // size) for total, _ in lengths)
@@ -75,7 +77,7 @@ def make_case(bench: Bench, lengths: Lengths, cache_dtype: torch.dtype | None = 
         device=device,
     )
     for stored in cache.layers[0][:2]:
-        for block in stored.split(4096):  # The random numbers take little memory beside the cache itself.
+        for block in stored.split(4096):  # In parts, so that the random numbers take little memory.
             block.copy_(torch.randn(block.shape, dtype=sizes.dtype, device=device))
     order = iter(torch.randperm(blocks).tolist())
     chunks = [

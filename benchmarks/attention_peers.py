@@ -1,4 +1,4 @@
-"""The same attention by others. Torch's kernels get contiguous keys and values, which spares them the block table."""
+"""The same attention by other libraries. Torch's kernels get contiguous keys and values instead of a block table."""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,11 +16,13 @@ from benchmarks.attention_case import Case, Lengths
 from benchmarks.bench import Bench
 
 Peer = Callable[[Bench, Case], float]
+"""Seconds that a peer takes for a case."""
 FLASHINFER_WORKSPACE = 256 << 20
+"""Bytes."""
 
 
 def _dense(bench: Bench, lengths: Lengths) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of sequences that are alike, each [sequences, heads, tokens, head_dim] and random."""
+    """Random queries, keys and values, each [sequences, heads, tokens, head_dim], for sequences of equal lengths."""
     sizes = bench.sizes
     ((total, new),) = set(lengths)
     q = bench.random(len(lengths), sizes.heads, new, sizes.head_dim)
@@ -32,7 +34,8 @@ def _sdpa(backend: SDPBackend, bench: Bench, case: Case) -> float:
     q, k, v = _dense(bench, case.shape.lengths)
     new, total = q.shape[2], k.shape[2]
     mask: Tensor | None = None
-    # A chunk's queries are the last of its tokens, which is_causal alone does not say: flash has a form for that.
+    # The queries of a chunk are at the end of its context, but is_causal would align them with its beginning. Flash has
+    # a mask type for this; other backends get the mask as a tensor.
     if 1 < new < total and backend == SDPBackend.FLASH_ATTENTION:
         mask = causal_lower_right(new, total)
     elif 1 < new < total:
@@ -45,7 +48,7 @@ def _sdpa(backend: SDPBackend, bench: Bench, case: Case) -> float:
 
 
 def flex(bench: Bench, lengths: Lengths) -> float:
-    """Seconds of flex_attention, compiled for the one shape."""
+    """Seconds that flex_attention takes, compiled for this shape."""
     q, k, v = _dense(bench, lengths)
     new, total = q.shape[2], k.shape[2]
 
@@ -55,7 +58,7 @@ def flex(bench: Bench, lengths: Lengths) -> float:
     mask = None if new == 1 else create_block_mask(visible, None, None, new, total, device=str(bench.device))
     compiled: Any = flex_attention
     if bench.device.type == "cuda":  # Only the code that torch generates is worth a comparison.
-        torch.compiler.reset()  # A function that was compiled for several shapes is not compiled for many more.
+        torch.compiler.reset()  # Torch limits the number of shapes that one function is compiled for.
         compiled = torch.compile(flex_attention, dynamic=False)
     return bench.timer.cold(partial(compiled, q, k, v, block_mask=mask, enable_gqa=True))
 
@@ -82,7 +85,7 @@ def _flashinfer(bench: Bench, case: Case) -> float:
 
 
 def peers(case: Case) -> dict[str, Peer]:
-    """Who can do the work of `case`: torch's kernels where its sequences are alike and its cache is not FP8."""
+    """The peers that can compute `case`. Torch's kernels need sequences of equal lengths and no FP8 cache."""
     found: dict[str, Peer] = {}
     if len(set(case.shape.lengths)) == 1 and case.cache.key_scales is None:
         found["torch flash"] = partial(_sdpa, SDPBackend.FLASH_ATTENTION)

@@ -1,4 +1,4 @@
-"""What every section measures with: the chip, the backend, the clock, and how large the cases are."""
+"""The bench that every section measures with: device, backend, timer, rates and sizes."""
 
 import traceback
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from kernels.backend import Backend
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How large the cases are: Llama 3.1 8B's on a GPU, tiny ones where only the code is tried."""
+    """The sizes of the cases: Llama 3.1 8B's on a GPU, tiny ones in a smoke run."""
 
     dtype: torch.dtype = torch.bfloat16
     heads: int = 32
@@ -27,17 +27,19 @@ class Sizes:
     vocab: int = 128_256
     layers: int = 32
     rate_elements: int = 1 << 30
+    """Elements of the tensors that rates are measured with."""
     rate_width: int = 8192
+    """Rows and columns of the matrices that rates are measured with."""
     context_divisor: int = 1
-    """Contexts, and the numbers of tokens and rows, are divided by it."""
+    """The divisor of context lengths and of numbers of tokens and rows."""
     most_sequences: int = 1024
 
     def tokens(self, count: int) -> int:
-        """A context's or a batch's length as it is measured."""
+        """The number of tokens to measure with, in a context or a batch, where a full run has `count`."""
         return max(count // self.context_divisor, 1)
 
     def sequences(self, count: int) -> int:
-        """A batch's size as it is measured."""
+        """The number of sequences to measure with, where a full run has `count`."""
         return min(count, self.most_sequences)
 
 
@@ -60,7 +62,7 @@ SMOKE = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Handed to every section."""
+    """The tools for measuring, which every section gets."""
 
     device: torch.device
     sizes: Sizes
@@ -68,17 +70,17 @@ class Bench:
     timer: Timer
     rates: Rates
     clock: Clock
-    """When the section's time is over, no more peers are measured."""
+    """The section's time; when it is over, no more peers are measured."""
     report: Report
 
     def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Normally distributed."""
+        """Normally distributed numbers of `shape` on the device, in `dtype` or the model's dtype."""
         return torch.randn(shape, dtype=dtype or self.sizes.dtype, device=self.device)
 
     def attempt(self, name: str, measure: Callable[[], None]) -> None:
-        """A part of a section, or all of it: an error in it is reported, and what comes after it goes on.
+        """Call `measure`, which measures a section or a part of one, and report an error in it under `name`.
 
-        Raises what the device says where it can be used no more.
+        Raises the device's error if the device has become unusable.
         """
         try:
             measure()
@@ -88,18 +90,18 @@ class Bench:
         self._ask_device()
 
     def peer(self, row: Row, name: str, measure: Callable[[], float]) -> None:
-        """Measure a peer for `row`, unless time is over; what it fails with is reported beside the rest."""
+        """Measure a peer for `row`, unless the time is over. A failure of the peer is reported."""
         if self.clock.left() < 0:
             self.report.fail_peer(row, f"{name}: no time")
             return
         try:
             self.report.add_peer(row, name, measure())
-        except Exception as error:  # Whatever another library raises is its result.
+        except Exception as error:  # Another library may raise anything; it is reported.
             self.report.fail_peer(row, f"{name}: {_first_line(error)}")
         self._ask_device()
 
     def _ask_device(self) -> None:
-        """An access to memory that is not ours ends a process's use of the GPU: every later call raises."""
+        """Raise if the device has become unusable: after an invalid memory access, every call of a process raises."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

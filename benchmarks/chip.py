@@ -1,4 +1,4 @@
-"""Which chip this is, and the rates it reaches itself: what every floor is computed from."""
+"""The chip, and the rates it reaches, from which every floor is computed."""
 
 import subprocess
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ PEERS = ("transformers", "flashinfer-python")
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the chip reached in this run, with torch's own kernels."""
+    """The rates that the chip reached in this run with torch's own kernels."""
 
     copy: float
-    """Bytes a second, read and written, of copying one large tensor to another."""
+    """Bytes read and written a second, in a copy of one large tensor to another."""
     read: float
-    """Bytes a second of summing one large tensor."""
+    """Bytes read a second, in the sum of one large tensor."""
     matmul: float
-    """Operations a second of a large square product of random numbers."""
+    """Operations a second, in a large square product of random numbers."""
     launch: float
-    """Seconds of a kernel that does next to nothing: what every measurement of one run has in it beside the work."""
+    """Seconds that an almost empty kernel takes: the overhead in every measurement of a single run."""
 
     def reading(self, count: float) -> float:
-        """Seconds that reading so many bytes takes at the least."""
+        """The least number of seconds for reading `count` bytes."""
         return count / max(self.read, self.copy)
 
     def copying(self, count: float) -> float:
-        """Seconds that so many bytes, read and written, take at the least."""
+        """The least number of seconds for moving `count` bytes, those read and those written together."""
         return count / self.copy
 
     def computing(self, operations: float) -> float:
-        """Seconds that so many operations take at the least."""
+        """The least number of seconds for `operations` multiplications and additions."""
         return operations / self.matmul
 
     def facts(self) -> dict[str, float]:
-        """For people."""
+        """The rates in the units of the report."""
         return {
             "copy GB/s": round(self.copy / 1e9, 1),
             "read GB/s": round(self.read / 1e9, 1),
@@ -49,7 +49,10 @@ class Rates:
 
 
 def measure_rates(timer: Timer, device: torch.device, *, elements: int, width: int, dtype: torch.dtype) -> Rates:
-    """With tensors of `elements` float32 numbers, which the caches must not hold, and matrices of width * width."""
+    """Measure the rates with tensors of `elements` float32 numbers and square matrices of `width` rows in `dtype`.
+
+    The tensors must be larger than the caches.
+    """
     source, sink = torch.randn(elements, device=device), torch.empty(elements, device=device)
     copy = timer.cold(lambda: sink.copy_(source))
     read = timer.cold(source.sum)
@@ -60,7 +63,7 @@ def measure_rates(timer: Timer, device: torch.device, *, elements: int, width: i
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """The chip and the versions that a measurement belongs to."""
+    """The chip, driver and library versions of a measurement."""
     cuda = device.type == "cuda"
     return {
         "chip": torch.cuda.get_device_name(device) if cuda else "CPU, interpreted",

@@ -1,4 +1,4 @@
-"""What moves data and computes little: norms, activations, rotation and storing, drawing. All have a copy's floor."""
+"""Sections on operations bound by memory: norms, activations, rotating and storing, drawing."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ DRAWS = (1, 32, 128)
 
 
 def measure_elementwise(bench: Bench) -> None:
-    """Bandwidth that each reaches, with every input read and every output written once."""
+    """Measure bandwidths. The floor is the time to read every input and write every output once."""
     for count in TOKENS:
         tokens = bench.sizes.tokens(count)
         _norms(bench, count, tokens)
@@ -25,7 +25,7 @@ def measure_elementwise(bench: Bench) -> None:
 
 
 def measure_sampling(bench: Bench) -> None:
-    """Draws with every filter on, and with none: both read the logits."""
+    """Measure draws with all filters and with none. The floor is the time to read the logits once."""
     for count in DRAWS:
         rows = bench.sizes.sequences(count)
         logits = bench.random(rows, bench.sizes.vocab, dtype=torch.float32)
@@ -36,7 +36,7 @@ def measure_sampling(bench: Bench) -> None:
 
 
 def draws(rows: int, device: torch.device, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> SamplingBatch:
-    """Draws at temperature 1, of different requests."""
+    """Sampling parameters of `rows` requests with different seeds, at temperature 1."""
 
     def floats(value: float) -> torch.Tensor:
         return torch.full((rows,), value, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""Llama 3.1 8B's shape with random weights: what a generated token and a prompt cost, beside the chip's floor."""
+"""Sections on whole steps of a model with Llama 3.1 8B's shape and random weights: a generated token, and a prompt."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,15 +22,17 @@ from model.runner import batch_layout
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 
 CONTEXT = 1024
+"""Tokens of each decoding sequence."""
 DECODE = ((1, 4.6), (8, None), (32, None), (128, None))
-"""(sequences, milliseconds a token to reach)"""
+"""(sequences, milliseconds to reach for a step)"""
 PREFILL = (2048, 8192)
+"""Tokens of each prompt."""
 PLAIN = "Llama 8B"
 INVARIANT = "Llama 8B, batch-invariant"
 
 
 def llama_spec(sizes: Sizes) -> DecoderSpec:
-    """Llama 3.1 8B's, or a smaller model of its kind."""
+    """The spec of Llama 3.1 8B, or of a smaller Llama in a smoke run."""
     return DecoderSpec(
         family="llama",
         vocab_size=sizes.vocab,
@@ -48,7 +50,7 @@ def llama_spec(sizes: Sizes) -> DecoderSpec:
 
 @torch.inference_mode()
 def measure_end_to_end(bench: Bench) -> None:
-    """What is served by default, then with batch-invariant projections, which are to cost little more."""
+    """Measure decoding and prompts with the default backend, then with batch-invariant projections."""
     spec = llama_spec(bench.sizes)
     weights = dummy_weights(spec, bench.backend, bench.sizes.dtype, bench.device)
     invariant = load_backend(bench.device, "triton", batch_invariant=True)
@@ -62,7 +64,7 @@ def measure_end_to_end(bench: Bench) -> None:
 
 @torch.inference_mode()
 def measure_transformers(bench: Bench) -> None:
-    """The same model by transformers, beside what `measure_end_to_end` measured."""
+    """Measure the same model in transformers, as a peer of the rows of `measure_end_to_end`."""
     try:
         peer = TransformersPeer(llama_spec(bench.sizes), bench.sizes.dtype, bench.device)
     except ImportError as error:
@@ -89,7 +91,7 @@ def _prefill_case(count: int) -> str:
 
 
 def _measure_decode(bench: Bench, decoder: Decoder, form: str, count: int, target: float | None) -> None:
-    """A whole step: the decoder, the logits, the draw; tokens stay on the device, as they do in the server."""
+    """Measure a whole step: decoder, logits and draw. Tokens stay on the device, as they do in the server."""
     spec, sizes = decoder.spec, bench.sizes
     sequences, context = sizes.sequences(count), sizes.tokens(CONTEXT)
     cache = _cache(bench, decoder, sequences * -(-context // sizes.block_size))
@@ -132,7 +134,7 @@ def _measure_prefill(bench: Bench, decoder: Decoder, form: str, count: int) -> N
 
 
 def _add(bench: Bench, row: Row) -> None:
-    """What is batch-invariant may take so much longer than what is not."""
+    """Report a row. A batch-invariant one has as its target COST times the seconds of the default one."""
     kind, _, form = row.section.partition(", ")
     plain = bench.report.row(f"{kind}, {PLAIN}", row.case)
     if form == INVARIANT and plain is not None:
@@ -151,14 +153,14 @@ def _cache(bench: Bench, decoder: Decoder, blocks: int) -> KVCache:
 
 
 def _chunks(sequences: int, context: int, new: int, block_size: int) -> Sequence[Chunk]:
-    """Sequences of `context` tokens, `new` of them new, whose blocks are in random order."""
+    """Chunks of `sequences` sequences with `context` tokens, the last `new` of them new; blocks are in random order."""
     width = -(-context // block_size)
     tables = torch.randperm(sequences * width).view(sequences, width).tolist()
     return [Chunk([0] * new, context - new, blocks, None) for blocks in tables]
 
 
 def _projections(decoder: Decoder, *, output: bool = True) -> list[Tensor]:
-    """The weights that every token is multiplied by."""
+    """The dense projection weights that every token is multiplied by; with `output`, the output projection too."""
     weights = decoder.weights
     linears = [
         linear for layer in weights.layers for linear in (layer.qkv, layer.attention_output, layer.up, layer.down)
@@ -172,5 +174,5 @@ def _weight_bytes(decoder: Decoder) -> float:
 
 
 def _weight_operations(decoder: Decoder, *, output: bool = True) -> float:
-    """A token's."""
+    """Multiplications and additions that one token needs in the projections."""
     return 2.0 * sum(weight.numel() for weight in _projections(decoder, output=output))

@@ -1,4 +1,4 @@
-"""Projections of quantised weights, and batch-invariant ones, beside torch's product in the model's dtype."""
+"""Sections on quantised and on batch-invariant projections, with torch's dense product as the peer."""
 
 from functools import partial
 from typing import Literal
@@ -12,14 +12,18 @@ from kernels.backend import QuantizedWeight
 from kernels.load import load_backend
 
 ROWS = (1, 16, 64)
+"""Tokens."""
 FORMS: tuple[tuple[Literal[4, 8], int], ...] = ((4, 128), (8, 32))
 """(bits, group size)"""
 COST = 1.1
-"""How much longer a batch-invariant product may take."""
+"""The factor by which a batch-invariant projection may take longer than the default one."""
 
 
 def measure_matmul(bench: Bench) -> None:
-    """The four projections of a layer: the floor is the weight's bytes, or the operations where they take longer."""
+    """Measure the quantised projections of a layer.
+
+    The floor is the time to read the weight or the time for the arithmetic, whichever is longer.
+    """
     for name, out, width in _projections(bench):
         for bits, group_size in FORMS:
             case = f"{name} W{bits}"
@@ -27,7 +31,7 @@ def measure_matmul(bench: Bench) -> None:
 
 
 def measure_batch_invariance(bench: Bench) -> None:
-    """What it costs dense projections that a row's bits do not depend on the batch."""
+    """Measure the dense projections of a layer, batch-invariant against torch's."""
     for name, out, width in _projections(bench):
         bench.attempt(f"batch-invariant {name}", partial(_measure_invariant, bench, name, out, width))
 
@@ -63,7 +67,7 @@ def _measure_invariant(bench: Bench, name: str, out: int, width: int) -> None:
 
 
 def _projections(bench: Bench) -> list[tuple[str, int, int]]:
-    """(name, out, in) of a layer's."""
+    """(name, out, in) of each projection of a layer."""
     sizes = bench.sizes
     attended = sizes.heads * sizes.head_dim
     return [

@@ -1,4 +1,4 @@
-"""What was measured, as one table and as JSON. Every number in it comes from the run itself, but for the targets."""
+"""The report of a run, as a table and as JSON. All numbers except the targets are measured in the run itself."""
 
 import json
 import sys
@@ -9,14 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a number of seconds is shown as: itself, or the work done in a second."""
+    """A unit of the report: a unit of time or, if `rate`, of work a second."""
 
     name: str
     scale: float
+    """Units in a second or, if `rate`, in one operation, byte or token a second."""
     rate: bool = False
 
     def show(self, seconds: float, work: float) -> float:
-        """`work` is how much is done in `seconds`, in operations, bytes or tokens."""
+        """The value in this unit, where `work` operations, bytes or tokens took `seconds`."""
         return self.scale * (work / seconds if self.rate else seconds)
 
 
@@ -30,7 +31,7 @@ UNITS = {unit.name: unit for unit in (MICROSECONDS, MILLISECONDS, TERAFLOPS, GIG
 
 @dataclass(slots=True)
 class Row:
-    """One measurement beside what bounds it and what others reach."""
+    """One measurement, with its floor, its target and the measurements of peers."""
 
     section: str
     case: str
@@ -39,38 +40,39 @@ class Row:
     floor: float | None = None
     """Seconds that the chip would take at the rates measured in this run."""
     work: float = 0.0
+    """Operations, bytes or tokens, as `unit` needs."""
     target: float | None = None
-    """In `unit`."""
+    """The value to reach, in `unit`."""
     peers: dict[str, float] = field(default_factory=dict)
-    """Seconds."""
+    """Peer -> seconds."""
 
     def shown(self, seconds: float) -> float:
-        """In the row's unit."""
+        """`seconds` in the row's unit."""
         return self.unit.show(seconds, self.work)
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is; None if there is none."""
+        """Whether the target is reached; None if there is no target."""
         if self.target is None:
             return None
         value = self.shown(self.seconds)
         return value >= self.target if self.unit.rate else value <= self.target
 
     def content(self) -> dict[str, Any]:
-        """As JSON has it: the fields, and what follows from them."""
+        """The row's fields and the values derived from them, for JSON."""
         return asdict(self) | {"unit": self.unit.name, "value": self.shown(self.seconds), "reached": self.reached}
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> "Row":
-        """The row that `content` describes."""
+        """The row whose `content()` is `content`."""
         fields = {name: value for name, value in content.items() if name not in ("value", "reached")}
         return cls(**fields | {"unit": UNITS[fields["unit"]]})
 
 
 class Report:
-    """Rows and notes as they come, on stderr and in a file; the table at the end. A smoke run's rows have no targets.
+    """The rows and notes of a run. Each is printed to stderr and saved in the file at `path` at once.
 
-    `facts` say where they were measured.
+    `facts` describe the chip and the libraries. Rows of a smoke run have no targets.
     """
 
     def __init__(self, facts: dict[str, Any], path: Path, *, smoke: bool) -> None:
@@ -79,16 +81,16 @@ class Report:
         self.rows: list[Row] = []
         self.notes: list[str] = []
         self.errors: list[str] = []
-        """What should have been measured and could not be."""
+        """Failures of our own measurements."""
         self.failures: dict[str, list[str]] = {}
-        """What a peer says, and where it says so."""
+        """Failures of peers: reason -> cases."""
         self.sections: dict[str, bool] = {}
-        """Those that have begun, and whether they have ended too."""
+        """Sections that have begun -> whether they have ended."""
         self._path = path
 
     @classmethod
     def load(cls, path: Path) -> "Report":
-        """The report saved at `path`, to be carried on there."""
+        """The report saved at `path`, to be continued in the same file."""
         content = json.loads(path.read_text())
         report = cls(content["facts"], path, smoke=content["smoke"])
         report.rows = [Row.of(row) for row in content["rows"]]
@@ -107,7 +109,7 @@ class Report:
         self._say(f"    {name}: {row.shown(seconds):.5g} {row.unit.name}")
 
     def fail_peer(self, row: Row, reason: str) -> None:
-        """A peer of a row could not be measured."""
+        """Report that a peer of `row` could not be measured."""
         self.failures.setdefault(reason, []).append(f"{row.section} {row.case}")
         self._say(f"    {reason}")
 
@@ -116,7 +118,7 @@ class Report:
         self._say(text)
 
     def fail(self, text: str) -> None:
-        """Something of our own could not be measured."""
+        """Report that one of our own measurements failed."""
         self.errors.append(text)
         self._say(text)
 
@@ -125,11 +127,11 @@ class Report:
         self.save()
 
     def row(self, section: str, case: str) -> Row | None:
-        """What was measured of a case, if anything."""
+        """The row of a case, or None if it was not measured."""
         return next((row for row in self.rows if (row.section, row.case) == (section, case)), None)
 
     def table(self) -> str:
-        """The rows under their sections, then the notes."""
+        """The rows by section, then failures, notes and errors, as text."""
         lines = ["SMOKE: tiny shapes, interpreted on a CPU. NOT A MEASUREMENT."] if self.smoke else []
         lines += [f"{name}: {value}" for name, value in self.facts.items()]
         for section in dict.fromkeys(row.section for row in self.rows):
@@ -148,7 +150,7 @@ class Report:
             "sections": self.sections,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever ends the process finds the file whole.
+        # Written to a draft first, so that the file is whole even if the process is killed meanwhile.
         draft = self._path.with_suffix(".part")
         draft.write_text(json.dumps(content, indent=1) + "\n")
         draft.replace(self._path)

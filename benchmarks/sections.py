@@ -1,4 +1,4 @@
-"""The sections of a run, in the order of their weight: when time is over, the last are left out."""
+"""The sections of a run, the most important first: when the time is over, the last ones are left out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from benchmarks.matmul import measure_batch_invariance, measure_matmul
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a run that can be measured by itself."""
+    """A part of a run that can be measured alone."""
 
     measure: Callable[[Bench], None]
     seconds: float
-    """After which it measures no more peers; after twice as many it is ended."""
+    """The time after which no more peers are measured; after twice as long, the section is ended."""
 
 
 SECTIONS: dict[str, Section] = {
@@ -28,7 +28,7 @@ SECTIONS: dict[str, Section] = {
     "sampling": Section(measure_sampling, 20),
     "matmul": Section(measure_matmul, 60),
     "batch invariance": Section(measure_batch_invariance, 40),
-    # Peers that are slow to come by add to the rows of the sections above.
+    # Slow peers: these sections add to the rows of the sections above.
     "transformers": Section(measure_transformers, 60),
     "flex": Section(measure_flex, 120),
 }

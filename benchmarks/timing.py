@@ -1,4 +1,4 @@
-"""How long device work takes. Knows nothing of what is timed."""
+"""Timers of device work. Knows nothing of the work that is timed."""
 
 import statistics
 import time
@@ -14,35 +14,36 @@ FEWEST_SAMPLES = 7
 
 
 class Timer(Protocol):
-    """Measures in seconds, medians over samples."""
+    """Measures functions, in seconds; results are medians over samples."""
 
     def cold(self, function: Callable[[], object]) -> float:
-        """One run that finds nothing of its data in the caches, started from a graph where there are graphs."""
+        """Seconds of a run with cold caches, started from a CUDA graph on a GPU."""
 
     def steady(self, function: Callable[[], object], runs: int = 20) -> float:
-        """One of `runs` runs in a row, with whatever the host does between them."""
+        """Seconds of one run, averaged over `runs` runs in a row, including any work of the host between them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CudaTimer:
-    """Device time by events."""
+    """Measures device time with CUDA events."""
 
     device: torch.device
     flush: torch.Tensor
-    """Four times what the L2 holds. It is read, not written, so that no run pays for writing it back."""
+    """A tensor of four times the size of the L2 cache, read to flush the cache. It is not written, since the next run
+    would then also pay for writing it back to memory."""
     stream: torch.cuda.Stream
 
     @classmethod
     def of(cls, device: torch.device) -> "CudaTimer":
-        """For `device`."""
+        """A timer for `device`."""
         cache: int = torch.cuda.get_device_properties(device).L2_cache_size
         return cls(device, torch.ones(cache, dtype=torch.float32, device=device), torch.cuda.Stream(device))
 
     def cold(self, function: Callable[[], object]) -> float:
-        torch.cuda.synchronize(self.device)  # What `function` reads was made on another stream.
-        # A capture that fails leaves its stream the current one: here it is left in any case.
+        torch.cuda.synchronize(self.device)  # The inputs of `function` were made on another stream.
+        # A failed capture leaves its stream the current one; this block restores the previous stream in any case.
         with torch.cuda.stream(self.stream):
-            function()  # Compiled and loaded, which a capture does not allow.
+            function()  # Compiles and loads the kernels, which is not allowed during a capture.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
                 function()
@@ -68,7 +69,7 @@ class CudaTimer:
         return statistics.median(self._samples(replay, min(max(count, FEWEST_SAMPLES), MOST_SAMPLES)))
 
     def _samples(self, replay: Callable[[], object], count: int) -> list[float]:
-        # The flushes keep the device behind the host, so that no sample holds a wait for the host.
+        # The flushes take longer than the host's calls, so the device never waits for the host within a sample.
         moments = [(self._moment(), self._moment()) for _ in range(count)]
         for began, ended in moments:
             self.flush.sum()
@@ -88,7 +89,7 @@ def _seconds(began: torch.cuda.Event, ended: torch.cuda.Event) -> float:
 
 @dataclass(frozen=True, slots=True)
 class WallTimer:
-    """The host's clock, once: to see that the code runs where there is nothing to measure."""
+    """Measures one run with the host's clock, for smoke runs."""
 
     def cold(self, function: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -100,11 +101,11 @@ class WallTimer:
 
 
 class Clock:
-    """What is left of the time that a whole run may take."""
+    """A time limit of `seconds` from now."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds; below 0 once it is over."""
+        """Seconds that are left; negative once the limit is passed."""
         return self._end - time.monotonic()

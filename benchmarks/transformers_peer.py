@@ -1,4 +1,4 @@
-"""The same model by Hugging Face's transformers, eagerly, with torch's attention and a static cache."""
+"""The same model in Hugging Face's transformers: eager mode, torch's attention, a static cache."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from benchmarks.timing import Timer
 from model.spec import DecoderSpec
 
 DECODED = 64
-"""Most tokens that a measurement appends to the cache."""
+"""The largest number of tokens that a measurement appends to the cache."""
 
 
 class TransformersPeer:
@@ -39,12 +39,12 @@ class TransformersPeer:
         self._device = device
 
     def prefill(self, timer: Timer, tokens: int) -> float:
-        """Seconds of a prompt, with the logits of its last token."""
+        """Seconds that a prompt of `tokens` tokens takes, with the logits of its last token."""
         ids = torch.zeros(1, tokens, dtype=torch.int64, device=self._device)
         return timer.steady(lambda: self._model(ids, logits_to_keep=1, use_cache=True), runs=5)
 
     def decode(self, timer: Timer, sequences: int, context: int) -> float:
-        """Seconds of one token for each of `sequences`, from `context` tokens on."""
+        """Seconds that one token for each of `sequences` sequences takes, after `context` tokens."""
         from transformers import StaticCache
 
         cache = StaticCache(self._config, max_cache_len=context + DECODED)

@@ -1,4 +1,4 @@
-"""Sections measured in this process, one after another, each within its time."""
+"""Measures sections in this process, one after another, each within its time."""
 
 import faulthandler
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ from kernels.load import load_backend
 
 
 def work(names: Sequence[str], path: Path, *, seconds: float, smoke: bool) -> None:
-    """Measure the sections `names`, as far as time goes, adding to the report at `path` if there is one.
+    """Measure the sections `names` in at most `seconds`, and add to the report at `path` if it exists.
 
-    On a GPU, a section that hangs ends the process, and so does one that leaves the device unusable.
+    On a GPU, a section that hangs or leaves the device unusable ends the process.
     """
     total = Clock(seconds)
     device = torch.device("cpu" if smoke else "cuda")
@@ -38,9 +38,9 @@ def work(names: Sequence[str], path: Path, *, seconds: float, smoke: bool) -> No
 
 @contextmanager
 def _ended_after(seconds: float, device: torch.device) -> Iterator[None]:
-    """On a GPU, end the process after `seconds`, saying where it stood.
+    """On a GPU, print the stack and end the process if the block takes longer than `seconds`.
 
-    Whatever holds it up, a kernel that never ends included: none of its threads has to run for that.
+    This works even while a kernel never ends, since the watchdog is a C thread that needs no Python thread to run.
     """
     if device.type != "cuda":
         yield
@@ -54,7 +54,7 @@ def _ended_after(seconds: float, device: torch.device) -> Iterator[None]:
 
 
 def _make_bench(device: torch.device, path: Path, clock: Clock, smoke: bool) -> Bench:
-    """What the sections measure with; measures the chip's rates."""
+    """The bench for all sections. Measures the chip's rates."""
     sizes = SMOKE if smoke else Sizes()
     timer: Timer = WallTimer() if smoke else CudaTimer.of(device)
     rates = measure_rates(timer, device, elements=sizes.rate_elements, width=sizes.rate_width, dtype=sizes.dtype)

@@ -1,7 +1,7 @@
-"""The one interface between the decoder and the arithmetic, and the data that crosses it.
+"""The interface between the decoder and the arithmetic, and the data that crosses it.
 
-A backend knows tensors, and nothing of requests, families or files. Everything it needs is an argument:
-there is no ambient context, so that a captured graph can own its layout and its cache.
+A backend knows tensors, and nothing of requests, families or files. Everything it needs is an argument;
+there is no ambient context, so a captured graph can own its layout and its cache.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,20 @@ ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 class LayerCache(NamedTuple):
     """One layer's paged keys and values, each [blocks, block_size, kv_heads, head_dim].
 
-    In an FP8 (e4m3) cache what is stored is the key or value divided by its head's scale, rounded, and clamped to
-    the largest finite number of the format, 448.
+    An FP8 (e4m3) cache stores each key or value divided by its head's scale, rounded, and clamped to the largest
+    finite e4m3 number, 448.
     """
 
     keys: Tensor
     values: Tensor
     key_scales: Tensor | None = None
-    """[kv_heads] float32; None in a cache of the model's dtype."""
+    """[kv_heads] float32; None where the cache has the model's dtype."""
     value_scales: Tensor | None = None
+    """[kv_heads] float32; None where the cache has the model's dtype."""
 
 
 class KVCache:
-    """Keys and values of every layer, in blocks of `block_size` tokens that block tables point into."""
+    """Keys and values of every layer, in blocks of `block_size` tokens; block tables hold indices of these blocks."""
 
     def __init__(
         self,
@@ -44,11 +45,14 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """A `dtype` of float8_e4m3fn comes with scales of 1, which whoever knows the model's range overwrites."""
+        """Allocate the blocks, uninitialised. With float8_e4m3fn as `dtype`, every scale begins as 1.
+
+        A loader that knows the range of the model's keys and values overwrites the scales.
+        """
         self.blocks = blocks
         self.block_size = block_size
         shape = (layers, 2, blocks, block_size, kv_heads, head_dim)
-        # Not zeroed: what no request has written yet then takes no memory of the machine, and nobody reads it.
+        # Not zeroed: pages that no request has written take no physical memory, and nothing reads them.
         self._storage = torch.empty(shape, dtype=dtype, device=device)
         scales = torch.ones(layers, 2, kv_heads, device=device) if dtype == torch.float8_e4m3fn else None
         self.layers = [
@@ -58,37 +62,38 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLayout(TensorRecord):
-    """Where the tokens of a ragged batch lie: which sequence, which position, which cache slot.
+    """The sequence, position and cache slot of each token of a ragged batch.
 
-    The tokens of all sequences stand one after another. Sequences with fewer new tokens come first, so that a
-    backend may treat the leading `singles` of them (decoding) apart from the rest (prompts).
+    The tokens of all sequences are concatenated. Sequences with fewer new tokens come first, so that a backend may
+    treat the leading `singles` sequences (decoding) apart from the rest (prompts).
 
-    A captured graph pads its batch: a sequence with a context of 0 is padding. Its one token has the slot -1 and is
-    not stored; its attention is 0.
+    A captured graph pads its batch with sequences of context length 0. The one token of such a sequence has slot -1
+    and is not stored; its attention output is 0.
     """
 
     query_starts: Tensor
-    """[seqs + 1] int32: sequence i has the tokens query_starts[i] to query_starts[i + 1] - 1."""
+    """[seqs + 1] int32: the new tokens of sequence i are query_starts[i] to query_starts[i + 1] - 1."""
     context_lens: Tensor
-    """[seqs] int32: tokens of each sequence in the cache once this batch's own are stored."""
+    """[seqs] int32: cached tokens of each sequence, counting the new ones of this batch."""
     block_table: Tensor
-    """[seqs, blocks] int32: the cache blocks of each sequence in order; the padding is 0."""
+    """[seqs, blocks] int32: the cache blocks of each sequence in order, padded with 0."""
     slots: Tensor
-    """[tokens] int64: where each token's key and value go: block * block_size + offset; -1: nowhere."""
+    """[tokens] int64: each token's place in the cache, block * block_size + offset; -1 stores nothing."""
     positions: Tensor
     """[tokens] int64: each token's position in its sequence, from 0."""
     singles: int
-    """How many leading sequences have exactly one token."""
+    """The number of leading sequences that have exactly one new token."""
     max_query: int
-    """The most new tokens of any sequence."""
+    """The largest number of new tokens in a sequence."""
     max_context: int
-    """The largest of `context_lens`."""
+    """The largest of `context_lens`, or a bound on it."""
 
 
 class Rotation(NamedTuple):
     """Cosine and sine of each token's rotary angles, each [tokens, rope_dim / 2] float32.
 
-    The first rope_dim dimensions of a head are rotated in pairs (i, i + rope_dim / 2); the rest pass.
+    The first rope_dim dimensions of a head are rotated in pairs (i, i + rope_dim / 2); the others are left as they
+    are (RoPE: Su et al., arXiv 2104.09864).
     """
 
     cos: Tensor
@@ -96,7 +101,7 @@ class Rotation(NamedTuple):
 
 
 class HeadNorms(NamedTuple):
-    """RMS norm of every query and key head before rotation: weights [head_dim]."""
+    """RMS norm of every query head and key head before rotation; the weights are [head_dim]."""
 
     query: Tensor
     key: Tensor
@@ -105,34 +110,35 @@ class HeadNorms(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AttentionOptions:
-    """What a layer's attention does beside softmax(scale * q.k) v under the causal mask."""
+    """One layer's variations of causal attention, softmax(scale * q.k) v (Vaswani et al., arXiv 1706.03762)."""
 
     scale: float
     window: int | None = None
-    """A query at i sees keys at j with i - window < j <= i."""
+    """The query at position i sees the keys at i - window + 1 to i; None: all keys up to i."""
     softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap) (Gemma 2, arXiv 2408.00118)."""
     alibi_slopes: Tensor | None = None
-    """[heads] float32: scores get slope * (j - i) added."""
+    """[heads] float32: slope * (j - i) is added to the score of query i and key j (Press et al., arXiv 2108.12409)."""
     sinks: Tensor | None = None
-    """[heads] float32: each head's extra logit that takes its part of the softmax and has no value (gpt-oss)."""
+    """[heads] float32: one more logit in each head's softmax denominator, without a value (gpt-oss)."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A weight [out, in] in groups of `group_size` neighbours along `in`, each group with a scale of its own.
+    """A weight [out, in] in groups of `group_size` neighbours along `in`, each group with its own scale.
 
-    w = scale * (code - zero) + offset. What GGUF's blocks and the group-quantised formats hold is this, in one form
-    or another.
+    w = scale * (code - zero) + offset. GGUF's blocks and the group-quantised formats can all be written this way.
     """
 
     codes: Tensor
-    """uint8: [out, in] of 8 bits, or [out, in / 2] of 4 bits, element 2i in the low half of byte i, 2i + 1 above it."""
+    """uint8: [out, in] for 8 bits; [out, in / 2] for 4 bits, with element 2i in the low half of byte i and element
+    2i + 1 in the high half."""
     scales: Tensor
     """[out, in / group_size] float16."""
     offsets: Tensor | None
-    """As `scales`; None where every offset is 0."""
+    """[out, in / group_size] float16; None if every offset is 0."""
     zero: int
-    """The code that stands for 0 where there is no offset: 8 or 128 in symmetric formats."""
+    """The code that is subtracted: 8 or 128 in symmetric formats, usually 0 where there are offsets."""
     bits: Literal[4, 8]
     group_size: int
     """A power of two, at least 16."""
@@ -145,36 +151,37 @@ class QuantizedWeight:
 
 
 class OpaqueWeight:
-    """A weight in a form that only the backend knows that packed it."""
+    """A weight in a form that only the backend that packed it can read."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A projection as a backend packed it: y = x W^T + bias."""
+    """A projection y = x W^T + bias, in the form that a backend packed it into."""
 
     weight: Tensor | QuantizedWeight | OpaqueWeight
-    """[out, in] in the reference backend; another may pack it otherwise."""
+    """[out, in] in the reference backend; other backends may pack it into another form."""
     bias: Tensor | None = None
+    """[out]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingBatch(TensorRecord):
-    """How each row of a batch of logits is drawn from. Every tensor is [rows]."""
+    """The sampling parameters of each row of a batch of logits. Every tensor is [rows]."""
 
     temperature: Tensor
-    """float32; 0 takes the likeliest token."""
+    """float32; 0 chooses the likeliest token."""
     top_k: Tensor
-    """int64; 0 is off."""
+    """int64; 0 turns the filter off."""
     top_p: Tensor
-    """float32; 1 is off."""
+    """float32; 1 turns the filter off."""
     min_p: Tensor
-    """float32; 0 is off."""
+    """float32; 0 turns the filter off."""
     seed: Tensor
     """int64 in [0, 2**63)."""
     counter: Tensor
-    """int64: the index of the token to draw within its request."""
+    """int64: the index, within its request, of the token to draw."""
 
 
 class Backend(Protocol):
@@ -182,38 +189,45 @@ class Backend(Protocol):
 
     name: str
     keeps_quantized: bool
-    """Whether quantised weights are best packed as they are, rather than dequantised by whoever loads them."""
+    """Whether loaders should hand quantised weights to `pack` as they are; otherwise they dequantise them first."""
     embeds_packed: bool
-    """Whether `embed` reads what `pack` made: a table tied to the output projection then takes its memory once."""
+    """Whether `embed` accepts a packed table, so that one tied to the output projection is stored only once."""
     cache_dtype: torch.dtype | None
-    """What it best keeps keys and values in, if not in the model's dtype."""
+    """The preferred dtype of cached keys and values; None: the model's dtype."""
     capturable: bool
-    """Whether a CUDA graph can hold its operations: none lets the host look at what the device computes."""
+    """Whether a CUDA graph can hold the operations: no operation makes the host wait for a value from the device."""
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
-        """Take a projection's weight [out, in] and bias [out] into the form `linear` reads."""
+        """Convert a projection's weight [out, in] and bias [out] to the form that `linear` reads."""
 
     def embed(
         self, tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None
     ) -> Tensor:
-        """Rows of the table [vocab, hidden] for token ids [tokens] int64, scaled: [tokens, hidden].
+        """`scale * table[tokens] + learned[positions]`, [tokens, hidden].
 
-        `learned`, [max_context, hidden], has a row for each position that is added to it.
+        `tokens` and `positions` are [tokens] int64, `table` is [vocab, hidden], `learned` is [max_context, hidden],
+        or None for a model without learned positions. `table` may be packed if `embeds_packed`.
         """
 
     def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
-        """The angles positions * frequencies, [tokens] int64 and [rope_dim / 2] float32, cosines and sines scaled."""
+        """`magnitude * cos(angles)` and `magnitude * sin(angles)`, where angles = positions * frequencies.
+
+        `frequencies` are [rope_dim / 2] float32, `positions` [tokens] int64.
+        """
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
-        """[tokens, in] -> [tokens, out]."""
+        """X W^T + bias: [tokens, in] -> [tokens, out]."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Add `x` to the residual stream (None: it starts with x); return (its RMS norm, the stream)."""
+        """Add `x` to the residual stream and return (RMS norm of the stream, the stream), both shaped as `x`.
+
+        The stream begins as `x` if `residual` is None (Zhang and Sennrich, arXiv 1910.07467).
+        """
 
     def add_layer_norm(
         self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """As `add_rms_norm`, with mean subtraction and a bias."""
+        """`add_rms_norm` with a layer norm, which subtracts the mean and adds a bias (Ba et al., arXiv 1607.06450)."""
 
     def rotate_and_store(
         self,
@@ -224,24 +238,25 @@ class Backend(Protocol):
         cache: LayerCache,
         slots: Tensor,
     ) -> Tensor:
-        """Split [tokens, (heads + 2 kv_heads) * head_dim], norm and rotate q and k, store k and v.
+        """Split `qkv` into q, k and v, norm and rotate q and k, store k and v in the cache at `slots`, return q.
 
-        Returns the queries [tokens, heads, head_dim].
+        `qkv` is [tokens, (heads + 2 kv_heads) * head_dim], `slots` are as in `BatchLayout`, and the queries that are
+        returned are [tokens, heads, head_dim]. A step whose argument is None is left out.
         """
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-        """Causal attention of [tokens, heads, head_dim] over the paged cache; the same shape back."""
+        """Causal attention of queries [tokens, heads, head_dim] over the paged cache; returns the same shape."""
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
-        """Elementwise, any shape."""
+        """The activation of each element of `x`, which may have any shape."""
 
     def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
-        """[tokens, 2 * size] -> [tokens, size]: act(first half) * second half."""
+        """act(first half) * second half of each row: [tokens, 2 * size] -> [tokens, size]."""
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """Draw a token of each row of [rows, vocab] float32.
+        """Draw a token from each row of `logits`, [rows, vocab] float32.
 
-        Returns int64 [rows]; -1 where a row has a NaN or no finite logit.
+        Returns int64 [rows]; -1 for a row that has a NaN or +inf, or no finite logit.
         """
 
 
@@ -250,7 +265,7 @@ class RecordingBackend(Backend, Protocol):
     """A backend that repeats what it was once asked for, on threads of its own, without the decoder's Python."""
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """What `function` asks of this backend as a program, not run yet, and the tensor that it leaves its result in.
+        """A program of the operations that `function` asks for, not run yet, and the tensor that holds its result.
 
         The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
         """

@@ -1,6 +1,6 @@
 """Every operation in plain torch: the oracle of every kernel's test, and a backend that runs on any device.
 
-It is written to be read. It is vectorised over the batch but makes no attempt to save memory traffic.
+The code is written to be read: it is vectorised over the batch, but makes no attempt to save memory traffic.
 """
 
 from itertools import groupby
@@ -24,7 +24,7 @@ from kernels.reference_sampling import sample
 
 
 class ReferenceBackend:
-    """`kernels.backend.Backend` in torch alone."""
+    """`kernels.backend.Backend` in plain torch."""
 
     name = "reference"
     keeps_quantized = False
@@ -97,7 +97,7 @@ class ReferenceBackend:
 
 
 def embed(tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None) -> Tensor:
-    """See `Backend.embed`; the table is a tensor."""
+    """See `Backend.embed`. The table must be a tensor, not a packed one."""
     assert isinstance(table, Tensor), "a packed table is for the backend that packed it"
     x = table[tokens]
     if scale != 1.0:
@@ -112,14 +112,20 @@ def rotation(frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotati
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """X / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich, arXiv 1910.07467)."""
+    """RMS norm over the last dimension: x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467).
+
+    `x` may have any shape that ends in `weight`'s; sums are float32, and the result has x's dtype.
+    """
     wide = x.float()
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (wide * scale * weight.float()).to(x.dtype)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (i, i + rope_dim / 2) of [tokens, heads, head_dim] by its token's angle (arXiv 2104.09864)."""
+    """Rotary embedding of `x` [tokens, heads, head_dim] (Su et al., arXiv 2104.09864).
+
+    Each pair of dimensions (i, i + rope_dim / 2) is rotated by its token's angle.
+    """
     half = rotation.cos.shape[1]
     a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     cos, sin = rotation.cos[:, None], rotation.sin[:, None]
@@ -127,7 +133,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def encode(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Keys or values [tokens, kv_heads, head_dim] as the cache stores them; `scales` is [kv_heads], or None."""
+    """Keys or values [tokens, kv_heads, head_dim] in the cache's `dtype`, divided by `scales` [kv_heads] if given."""
     if scales is None:
         return x.to(dtype)
     limit = torch.finfo(dtype).max
@@ -135,12 +141,12 @@ def encode(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def decode(stored: Tensor, scales: Tensor | None) -> Tensor:
-    """What `encode` stored, [..., kv_heads, head_dim], in float32."""
+    """The inverse of `encode`: cached keys or values [..., kv_heads, head_dim] in float32."""
     return stored.float() if scales is None else stored.float() * scales[:, None]
 
 
 def dequantize(weight: QuantizedWeight) -> Tensor:
-    """The weight [out, in] in float32."""
+    """`scale * (code - zero) + offset`: the weight [out, in] in float32."""
     codes = weight.codes
     if weight.bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
@@ -153,7 +159,7 @@ def dequantize(weight: QuantizedWeight) -> Tensor:
 
 
 def activation(x: Tensor, kind: ActivationKind) -> Tensor:
-    """SiLU, GELU, or GELU by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    """SiLU, GELU, or GELU's tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415) of each element."""
     match kind:
         case "silu":
             return F.silu(x)
@@ -166,8 +172,8 @@ def activation(x: Tensor, kind: ActivationKind) -> Tensor:
 def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
     """softmax(scale * q.k + mask) v for every sequence of a ragged batch, over its own cache blocks.
 
-    Sequences with about as many new tokens, within a factor of two, are padded to a common shape: a decoding
-    sequence beside a long prompt would be nearly all padding.
+    See `Backend.attend`. Sequences whose numbers of new tokens are within a factor of two are padded to a common
+    shape. A wider range would waste work: a decoding sequence padded to a long prompt is nearly all padding.
     """
     counts = layout.query_starts.diff().tolist()
     groups = [list(group) for _, group in groupby(range(len(counts)), key=lambda i: counts[i].bit_length())]
@@ -187,11 +193,11 @@ def _attend_padded(
     query_at = (lens - counts)[:, None] + offsets
 
     kv_heads = cache.keys.shape[2]
-    # Query heads that share a KV head stand side by side: [seqs, kv_heads, group * queries, dim] against its keys.
+    # Query heads that share a KV head become rows of one product: [seqs, kv_heads, group * queries, dim].
     padded = q[rows].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
     shape = padded.shape[:4]
     padded = padded.flatten(2, 3).float() * options.scale
-    # One block at least, for a group that is all padding.
+    # At least one block, for a group of padding sequences alone.
     blocks = layout.block_table[first:last, : max(1, -(-int(lens.max()) // cache.keys.shape[1]))].long()
     keys = decode(cache.keys[blocks], cache.key_scales).flatten(1, 2).permute(0, 2, 3, 1)
     values = decode(cache.values[blocks], cache.value_scales).flatten(1, 2).transpose(1, 2)
@@ -209,7 +215,7 @@ def _attend_padded(
         slopes = options.alibi_slopes.view(1, kv_heads, -1, 1, 1)
         scores = scores - slopes * distance[:, None, None]
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
-    # What lies in a block beyond its sequence is not ours, and zero times a NaN is a NaN.
+    # Slots beyond the end of a sequence hold old or uninitialised data, and a weight of 0 times a NaN is a NaN.
     values = values.masked_fill((key_at >= lens[:, None])[:, None, :, None], 0.0)
     if options.sinks is not None:
         sinks = options.sinks.view(1, kv_heads, -1, 1, 1).expand(*shape, 1)

@@ -1,12 +1,12 @@
-"""Drawing a token from each row of logits: the filters, and the random numbers a draw depends on.
+"""Drawing a token from each row of logits: the filters, and the random numbers.
 
-The draw is an exponential race: with independent E_i ~ Exp(1), token argmin E_i / p_i comes out with probability p_i,
-which is Gumbel-max in other words (Maddison et al., arXiv 1411.0030). It needs neither a normaliser nor a sum over the
-vocabulary, so a filter is only a weight set to 0.
+The draw is an exponential race: with independent E_i ~ Exp(1), argmin E_i / p_i is token i with probability p_i. This
+is the Gumbel-max trick without the logarithm (Maddison et al., arXiv 1411.0030). The race needs no normaliser and no
+sum over the vocabulary, so a filter only sets weights to 0.
 
 E_i is a pure function of (the row's seed, its counter, the token id): a counter-based generator, as in Salmon et al.,
 "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A request therefore draws the same token alone, in any row of
-any batch, and from any subset of candidates that holds the winner.
+any batch, and from any subset of candidates that contains the winner.
 """
 
 import torch
@@ -15,15 +15,16 @@ from torch import Tensor
 from kernels.backend import SamplingBatch
 
 CANDIDATES = 1024
-"""Filtered rows look at this many of their likeliest tokens first; few filters keep more."""
+"""The number of likeliest tokens that are sorted first for a filtered row; most filters keep fewer."""
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """See `Backend.sample`. A row that holds +inf is as invalid as one that holds a NaN.
+    """See `Backend.sample`.
 
-    The filters follow transformers' logits warpers, in this order: temperature, top-k, top-p, min-p, each on what
-    the one before it left. Top-p keeps the fewest likeliest tokens whose mass reaches p, at least one; min-p keeps
-    probabilities of at least min_p times the highest. Tokens that tie with the last one kept are kept.
+    The filters follow transformers' logits warpers, in this order: temperature, top-k, top-p, min-p, each applied to
+    the tokens that the one before it kept. Top-p keeps the fewest likeliest tokens whose mass reaches p, and at least
+    one. Min-p keeps tokens with a probability of at least min_p times the highest. Tokens that tie with the last one
+    kept are kept as well.
     """
     valid = logits.amax(dim=-1).isfinite()
     random = batch.temperature > 0
@@ -41,25 +42,26 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def select_rows(batch: SamplingBatch, rows: Tensor) -> SamplingBatch:
-    """The batch of the given rows, int64 [n], alone."""
+    """The part of `batch` that belongs to `rows`, int64 [n]."""
     return batch.map(lambda column: column[rows])
 
 
 def draw_greedy(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """The likeliest token of [rows, vocab], the first of several."""
+    """The likeliest token of each row of [rows, vocab]; the lowest id where several tie."""
     return logits.argmax(dim=-1)
 
 
 def draw_unfiltered(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """A token of softmax(logits / temperature) for each row of [rows, vocab]."""
+    """A token drawn from softmax(logits / temperature) for each row of [rows, vocab]."""
     every = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
     return race(softmax_weights(logits, batch.temperature), stream_keys(batch), every)
 
 
 def draw_filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """A token for each row of [rows, vocab], by way of its likeliest tokens.
+    """A token drawn under the filters for each row of [rows, vocab].
 
-    Sorting a whole row costs ten times as much, and only a row whose filters reach past the candidates needs it.
+    Only the CANDIDATES likeliest tokens are sorted at first. Sorting a whole row costs ten times as much, and only rows
+    whose filters keep more tokens need it.
     """
     vocab = logits.shape[1]
     tokens = draw_ranked(logits, batch, min(CANDIDATES, vocab))
@@ -70,7 +72,7 @@ def draw_filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def draw_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Tensor:
-    """Filter the `count` likeliest tokens of each row and draw from them; -1 if a filter may keep others as well."""
+    """A token drawn from the `count` likeliest of each row; -1 if the filters may keep tokens outside of these."""
     ranked, ids = logits.topk(count)
     top_k, top_p, min_p = batch.top_k[:, None], batch.top_p[:, None], batch.min_p[:, None]
 
@@ -81,32 +83,33 @@ def draw_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Tensor:
     mass = weights.sum(-1, dtype=torch.float64)
     spread = ((batch.top_k == 0) & (batch.top_p < 1)).nonzero().flatten()
     mass[spread] = softmax_weights(logits[spread], batch.temperature[spread]).sum(-1, dtype=torch.float64)
-    # float64, since a float32 sum over a large vocabulary errs by more than the last tokens' probabilities.
+    # In float32 the sum over a large vocabulary would err by more than the last tokens' probabilities.
     above = weights.cumsum(-1, dtype=torch.float64) - weights
     inside = (above < top_p * mass[:, None]) | (top_p == 1)
     inside[:, 0] = True
     last = ranked.gather(1, inside.sum(-1, keepdim=True) - 1)
     weights.masked_fill_((ranked < last) | (weights < min_p), 0.0)
 
-    # The candidates hold all that is kept if the last of them is dropped, in a row with a top-k already by that:
-    # the mass that top-p is measured by would be short otherwise.
+    # Every kept token is among the candidates if the filters drop the last candidate. In a row with a top-k it must be
+    # top-k that drops it: otherwise candidates are missing from the mass that top-p is a share of.
     complete = torch.where(batch.top_k > 0, cut[:, -1], weights[:, -1] == 0) | (count == logits.shape[1])
     tokens = ids.gather(1, race(weights, stream_keys(batch), ids.int())[:, None])[:, 0]
     return tokens.masked_fill(~complete, -1)
 
 
 def softmax_weights(logits: Tensor, temperature: Tensor) -> Tensor:
-    """exp((logits - their maximum) / temperature) for [rows, n]: probabilities relative to the highest.
+    """exp((logits - max(logits)) / temperature) for [rows, n]: probabilities relative to the highest.
 
-    The maximum goes before the division, so that no temperature overflows.
+    The maximum is subtracted before the division, so that no temperature overflows.
     """
     return logits.sub(logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None]).exp_()
 
 
 def race(weights: Tensor, keys: Tensor, tokens: Tensor) -> Tensor:
-    """The winning column of each row of `weights` [rows, n], whose tokens are int32 [n] or [rows, n].
+    """The winner of the race, argmax weights / E, in each row of `weights` [rows, n]: its column, int64 [rows].
 
-    Consumes `weights`. The highest one is 1 and exponentials are positive and finite, so a weight of 0 never wins.
+    `tokens`, int32 [n] or [rows, n], are the token ids of the columns. `weights` is overwritten. The highest weight is
+    1 and exponentials are positive and finite, so a weight of 0 never wins.
     """
     return weights.div_(exponentials(uniforms(keys, tokens))).argmax(dim=-1)
 
@@ -114,18 +117,18 @@ def race(weights: Tensor, keys: Tensor, tokens: Tensor) -> Tensor:
 def exponentials(u: Tensor) -> Tensor:
     """-ln(1 - u), exponentially distributed for uniform u; overwrites u.
 
-    Small values decide the race, and log1p gives them exactly where u is small. Were they to round to 0, as with
-    -log(u) for a u that rounds to 1, the most unlikely token would win whenever it happened.
+    Small values decide the race, and log1p is exact for small u. With -log(u), a u that rounds to 1 would give the
+    value 0, and its token would win however unlikely it is.
     """
     return u.neg_().log1p_().neg_()
 
 
 def uniforms(keys: Tensor, tokens: Tensor) -> Tensor:
-    """float32 [rows, n] in (0, 1): for each row's key, int64 [rows], a number for each token, int32 [n] or [rows, n].
+    """(x + 0.5) / 2^32, float32 [rows, n] in (0, 1), where x is a 32-bit hash of a row's key and a token id.
 
-    (x + 0.5) / 2^32 of a 32-bit hash x: the smallest is 2^-33, so a token of probability 1e-8 still gets its due.
-    Each half of the key goes before one round of the hash. 32-bit operations alone, and in place: this is done for
-    every token of the vocabulary.
+    `keys` are int64 [rows], `tokens` int32 [n] or [rows, n]. The smallest number is 2^-33, fine enough to draw a token
+    of probability 1e-8 as often as it should be. Each half of the key is mixed in before one round of the hash. All
+    operations are 32 bits wide and in place, since they run for every token of the vocabulary.
     """
     low, high = keys.view(torch.int32).view(-1, 2, 1).unbind(1)
     x = tokens ^ low
@@ -133,15 +136,15 @@ def uniforms(keys: Tensor, tokens: Tensor) -> Tensor:
     x ^= high
     hash_32(x)
     u = x.view(torch.uint32).to(torch.float32)
-    # The largest x round up to 2^32 in float32; u stays below 1, so that its exponential is finite.
+    # The largest x round up to 2^32 in float32. Clamping keeps u below 1, so that its exponential is finite.
     return u.add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
 
 
 def hash_32(x: Tensor) -> None:
-    """A bijection of int32 values, in place, with next to no bias in its avalanche.
+    """Hash int32 values in place, by a bijection with little avalanche bias.
 
-    Shifts and multipliers: the improved lowbias32 of Wellons, "Prospecting for hash functions" (nullprogram.com,
-    2018; public domain).
+    The shifts and multipliers are those of the improved lowbias32 (Wellons, "Prospecting for hash functions",
+    nullprogram.com, 2018; public domain).
     """
     for shift, multiplier in ((16, 0x21F0AAAD), (15, 0xD35A2D97 - 2**32)):
         x ^= logical_shift(x, shift)
@@ -150,10 +153,10 @@ def hash_32(x: Tensor) -> None:
 
 
 def stream_keys(batch: SamplingBatch) -> Tensor:
-    """int64 [rows]: each row's key, output number `counter` of SplitMix64 started at a hash of `seed`.
+    """Each row's key, int64 [rows]: output number `counter` of SplitMix64 started at a hash of `seed`.
 
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014). The hash sends neighbouring
-    seeds to far-off starts; unhashed, those that differ by the generator's increment would share their keys.
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014). Hashing the seed
+    sends neighbouring seeds to distant starts. Unhashed, seeds that differ by the increment would share keys.
     """
     increment = 0x9E3779B97F4A7C15 - 2**64
     return hash_64(hash_64(batch.seed + increment) + (batch.counter + 1) * increment)
@@ -167,6 +170,6 @@ def hash_64(x: Tensor) -> Tensor:
 
 
 def logical_shift(x: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros. Torch's own shift copies the sign, and its unsigned types have none."""
+    """Shift right and fill with zeros. Torch's shift copies the sign, and is missing for unsigned types."""
     mask = (1 << (torch.iinfo(x.dtype).bits - bits)) - 1
     return (x >> bits).bitwise_and_(mask)

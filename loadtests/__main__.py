@@ -1,6 +1,6 @@
-"""make loadtest: starts a server on a free port, tests it, stops it. The exit status is the verdict.
+"""`make loadtest`: starts a server on a free port, tests it, and stops it. The exit status is the verdict.
 
-With --host another server is tested, and none started. Settings of the server come from HEADLIGHT_* variables.
+With --host another server is tested, and none is started. The server reads its settings from HEADLIGHT_* variables.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from loadtests.client import Client, ServerError
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 START_SECONDS = 900.0
-"""For a server to be ready; it may have a model to download."""
+"""The time limit for a server to become ready; it may have a model to download."""
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=4, help="users at most (default: 4)")
     parser.add_argument("--duration", default="2m", help="of the whole test: 90s, 2m, 1h30m (default: 2m)")
     parser.add_argument("--results", type=Path, default=Path("build/loadtest"), help="folder for what comes out")
-    arguments, more = parser.parse_known_args()  # What else there is belongs to the locustfile.
+    arguments, more = parser.parse_known_args()  # Unknown options belong to the locustfile.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the server ends as well.
     arguments.results.mkdir(parents=True, exist_ok=True)
     common = ["-u", str(arguments.users), "-t", arguments.duration, "--results", str(arguments.results), *more]
@@ -43,26 +43,32 @@ def main() -> int:
 
 
 def run_locust(url: str, options: list[str]) -> int:
-    """The locustfile without an interface, in a process of its own: Locust replaces the sockets of the one it is in."""
+    """Run the locustfile without an interface; returns its exit status.
+
+    Locust runs in its own process, because it replaces the sockets of the process it is in.
+    """
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--host", url]
     with subprocess.Popen([*command, *options]) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            return process.wait()  # Locust was interrupted as well, and writes what it has.
+            return process.wait()  # Locust was interrupted as well, and writes its results.
         finally:
             process.terminate()
 
 
 @contextmanager
 def serving(model: str, log: Path) -> Iterator[str]:
-    """A server that is ready, and its URL. Raises ServerError with the last line of its log if it doesn't start."""
+    """Start a server, wait until it is ready, yield its URL, and stop it.
+
+    Raises ServerError with the last line of the server's log if it doesn't start.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "service.cli", "serve", *([model] if model else []), "--port", port]
     url = f"http://127.0.0.1:{port}"
-    # In a session of its own, so that an interrupt in the terminal ends the test before the server.
+    # The server gets its own session, so that an interrupt in the terminal ends the test first and the server after it.
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -77,7 +83,7 @@ def serving(model: str, log: Path) -> Iterator[str]:
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Raises ServerError if the server ends before it is ready, or takes too long."""
+    """Poll /ready. Raises ServerError if the server ends before it is ready, or takes more than START_SECONDS."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:

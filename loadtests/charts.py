@@ -1,4 +1,4 @@
-"""Charts as SVG text, with axes, a legend and titles on hover. Knows nothing of what the numbers mean."""
+"""Charts as SVG text, with axes, a legend and titles on hover. Knows nothing of the meaning of the numbers."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One row of the legend: points drawn as a line, as dots, or as bars from zero that touch each other."""
+    """Points drawn as a line, as dots, or as adjacent bars from zero; each layer has a row in the legend."""
 
     label: str
     points: Sequence[Point]
@@ -32,7 +32,7 @@ class Mark:
 
 
 def chart(title: str, x_label: str, y_label: str, layers: Sequence[Layer], marks: Sequence[Mark] = ()) -> str:
-    """An <svg> element. Both axes begin at zero; points that are NaN interrupt a line."""
+    """A chart as an <svg> element. Both axes begin at zero; points that are NaN interrupt a line."""
     plane = _Plane.around([point for layer in layers for point in layer.points if _finite(point)], marks)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
@@ -48,7 +48,7 @@ def chart(title: str, x_label: str, y_label: str, layers: Sequence[Layer], marks
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """From values to pixels."""
+    """The conversion from values to pixels."""
 
     x_step: float
     x_max: float
@@ -69,7 +69,7 @@ class _Plane:
 
 
 def _scale(largest: float) -> tuple[float, float]:
-    """A round step and a multiple of it that is no less than `largest`."""
+    """(step, end) of an axis: a round step, and the first multiple of it that is at least `largest`."""
     if largest <= 0:
         return 1.0, 1.0
     magnitude = 10 ** math.floor(math.log10(largest / 5))

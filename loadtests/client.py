@@ -1,7 +1,7 @@
-"""HTTP to a server with OpenAI's API: what it serves, one streamed answer, its metrics.
+"""An HTTP client for servers with OpenAI's API: lists models, streams an answer, reads metrics.
 
-On gevent's sockets, so that thousands of users fit in a process. Uses nothing but OpenAI's own routes and fields;
-whether the server knows one field more, ignore_eos, is tried once.
+It uses gevent's sockets, so that thousands of users fit into a process. All routes and fields are OpenAI's own, except
+the field ignore_eos; a trial request finds out whether the server knows it.
 """
 
 import json
@@ -19,37 +19,38 @@ from geventhttpclient.response import HTTPParseError
 from loadtests.sse import Answer, Stream, StreamError
 
 API_KEY = "OPENAI_API_KEY"
-"""The environment variable that holds the key, where a server wants one."""
+"""The environment variable that holds the key, for servers that require one."""
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 600.0
-"""A request may wait in a long queue before its first byte."""
+"""The longest wait for data. It is long, because a request may wait in a queue before its first byte."""
 
 
 class ServerError(Exception):
-    """No server answers, or not as an OpenAI-compatible server would; one line for the operator."""
+    """No server answers, or its answer is not that of an OpenAI-compatible server. The message is one line."""
 
 
 class Abandoned(GreenletExit):  # type: ignore[misc]
-    """The test ended before an answer did; its argument is what there was of the Answer."""
+    """The test ended before an answer did. The argument is the unfinished Answer."""
 
 
 class _Refused(ServerError):
-    """Status 400 or 422: the server doesn't like a field."""
+    """The server refused a field, with status 400 or 422."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server, and how to ask it for so many tokens."""
+    """A server, a model, and the fields that limit the length of a completion there."""
 
     url: str
-    """Without /v1."""
+    """The base URL, without /v1."""
     model: str
     max_context: int | None
-    """Tokens of a prompt and its completion, if /v1/models tells."""
+    """The largest number of tokens of a prompt and its completion; None if /v1/models doesn't tell."""
     limit_field: str = "max_tokens"
+    """The field for the largest number of tokens of a completion."""
     ignore_eos: bool = False
-    """Whether completions can be made to go on to their limit."""
+    """Whether the server knows ignore_eos, with which completions always reach their limit."""
 
     def chat(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
         """The body of a request for a streamed chat completion."""
@@ -66,10 +67,10 @@ class Target:
 
 
 class Client:
-    """One user's connection to a server, kept open between requests. Not to be shared by greenlets."""
+    """One user's connection to a server, kept open between requests. Greenlets must not share it."""
 
     def __init__(self, url: str) -> None:
-        """`url` with or without /v1. Raises ServerError for what is no http(s) URL."""
+        """A client for `url`, with or without /v1. Raises ServerError if `url` is no http or https URL."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"{url!r} is not the URL of a server, such as http://127.0.0.1:8000")
@@ -93,7 +94,7 @@ class Client:
         self._http.close()
 
     def get(self, path: str) -> bytes:
-        """The body of a GET. Raises ServerError if there is no answer, or none with status 200."""
+        """The body of the answer to a GET. Raises ServerError if there is no answer, or a status other than 200."""
         try:
             with self._http.request("GET", self._path + path, headers=self._headers) as response:
                 body = response.read()
@@ -104,9 +105,10 @@ class Client:
         return body
 
     def stream(self, path: str, body: Mapping[str, Any]) -> tuple[Answer, str]:
-        """Ask and read to the end: the answer and its text. What fails is told in `Answer.error`.
+        """Send a request and read its stream to the end; returns the Answer and its text.
 
-        Raises Abandoned when this greenlet is killed meanwhile.
+        A failure does not raise, but is described in `Answer.error`. Raises Abandoned if this greenlet is killed
+        meanwhile.
         """
         began, sent = time.time(), time.perf_counter()
         stream = Stream(sent)
@@ -130,7 +132,10 @@ class Client:
                 stream.feed(line, time.perf_counter())
 
     def discover(self, model: str | None = None) -> Target:
-        """What to ask this server for: `model`, or the first one it lists. Raises ServerError."""
+        """The target on this server: `model`, or the first one that it lists, with the fields that it accepts.
+
+        Raises ServerError if the server doesn't have the model or doesn't answer a chat.
+        """
         try:
             models = {entry["id"]: entry for entry in json.loads(self.get("/v1/models"))["data"]}
         except (ValueError, KeyError, TypeError):
@@ -143,7 +148,7 @@ class Client:
         return self._try_fields(Target(self.url, name, models[name].get("max_model_len")))
 
     def _try_fields(self, plain: Target) -> Target:
-        """The first way of asking that the server accepts, the most exact first."""
+        """`plain` with the first combination of fields that the server accepts; the most exact is tried first."""
         refusal = None
         for field, ignore_eos in (("max_tokens", True), ("max_tokens", False), ("max_completion_tokens", False)):
             target = Target(plain.url, plain.model, plain.max_context, field, ignore_eos)
@@ -159,7 +164,7 @@ class Client:
 
 
 def _reason(body: bytes) -> str:
-    """What an error's body says, in one line."""
+    """The message in the body of an error, as one line of at most 200 characters."""
     try:
         content = json.loads(body)
         error = content.get("error", content)

@@ -2,13 +2,13 @@
 
     python -m loadtests.compare --rounds 3 --json build/compare/results.json
 
-Starts each peer of peers.toml that is installed, one at a time, and measures: seconds from its start until it is ready,
-time to first token of single requests, output tokens a second of a closed loop (prefill included) at several
-concurrencies, resident memory after the last of them. In round after round every peer has its turn, so that a slow
-minute of the machine doesn't hit one alone; what is compared are medians over the rounds.
+Starts each installed peer of peers.toml, one at a time, and measures: seconds from its start until it is ready, time to
+first token of single requests, output tokens a second of closed loops (prefill included) at several concurrencies, and
+resident memory after the last loop. Every peer has a turn in every round, so that a slow minute of the machine doesn't
+affect one peer alone. Medians over the rounds are compared.
 
-Prompts are random words. Every request of a round has others, so that a prefix cache finds nothing, and every peer gets
-the same ones.
+Prompts are random words. They differ between the requests of a round, so that a prefix cache finds nothing, but every
+peer gets the same ones.
 """
 
 import argparse
@@ -30,38 +30,39 @@ from loadtests.workloads import words
 
 OURS = "headlight"
 _TTFT_OUTPUT_TOKENS = 8
-"""Enough to warm up decoding as well: these requests are a server's first."""
+"""Output tokens of the requests for TTFT. They are a server's first requests, and should warm up decoding as well."""
 
 Figures = dict[str, float]
-"""By the key of their column."""
+"""Column's key -> value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every peer is asked for in every round."""
+    """The requests that every peer gets in every round."""
 
     concurrency: Sequence[int] = (1, 8, 32)
+    """Clients of each closed loop."""
     prompt_tokens: int = 128
     output_tokens: int = 64
     requests_per_client: int = 2
     least_requests: int = 6
-    """Of a closed loop, however few its clients are."""
+    """The least number of requests of a closed loop, for loops with few clients."""
     ttft_requests: int = 7
     seed: int = 0
 
     def requests(self, concurrency: int) -> int:
-        """Of one closed loop."""
+        """The number of requests of a closed loop with `concurrency` clients."""
         return max(concurrency * self.requests_per_client, self.least_requests)
 
     def prompts(self, round_number: int, part: str, count: int) -> list[str]:
-        """The same for every peer, others in every part and every round."""
+        """`count` prompts: the same for every peer, different in every part and every round."""
         rng = random.Random(f"{self.seed}/{round_number}/{part}")
         return [words(rng, self.prompt_tokens) for _ in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One figure of the table."""
+    """A column of the table."""
 
     key: str
     title: str
@@ -69,12 +70,12 @@ class Column:
     digits: int = 0
 
     def best(self, figures: Mapping[str, float]) -> str:
-        """Whose figure it is."""
+        """The name of the peer with the best of `figures`, peer -> figure."""
         return (max if self.more_is_better else min)(figures, key=figures.__getitem__)
 
 
 def columns(plan: Plan) -> list[Column]:
-    """Of the table, from left to right."""
+    """The columns of the table, from left to right."""
     loads = [Column(_load_key(level), f"tokens/s, {level} at once", True, 1) for level in plan.concurrency]
     return [
         *loads,
@@ -90,7 +91,7 @@ def _load_key(concurrency: int) -> str:
 
 @dataclass(slots=True)
 class Turn:
-    """One peer in one round: its figures, or those it had before it failed."""
+    """One peer in one round: its figures or, if it failed, those measured before that."""
 
     peer: str
     round: int
@@ -101,7 +102,7 @@ class Turn:
 def take_turns(
     peers: Sequence[Peer], variables: Mapping[str, str], plan: Plan, rounds: int, logs: Path
 ) -> Iterator[Turn]:
-    """Every peer in turn, round after round. One that fails loses that turn, and the others go on."""
+    """The turns of every peer, round after round. A peer that fails loses that turn; the others go on."""
     for number in range(1, rounds + 1):
         for peer in peers:
             turn = Turn(peer.name, number)
@@ -116,7 +117,10 @@ def take_turns(
 
 
 def measure(session: Session, plan: Plan, round_number: int) -> Iterator[tuple[str, float]]:
-    """The figures of a peer that has just started, each as soon as there is one. Raises ServerError."""
+    """(key, figure) for each figure of a peer that has just started, as soon as it is measured.
+
+    Raises ServerError if a request fails.
+    """
     firsts = [
         session.run([prompt], _TTFT_OUTPUT_TOKENS, 1).ttft_seconds[0]
         for prompt in plan.prompts(round_number, "ttft", plan.ttft_requests)
@@ -130,7 +134,7 @@ def measure(session: Session, plan: Plan, round_number: int) -> Iterator[tuple[s
 
 
 def medians(turns: Sequence[Turn]) -> dict[str, Figures]:
-    """By peer; of the turns that have the figure."""
+    """Peer -> median of each figure over the turns that have it."""
     result: dict[str, Figures] = {}
     for name in dict.fromkeys(turn.peer for turn in turns):
         own = [turn.figures for turn in turns if turn.peer == name]
@@ -140,7 +144,10 @@ def medians(turns: Sequence[Turn]) -> dict[str, Figures]:
 
 
 def beside_best(table: Mapping[str, Figures], plan: Plan) -> dict[str, dict[str, Any]]:
-    """For each column that Headlight and a peer have: the best peer, its figure, and Headlight's divided by it."""
+    """Column's key -> the best peer, its figure, and Headlight's figure divided by it.
+
+    Columns that Headlight or every peer lacks are left out.
+    """
     result = {}
     for column in columns(plan):
         peers = {name: row[column.key] for name, row in table.items() if name != OURS and column.key in row}
@@ -152,7 +159,7 @@ def beside_best(table: Mapping[str, Figures], plan: Plan) -> dict[str, dict[str,
 
 
 def text_table(turns: Sequence[Turn], peers: Sequence[Peer], plan: Plan) -> str:
-    """Medians, a row for each peer, and below them the best peer and Headlight's ratio to it, as Markdown."""
+    """A Markdown table with a row of medians for each peer, then the best peer and Headlight's ratio to it."""
     table, shown = medians(turns), columns(plan)
     best = beside_best(table, plan)
     silent = {peer.name for peer in peers if peer.ready is None}
@@ -168,7 +175,7 @@ def text_table(turns: Sequence[Turn], peers: Sequence[Peer], plan: Plan) -> str:
 
 
 def _cell(turns: Sequence[Turn], column: Column) -> str:
-    """The median, and of how many rounds where some are missing."""
+    """The median as text, with the number of rounds if some are missing."""
     values = [turn.figures[column.key] for turn in turns if column.key in turn.figures]
     if not values:
         return "failed"
@@ -177,7 +184,7 @@ def _cell(turns: Sequence[Turn], column: Column) -> str:
 
 
 def report(turns: Sequence[Turn], plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything, for JSON: `about` the run, every turn, medians, ratios. Keys tell the units."""
+    """All results for JSON: `about` the run, its plan, every turn, medians and ratios. Units are part of the keys."""
     table = medians(turns)
     return {
         **about,
@@ -193,7 +200,10 @@ def report(turns: Sequence[Turn], plan: Plan, about: Mapping[str, Any]) -> dict[
 def choose(
     peers: Sequence[Peer], variables: Mapping[str, str], only: Sequence[str]
 ) -> tuple[list[Peer], dict[str, str]]:
-    """Those to measure, and why the others that were wanted are skipped. Raises ServerError for an unknown name."""
+    """(peers to measure, name -> reason for each skipped one), of those in `only`, or of all if it is empty.
+
+    Raises ServerError for a name that is no peer's.
+    """
     if unknown := set(only) - {peer.name for peer in peers}:
         raise ServerError(f"no peer is called {', '.join(sorted(unknown))}")
     wanted = [peer for peer in peers if not only or peer.name in only]
@@ -202,7 +212,7 @@ def choose(
 
 
 def main() -> int:
-    """Parse the command line, measure, print; 1 if anything failed."""
+    """Parse the command line, measure, print; the exit status is 1 if a turn failed, 2 for an unknown peer."""
     args = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the running peer ends as well.
     plan = Plan(

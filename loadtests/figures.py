@@ -1,6 +1,6 @@
-"""From answers to figures: latencies, throughput, concurrency and goodput of a span of time.
+"""Figures of a span of time, computed from answers: latencies, throughput, concurrency and goodput.
 
-Times are the clients' own; what the server says of itself is not looked at here.
+All times were measured by the clients. The server's own metrics are not used here.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,14 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of a run, in seconds as time of day, and how many users it was meant to have."""
+    """A part of a run. `start` and `end` are times of day in seconds."""
 
     start: float
     end: float
     users: int
+    """The number of users that were planned."""
     last: bool = False
-    """Whether requests that began later are its own too: users take a moment to hear that the test is over."""
+    """Whether requests that began after `end` belong to it too: users need a moment to stop at the end of the test."""
 
     @property
     def seconds(self) -> float:
@@ -34,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How a latency is spread, in seconds."""
+    """The distribution of a latency, in seconds."""
 
     mean: float
     p50: float
@@ -44,10 +45,11 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float] | Numbers, mean: float | None = None) -> Self | None:
-        """None without values. `mean` where it is not that of the values."""
+        """The spread of `values`, or None if there are none. `mean` replaces the mean of the values if given."""
         if not len(values):
             return None
-        # A value that was measured, since a histogram's quantile, which this is compared with, is where one lies.
+        # Quantiles are measured values, without interpolation: like the histogram's quantiles that they are compared
+        # with, they lie in a bucket that has a value.
         p50, p95, p99 = np.quantile(values, (0.5, 0.95, 0.99), method="inverted_cdf")
         return cls(
             float(np.mean(values)) if mean is None else mean, float(p50), float(p95), float(p99), float(max(values))
@@ -56,7 +58,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What was measured in a span: latencies and counts of the requests that began in it, rates of what came in it."""
+    """The figures of a span: latencies and counts of the requests that began in it, rates of the events in it."""
 
     users: int
     seconds: float
@@ -64,29 +66,30 @@ class Figures:
     failed: int
     abandoned: int
     errors: dict[str, int]
-    """How many failed with which message."""
+    """Message -> number of requests that failed with it."""
     error_rate: float | None
     prompt_tokens: int
     cached_prompt_tokens: int
     completion_tokens: int
     tokens_per_event: float | None
-    """1 if every token came in an event of its own; otherwise gaps between events are not gaps between tokens."""
+    """1 if every token came in its own event; if more, gaps between events are not gaps between tokens."""
     ttft: Spread | None
     inter_token: Spread | None
-    """Quantiles of the gaps between events; the mean is over tokens."""
+    """Quantiles are those of the gaps between events; the mean is over tokens."""
     end_to_end: Spread | None
     in_flight: float
-    """Requests being answered, on average."""
+    """The average number of requests being answered."""
     requests_per_second: float
     tokens_per_second: float
     goodput_share: float | None
+    """The share of requests that met the goal for the first token and, by their mean gap, that for the next ones."""
     goodput_per_second: float | None
-    """Requests that met the goals for the first token and, on average, for the next ones."""
+    """The same as a rate."""
 
 
 @dataclass(slots=True)
 class Series:
-    """Figures of the slices of a run; NaN where nothing was measured. Times in seconds from its start."""
+    """Figures of the slices of a run, NaN where nothing was measured. Times are seconds from the start of the run."""
 
     time: list[float] = field(default_factory=list)
     ttft_p50: list[float] = field(default_factory=list)
@@ -98,14 +101,14 @@ class Series:
 
 
 def arrivals(answer: Answer) -> Numbers:
-    """When each event with a token came, as time of day."""
+    """The time of day at which each event with a token came, [events]."""
     if answer.ttft is None:
         return np.empty(0)
     return answer.began + answer.ttft + np.cumsum([0.0, *answer.gaps])
 
 
 def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
-    """The figures of a span. `answers` may begin and end outside it."""
+    """The figures of `span`. `answers` may begin and end outside of it."""
     mine = [answer for answer in answers if span.start <= answer.began and (answer.began < span.end or span.last)]
     complete = [answer for answer in mine if answer.complete]
     errors = [answer.error for answer in mine if answer.error is not None]
@@ -138,7 +141,7 @@ def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
 
 
 def over_time(answers: Sequence[Answer], span: Span, slices: int = 60) -> Series:
-    """Figures of equal slices, none shorter than a second."""
+    """The figures of at most `slices` equal slices of `span`, none shorter than a second."""
     slices = max(min(slices, int(span.seconds)), 1)
     edges = np.linspace(span.start, span.end, slices + 1)
     series = Series()
@@ -167,7 +170,10 @@ def _meets(answer: Answer, goals: Goals) -> bool:
 
 
 def _in_flight(answers: Sequence[Answer], span: Span) -> float:
-    """Little's law: the time that requests spent in the span, over its length."""
+    """The average number of requests in flight: the time that requests spent in the span, over its length.
+
+    Source: Little, "A proof for the queuing formula L = lambda W" (Operations Research, 1961).
+    """
     spent = (min(answer.began + answer.seconds, span.end) - max(answer.began, span.start) for answer in answers)
     return sum(max(seconds, 0.0) for seconds in spent) / span.seconds
 
@@ -177,7 +183,7 @@ def _ended(answers: Sequence[Answer], span: Span) -> int:
 
 
 def _tokens(answers: Sequence[Answer], span: Span) -> float:
-    """Tokens that came in the span, those of whole answers by the server's count."""
+    """The number of tokens that came in the span; for complete answers, scaled to the server's count."""
     total = 0.0
     for answer in answers:
         if answer.ttft is None or answer.began >= span.end or answer.began + answer.seconds < span.start:

@@ -1,4 +1,4 @@
-"""Goals from a TOML file, and whether a run's figures meet them. Knows nothing of how figures are made."""
+"""Goals from a TOML file, and whether a run's figures meet them. Knows nothing of how figures are measured."""
 
 import tomllib
 from collections.abc import Mapping
@@ -8,12 +8,15 @@ from typing import Any
 
 
 class GoalsError(ValueError):
-    """A goals file that cannot be used; one line."""
+    """A goals file cannot be used. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goals:
-    """Limits; None for what doesn't matter. Latencies in seconds, rates per second, the rest as shares."""
+    """Limits, or None for goals that aren't set. Latencies are in seconds, rates per second, the others are shares.
+
+    `drift` is a ratio of latencies.
+    """
 
     ttft_p95_seconds: float | None = None
     inter_token_p95_seconds: float | None = None
@@ -25,7 +28,7 @@ class Goals:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One goal and what came of it. `value` is None, and the goal missed, if there was nothing to measure."""
+    """One goal and its result. If there was nothing to measure, `value` is None and the goal is missed."""
 
     goal: str
     limit: float
@@ -38,7 +41,7 @@ AT_LEAST = ("goodput_share", "goodput_per_second")
 
 
 def load_goals(path: Path) -> Goals:
-    """Read a goals file. Raises GoalsError."""
+    """Read a goals file. Raises GoalsError if it cannot be read, or has an unknown goal, a bad limit or no goal."""
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
@@ -61,7 +64,7 @@ def load_goals(path: Path) -> Goals:
 
 
 def judge(goals: Goals, values: Mapping[str, Any]) -> list[Verdict]:
-    """A verdict for each goal that is set. `values` has the goals' names; None where nothing was measured."""
+    """A verdict for each goal that is set. `values` are goal -> value, or None where nothing was measured."""
     verdicts = []
     for name, limit in asdict(goals).items():
         if limit is not None:

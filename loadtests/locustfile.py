@@ -1,9 +1,9 @@
-"""The load test itself, on Locust: users that stream, the shape of the load, and the report at the end.
+"""The load test for Locust: users that stream, the shape of the load, and the report at the end.
 
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless -u 8 -t 2m --workload mix --shape steady
 
-Without --headless Locust's own interface shows the same latencies while they come. With --processes N or on several
-machines, the workers' answers are gathered by the master, which alone talks to /metrics and judges.
+Without --headless, Locust's own interface shows the same latencies during the run. With --processes N, or on several
+machines, the master gathers the workers' answers; only the master reads /metrics and judges.
 """
 
 import itertools
@@ -26,9 +26,9 @@ from loadtests.workloads import WORKLOADS, User
 
 ROUTE = "/v1/chat/completions"
 GRACE_SECONDS = 120
-"""What requests in flight have to finish when their users are told to stop."""
+"""The time that requests in flight have to finish after their users are told to stop."""
 _REPORT_SECONDS = 4.0
-"""Longer than workers take to send the master their last answers."""
+"""The time that the master waits for the workers' last answers."""
 
 answered = EventHook()
 """Fired by a user with the Answer to its request."""
@@ -36,7 +36,10 @@ answered = EventHook()
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    """Settings beside Locust's own; -u is the most users there will be, -t how long all stages take together."""
+    """Add the options of the load test to Locust's own.
+
+    Locust's -u is the largest number of users, -t the duration of all stages together.
+    """
     group = parser.add_argument_group("load test")
     group.add_argument("--workload", choices=list(WORKLOADS), default="mix", help="what users ask (default: mix)")
     group.add_argument("--shape", choices=list(SHAPES), default="steady", help="how many there are (default: steady)")
@@ -48,7 +51,7 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 
 def positive(text: str) -> float:
-    """A number above zero. Raises ValueError."""
+    """A finite number above zero. Raises ValueError for other texts."""
     if not 0 < float(text) < float("inf"):
         raise ValueError
     return float(text)
@@ -56,7 +59,10 @@ def positive(text: str) -> float:
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Nothing begins without a server and goals: what is missing is one line, and exit status 1."""
+    """Create the Run and connect it to Locust's events.
+
+    Without a server or goals, the process ends with one line of explanation and exit status 1.
+    """
     environment.stop_timeout = environment.stop_timeout or GRACE_SECONDS
     run = Run(environment)
     answered.add_listener(run.take)
@@ -75,7 +81,7 @@ def prepare(environment: Environment, **_: Any) -> None:
 
 
 class StreamingUser(LocustUser):
-    """Asks, streams the answer, thinks; a turn of a conversation is a task."""
+    """A user that asks, streams the answer and thinks. Each turn of a conversation is a Locust task."""
 
     _numbers = itertools.count()
 
@@ -97,7 +103,7 @@ class StreamingUser(LocustUser):
 
     @task
     def turn(self) -> None:
-        """One request."""
+        """Send one request and report its Answer."""
         messages, max_tokens = self._user.ask()
         try:
             answer, text = self._client.stream(ROUTE, self._target.chat(messages, max_tokens))
@@ -121,7 +127,7 @@ class Shape(LoadTestShape):
         assert self.runner is not None
         assert self.runner.environment.parsed_options is not None
         plan = stages(self.runner.environment.parsed_options)
-        at_once = max(stage.users for stage in plan)  # Locust waits for those it stops, and meanwhile stops no others.
+        at_once = max(stage.users for stage in plan)  # Stops all at once: Locust waits for each group that it stops.
         stage = stage_at(plan, self.get_run_time())
         if stage:
             self._over = None

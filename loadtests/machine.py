@@ -1,4 +1,4 @@
-"""What a measurement ran on, and how much memory processes take, from Linux's /proc."""
+"""The machine that a measurement ran on, and the memory that processes take, from Linux's /proc."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from typing import Any
 
 PROC = Path("/proc")
 _FLAGS = ("avx2", "f16c", "fma", "avx_vnni", "avx512", "amx")
-"""Beginnings of the CPU's flags that kernels choose by."""
+"""Prefixes of the CPU flags that kernels depend on."""
 
 
 def cores() -> list[int]:
@@ -16,7 +16,7 @@ def cores() -> list[int]:
 
 
 def describe(cpuinfo: Path = PROC / "cpuinfo") -> dict[str, Any]:
-    """CPU, cores that may be used, instruction sets that matter to kernels, kernel, Python."""
+    """The CPU, the number of usable cores, the instruction sets, memory in GB, the Linux kernel, and Python."""
     cpu = _first_cpu(cpuinfo)
     flags = sorted(flag for flag in cpu.get("flags", "").split() if flag.startswith(_FLAGS))
     return {
@@ -39,12 +39,12 @@ def _first_cpu(cpuinfo: Path) -> dict[str, str]:
 
 
 def resident_bytes(root: int) -> int:
-    """Proportional set size of process `root` and all its descendants: pages that several share count once."""
+    """Proportional set size, in bytes, of process `root` and all its descendants; shared pages count once."""
     return sum(_pss(pid) for pid in tree(root))
 
 
 def tree(root: int) -> set[int]:
-    """`root` and all its descendants."""
+    """The ids of process `root` and all its descendants."""
     parents = _parents()
     found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
@@ -57,10 +57,10 @@ def _parents() -> dict[int, int]:
     for folder in PROC.iterdir():
         if folder.name.isdigit():
             try:
-                # The name in parentheses may hold anything; after it come the state and the parent.
+                # The name in parentheses may contain any character; the state and the parent follow it.
                 parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, IndexError):
-                continue  # It has ended meanwhile.
+                continue  # The process has ended meanwhile.
     return parents
 
 
@@ -68,5 +68,5 @@ def _pss(pid: int) -> int:
     try:
         lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0  # Ended meanwhile, or a zombie.
+        return 0  # The process has ended meanwhile, or is a zombie.
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

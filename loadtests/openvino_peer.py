@@ -1,10 +1,10 @@
-"""OpenVINO GenAI as a peer of loadtests.compare. It has no server, so this runs the closed loop in its own process.
+"""OpenVINO GenAI as a peer of loadtests.compare. It has no server, so the closed loop runs in this process.
 
     python openvino_peer.py MODEL THREADS
 
 Prints {} when it is ready. Then each line of standard input is a job, {"prompts": [...], "output_tokens": 64,
 "concurrency": 8}, answered by a line {"seconds", "ttft_seconds": [...], "output_tokens": [...]} with an entry for each
-prompt; times in seconds. Runs under another interpreter than the rest, so it imports nothing of ours.
+prompt. Times are in seconds. This file runs under an interpreter of its own, so it imports nothing of the project.
 """
 
 import json
@@ -20,14 +20,14 @@ CACHE_GIB = 1
 
 
 def load(model: str, threads: int) -> Any:
-    """The pipeline that batches continuously, on the CPU. Its prefix cache stays off, which is its default."""
+    """OpenVINO's continuous batching pipeline on the CPU. Its prefix cache is off by default."""
     scheduling = genai.SchedulerConfig()
     scheduling.cache_size = CACHE_GIB
     return genai.ContinuousBatchingPipeline(model, scheduling, "CPU", {"INFERENCE_NUM_THREADS": threads})
 
 
 def closed_loop(pipeline: Any, prompts: list[str], output_tokens: int, concurrency: int) -> dict[str, Any]:
-    """All prompts, `concurrency` at once: whenever a completion ends, the next prompt is added."""
+    """Complete all prompts, `concurrency` at once: whenever a completion ends, the next prompt is added."""
     greedy = genai.GenerationConfig(max_new_tokens=output_tokens, ignore_eos=True, do_sample=False)
     waiting = deque(enumerate(prompts))
     running: dict[int, tuple[Any, float]] = {}
@@ -52,7 +52,7 @@ def closed_loop(pipeline: Any, prompts: list[str], output_tokens: int, concurren
 
 
 def _read(handle: Any) -> int:
-    """How many tokens have come since the last call."""
+    """The number of tokens that have come since the last call."""
     count = 0
     while handle.can_read():
         count += sum(len(output.generated_ids) for output in handle.read().values())
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _replies() -> TextIO:
-    """Standard output, from now on for replies alone: what libraries print there goes to standard error."""
+    """Standard output, reserved for replies: from now on, anything that libraries print goes to standard error."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return replies

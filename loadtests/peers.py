@@ -1,6 +1,6 @@
-"""The servers that are compared: what peers.toml says of them, whether they are installed, starting and stopping one.
+"""The servers that are compared: reads peers.toml, checks whether they are installed, starts and stops them.
 
-Knows how to put a load on a peer, not what to measure or how often.
+Knows how to put a load on a peer, but not what to measure or how often.
 """
 
 import json
@@ -27,7 +27,7 @@ from loadtests.throughput import closed_loop
 
 HERE = Path(__file__).parent
 MODEL_NAME = "compared"
-"""What every server calls the model."""
+"""The name under which every server serves the model."""
 
 _START_SECONDS = 900.0
 _REPLY_SECONDS = 1800.0
@@ -38,11 +38,12 @@ _VERSION_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a closed loop took."""
+    """The result of a closed loop."""
 
     seconds: float
-    """For all requests together."""
+    """The time for all requests together."""
     ttft_seconds: Sequence[float]
+    """One entry for each request, like the next field."""
     output_tokens: Sequence[int]
 
     def check(self, requests: int, output_tokens: int) -> None:
@@ -54,13 +55,16 @@ class Load:
 
 
 class Session(Protocol):
-    """A peer that runs."""
+    """A running peer."""
 
     def run(self, prompts: Sequence[str], output_tokens: int, concurrency: int) -> Load:
-        """A closed loop of greedy completions that go on to `output_tokens`. Raises ServerError if one fails."""
+        """Run a closed loop of greedy completions of exactly `output_tokens`, `concurrency` at once.
+
+        Raises ServerError if one fails.
+        """
 
     def resident_bytes(self) -> int:
-        """Of all its processes."""
+        """The memory of all processes of the peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,13 @@ class Peer:
     name: str
     command: Sequence[str]
     version: Sequence[str] = ()
-    """Prints what is installed."""
+    """The command that prints the installed version."""
     ready: str | None = None
     """Path that answers 200 when the server is ready; None for a peer without HTTP."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self, variables: Mapping[str, str]) -> str | None:
-        """Why it can't be started, if so."""
+        """The reason why the peer can't be started; None if it can."""
         for name in re.findall(r"\$\{(PEER_\w+)\}", " ".join([*self.command, *self.environment.values()])):
             value = variables.get(name)
             if value is None:
@@ -86,7 +90,7 @@ class Peer:
         return None
 
     def installed_version(self, variables: Mapping[str, str]) -> str:
-        """What its version command says, in one line."""
+        """The output of the version command, in one line."""
         if not self.version:
             return "unknown"
         try:
@@ -102,7 +106,10 @@ class Peer:
         return "; ".join((done.stdout.strip() or done.stderr.strip()).splitlines()) or "unknown"
 
     def start(self, variables: Mapping[str, str], log: Path) -> "_Process":
-        """A new process group; what it writes goes to `log`, but replies of a peer without HTTP."""
+        """Start the peer in a new process group. Its output goes to `log`, except the replies of a peer without HTTP.
+
+        Raises ServerError if the command cannot be run.
+        """
         pipe = subprocess.PIPE if self.ready is None else None
         with log.open("w") as output:
             try:
@@ -123,7 +130,7 @@ _Process = subprocess.Popen[bytes]
 
 
 def load_peers(path: Path) -> tuple[list[Peer], dict[str, str]]:
-    """The peers of a TOML file, and the variables: its own, the environment's, and those that are known here."""
+    """(peers, variables) of a TOML file. Variables come from the file, this module and, if PEER_*, the environment."""
     with path.open("rb") as file:
         content = tomllib.load(file)
     peers = [Peer(name, **fields) for name, fields in content["peers"].items()]
@@ -179,7 +186,7 @@ class _Served:
 
 
 class _Piped:
-    """A peer that reads jobs and writes what they took, a JSON object a line."""
+    """A peer that reads jobs from its standard input and writes results, one JSON object a line."""
 
     def __init__(self, process: _Process, log: Path) -> None:
         self._process = process
@@ -203,7 +210,7 @@ class _Piped:
 
     def _reply(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        # One line a job, so nothing can wait in the reader's buffer while select looks at the pipe.
+        # Each job has one line of reply, so no data can be left in the reader's buffer, which select would not see.
         readable, _, _ = select.select([self._process.stdout], [], [], seconds)
         line = self._process.stdout.readline() if readable else b""
         try:
@@ -223,7 +230,7 @@ def _answers(url: str, path: str) -> bool:
 
 
 def _stop(process: _Process) -> None:
-    """First politely, so that it can stop its own processes; in the end nothing of its group is left."""
+    """Terminate the peer, so that it can stop its own processes; then kill all that is left of its process group."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_SECONDS)

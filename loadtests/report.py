@@ -1,4 +1,4 @@
-"""A run for people: an HTML file that needs nothing else, with verdict, plots and tables; and lines for a terminal."""
+"""The report of a run: a self-contained HTML file with verdict, plots and tables, and lines for a terminal."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -33,7 +33,7 @@ _STAGE_HEADS = (
 
 
 def render(summary: Summary, series: Series, answers: Sequence[Answer]) -> str:
-    """The whole document."""
+    """The report as an HTML document."""
     title = "Load test: {model}, {workload} workload, {shape} load".format_map(summary.settings)
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -58,7 +58,7 @@ def render(summary: Summary, series: Series, answers: Sequence[Answer]) -> str:
 
 
 def conclusion(summary: Summary) -> list[str]:
-    """The verdict for a terminal."""
+    """The verdict as lines for a terminal."""
     total = summary.total
     lines = [
         f"{total.complete} requests, {total.failed} failed; {total.requests_per_second:.2f} requests/s, "
@@ -84,7 +84,7 @@ def conclusion(summary: Summary) -> list[str]:
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    """Lines of a table that can be read in a terminal, and pasted into a document."""
+    """The lines of a Markdown table."""
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     for row in rows:
@@ -191,7 +191,7 @@ def _theirs(row: Comparison) -> str:
 
 
 def _table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    """Cells are text, but for what `_yes_no` made."""
+    """An HTML table. Cells are escaped, unless they are _Markup."""
     head = "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in heads) + "</tr>" if heads else ""
     body = (
         "<tr>" + f'<td class="word">{_cell(first)}</td>' + "".join(f"<td>{_cell(cell)}</td>" for cell in rest) + "</tr>"
@@ -201,7 +201,7 @@ def _table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
 
 
 class _Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
 
 def _cell(text: str) -> str:

@@ -32,20 +32,20 @@ _SOAK_SECONDS = 3600.0
 
 
 def stages(options: Namespace) -> list[Stage]:
-    """What the options ask for."""
+    """The stages of the shape that the options choose."""
     seconds = float(options.run_time or (_SOAK_SECONDS if options.shape == "soak" else _SECONDS))
     return SHAPES[options.shape](int(options.num_users or 1), seconds)
 
 
 class Run:
-    """One process's part in a test: gathers answers; and as the only process or the master, judges them."""
+    """One process's part in a test. It gathers answers; the master, or the only process, also judges them."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._answers: list[Answer] = []
         self._goals = Goals()
         self._host: str | None = None
-        """Where `connect` was."""
+        """The host that `connect` was called for."""
         self._under_way = False
         self._before: Scrape | None = None
         self._summary: Summary | None = None
@@ -57,14 +57,17 @@ class Run:
         return options
 
     def connect(self) -> None:
-        """Learn what is served, and leave it in the options, which workers get. Raises ServerError and GoalsError."""
+        """Read the goals, and store the server's Target in the options, which workers get.
+
+        Raises GoalsError, and ServerError if no server answers.
+        """
         self._goals = load_goals(Path(self._options.goals))
         with Client(self._environment.host or "") as client:
             self._options.target = asdict(client.discover(self._options.model_name))
         self._host = self._environment.host
 
     def start(self, **_: Any) -> None:
-        """The test begins: forget the last one, and read the server's counts."""
+        """Begin a test: forget the answers of the last one, and read the server's metrics."""
         if self._host != self._environment.host and not self._reconnected():
             return
         self._options.run = f"{time.time():.6f}"
@@ -73,7 +76,7 @@ class Run:
         self._under_way = True
 
     def take(self, answer: Answer) -> None:
-        """An answer of this process: keep it, and show it in Locust's statistics."""
+        """Keep an answer of this process, and show it in Locust's statistics."""
         self._answers.append(answer)
         for name, amount, error in _shown(answer):
             self._environment.events.request.fire(
@@ -86,16 +89,16 @@ class Run:
             )
 
     def send(self, client_id: str, data: dict[str, Any]) -> None:
-        """A worker's report is due."""
+        """Add this worker's answers to `data`, its report to the master."""
         data["answers"] = [asdict(answer) for answer in self._answers]
         self._answers.clear()
 
     def receive(self, client_id: str, data: dict[str, Any]) -> None:
-        """A worker's report came."""
+        """Take the answers out of `data`, a worker's report."""
         self._answers += [Answer(**answer) for answer in data.get("answers", ())]
 
     def stop(self, **_: Any) -> None:
-        """All users have stopped: write summary and report, if there was a test."""
+        """Write summary and report after all users have stopped, if a test was under way."""
         if not self._under_way:
             return
         self._under_way = False
@@ -111,18 +114,21 @@ class Run:
         self._environment.process_exit_code = 0 if self._summary.passed else 1
 
     def interrupt(self, **_: Any) -> None:
-        """Locust is about to end, and asks for the exit status before it stops a test that is under way."""
+        """Stop a test that is under way when Locust is about to end.
+
+        Locust asks for the exit status before it stops the test itself.
+        """
         assert self._environment.runner is not None
         if self._under_way:
             self._environment.runner.stop()
 
     def conclude(self, **_: Any) -> None:
-        """The last word in the terminal."""
+        """Print the conclusion, as the last lines in the terminal."""
         if self._summary:
             print("\n".join([*conclusion(self._summary), f"report: {self._options.results}/report.html"]), flush=True)
 
     def _reconnected(self) -> bool:
-        """Another host was entered in Locust's interface. If there is no server, the test does not begin."""
+        """Connect to another host, which was entered in Locust's interface. False, and quit, if there is no server."""
         try:
             self.connect()
         except (ServerError, GoalsError) as error:
@@ -140,7 +146,7 @@ class Run:
             return None
 
     def _spans(self) -> list[Span]:
-        """The stages as they were, up to now if the test was interrupted."""
+        """The time spans of the stages, up to now if the test was interrupted."""
         shape = self._environment.shape_class
         assert shape is not None
         now = time.time()
@@ -168,7 +174,7 @@ class Run:
 
 
 def _shown(answer: Answer) -> list[tuple[str, float, Exception | None]]:
-    """Rows of Locust's statistics: milliseconds, or tokens where the name says so."""
+    """(name, amount, error) of rows of Locust's statistics, in milliseconds, or tokens where the name says so."""
     if answer.abandoned:
         return []
     rows: list[tuple[str, float, Exception | None]] = [

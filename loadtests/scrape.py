@@ -1,7 +1,7 @@
-"""The server's own figures: what its Prometheus metrics gained during a run, beside what the clients measured.
+"""The server's own figures: the increase of its Prometheus metrics during a run, compared with the clients' figures.
 
-Knows the names that vLLM gave these metrics, which Headlight and others use behind a prefix of their own. A server
-without them is compared with nothing.
+Knows vLLM's names of these metrics, which Headlight uses as well, with its own prefix. A server without these metrics
+is not compared.
 """
 
 import math
@@ -16,24 +16,25 @@ from loadtests.figures import Figures
 
 PREFIXES = ("headlight_", "vllm:")
 TOLERANCE = 0.05
-"""Two figures agree if they are this close, as a share of the server's."""
+"""The largest difference of two figures that agree, as a share of the server's."""
 
 
 @dataclass(slots=True)
 class Histogram:
-    """Observations in buckets; counts are cumulative, by upper bound."""
+    """A Prometheus histogram: counts of observations in buckets."""
 
     buckets: dict[float, float] = field(default_factory=lambda: defaultdict(float))
+    """Upper bound -> number of observations up to it."""
     sum: float = 0.0
     count: float = 0.0
 
     def since(self, before: "Histogram") -> "Histogram":
-        """What was observed after `before`."""
+        """The histogram of the observations after `before`."""
         buckets = {bound: count - before.buckets.get(bound, 0.0) for bound, count in self.buckets.items()}
         return Histogram(buckets, self.sum - before.sum, self.count - before.count)
 
     def quantile(self, share: float) -> tuple[float, float]:
-        """The bucket that the quantile lies in: above the first bound, up to the second."""
+        """The bounds of the bucket that the quantile lies in: above the first, up to the second."""
         below = 0.0
         for bound in sorted(self.buckets):
             if self.buckets[bound] >= share * self.count:
@@ -47,14 +48,14 @@ class Scrape:
     """One reading of the metrics, without their prefix and summed over labels."""
 
     counters: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    """By name and finish reason, which is empty where there is none."""
+    """(name, finish reason) -> value; the reason is empty for metrics without one."""
     histograms: dict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     build: dict[str, str] = field(default_factory=dict)
-    """What the server says of itself."""
+    """The labels of the metric build_info."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """None for metrics of other names. Raises ValueError for what is no metrics at all."""
+        """The metrics in a Prometheus text; None if their names are unknown. Raises ValueError for other texts."""
         families = {family.name: family for family in text_string_to_metric_families(text)}
         prefix = next((prefix for prefix in PREFIXES if f"{prefix}generation_tokens" in families), None)
         if prefix is None:
@@ -81,7 +82,7 @@ class Scrape:
                 self.build = labels
 
     def since(self, before: "Scrape") -> "Scrape":
-        """What happened after `before`."""
+        """The increase of every metric since `before`."""
         counters = {key: value - before.counters.get(key, 0.0) for key, value in self.counters.items()}
         empty = Histogram()
         histograms = {name: h.since(before.histograms.get(name, empty)) for name, h in self.histograms.items()}
@@ -90,7 +91,7 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure of the clients beside the server's. A histogram knows a quantile only as a bucket."""
+    """A figure of the clients and the same one of the server, a pair of bounds if it is a quantile of a histogram."""
 
     figure: str
     client: float
@@ -99,7 +100,7 @@ class Comparison:
 
 
 def compare(server: Scrape, clients: Figures) -> list[Comparison]:
-    """Whichever of the clients' figures the server has as well."""
+    """The comparisons for all figures that both the clients and the server have."""
     return [*_counts(server, clients), *_latencies(server, clients)]
 
 

@@ -1,6 +1,6 @@
-"""Reads one streamed answer: when each token came, how many the server counted, and what went wrong.
+"""Reads one streamed answer: the arrival time of each token, the server's token counts, and errors.
 
-The only reader of server-sent events here. Does no I/O: whoever holds the connection passes the lines in, with their
+All server-sent events are read here. The module does no I/O: the owner of the connection passes in lines and their
 times. Knows nothing of Locust, workloads or goals.
 """
 
@@ -11,26 +11,28 @@ from typing import Any
 
 
 class StreamError(Exception):
-    """The server told of an error in the stream, or the stream is not a whole answer; one line."""
+    """The stream contains an error or is not a whole answer. The message is one line."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """What became of one request. Times in seconds; `began` is the time of day, the others count from there."""
+    """The result of one request. Times are in seconds."""
 
     began: float
+    """The time of day when the request was sent."""
     seconds: float
-    """Until the last event, or until it failed."""
+    """The time until the last event, or until the failure."""
     ttft: float | None = None
+    """The time until the first token; None if there was none."""
     gaps: list[float] = field(default_factory=list)
-    """Between one event with a token and the next."""
+    """The times between each event with a token and the next one."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt's tokens, those that the server says it found in its prefix cache."""
+    """Tokens of the prompt that the server reports as found in its prefix cache."""
     completion_tokens: int = 0
     error: str | None = None
     abandoned: bool = False
-    """The test ended before the answer did; that is nobody's error."""
+    """Whether the test ended before the answer did; this is not an error."""
 
     @property
     def complete(self) -> bool:
@@ -38,15 +40,15 @@ class Answer:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """From the first token to the last, over the tokens between; None for a completion of one token."""
+        """The mean time between tokens; None for a completion of at most one token."""
         return sum(self.gaps) / (self.completion_tokens - 1) if self.completion_tokens > 1 else None
 
 
 class Stream:
-    """Takes the lines of a stream in turn. All times are in seconds on one clock of the caller's."""
+    """Collects the lines of a stream. All times are in seconds, on one clock that the caller chooses."""
 
     def __init__(self, sent: float) -> None:
-        """`sent` is when the request was."""
+        """A stream whose request was sent at `sent`."""
         self.text = ""
         self.done = False
         self._sent = sent
@@ -55,10 +57,10 @@ class Stream:
         self._usage: dict[str, Any] = {}
 
     def feed(self, line: bytes, now: float) -> None:
-        """One line of the body, which came at `now`. Raises StreamError."""
+        """Take one line of the body, which came at `now`. Raises StreamError if it is an error or no JSON."""
         name, _, value = line.strip().partition(b":")
         if name != b"data":
-            return  # Blank lines, comments that keep proxies awake, and fields that these APIs don't use.
+            return  # A blank line, a comment that keeps proxies awake, or a field that these APIs don't use.
         if value.strip() == b"[DONE]":
             self.done = True
             return
@@ -84,14 +86,14 @@ class Stream:
             self._ended = now
 
     def answer(self, began: float, now: float) -> Answer:
-        """The whole answer, when its last line has come. Raises StreamError if it isn't whole."""
+        """The whole answer, after its last line has come. Raises StreamError if the stream is not a whole answer."""
         if not self.done:
             raise StreamError("the stream ended without [DONE]")
         if "completion_tokens" not in self._usage:
             raise StreamError("the server sent no token counts, though stream_options.include_usage asked for them")
         tokens = int(self._usage["completion_tokens"])
-        # A last event without text is news of a token only where a token is missing: one that ends the completion is
-        # counted and has no text, while other servers send the finish reason after the last token.
+        # A last event without text counts as a token only if one is missing. Some servers count a last token that has
+        # no text; others send the finish reason in an event of its own, after the last token.
         if self._ended is not None and len(self._arrivals) < tokens:
             self._arrivals.append(self._ended)
         if not self._arrivals:
@@ -108,7 +110,7 @@ class Stream:
         )
 
     def broken(self, began: float, now: float, error: str | None) -> Answer:
-        """What there is of an answer that failed, or that was abandoned if `error` is None."""
+        """The unfinished answer of a request that failed with `error`, or was abandoned if `error` is None."""
         return Answer(
             began=began,
             seconds=now - self._sent,

@@ -1,6 +1,6 @@
-"""A run's summary: all figures, the verdict, the knee, and the server's own figures beside the clients'.
+"""A run's summary: all figures, the verdict, the knee, and the server's own figures compared with the clients'.
 
-What it holds is what the JSON file holds and what the report shows.
+The JSON file holds exactly this summary, and the report shows it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SATURATED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server's side of a run."""
+    """The comparison of a run with the server's own figures."""
 
     build: dict[str, str]
     comparisons: list[Comparison]
@@ -27,22 +27,22 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything about a run but its single answers."""
+    """All results of a run, except the single answers."""
 
     settings: dict[str, Any]
     total: Figures
     stages: list[Figures]
     drift: float | None
-    """Mean inter-token latency of the last stage over that of the first."""
+    """Mean inter-token latency of the last stage, divided by that of the first."""
     goals: Goals
     verdicts: list[Verdict]
     passed: bool
     knee: int | None
-    """Index of the stage where throughput is all but reached; only of a step run, like the next."""
+    """Index of the first stage with SATURATED of the best throughput; None unless the shape is step."""
     capacity: int | None
-    """Index of the last stage that met the goals, like all before it."""
+    """Index of the last of the leading stages that met the goals; None if there is none, or the shape is not step."""
     server: Server | None
-    """None if its metrics cannot be read."""
+    """None if the server's metrics cannot be read."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,10 +51,10 @@ class Summary:
 def summarise(
     answers: Sequence[Answer], spans: Sequence[Span], goals: Goals, settings: dict[str, Any], gained: Scrape | None
 ) -> Summary:
-    """`spans` are the stages of the run in turn; `gained` is what the server's metrics gained in it.
+    """The summary of a run with the stages `spans`; `gained` is the increase of the server's metrics.
 
-    A step run goes beyond the knee on purpose, so it is judged by its first stage, and a rate by its best one. Others
-    are judged as a whole.
+    A step run goes beyond the knee on purpose, so it is judged by its first stage, and its goodput_per_second by its
+    best stage. Other runs are judged as a whole.
     """
     spans = [*spans[:-1], replace(spans[-1], last=True)]
     whole = replace(spans[-1], start=spans[0].start, users=max(span.users for span in spans))
@@ -81,7 +81,7 @@ def summarise(
 
 
 def values(figures: Figures) -> dict[str, float | None]:
-    """What goals are compared with, by their names; but for drift, which no single span has."""
+    """Goal -> the figure it is compared with. Drift is missing, since it is no figure of a single span."""
     return {
         "ttft_p95_seconds": figures.ttft.p95 if figures.ttft else None,
         "inter_token_p95_seconds": figures.inter_token.p95 if figures.inter_token else None,
@@ -92,13 +92,16 @@ def values(figures: Figures) -> dict[str, float | None]:
 
 
 def find_knee(stages: Sequence[Figures]) -> int:
-    """The first stage with nearly the best throughput: beyond it, load adds waiting and little else."""
+    """The index of the first stage with SATURATED of the best throughput; more load mostly adds waiting."""
     best = max(stage.tokens_per_second for stage in stages)
     return next(index for index, stage in enumerate(stages) if stage.tokens_per_second >= SATURATED * best)
 
 
 def find_capacity(stages: Sequence[Figures], goals: Goals) -> int | None:
-    """The last of the leading stages that meet every goal for a single load; None if the first one doesn't."""
+    """The index of the last of the leading stages that meet every goal; None if the first one doesn't.
+
+    Goals for drift and goodput_per_second are ignored, since they are not about a single load.
+    """
     goals = replace(goals, drift=None, goodput_per_second=None)
     good = [all(verdict.met for verdict in judge(goals, values(stage))) for stage in stages]
     leading = good.index(False) if False in good else len(good)

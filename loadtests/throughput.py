@@ -2,9 +2,9 @@
 
     python -m loadtests.throughput http://127.0.0.1:8000
 
-A closed loop: so many clients, each sending its next request when the last one is answered, all of the same lengths.
-That compares servers and versions; what users would see, the load test says. Prompts are random words, different in
-every request, so that a prefix cache finds nothing.
+The load is a closed loop: a fixed number of clients, each of which sends its next request when the last one is
+answered, all with the same lengths. The figures compare servers and versions; for what users would see, run the load
+test. Prompts are random words, different in every request, so that a prefix cache finds nothing.
 """
 
 import argparse
@@ -24,15 +24,18 @@ from loadtests.workloads import words
 def closed_loop(
     target: Target, prompts: Iterable[str], output_tokens: int, concurrency: int
 ) -> tuple[list[Answer], float]:
-    """A greedy completion of each prompt, `concurrency` at once: the answers, failed ones too, and seconds for all."""
+    """Complete every prompt greedily, `concurrency` at once; returns (answers, seconds for all of them).
+
+    Failed requests have an answer too, with its `error`.
+    """
     answers: list[Answer] = []
     pending = iter(prompts)
 
     def one_client() -> None:
         for prompt in pending:
             body = target.completion(prompt, output_tokens) | {"temperature": 0}
-            # A connection each: llama.cpp's server closes some after a stream though it said that it keeps them, and
-            # what is sent on one meanwhile is lost.
+            # Each request gets a new connection: llama.cpp's server closes some after a stream although it announced
+            # to keep them, and a request that is sent on one meanwhile is lost.
             with Client(target.url) as client:
                 answers.append(client.stream("/v1/completions", body)[0])
 
@@ -45,7 +48,10 @@ def closed_loop(
 
 
 def run(target: Target, prompt_tokens: int, output_tokens: int, concurrency: int, requests: int) -> dict[str, float]:
-    """`requests` completions, `concurrency` at once; the figures of the whole run. Raises ServerError if one fails."""
+    """The figures of a run of `requests` completions, `concurrency` at once. Raises ServerError if one fails.
+
+    `prompt_tokens` is the mean over requests; the other keys name their units.
+    """
     rng = random.Random()
     prompts = [words(rng, prompt_tokens) for _ in range(requests)]
     answers, wall = closed_loop(target, prompts, output_tokens, concurrency)
@@ -63,7 +69,10 @@ def run(target: Target, prompt_tokens: int, output_tokens: int, concurrency: int
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, float]]:
-    """Every concurrency in turn, `rounds` times over, so that a slow minute of the machine hits them alike."""
+    """The figures of every concurrency in every round.
+
+    Concurrencies take turns, so that a slow minute of the machine affects all of them alike.
+    """
     with Client(args.url) as client:
         target = client.discover(args.model)
     results = []
@@ -84,7 +93,7 @@ def _row(result: dict[str, float]) -> str:
 
 
 def medians(results: list[dict[str, float]]) -> list[dict[str, float]]:
-    """One row for each concurrency: the median of every figure over the rounds."""
+    """The median of every figure over the rounds, for each concurrency."""
     levels = dict.fromkeys(result["concurrency"] for result in results)
     rounds = {level: [result for result in results if result["concurrency"] == level] for level in levels}
     return [{key: statistics.median(r[key] for r in rows) for key in rows[0]} for rows in rounds.values()]

@@ -1,14 +1,14 @@
-"""What users ask: conversations of random words whose lengths follow published distributions.
+"""Workloads: conversations of random words whose lengths follow published distributions.
 
-Lengths come from the seed alone, so that two runs ask for the same. Words come from the run as well: a second run
-against the same server must not find the first one's prompts in its prefix cache. Knows no server and no Locust.
+Lengths depend on the seed alone, so that two runs have the same ones. Words depend on the run as well, so that a second
+run against the same server doesn't find the first one's prompts in the prefix cache. Knows no server and no Locust.
 """
 
 import math
 import random
 from dataclasses import dataclass, replace
 
-# Each is one token, with the space before it, in the vocabularies of today's models.
+# Each word is one token, with the space before it, in the vocabularies of today's models.
 WORDS = (
     "time year people way day man thing woman life child world school state family student group country problem hand "
     "part place case week company system program question work government number night point home water room mother "
@@ -20,7 +20,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class LogNormal:
-    """Lengths in tokens, clipped to a range."""
+    """Log-normally distributed lengths in tokens, clipped to the range from `low` to `high`."""
 
     median: float
     sigma: float
@@ -41,17 +41,17 @@ class Workload:
 
     purpose: str
     prompt: LogNormal
-    """Of one turn, without the conversation before it."""
+    """The length of one turn's prompt, without the conversation before it."""
     output: LogNormal
     think: float
-    """Mean of the exponentially distributed seconds between an answer and the next question."""
+    """The mean of the exponentially distributed seconds between an answer and the next question."""
     turns: float = 1.0
-    """Mean of the geometrically distributed turns of a conversation."""
+    """The mean of the geometrically distributed number of turns of a conversation."""
     system: int = 0
     """Tokens of a system prompt that all users share."""
 
     def scaled(self, factor: float) -> "Workload":
-        """The same with all lengths multiplied, for models and machines that are too small for it."""
+        """The workload with all lengths multiplied, for models and machines that are too small for the original."""
         prompt, output = self.prompt.scaled(factor), self.output.scaled(factor)
         return replace(self, prompt=prompt, output=output, system=round(self.system * factor))
 
@@ -63,7 +63,7 @@ class Workload:
 #             415 and 834): openchat_sharegpt4 in Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference
 #             with Sarathi-Serve" (OSDI 2024), table 2. Clipped at 1024 each, where vLLM's benchmark drops samples.
 #   chat      means 69.5 and 214.5 tokens: Zheng et al., "LMSYS-Chat-1M" (ICLR 2024), table 1; spread as above. Four
-#             turns where its users took two, since it is the history that is to be tested.
+#             turns where its users took two, since this workload is to test histories.
 #   document  medians 7059 and 208, 90th percentiles 12985 and 371: arxiv_summarization in Agrawal et al., table 2.
 #   shared    turns like chat's first, behind a thousand tokens of instructions.
 WORKLOADS = {
@@ -96,11 +96,11 @@ WORKLOADS = {
 }
 
 _MARGIN = 64
-"""Tokens left to the chat template."""
+"""Tokens reserved for the chat template."""
 
 
 def words(rng: random.Random, count: int) -> str:
-    """So many random words: about as many tokens."""
+    """`count` random words, which are about as many tokens."""
     return " ".join(rng.choices(WORDS, k=count))
 
 
@@ -108,7 +108,10 @@ class User:
     """One simulated user: asks, takes the answer, thinks, asks again."""
 
     def __init__(self, workload: Workload, seed: int, run: str, name: str, max_context: int | None) -> None:
-        """`seed` and `name` decide the lengths and times, `run` the words. `max_context` is None if nobody knows."""
+        """Create a user whose lengths and times depend on `seed` and `name`, and whose words depend on `run` as well.
+
+        `max_context` is in tokens, or None if it is unknown.
+        """
         self._workload = workload
         self._max_context = max_context or 2**31
         self._lengths = random.Random(f"{seed}/{name}")
@@ -118,7 +121,7 @@ class User:
         self._begin()
 
     def ask(self) -> tuple[list[dict[str, str]], int]:
-        """The messages of the next request, and the tokens to ask for at most."""
+        """(messages, limit of output tokens) of the next request."""
         prompt, output = self._workload.prompt.draw(self._lengths), self._workload.output.draw(self._lengths)
         output = min(output, self._max_context // 4)
         room = self._max_context - _MARGIN - output
@@ -129,14 +132,14 @@ class User:
         return list(self._messages), output
 
     def take(self, text: str, tokens: int) -> None:
-        """The answer's text, and the tokens of the conversation with it."""
+        """Add the answer's text to the conversation, which then has `tokens` tokens."""
         self._messages.append({"role": "assistant", "content": text})
         self._tokens = tokens
         if self._lengths.random() < 1 / self._workload.turns:
             self._begin()
 
     def give_up(self) -> None:
-        """The request failed: the next one begins a new conversation."""
+        """Begin a new conversation, because a request failed."""
         self._begin()
 
     def think(self) -> float:

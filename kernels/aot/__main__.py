@@ -1,7 +1,7 @@
-"""`python -m kernels.aot`: every kernel variant the server launches, compiled for every chip, with no GPU.
+"""`python -m kernels.aot`: compiles every kernel variant that the server starts, for every chip, without a GPU.
 
-One row for each; exits with 1 if any spills registers, takes more shared memory than its chip has, has a dot without
-a tensor-core instruction, or does not compile; with 2 where nothing can be compiled.
+Prints a row for each variant. The exit status is 1 if a variant spills registers, takes more shared memory than its
+chip has, has a dot without a tensor-core instruction, or does not compile. It is 2 if there is nothing to compile.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from kernels.gpu.launch import TARGETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Parse the command line, compile, print the table; returns the exit status."""
     options = _parser().parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("with TRITON_INTERPRET=1 kernels are interpreted and there is nothing to compile: unset it")

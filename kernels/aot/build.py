@@ -1,6 +1,6 @@
-"""Compiles variants over processes, and keeps what was read of each, so that a second run takes seconds.
+"""Compiles variants in several processes and stores their resources, so that a second run takes seconds.
 
-It knows neither the kernels nor what is refused.
+Knows neither the kernels nor the limits that the gate checks.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from kernels.aot.record import Variant
 from kernels.aot.resources import Resources, compile_variant
 
 Outcome = Resources | str
-"""What a variant takes, or why it did not compile."""
+"""A variant's resources, or the reason why it did not compile."""
 
 
 def build(variants: Iterable[Variant], store: Path, jobs: int) -> Iterator[tuple[Variant, Outcome]]:
-    """Each variant with its outcome, as they come; `jobs` compile at a time.
+    """Each variant with its outcome, in the order in which they are done; `jobs` processes compile at a time.
 
-    Resources are kept in `store` by the variant's key; failures are not.
+    Resources are stored in the folder `store` under the variant's key; failures are not stored.
     """
     store.mkdir(parents=True, exist_ok=True)
     missing = []
@@ -40,7 +40,7 @@ def build(variants: Iterable[Variant], store: Path, jobs: int) -> Iterator[tuple
 
 
 def _compile(variants: list[Variant], jobs: int) -> Iterator[tuple[Variant, Outcome]]:
-    """A compiler that dies takes its pool along: whoever was in it is compiled again alone."""
+    """Each variant with its outcome. A compiler that dies breaks its pool; variants in it are compiled again alone."""
     orphans = []
     if variants:
         with _pool(jobs) as pool:
@@ -70,7 +70,7 @@ def _attempt(variant: Variant) -> Outcome:
 
 
 def _entry(store: Path, variant: Variant) -> Path:
-    # What is read of a kernel is decided in that module: an entry of another text of it is not taken.
+    # The hash of the module that reads resources is part of the name, so that entries of an older reader are not used.
     reader = hashlib.sha256(Path(resources.__file__).read_bytes()).hexdigest()
     return store / f"{variant.key()[:32]}-{reader[:8]}.json"
 

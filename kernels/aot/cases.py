@@ -1,7 +1,7 @@
-"""Calls as the decoder makes them, over tensors without data, so that a recorder sees every variant they launch.
+"""Calls of the backend as the decoder makes them, on tensors without data, so that each kernel variant is recorded.
 
-The backend's own methods are driven: which kernels an operation launches, and with which constants, is said only where
-it is implemented. The shapes are those of published models.
+The backend's own methods are called, so the choice of kernels and constants is stated only where an operation is
+implemented. The shapes are those of published models.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,26 +31,26 @@ from kernels.gpu.launch import Target
 Feature = Literal["window", "softcap", "alibi", "sinks"]
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 CACHE_BYTES = 16 << 30
-"""Of all layers, so that offsets of 32 bits do not reach all of it."""
+"""Bytes of the cache of all layers, so large that 32-bit offsets cannot address all of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Some calls of a backend, and what they are for."""
+    """A named group of calls of a backend."""
 
     name: str
     run: Callable[[Backend], None]
     served: bool = True
-    """Whether families meet it in the dtypes they are published in; the rest is compiled when everything is asked."""
+    """Whether a model family needs it in the dtype it is published in. Other cases are compiled only with --all."""
     batch_invariant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What attention must know of a model."""
+    """The properties of a model that attention depends on."""
 
     dim: int
-    """Of a head."""
+    """Dimensions of a head."""
     heads: int
     kv_heads: int
     dtype: torch.dtype = BF16
@@ -65,11 +65,14 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """A batch: so many sequences that decode, and the new tokens of one prompt after them."""
+    """A batch of decoding sequences and at most one prompt after them."""
 
     singles: int
+    """Decoding sequences."""
     prompt: int
+    """New tokens of the prompt; 0: no prompt."""
     context: int
+    """The largest context length."""
 
 
 BATCHES = (
@@ -80,12 +83,12 @@ BATCHES = (
     Sequences(7, 500, 4000),
 )
 LARGE = (Sequences(200, 2048, 4096),)
-"""Launches every kernel, each in the variant that needs the most registers."""
+"""A batch that starts every attention kernel in the variant that needs the most registers."""
 SHAPES = ((64, 32, 8), (80, 32, 32), (96, 32, 32), (128, 32, 8), (192, 64, 8), (256, 8, 4))
 """(head dimension, query heads, key heads)"""
 GROUPS = ((64, 9, 3), (128, 28, 4), (128, 64, 8), (128, 32, 32), (64, 12, 12), (256, 4, 1))
-"""Other numbers of query heads to a key head: SmolLM2, Qwen 2.5, Llama 70B, Llama 2, GPT-2, Gemma 3 1B. What a kernel
-takes depends little on them."""
+"""Shapes with other numbers of query heads to a key head: SmolLM2, Qwen 2.5, Llama 70B, Llama 2, GPT-2, Gemma 3 1B. A
+kernel's resources depend little on that number."""
 FP8_SERVED = (64, 128, 256)
 HIDDEN = (576, 2304, 8192)
 FORMS: tuple[tuple[Literal[4, 8], int, bool], ...] = (
@@ -95,12 +98,15 @@ FORMS: tuple[tuple[Literal[4, 8], int, bool], ...] = (
     (8, 16, True),
     (8, 32, False),
 )
-"""(bits, group size, whether there are offsets) as GGUF and the group-quantised formats have them."""
+"""(bits, group size, whether there are offsets) of GGUF's blocks and the group-quantised formats."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
 
 
 def record(target: Target, only: str = "", *, everything: bool = False) -> list[Variant]:
-    """The distinct variants that the cases whose name contains `only` launch on `target`."""
+    """The distinct variants that cases start on `target`.
+
+    Only cases whose name contains `only` are run and, unless `everything`, only those that are `served`.
+    """
     launcher = RecordingLauncher(target)
     for case in _cases():
         if only in case.name and (case.served or everything):
@@ -134,7 +140,7 @@ def _attention() -> Iterator[Case]:
 
 
 def _attention_features() -> Iterator[Case]:
-    """As families combine them, and each in one combination with an FP8 cache."""
+    """The combinations of features that families have, each also with an FP8 cache."""
     families: list[tuple[str, tuple[int, int, int], tuple[Feature, ...], bool]] = [
         ("Mistral", (128, 32, 8), ("window",), True),
         ("Phi 3", (96, 32, 32), ("window",), True),

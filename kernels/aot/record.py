@@ -1,6 +1,6 @@
-"""What would be compiled: launches are recorded, as Triton itself would specialise them, and nothing runs.
+"""Records the kernel variants that Triton would compile for a series of calls, without running anything.
 
-It knows how Triton tells one compiled variant of a kernel from another, and nothing of what the kernels compute.
+Knows how Triton tells compiled variants of a kernel apart, and nothing of what kernels compute.
 """
 
 import hashlib
@@ -16,37 +16,40 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from kernels.gpu.launch import Target
 
 FP_FUSION = True
-"""Named because Triton's default is about to change; a launch's is still to fuse."""
+"""Set explicitly because Triton announces a change of its default; kernels started by the JIT are still fused."""
 
 Path = tuple[int, ...]
-"""Where an argument stands: its index, as Triton's compiler names it."""
+"""The place of an argument: its index in a tuple, as Triton's compiler has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kernel with everything that its machine code depends on. Plain data, so that it goes to other processes."""
+    """A kernel with everything that its machine code depends on. It is plain data, so it can be sent to processes."""
 
     kernel: str
-    """module:function"""
+    """The kernel's name, module:function."""
     label: str
-    """The first case that launches it."""
+    """The name of the first case that starts it."""
     target: Target
     signature: dict[str, str]
     """Parameter -> Triton's type, or "constexpr"."""
     constants: dict[Path, Any]
-    """Constexpr parameters, and those that Triton makes constant by their value: 1 and None."""
+    """Constexpr parameters, and those that Triton makes constants because their value is 1 or None."""
     attributes: dict[Path, list[list[Any]]]
-    """What Triton takes as known of an argument, such as [["tt.divisibility", 16]]."""
+    """Properties of an argument that Triton relies on, such as [["tt.divisibility", 16]]."""
     num_warps: int
     num_stages: int
 
     def resolve(self) -> Any:
-        """The kernel itself."""
+        """The kernel function."""
         module, name = self.kernel.split(":")
         return getattr(importlib.import_module(module), name)
 
     def key(self) -> str:
-        """Equal for variants with equal machine code, also in a later run; another source or Triton, another key."""
+        """A hash of everything that the machine code depends on, Triton's version and the kernel's source included.
+
+        It is the same in every run.
+        """
         parts = (
             triton.__version__,
             self.kernel,
@@ -61,29 +64,29 @@ class Variant:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def constexprs(self) -> str:
-        """The constexpr parameters, for people: NAME=value, ..."""
+        """The constexpr parameters as readable text: NAME=value, ..."""
         names = list(self.signature)
         return ", ".join(f"{names[path[0]]}={value}" for path, value in sorted(self.constants.items()))
 
 
 def gpu_target(target: Target) -> Any:
-    """`target` as Triton's compiler names it."""
+    """`target` as an object of Triton's compiler."""
     return GPUTarget(target.backend, target.arch, target.warp_size)
 
 
 class RecordingLauncher:
-    """A `kernels.gpu.launch.Launcher` that notes each distinct variant in `variants` and launches nothing.
+    """A `kernels.gpu.launch.Launcher` that records each distinct variant in `variants` and starts nothing.
 
-    Tensors may be on the `meta` device. Raises TypeError for what is not a plain @triton.jit function, whose variants
-    would not be known from its arguments alone.
+    Tensors may be on the `meta` device. Raises TypeError for a kernel that is not a plain @triton.jit function, since
+    its arguments alone would not determine its variants.
     """
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self.label = ""
-        """What the variants to come are for."""
+        """The label of variants that are recorded from now on."""
         self.variants: dict[str, Variant] = {}
-        """By key."""
+        """The variants recorded so far, by `Variant.key`."""
         self._compiler = make_backend(gpu_target(target))
 
     def __call__(
@@ -94,7 +97,7 @@ class RecordingLauncher:
         bind = create_function_from_signature(kernel.signature, kernel.params, self._compiler)
         asked = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
         bound, specialization, options = bind(*arguments, **asked, **constants)
-        # Triton's own packing, so that what is compiled ahead of time is what a launch would compile.
+        # Triton's own function, so that the variant compiled ahead of time is the one that the JIT would compile.
         _, signature, values, attributes = kernel._pack_args(self._compiler, options, bound, specialization, options)
         variant = Variant(
             f"{kernel.fn.__module__}:{kernel.fn.__name__}",

@@ -1,4 +1,4 @@
-"""The gate's table and its verdict."""
+"""The table of the compile gate, and its verdict."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ COLUMNS = "{:<44} {:<7} {:>5} {:>6} {:>5} {:>6} {:>7} {:>5} {:>5}  {}"
 
 
 def report(built: Iterable[tuple[Variant, Outcome]], file: Path | None) -> int:
-    """Print the table and what the gate refuses, write the rows to `file`; returns the exit status."""
+    """Print the table and the gate's faults, write the rows to `file` as JSON, and return the exit status."""
     rows = sorted(built, key=_order)
     print(
         COLUMNS.format(
@@ -24,7 +24,7 @@ def report(built: Iterable[tuple[Variant, Outcome]], file: Path | None) -> int:
     for variant, outcome in rows:
         print(_line(variant, outcome))
     if file is not None:
-        file.write_text(json.dumps([_record(variant, outcome) for variant, outcome in rows], indent=1))
+        file.write_text(json.dumps([_json_row(variant, outcome) for variant, outcome in rows], indent=1))
     refused: dict[tuple[str, str], list[Variant]] = {}
     for variant, outcome in rows:
         for fault in _refusals(variant, outcome):
@@ -56,7 +56,7 @@ def _line(variant: Variant, outcome: Outcome) -> str:
     return COLUMNS.format(kernel, _chip(variant), variant.num_warps, variant.num_stages, *figures, what)
 
 
-def _record(variant: Variant, outcome: Outcome) -> dict[str, object]:
+def _json_row(variant: Variant, outcome: Outcome) -> dict[str, object]:
     return {
         "kernel": variant.kernel,
         "chip": _chip(variant),

@@ -1,6 +1,6 @@
-"""What a compiled kernel takes of a chip, read from its machine code.
+"""The resources that a compiled kernel takes, read from its machine code.
 
-NVIDIA's is disassembled with the cuobjdump that comes with Triton; AMD's assembly carries its own figures.
+NVIDIA's machine code is disassembled with the cuobjdump that comes with Triton. AMD's assembly states the figures.
 """
 
 import re
@@ -17,37 +17,40 @@ from kernels.aot.record import FP_FUSION, Variant, gpu_target
 from kernels.gpu.launch import Target
 
 TENSOR_CORE = re.compile(r"HMMA|IMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA|v_mfma\w*")
-"""mma.sync, wgmma and tcgen05 as NVIDIA's assembly names them, and AMD's matrix instructions."""
+"""Matrix instructions: NVIDIA's machine names of mma.sync, wgmma and tcgen05, and AMD's names."""
 ASYNC_COPY = re.compile(r"LDGSTS|UTMALDG")
-"""Global to shared memory without registers: cp.async, and the bulk tensor copy."""
+"""Copies from global to shared memory that bypass registers: cp.async and the bulk tensor copy."""
 LOCAL_MEMORY = re.compile(r"STL|LDL")
+"""Stores to local memory and loads from it."""
 
 SASS_OPCODE = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
 AMD_OPCODE = re.compile(r"^\s+([a-z]\w+)\s", re.MULTILINE)
 DOT = re.compile(r"tt\.dot(?:_scaled)? .*? : tensor<[\dx]+x(\w+)")
-"""In Triton's IR; the group is the left operand's type."""
+"""A dot in Triton's IR; the group is the type of its left operand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Of one compiled variant; counts are of instructions as they stand in the code."""
+    """The resources of one compiled variant. Instructions are counted where they stand in the code, not as executed."""
 
     registers: int
-    """A thread's; on AMD the vector registers."""
+    """Registers of a thread; on AMD only vector registers."""
     spills: int
-    """Loads and stores of local memory; on AMD the vector registers that were spilled."""
+    """Loads and stores of local memory; on AMD the number of spilled vector registers."""
     stack: int
-    """Bytes of local memory a thread; not gated on AMD, where scalar registers are spilled there."""
+    """Bytes of local memory of a thread. The gate ignores it on AMD, where scalar registers are spilled to it."""
     shared_memory: int
-    """Bytes a program."""
+    """Bytes of a program."""
     tensor_core: int
+    """Tensor-core instructions."""
     async_copies: int
+    """Asynchronous copy instructions; 0 on AMD."""
     needs_tensor_core: bool
-    """Has a dot of operands narrower than float32."""
+    """Whether there is a dot whose operands are narrower than float32."""
 
 
 def faults(resources: Resources, target: Target) -> list[str]:
-    """What the gate refuses, in words."""
+    """The reasons, in words, why the gate refuses a variant with these resources on `target`; empty if it passes."""
     found = []
     if resources.spills:
         found.append(f"spills registers: {resources.spills} {'registers' if target.backend == 'hip' else 'STL/LDL'}")
@@ -61,7 +64,7 @@ def faults(resources: Resources, target: Target) -> list[str]:
 
 
 def compile_variant(variant: Variant) -> Resources:
-    """Compile for the variant's target; needs no GPU. Raises whatever Triton's compiler raises."""
+    """Compile a variant for its target, without a GPU. Raises any exception of Triton's compiler."""
     source = ASTSource(variant.resolve(), variant.signature, variant.constants, variant.attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": FP_FUSION}
     compiled = triton.compile(source, target=gpu_target(variant.target), options=options)
@@ -111,7 +114,7 @@ def _cuobjdump(what: str, path: str) -> str:
 def _figure(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
-        # A figure that cannot be read must not pass for 0.
+        # A figure that cannot be read must not count as 0.
         raise ValueError(f"no {pattern} in what the compiler says of its kernel")
     return int(found.group(1))
 

@@ -1,4 +1,4 @@
-"""The activations of an MLP, alone or times the second half of a gated one."""
+"""The activations of an MLP, plain or gated."""
 
 import torch
 import triton
@@ -32,7 +32,7 @@ def _activate(launch: Launcher, x: Tensor, out: Tensor, kind: ActivationKind, *,
         (out.shape[:-1].numel(), triton.cdiv(size, block)),
         x.contiguous(),
         out,
-        # One vector of 16 bytes a thread in the 16-bit dtypes.
+        # Each thread handles one 16-byte vector in the 16-bit dtypes.
         num_warps=max(1, block // (8 * launch.target.warp_size)),
         num_stages=1,
         SIZE=size,
@@ -44,22 +44,25 @@ def _activate(launch: Launcher, x: Tensor, out: Tensor, kind: ActivationKind, *,
 
 @triton.jit
 def activate_rows(x, out, SIZE: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
-    """Out[i] = act(x[i]), where gated times x[SIZE + i], over rows of SIZE."""
+    """`out[i] = act(x[i])` or, if GATED, `act(x[i]) * x[SIZE + i]`, for each row; rows of `out` have SIZE elements.
+
+    The grid is (rows, blocks of BLOCK elements).
+    """
     row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < SIZE
-    source = x + row * (2 * SIZE if GATED else SIZE) + at
-    gate = tl.load(source, mask=inside, other=0.0)
-    result = act(gate.to(tl.float32), KIND).to(gate.dtype)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    inside = at < SIZE  # [BLOCK]
+    source = x + row * (2 * SIZE if GATED else SIZE) + at  # [BLOCK]
+    gate = tl.load(source, mask=inside, other=0.0)  # [BLOCK]
+    result = act(gate.to(tl.float32), KIND).to(gate.dtype)  # [BLOCK]
     if GATED:
-        up = tl.load(source + SIZE, mask=inside, other=0.0)
+        up = tl.load(source + SIZE, mask=inside, other=0.0)  # [BLOCK]
         result = (result.to(tl.float32) * up.to(tl.float32)).to(gate.dtype)
     tl.store(out + row * SIZE + at, result, mask=inside)
 
 
 @triton.jit
 def act(x, KIND: tl.constexpr):
-    """Of float32 x (Hendrycks and Gimpel, arXiv 1606.08415).
+    """The activation KIND of float32 x, in any shape (Hendrycks and Gimpel, arXiv 1606.08415).
 
     silu: x s(x), where s is the logistic function; gelu: x / 2 (1 + erf(x / sqrt 2)); gelu_tanh:
     x / 2 (1 + tanh(u)) = x s(2u), where u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -75,6 +78,6 @@ def act(x, KIND: tl.constexpr):
 
 @triton.jit
 def logistic(x):
-    """1 / (1 + exp(-x)), by the exponential that cannot overflow."""
-    decay = tl.exp(-tl.abs(x))
+    """1 / (1 + exp(-x)) in any shape, computed from exp(-|x|), which cannot overflow."""
+    decay = tl.exp(-tl.abs(x))  # Shape of x.
     return tl.where(x < 0.0, decay, 1.0) / (1.0 + decay)

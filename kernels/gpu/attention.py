@@ -1,7 +1,7 @@
-"""Causal attention over the paged cache: which kernel takes which sequences, and with what.
+"""Causal attention over the paged cache: splits a batch between the decode kernel and the prefill kernel.
 
-The sequences that decode stand first in a batch. They go to one kernel, prompts to another, with tiles that depend on
-the model and the chip alone: what a sequence's attention comes to does not depend, in any bit, on the batch.
+Decoding sequences come first in a batch and go to the decode kernel; prompts go to the prefill kernel. Tile sizes
+depend on the model and the chip alone, so no bit of a sequence's result depends on the rest of the batch.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float3
 
 
 def attend(launch: Launcher, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-    """See `Backend.attend`. Raises ValueError for a head dimension that no kernel is made for."""
+    """See `Backend.attend`. Raises ValueError for a head dimension that is not in HEAD_PARTS."""
     if q.shape[2] not in HEAD_PARTS:
         raise ValueError(f"no attention kernel for heads of {q.shape[2]} dimensions: there are {list(HEAD_PARTS)}")
     call = _Call.of(launch, q, cache, layout, options)
@@ -35,18 +35,21 @@ def attend(launch: Launcher, q: Tensor, cache: LayerCache, layout: BatchLayout, 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of `attend`, in the kernels' terms."""
+    """The arguments of one call of `attend`, converted to kernel arguments."""
 
     q: Tensor
     cache: LayerCache
     layout: BatchLayout
     options: AttentionOptions
     operand: torch.dtype
-    """What dots are taken of. FP8 becomes float16, which holds every e4m3 number, and is converted to faster."""
+    """The dtype of the operands of dots. An FP8 cache is converted to float16, which represents every e4m3 number and
+    is faster to convert to than bfloat16."""
     arguments: tuple[object, ...]
-    """From `q` on, those that the kernels have in common."""
+    """The run-time arguments that both kernels share, from `q` on."""
     constants: dict[str, Any]
+    """The constexpr arguments that both kernels share."""
     out: Tensor
+    """[tokens, heads, head_dim]."""
 
     @classmethod
     def of(
@@ -57,7 +60,8 @@ class _Call:
         if keys.dtype == torch.float8_e4m3fn:
             keys, values = keys.view(torch.uint8), values.view(torch.uint8)
             operand = torch.float32 if q.dtype == torch.float32 else torch.float16
-        # exp2 is the hardware's own exponential; what `tiles` asks of a softcap's scale and cap is its tanh by exp2.
+        # Logits are in base 2, since exp2 is the hardware's own exponential. With a softcap, `scale` and `cap` are
+        # prepared for the tanh in `tiles._bend`, which uses exp2 as well.
         scale, cap = options.scale * LOG2_E.value, None
         if options.softcap is not None:
             scale, cap = 2 * scale / options.softcap, options.softcap * LOG2_E.value
@@ -87,7 +91,8 @@ def _prefill(launch: Launcher, call: _Call) -> None:
     layout, target = call.layout, launch.target
     tiles = prefill_tiles(call.q.shape[2], call.operand, target)
     first, sequences = layout.singles, layout.context_lens.shape[0]
-    # Room for one tile more for each sequence than their rows would fill in a row: how they divide is not known here.
+    # An upper bound on the number of tiles. The lengths of the prompts are known only on the device, so each prompt is
+    # given one tile more than its share of the rows, for a last tile that is partly empty.
     count = (call.q.shape[0] - first) * call.constants["GROUP"] // tiles.block_m + sequences - first
     launch(
         prefill_kernel,
@@ -110,7 +115,7 @@ def _decode(launch: Launcher, call: _Call) -> None:
     tiles = decode_tiles(call.q.shape[2], call.operand, target)
     sequences, (_, heads, width) = layout.singles, call.q.shape
     splits = max(1, -(-layout.max_context // SPLIT))
-    sums = totals = call.out  # Not written to if there is but one split.
+    sums = totals = call.out  # Placeholders: with one split, the kernel does not write to them.
     if splits > 1:
         sums = torch.empty(sequences, splits, heads, width, dtype=torch.float32, device=call.q.device)
         totals = torch.empty(sequences, splits, heads, 2, dtype=torch.float32, device=call.q.device)
@@ -147,10 +152,10 @@ def _decode(launch: Launcher, call: _Call) -> None:
 
 
 def _decoded_together(sequences: int) -> int:
-    """The SEQUENCES of a batch: few values, since each is a kernel to be compiled."""
+    """The SEQUENCES constant for a batch of `sequences`. It has few values, since each is compiled separately."""
     return 32 if sequences <= 32 else max(256, _power_of_two(sequences))
 
 
 def _power_of_two(least: int) -> int:
-    """The smallest from `least` up."""
+    """The smallest power of two that is at least `least`."""
     return 1 << (least - 1).bit_length()

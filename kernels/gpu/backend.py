@@ -1,4 +1,4 @@
-"""The Triton backend: each operation's kernel, started for one chip."""
+"""The Triton backend: starts each operation's kernel through one launcher."""
 
 import os
 
@@ -36,7 +36,7 @@ class TritonBackend:
     capturable = True
 
     def __init__(self, launch: Launcher, *, batch_invariant: bool = False) -> None:
-        """`batch_invariant`: a row's result does not depend, in any bit, on the rows beside it; matmuls pay for it."""
+        """With `batch_invariant`, no bit of a row's result depends on the other rows. This makes projections slower."""
         self._launch = launch
         self._batch_invariant = batch_invariant
 
@@ -87,7 +87,7 @@ class TritonBackend:
 
 
 def load_triton(device: torch.device, *, batch_invariant: bool = False) -> TritonBackend:
-    """The backend for `device`. Raises ValueError where Triton could not run."""
+    """The Triton backend for `device`. Raises ValueError for a CPU unless TRITON_INTERPRET=1 is set."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("the triton backend needs a GPU, or TRITON_INTERPRET=1 to be interpreted on a CPU")
     return TritonBackend(JitLauncher(device_target(device)), batch_invariant=batch_invariant)

@@ -1,8 +1,8 @@
-"""Attention of sequences that decode: one new token each, and a long context to read.
+"""Attention of decoding sequences, which have one new token and a long context each.
 
-There are too few sequences to fill a chip, so that a context is split, into SPLIT tokens at a time whatever the batch
-is, and the splits' results are combined in their order. It knows nothing of how the cache is read (`tiles`), nor of
-prompts.
+A batch has too few sequences to fill a chip, so each context is cut into splits of SPLIT keys, which are computed in
+parallel and combined in order (Flash-Decoding: Dao et al., 2023). The split size is the same for every batch. Reading
+the cache is the business of `tiles`; nothing here knows of prompts.
 """
 
 from typing import NamedTuple
@@ -15,24 +15,25 @@ from kernels.gpu.launch import Target
 from kernels.gpu.tiles import LOG2_E, LOWEST, attend_keys, load_rows, softmax_start, store_rows
 
 SPLIT = 512
-"""Tokens. Fixed, so that what a sequence's attention comes to depends on nothing beside it."""
+"""Keys in a split. The number is fixed, so that no bit of a sequence's result depends on the rest of the batch."""
 
 
 class DecodeTiles(NamedTuple):
-    """How a program of `decode_kernel` is cut."""
+    """The tile sizes and launch options of `decode_kernel`."""
 
     block_n: int
-    """Keys a step; divides SPLIT."""
+    """Keys in a tile; divides SPLIT."""
     num_warps: int
     num_stages: int
     programs: int
-    """That a multiprocessor holds at a time."""
+    """Programs that run on a multiprocessor at the same time."""
 
 
 def decode_tiles(head_dim: int, operand: torch.dtype, target: Target) -> DecodeTiles:
-    """The tiles for dots of `operand`: two programs a multiprocessor, with two tiles of keys and of values under way.
+    """The tile sizes for heads of `head_dim` and dots of `operand` on `target`.
 
-    A multiprocessor has to have some 40 KB under way to draw its share of the memory's bandwidth.
+    A multiprocessor needs loads of about 40 KB in flight to use its share of the memory bandwidth. Two programs, each
+    with two tiles of keys and two of values in flight, provide that.
     """
     tile_bytes = 8192 if target.shared_memory < 100_000 else 16384
     block_n = max(16, min(64, tile_bytes // (head_dim * operand.itemsize)))
@@ -77,25 +78,27 @@ def decode_kernel(
     SEQUENCES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """`tiles`' attention for the first `sequences` (at most SEQUENCES) of a batch, which have one token each.
+    """Attention, as defined in `tiles`, for the first `sequences` sequences of a batch, which have one new token each.
 
-    The grid is as large as the chip, not as the work: programs take turns at the splits that there are, so that one
-    captured grid serves every length. A sequence of one split is written to `out`, at once; the others leave their
-    numerators in `partial_sums` [sequences, max_splits, heads, head_dim] and, in `partial_totals`
-    [sequences, max_splits, heads, 2], the greatest logit and the denominator, for `combine_kernel`.
+    At most SEQUENCES sequences are allowed. The grid has one dimension, and its size depends on the chip: programs
+    loop over the (split, KV head) items, so that one captured grid serves every context length.
+
+    A sequence with one split is written to `out` [sequences, heads, head_dim]. The other sequences leave their
+    numerators in `partial_sums` [sequences, max_splits, heads, head_dim], and their greatest logit and denominator in
+    `partial_totals` [sequences, max_splits, heads, 2], for `combine_kernel`.
     """
     width: tl.constexpr = HEAD + TAIL
-    index = tl.arange(0, SEQUENCES)
-    contexts = tl.load(context_lens + index, mask=index < sequences, other=0)
-    counts = tl.where(index < sequences, split_count(contexts, window, SPLIT), 0)
-    ends = tl.cumsum(counts, 0)
+    index = tl.arange(0, SEQUENCES)  # [SEQUENCES]
+    contexts = tl.load(context_lens + index, mask=index < sequences, other=0)  # [SEQUENCES]
+    counts = tl.where(index < sequences, split_count(contexts, window, SPLIT), 0)  # [SEQUENCES] splits of each sequence
+    ends = tl.cumsum(counts, 0)  # [SEQUENCES]
     items = tl.sum(counts, 0) * KV_HEADS
 
-    rows = tl.arange(0, ROWS)
-    real = rows < GROUP
+    rows = tl.arange(0, ROWS)  # [ROWS]
+    real = rows < GROUP  # [ROWS]
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         kv_head = item % KV_HEADS
-        heads = kv_head * GROUP + rows
+        heads = kv_head * GROUP + rows  # [ROWS]
         sequence = tl.sum((ends <= item // KV_HEADS).to(tl.int32), 0)
         split = item // KV_HEADS - tl.sum(tl.where(index < sequence, counts, 0), 0)
         splits = tl.sum(tl.where(index == sequence, counts, 0), 0)
@@ -106,17 +109,19 @@ def decode_kernel(
             visible = tl.maximum(context - window, 0)
         begin = tl.maximum((visible // SPLIT + split) * SPLIT, visible // BLOCK_N * BLOCK_N)
         end = tl.minimum((visible // SPLIT + split + 1) * SPLIT, context)
-        # Keys of which the window hides some, keys that are all seen, and a last tile that the context may not fill.
+        # Three parts: keys that the window may hide, keys that are all visible, and a last tile that may not be full.
         all_seen = begin
         if window is not None:
             all_seen = tl.minimum(tl.maximum(tl.cdiv(visible, BLOCK_N) * BLOCK_N, begin), end)
         edges = (begin, all_seen, tl.maximum(end // BLOCK_N * BLOCK_N, all_seen), end)
 
+        # [ROWS, HEAD], [ROWS, TAIL]
         q_rows = load_rows(
             q + sequence.to(tl.int64) * Q_TOKEN_STRIDE + heads * Q_HEAD_STRIDE, real, HEAD, TAIL, OPERAND, False
         )
         key_scale = scale if key_scales is None else scale * tl.load(key_scales + kv_head)
-        head_slopes = None if slopes is None else tl.load(slopes + heads, mask=real, other=0.0) * LOG2_E
+        head_slopes = None if slopes is None else tl.load(slopes + heads, mask=real, other=0.0) * LOG2_E  # [ROWS]
+        # ([ROWS, HEAD], [ROWS, TAIL]), [ROWS], [ROWS]
         sums, greatest, total = softmax_start(None, heads, real, ROWS, HEAD, TAIL)
         for part in tl.static_range(0 if window is not None else 1, 3):
             sums, greatest, total = attend_keys(
@@ -146,11 +151,11 @@ def decode_kernel(
                 NATIVE_FP8,
             )
         if splits == 1:
-            factor = _last_factor(greatest, total, sinks, value_scales, heads, kv_head, real)
-            out_rows = out + (sequence.to(tl.int64) * KV_HEADS * GROUP + heads) * width
+            factor = _last_factor(greatest, total, sinks, value_scales, heads, kv_head, real)  # [ROWS]
+            out_rows = out + (sequence.to(tl.int64) * KV_HEADS * GROUP + heads) * width  # [ROWS]
             store_rows(out_rows, real, sums, factor, HEAD, TAIL)
         else:
-            places = (sequence.to(tl.int64) * max_splits + split) * KV_HEADS * GROUP + heads
+            places = (sequence.to(tl.int64) * max_splits + split) * KV_HEADS * GROUP + heads  # [ROWS]
             store_rows(partial_sums + places * width, real, sums, tl.full([ROWS], 1.0, tl.float32), HEAD, TAIL)
             tl.store(partial_totals + places * 2, greatest, mask=real)
             tl.store(partial_totals + places * 2 + 1, total, mask=real)
@@ -172,9 +177,9 @@ def combine_kernel(
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The splits of one sequence and one head, in their order, BLOCK at a time: programs are (sequences, heads).
+    """`out = sum_s 2^(greatest_s - greatest) sums_s / sum_s 2^(greatest_s - greatest) total_s`, over splits s in order.
 
-    sum_s 2^(greatest_s - greatest) sums_s / sum_s 2^(greatest_s - greatest) total_s
+    The grid is (sequences, heads), and BLOCK splits are read at a time. Sequences with one split are left as they are.
     """
     width: tl.constexpr = HEAD + TAIL
     sequence = tl.program_id(0).to(tl.int64)
@@ -183,45 +188,53 @@ def combine_kernel(
     splits = split_count(tl.load(context_lens + sequence), window, SPLIT)
     if splits <= 1:
         return
-    one = tl.zeros([1], tl.int32)
+    one = tl.zeros([1], tl.int32)  # [1]
+    # ([1, HEAD], [1, TAIL]), [1], [1]
     sums, greatest, total = softmax_start(None, one, one == 0, 1, HEAD, TAIL)
     for start in range(0, splits, BLOCK):
-        split = start + tl.arange(0, BLOCK)
-        real = split < splits
-        places = (sequence * max_splits + split) * heads + head
-        tops = tl.load(partial_totals + places * 2, mask=real, other=LOWEST)
-        totals = tl.load(partial_totals + places * 2 + 1, mask=real, other=0.0)
+        split = start + tl.arange(0, BLOCK)  # [BLOCK]
+        real = split < splits  # [BLOCK]
+        places = (sequence * max_splits + split) * heads + head  # [BLOCK]
+        tops = tl.load(partial_totals + places * 2, mask=real, other=LOWEST)  # [BLOCK]
+        totals = tl.load(partial_totals + places * 2 + 1, mask=real, other=0.0)  # [BLOCK]
+        # [BLOCK, HEAD], [BLOCK, TAIL]
         parts = load_rows(partial_sums + places * width, real, HEAD, TAIL, tl.float32, False)
-        top = tl.maximum(greatest, tl.max(tops, 0))
-        fade = tl.exp2(greatest - top)
-        shares = tl.exp2(tops - top)
+        top = tl.maximum(greatest, tl.max(tops, 0))  # [1]
+        fade = tl.exp2(greatest - top)  # [1]
+        shares = tl.exp2(tops - top)  # [BLOCK]
         if TAIL:
             sums = (_add_shares(sums[0], fade, shares, parts[0]), _add_shares(sums[1], fade, shares, parts[1]))
         else:
             sums = (_add_shares(sums[0], fade, shares, parts[0]),)
         total = tl.fma(total, fade, tl.sum(totals * shares, 0))
         greatest = top
-    factor = _last_factor(greatest, total, sinks, value_scales, one + head, head // group, one == 0)
-    out_rows = out + (sequence * heads + head) * width + one
+    factor = _last_factor(greatest, total, sinks, value_scales, one + head, head // group, one == 0)  # [1]
+    out_rows = out + (sequence * heads + head) * width + one  # [1]
     store_rows(out_rows, one == 0, sums, factor, HEAD, TAIL)
 
 
 @triton.jit
 def split_count(context, window, SPLIT: tl.constexpr):
-    """How many splits a context has that the window shows any of; 1 at least, which writes the zeros of padding."""
+    """The number of splits of a context that have a visible key, in the shape of `context`.
+
+    It is at least 1, so that a program writes the zeros of a padding sequence.
+    """
     first = 0
     if window is not None:
-        first = tl.maximum(context - window, 0) // SPLIT
+        first = tl.maximum(context - window, 0) // SPLIT  # Shape of context.
     return tl.maximum(tl.cdiv(context, SPLIT) - first, 1)
 
 
 @triton.jit
 def _last_factor(greatest, total, sinks, value_scales, heads, kv_head, real):
-    """What numerators are multiplied by in the end; 0 if there was no key."""
-    share = tl.full(total.shape, 1.0, tl.float32)
+    """The factor, for M rows, that turns numerators into outputs: 1 / denominator, with sinks and value scales.
+
+    The factor is 0 for a row without keys.
+    """
+    share = tl.full(total.shape, 1.0, tl.float32)  # [M]
     if sinks is not None:
-        sink = tl.load(sinks + heads, mask=real, other=0.0) * LOG2_E
-        top = tl.maximum(greatest, sink)
+        sink = tl.load(sinks + heads, mask=real, other=0.0) * LOG2_E  # [M]
+        top = tl.maximum(greatest, sink)  # [M]
         share = tl.exp2(greatest - top)
         total = tl.fma(total, share, tl.exp2(sink - top))
     if value_scales is not None:
@@ -231,5 +244,5 @@ def _last_factor(greatest, total, sinks, value_scales, heads, kv_head, real):
 
 @triton.jit
 def _add_shares(sums, fade, shares, parts):
-    """`sums` [1, D] times `fade` [1], and the rows of `parts` [BLOCK, D] times `shares` [BLOCK]."""
+    """`sums * fade + sum(shares * parts)`: [1, D] from sums [1, D], fade [1], shares [BLOCK] and parts [BLOCK, D]."""
     return sums * fade[:, None] + tl.sum(parts * shares[:, None], 0)[None, :]

@@ -1,4 +1,7 @@
-"""What a kernel is compiled for and how it is started. It knows nothing of what the kernels compute."""
+"""The chip that kernels are compiled for, and the launcher that starts them. Knows nothing of what kernels compute.
+
+In this package `launch` is always a `Launcher`; calling it starts a kernel.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -8,12 +11,13 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The chip that tile sizes are chosen for."""
+    """The properties of a chip that tile sizes depend on."""
 
     backend: Literal["cuda", "hip"]
     arch: int | str
-    """A compute capability (90), or a gfx name."""
+    """The compute capability times 10 (90), or a gfx name ("gfx942")."""
     warp_size: int
+    """Threads."""
     shared_memory: int
     """Bytes that one program may use."""
     multiprocessors: int
@@ -25,11 +29,11 @@ TARGETS = {
     "sm_100": Target("cuda", 100, 32, 232_448, 148),
     "gfx942": Target("hip", "gfx942", 64, 65_536, 304),
 }
-"""The chips every kernel is compiled for ahead of time: A100, H100 and H200, B200, MI300X."""
+"""The chips that every kernel is compiled for ahead of time: A100, H100 and H200, B200, MI300X."""
 
 
 class Launcher(Protocol):
-    """Starts a kernel, or only notes what would be started."""
+    """Starts kernels, or only records which ones would be started."""
 
     @property
     def target(self) -> Target: ...
@@ -37,12 +41,15 @@ class Launcher(Protocol):
     def __call__(
         self, kernel: Any, grid: tuple[int, ...], *arguments: object, num_warps: int, num_stages: int, **constants: Any
     ) -> None:
-        """`arguments` are the kernel's run-time arguments in order, `constants` its constexpr ones by name."""
+        """Start `kernel` on `grid`, programs in each dimension.
+
+        `arguments` are the kernel's run-time arguments in order, `constants` its constexpr arguments by name.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class JitLauncher:
-    """Compiles a kernel when it is first needed and runs it; under TRITON_INTERPRET=1, interprets it."""
+    """Starts kernels through Triton's JIT, which compiles on first use, or interprets if TRITON_INTERPRET=1 is set."""
 
     target: Target
 
@@ -53,7 +60,7 @@ class JitLauncher:
 
 
 def device_target(device: torch.device) -> Target:
-    """The chip behind `device`, by what torch says of it; on a CPU, what the interpreter plays: an H100."""
+    """The chip of `device`, as torch describes it. On a CPU, Triton's interpreter stands in for an H100."""
     if device.type == "cpu":
         return TARGETS["sm_90"]
     chip = torch.cuda.get_device_properties(device)
@@ -64,6 +71,6 @@ def device_target(device: torch.device) -> Target:
         "cuda",
         chip.major * 10 + chip.minor,
         32,
-        chip.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # It has it; its stub does not.
+        chip.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # Missing in the stub.
         chip.multi_processor_count,
     )

@@ -1,17 +1,17 @@
-"""Projections y = x W^T + bias, of a dense weight or a packed one. Knows nothing of what is projected.
+"""Projections y = x W^T + bias, with a dense or a quantised weight. Knows nothing of the model around them.
 
-Which way a projection goes:
+There are four cases:
 
-- a dense weight: torch's matmul, but where batch invariance is asked for;
-- a quantised weight and few tokens: `_matmul`, which reads the codes once and makes numbers of them on their way to the
-  tensor cores. What it takes is the time in which the weight's bytes arrive;
-- a quantised weight and many tokens: the numbers written out, then torch's matmul;
-- batch invariance: `_matmul` for any number of tokens, in tiles of one size. A row's bits then depend on its numbers
-  and on the weight alone: nothing in the order of its additions follows from the batch.
+- dense weight: torch's matmul, unless batch invariance is asked for;
+- quantised weight, few tokens: `_matmul`, which reads the codes once and converts them to numbers in registers, right
+  before the tensor cores use them. It takes about as long as reading the weight's bytes;
+- quantised weight, many tokens: `dequantize` writes the numbers to memory, then torch's matmul;
+- batch invariance: `_matmul` for any number of tokens, with tiles of one size. The order of additions in a row then
+  does not depend on the batch, so the row's bits depend on its numbers and the weight alone.
 
-A row's inputs are cut into splits, so that a small weight keeps the whole chip busy too. How many follows from the
-weight and the chip. Each split is summed by itself and the splits are added in order, whether a program computes one of
-them and a second kernel adds, or a program computes them all.
+The inputs of a row are cut into splits, so that a small weight keeps the whole chip busy as well. The number of splits
+depends on the weight and the chip. Each split is summed alone, and the sums are added in order, either by a second
+kernel or by a program that computes all splits itself; the bits are the same.
 """
 
 from dataclasses import dataclass
@@ -27,37 +27,39 @@ from kernels.gpu.launch import Launcher, Target
 from kernels.gpu.packed import PackedWeight, dequantize, integers, rearrange, unit
 
 FUSED_TOKENS = 256
-"""Up to as many tokens, making numbers of the codes for each tile of tokens is less than writing them all out."""
+"""The largest number of tokens for which `_matmul` is faster than `dequantize` and torch's matmul. `_matmul` converts
+the codes again for every tile of tokens."""
 PROGRAMS_PER_MULTIPROCESSOR = 3
-"""What splitting aims at: enough loads under way to keep the memory busy."""
+"""The number of programs that splitting aims at: enough loads in flight to keep the memory busy."""
 OUTPUTS = 64
-"""Of a program: with more, what is made of the codes for 64 tokens does not fit the registers."""
+"""Outputs that a program of `_matmul` computes. With more, a tile of 64 tokens does not fit into the registers."""
 VALUES_UNDER_WAY = 128
-"""Of each of a program's rows, while it computes, where there is shared memory for them."""
+"""Inputs of each row that are loaded ahead while a program computes, if shared memory has room for them."""
 TILES_PER_SPLIT = 4
-"""At least: a program waits for its first loads in full."""
+"""The smallest number of tiles in a split. A program waits for its first loads, so short splits are inefficient."""
 MOST_SPLITS = 8
-"""So that what is written of them stays small beside the weight."""
+"""The largest number of splits. It keeps the sums of the splits small compared with the weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """What one program of `_matmul` computes at a time, for OUTPUTS outputs."""
+    """The tile of tokens and the launch options of `_matmul`."""
 
     tokens: int
+    """Tokens that a program computes OUTPUTS outputs for."""
     num_warps: int
     num_stages: int
 
 
 def pack(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
-    """A dense weight stays as it is and where it is; a quantised one is rearranged."""
+    """See `Backend.pack`. A dense weight is kept without a copy; a quantised weight becomes a `PackedWeight`."""
     return Linear(rearrange(weight) if isinstance(weight, QuantizedWeight) else weight, bias)
 
 
 def linear(launch: Launcher, x: Tensor, weight: Linear, *, batch_invariant: bool) -> Tensor:
-    """[tokens, in] -> [tokens, out] in x's dtype, which is a dense weight's too; added up in float32.
+    """X W^T + bias, [tokens, in] -> [tokens, out], in x's dtype; sums are float32. A dense weight has x's dtype.
 
-    With `batch_invariant`, no bit of a row's result depends on how many rows there are or on what is in the others.
+    With `batch_invariant`, no bit of a row's result depends on the number of rows or on the other rows.
     """
     packed = weight.weight
     assert isinstance(packed, Tensor | QuantizedWeight), "another backend packed this weight"
@@ -71,7 +73,7 @@ def linear(launch: Launcher, x: Tensor, weight: Linear, *, batch_invariant: bool
 def _project(
     launch: Launcher, x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None, batch_invariant: bool
 ) -> Tensor:
-    """`linear` by `_matmul`."""
+    """`linear` computed by the kernel `_matmul`."""
     x = x.contiguous()
     tokens, inputs = x.shape
     outputs = weight.shape[0]
@@ -119,10 +121,15 @@ def _project(
 def _tiling(
     tokens: int, bits: int, width: int, offset: bool, dtype: torch.dtype, target: Target, batch_invariant: bool
 ) -> Tiling:
-    """Batch-invariant, the tile of tokens is as wide as it may be before a single token waits for its arithmetic."""
-    # A run of 16 values of 8 tokens is too little for each thread of a program to copy some of it without waiting.
+    """The tiling for a number of tokens and a form of weight.
+
+    With `batch_invariant`, the tile of tokens has one width for all numbers of tokens: the largest at which a single
+    token is still bound by memory, not by arithmetic.
+    """
+    # A tile of 8 tokens and 16 values is too small for every thread to take part in an asynchronous copy.
     narrowest = 8 if target.backend == "cuda" and width >= 32 else 16
-    # Before Hopper, and on AMD, x comes from registers too: 64 tokens do not fit there beside what offsets add up.
+    # Before Hopper, and on AMD, x is read from registers too. They have no room for 64 tokens beside the sums that
+    # offsets need.
     crowded = offset and not (target.backend == "cuda" and int(target.arch) >= 90)
     widest = 32 if bits == 4 and (batch_invariant or crowded) else 64
     wide = widest if batch_invariant else min(max(narrowest, triton.next_power_of_2(tokens)), widest)
@@ -133,7 +140,7 @@ def _tiling(
 
 
 def _split(rows: int, tiles: int, target: Target) -> tuple[int, int]:
-    """(tiles of a split, splits) for a weight of so many rows of programs and tiles in a row."""
+    """(tiles in a split, splits) for a weight of `rows` blocks of OUTPUTS outputs, with `tiles` tiles in each row."""
     wanted = PROGRAMS_PER_MULTIPROCESSOR * target.multiprocessors // rows
     splits = max(1, min(wanted, tiles // TILES_PER_SPLIT, MOST_SPLITS))
     tiles_per_split = triton.cdiv(tiles, splits)
@@ -141,7 +148,7 @@ def _split(rows: int, tiles: int, target: Target) -> tuple[int, int]:
 
 
 def _add(launch: Launcher, sums: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    """Y = the sum of `sums` [splits, tokens, out] over the splits, and the bias."""
+    """Write sum(sums over splits) + bias to `y` [tokens, out]; `sums` is [splits, tokens, out] float32."""
     splits, tokens, outputs = sums.shape
     block = 256
     launch(
@@ -180,26 +187,28 @@ def _matmul(
     TOKENS: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
 ):
-    """y[t, n] = sum over k of w[n, k] x[t, k] + bias[n], over `splits` splits of the k from program_id(1) on.
+    """y[t, n] = sum over k of w[n, k] x[t, k] + bias[n], for the inputs k of some splits.
 
-    x [tokens, inputs]; `weight` [outputs, inputs] of x's type if BITS is 16, else a `PackedWeight`'s codes; y is
-    [tokens, outputs], or [programs, tokens, outputs] float32 for `_add_splits`.
+    Program (i, j) of the grid computes tile i of OUTPUTS * TOKENS results over `splits` splits, from j * splits on.
 
-    The weight's rows are the rows of the dot, for there are always many of them, and the tokens are its columns. So
-    what is made of the codes is made in the registers that the tensor cores read.
+    `x` is [tokens, inputs]. `weight` is [outputs, inputs] in x's dtype if BITS is 16, otherwise the codes of a
+    `PackedWeight`. `y` is [tokens, outputs] or, for `_add_splits`, [grid's second size, tokens, outputs] float32.
+
+    In the dots, rows are outputs, since there are always many of them, and columns are tokens. The weight is thus the
+    operand that tensor cores read from registers, where the codes are converted.
     """
-    # Neighbouring programs share a block of the weight and a block of x, and find them in the cache.
+    # Programs are ordered so that neighbours share a block of the weight and a block of x, and find them in the cache.
     BLOCK: tl.constexpr = 8
     columns = tl.cdiv(tokens, TOKENS)
     block = tl.program_id(0) // (BLOCK * columns) * BLOCK
     height = tl.minimum(tl.cdiv(outputs, OUTPUTS) - block, BLOCK)
     within = tl.program_id(0) - block * columns
-    n = (block + within % height) * OUTPUTS + tl.arange(0, OUTPUTS)
-    t = within // height * TOKENS + tl.arange(0, TOKENS)
+    n = (block + within % height) * OUTPUTS + tl.arange(0, OUTPUTS)  # [OUTPUTS]
+    t = within // height * TOKENS + tl.arange(0, TOKENS)  # [TOKENS]
 
     tiles = tl.cdiv(inputs, 16 // BITS * WIDTH)
     first = tl.program_id(1) * splits * tiles_per_split
-    total = tl.zeros([OUTPUTS, TOKENS], tl.float32)
+    total = tl.zeros([OUTPUTS, TOKENS], tl.float32)  # [OUTPUTS, TOKENS]
     for split in range(splits):
         begin = first + split * tiles_per_split
         end = tl.minimum(begin + tiles_per_split, tiles)
@@ -212,23 +221,26 @@ def _matmul(
             )  # fmt: skip
     if bias is not None:
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[:, None]
-    place = (tl.program_id(1).to(tl.int64) * tokens + t)[None, :] * outputs + n[:, None]
+    place = (tl.program_id(1).to(tl.int64) * tokens + t)[None, :] * outputs + n[:, None]  # [OUTPUTS, TOKENS]
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(n < outputs)[:, None] & (t < tokens)[None, :])
 
 
 @triton.jit
 def _sum_dense(x, weight, n, t, tokens, outputs, inputs, begin, end, TILE: tl.constexpr, WHOLE_TILES: tl.constexpr):
-    """W x^T over the tiles `begin` to `end` - 1 of the inputs, for the outputs `n` and the tokens `t`: [n, t]."""
+    """W x^T, [OUTPUTS, TOKENS] float32, over the input tiles `begin` to `end` - 1.
+
+    The outputs are `n` [OUTPUTS] and the tokens `t` [TOKENS]; a tile has TILE inputs.
+    """
     precision: tl.constexpr = "ieee" if x.dtype.element_ty == tl.float32 else "tf32"
-    # A row past the end reads the last one's, and is not stored.
-    row = weight + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * inputs
-    token = x + t.to(tl.int64)[:, None] * inputs
-    total = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
+    # Rows past the end read the last row again; they are not stored.
+    row = weight + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * inputs  # [OUTPUTS, 1]
+    token = x + t.to(tl.int64)[:, None] * inputs  # [TOKENS, 1]
+    total = tl.zeros([n.shape[0], t.shape[0]], tl.float32)  # [OUTPUTS, TOKENS]
     for tile in range(begin, end):
-        k = (tile * TILE + tl.arange(0, TILE))[None, :]
+        k = (tile * TILE + tl.arange(0, TILE))[None, :]  # [1, TILE]
         if WHOLE_TILES:
-            numbers = tl.load(row + k)
-            values = tl.load(token + k, mask=(t < tokens)[:, None], other=0.0)
+            numbers = tl.load(row + k)  # [OUTPUTS, TILE]
+            values = tl.load(token + k, mask=(t < tokens)[:, None], other=0.0)  # [TOKENS, TILE]
         else:
             numbers = tl.load(row + k, mask=k < inputs, other=0.0)
             values = tl.load(token + k, mask=(t < tokens)[:, None] & (k < inputs), other=0.0)
@@ -255,10 +267,11 @@ def _sum_quantized(
     WIDTH: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
 ):
-    """`_sum_dense` of a `PackedWeight`.
+    """W x^T, [OUTPUTS, TOKENS] float32, of a `PackedWeight` over the input tiles `begin` to `end` - 1.
 
-    sum of w x = sum over groups of scale * (sum of (code - zero) x) + offset * (sum of x): the tensor cores see small
-    integers, which are exact, and the scales are applied in float32.
+    sum(w x) = sum over groups of (scale * sum((code - zero) x) + offset * sum(x))
+
+    The tensor cores multiply small integers, which every dtype represents exactly; scales are applied in float32.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     precision: tl.constexpr = "ieee" if dtype == tl.float32 else "tf32"
@@ -266,18 +279,19 @@ def _sum_quantized(
     WORDS: tl.constexpr = WIDTH // 2
     GROUPS: tl.constexpr = TILE // GROUP if TILE > GROUP else 1
 
-    row = codes + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * (tl.cdiv(inputs, TILE) * WORDS)
-    token = x + t.to(tl.int64)[:, None] * inputs
-    one = tl.full([n.shape[0], WORDS], 1.0, dtype)
-    # Joined, as `integers` are: the compiler lays such operands out alike, and one copy of the values serves both dots.
-    ones = tl.join(one, one).reshape(n.shape[0], WIDTH)
-    total = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
-    # The compiler pipelines no load that feeds no dot: each tile's scales are asked for a tile ahead.
-    next_scales = _groups(scales, begin * TILE // GROUP, n, outputs, GROUPS)
+    row = codes + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * (tl.cdiv(inputs, TILE) * WORDS)  # [OUTPUTS, 1]
+    token = x + t.to(tl.int64)[:, None] * inputs  # [TOKENS, 1]
+    one = tl.full([n.shape[0], WORDS], 1.0, dtype)  # [OUTPUTS, WORDS]
+    # Made by `join`, as `integers` makes its result: the compiler then gives both operands the same layout, and the two
+    # dots share one copy of the values.
+    ones = tl.join(one, one).reshape(n.shape[0], WIDTH)  # [OUTPUTS, WIDTH]
+    total = tl.zeros([n.shape[0], t.shape[0]], tl.float32)  # [OUTPUTS, TOKENS]
+    # The compiler pipelines only loads that feed a dot, so scales and offsets are loaded one tile ahead by hand.
+    next_scales = _groups(scales, begin * TILE // GROUP, n, outputs, GROUPS)  # GROUPS times [OUTPUTS]
     if offsets is not None:
-        next_offsets = _groups(offsets, begin * TILE // GROUP, n, outputs, GROUPS)
+        next_offsets = _groups(offsets, begin * TILE // GROUP, n, outputs, GROUPS)  # GROUPS times [OUTPUTS]
     for tile in range(begin, end):
-        words = tl.load(row + (tile * WORDS + tl.arange(0, WORDS))[None, :])
+        words = tl.load(row + (tile * WORDS + tl.arange(0, WORDS))[None, :])  # [OUTPUTS, WORDS]
         ahead = tl.minimum(tile + 1, end - 1) * TILE // GROUP
         tile_scales = next_scales
         next_scales = _groups(scales, ahead, n, outputs, GROUPS)
@@ -285,18 +299,18 @@ def _sum_quantized(
             tile_offsets = next_offsets
             next_offsets = _groups(offsets, ahead, n, outputs, GROUPS)
         for start in tl.static_range(0, TILE, WIDTH):
-            k = (tile * TILE + start + tl.arange(0, WIDTH))[None, :]
+            k = (tile * TILE + start + tl.arange(0, WIDTH))[None, :]  # [1, WIDTH]
             if WHOLE_TILES:
-                values = tl.trans(tl.load(token + k, mask=(t < tokens)[:, None], other=0.0))
+                values = tl.trans(tl.load(token + k, mask=(t < tokens)[:, None], other=0.0))  # [WIDTH, TOKENS]
             else:
                 values = tl.trans(tl.load(token + k, mask=(t < tokens)[:, None] & (k < inputs), other=0.0))
             if start % GROUP == 0:
-                part = tl.zeros_like(total)
-                values_sum = tl.zeros_like(total)
-            numbers = integers(words, start // WIDTH, BITS, ZERO, dtype)
+                part = tl.zeros_like(total)  # [OUTPUTS, TOKENS]
+                values_sum = tl.zeros_like(total)  # [OUTPUTS, TOKENS]
+            numbers = integers(words, start // WIDTH, BITS, ZERO, dtype)  # [OUTPUTS, WIDTH]
             part = tl.dot(numbers, values, part, input_precision=precision, out_dtype=tl.float32)
             if offsets is not None:
-                # On the tensor cores, which have the time, and not across the lanes of a warp.
+                # A dot with ones: the tensor cores are not busy, and a sum across the lanes of a warp would be slower.
                 values_sum = tl.dot(ones, values, values_sum, input_precision=precision, out_dtype=tl.float32)
             if (start + WIDTH) % GROUP == 0 or start + WIDTH == TILE:
                 total += (tile_scales[start // GROUP].to(tl.float32) * unit(dtype))[:, None] * part
@@ -307,8 +321,8 @@ def _sum_quantized(
 
 @triton.jit
 def _groups(numbers, group, n, outputs, COUNT: tl.constexpr):
-    """Of scales or offsets [groups, outputs]: a tuple of COUNT rows from `group` on, for the outputs `n`."""
-    row = (tl.load(numbers + group * outputs + n, mask=n < outputs, other=0.0),)
+    """Rows `group` to `group` + COUNT - 1 of the scales or offsets [groups, outputs], a tuple of COUNT [OUTPUTS]."""
+    row = (tl.load(numbers + group * outputs + n, mask=n < outputs, other=0.0),)  # [OUTPUTS]
     if COUNT == 1:
         return row
     else:
@@ -317,11 +331,11 @@ def _groups(numbers, group, n, outputs, COUNT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"])
 def _add_splits(sums, bias, y, tokens, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """y[t, n] = sums[0, t, n] + sums[1, t, n] + ... + bias[n], added in this order."""
-    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = n < outputs
-    place = tl.program_id(1).to(tl.int64) * outputs + n
-    total = tl.zeros([BLOCK], tl.float32)
+    """y[t, n] = sums[0, t, n] + sums[1, t, n] + ... + bias[n], added in this order; the grid is (blocks, tokens)."""
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    there = n < outputs  # [BLOCK]
+    place = tl.program_id(1).to(tl.int64) * outputs + n  # [BLOCK]
+    total = tl.zeros([BLOCK], tl.float32)  # [BLOCK]
     for split in tl.static_range(SPLITS):
         total += tl.load(sums + split * tokens.to(tl.int64) * outputs + place, mask=there, other=0.0)
     if bias is not None:

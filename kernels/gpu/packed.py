@@ -1,4 +1,4 @@
-"""Quantised weights in the order that the GPU reads them. Knows the one layout they have, and nothing of products."""
+"""Quantised weights in the order in which the GPU kernels read them. Knows nothing of matrix products."""
 
 from dataclasses import dataclass
 
@@ -12,23 +12,23 @@ from kernels.backend import QuantizedWeight
 from kernels.gpu.launch import Launcher
 
 DEQUANTIZED_ROWS = 32
-"""What one program of `dequantize` writes."""
+"""Rows that one program of `_dequantize` writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight(QuantizedWeight):
-    """A quantised weight whose codes are where a shift and a mask bring out two neighbouring inputs at once.
+    """A quantised weight in 32-bit words, each ordered so that one shift and one mask extract two neighbouring inputs.
 
-    A tile is `fields * width` neighbouring inputs of a row, in width / 2 words of 32 bits. Each half word holds as many
-    codes as fit, its `fields`. Field f of word j, lowest bits first, holds the tile's inputs f * width + 2j (in the low
-    half) and f * width + 2j + 1 (in the high half), so that field f of all words is a run of `width` inputs.
+    A tile is `fields * width` neighbouring inputs of a row and takes width / 2 words. Each half of a word has `fields`
+    fields of `bits` bits, lowest first. Field f of word j holds input f * width + 2j of the tile in the low half and
+    input f * width + 2j + 1 in the high half. Field f of all words of a tile is thus a run of `width` inputs.
 
-    `codes` are int32 [out, words], `scales` and `offsets` are transposed, [groups, out]; all are padded with zeros to
+    `codes` are int32 [out, words]. `scales` and `offsets` are transposed, [groups, out]. All are padded with zeros to
     whole tiles.
     """
 
     inputs: int
-    """`in` without padding."""
+    """The number of inputs of a row, without padding."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,21 +36,22 @@ class PackedWeight(QuantizedWeight):
 
     @property
     def fields(self) -> int:
+        """Codes in half a word."""
         return 16 // self.bits
 
     @property
     def width(self) -> int:
-        """All of a run is in one group; 64 inputs of 16 bits fill a line of shared memory."""
+        """Inputs in a run. A run lies within one group, and 64 inputs of 16 bits fill a line of shared memory."""
         return min(self.group_size, 64)
 
     @property
     def tiles(self) -> int:
-        """Of a row."""
+        """Tiles in a row."""
         return -(-self.inputs // (self.fields * self.width))
 
 
 def rearrange(weight: QuantizedWeight) -> PackedWeight:
-    """Pack `weight`, which is not changed."""
+    """`weight` as a `PackedWeight`; the original is not changed."""
     outputs, inputs = weight.shape
     packed = PackedWeight(
         weight.codes, weight.scales, weight.offsets, weight.zero, weight.bits, weight.group_size, inputs
@@ -77,12 +78,12 @@ def rearrange(weight: QuantizedWeight) -> PackedWeight:
 
 
 def _transposed(numbers: Tensor, groups: int) -> Tensor:
-    """[out, groups that are there] -> [groups, out], the others 0."""
+    """Transpose `numbers` [out, n] and pad with zeros to [groups, out]."""
     return F.pad(numbers, (0, groups - numbers.shape[1])).T.contiguous()
 
 
 def dequantize(launch: Launcher, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """The weight's numbers, [out, in] of `dtype`."""
+    """`scale * (code - zero) + offset`: the weight [out, in] in `dtype`."""
     outputs, inputs = weight.shape
     numbers = torch.empty(outputs, inputs, dtype=dtype, device=weight.codes.device)
     launch(
@@ -107,23 +108,25 @@ def dequantize(launch: Launcher, weight: PackedWeight, dtype: torch.dtype) -> Te
 
 @triton.constexpr_function
 def unit(dtype):
-    """What the numbers of `integers` have to be multiplied by."""
+    """The power of two by which results of `integers` must be multiplied to give code - zero."""
     return 2.0**9 if dtype == tl.float16 else 2.0**6 if dtype == tl.bfloat16 else 2.0**22
 
 
 @triton.jit
 def integers(words, FIELD: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr, dtype: tl.constexpr):
-    """(code - zero) / unit(dtype), exactly, of one field of a tile's words [rows, words]: [rows, width] of `dtype`.
+    """(code - zero) / unit(dtype), exact, of one field of a tile's words: [ROWS, WORDS] -> [ROWS, WIDTH] in `dtype`.
 
-    The bits of a small integer, read as a floating-point number, are that integer times the least positive number of
-    the type: subnormal up to 2^mantissa, and true up to twice that. One multiplication lifts it into the normal range.
-    That takes on two 16-bit numbers at once, where a conversion takes one at a fraction of the rate.
+    The bits of a small integer, reinterpreted as a floating-point number, have the value of that integer times the
+    smallest positive number of the dtype. This holds for subnormals and for the first normal exponent. One
+    multiplication moves the value into the normal range. It handles two 16-bit numbers at once; a conversion
+    instruction handles one, at a fraction of the rate.
     """
-    pairs = (words >> (BITS * FIELD)) & ((2**BITS - 1) * 0x10001)
+    pairs = (words >> (BITS * FIELD)) & ((2**BITS - 1) * 0x10001)  # [ROWS, WORDS]
     if dtype == tl.float32:
-        low, high = pairs & 0xFFFF, pairs >> 16
+        low, high = pairs & 0xFFFF, pairs >> 16  # [ROWS, WORDS] each
     else:
-        low, high = pairs.to(tl.uint16), (pairs >> 16).to(tl.uint16)
+        low, high = pairs.to(tl.uint16), (pairs >> 16).to(tl.uint16)  # [ROWS, WORDS] each
+    # [ROWS, WORDS, 2]
     tiny = tl.join(low.to(dtype, bitcast=True), high.to(dtype, bitcast=True))
     lift: tl.constexpr = 2.0**15 if dtype == tl.float16 else 2.0**127
     return tiny.reshape(words.shape[0], 2 * words.shape[1]) * lift - ZERO / unit(dtype)
@@ -143,21 +146,24 @@ def _dequantize(
     WIDTH: tl.constexpr,
     OUTPUTS: tl.constexpr,
 ):
-    """numbers[n, k] = scale * (code - zero) + offset, in float32 and then rounded, for one tile of OUTPUTS rows."""
+    """numbers[n, k] = scale * (code - zero) + offset, computed in float32, then rounded to the dtype of `numbers`.
+
+    The grid is (blocks of OUTPUTS rows, tiles).
+    """
     FIELDS: tl.constexpr = 16 // BITS
     WORDS: tl.constexpr = WIDTH // 2
     tile = tl.program_id(1)
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    there = n < outputs
-    row = n.to(tl.int64)[:, None]
-    word = (tile * WORDS + tl.arange(0, WORDS))[None, :]
-    words = tl.load(codes + row * (tl.num_programs(1) * WORDS) + word, mask=there[:, None], other=0)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)  # [OUTPUTS]
+    there = n < outputs  # [OUTPUTS]
+    row = n.to(tl.int64)[:, None]  # [OUTPUTS, 1]
+    word = (tile * WORDS + tl.arange(0, WORDS))[None, :]  # [1, WORDS]
+    words = tl.load(codes + row * (tl.num_programs(1) * WORDS) + word, mask=there[:, None], other=0)  # [OUTPUTS, WORDS]
     for field in tl.static_range(FIELDS):
         start = (tile * FIELDS + field) * WIDTH
-        group = start // GROUP * outputs + n
-        scale = tl.load(scales + group, mask=there, other=0.0).to(tl.float32) * unit(tl.float32)
-        values = integers(words, field, BITS, ZERO, tl.float32) * scale[:, None]
+        group = start // GROUP * outputs + n  # [OUTPUTS]
+        scale = tl.load(scales + group, mask=there, other=0.0).to(tl.float32) * unit(tl.float32)  # [OUTPUTS]
+        values = integers(words, field, BITS, ZERO, tl.float32) * scale[:, None]  # [OUTPUTS, WIDTH]
         if offsets is not None:
             values += tl.load(offsets + group, mask=there, other=0.0).to(tl.float32)[:, None]
-        k = (start + tl.arange(0, WIDTH))[None, :]
+        k = (start + tl.arange(0, WIDTH))[None, :]  # [1, WIDTH]
         tl.store(numbers + row * inputs + k, values.to(numbers.dtype.element_ty), mask=there[:, None] & (k < inputs))

@@ -1,6 +1,7 @@
-"""Attention of prompts: sequences with many new tokens, each a row of tiles of queries against tiles of its keys.
+"""Attention of prompts: sequences with many new tokens, whose queries are processed in tiles (FlashAttention-2: Dao,
+arXiv 2307.08691).
 
-It knows nothing of how the cache is read (`tiles`), nor of sequences that decode.
+Reading the cache is the business of `tiles`; nothing here knows of decoding sequences.
 """
 
 from typing import NamedTuple
@@ -14,12 +15,12 @@ from kernels.gpu.tiles import LOG2_E, attend_keys, load_rows, softmax_start, sto
 
 
 class PrefillTiles(NamedTuple):
-    """How a program of `prefill_kernel` is cut."""
+    """The tile sizes and launch options of `prefill_kernel`."""
 
     block_m: int
-    """Rows of queries: a row is one head of one token."""
+    """Rows in a tile of queries; a row is one head of one token."""
     block_n: int
-    """Keys a step."""
+    """Keys in a tile."""
     num_warps: int
     num_stages: int
 
@@ -48,18 +49,18 @@ _CDNA = {
     192: PrefillTiles(128, 64, 4, 2),
     256: PrefillTiles(64, 32, 8, 2),
 }
-"""By head dimension, the largest tiles that `python -m kernels.aot` finds to need no spills.
+"""head_dim -> the largest tiles that need no register spills, as `python -m kernels.aot` reports.
 
-Hopper's are for chips with its shared memory, Ampere's for those with less."""
+_HOPPER is for chips with at least Hopper's shared memory, _AMPERE for NVIDIA chips with less, _CDNA for AMD."""
 
 
 def prefill_tiles(head_dim: int, operand: torch.dtype, target: Target) -> PrefillTiles:
-    """The tiles for dots of `operand`."""
+    """The tile sizes for heads of `head_dim` and dots of `operand` on `target`."""
     if operand == torch.float32:
-        # No tensor core takes these: every product passes through the registers.
+        # Tensor cores do not compute float32 products, so all operands take registers.
         return PrefillTiles(64, 32, 8, 2) if head_dim <= 64 else PrefillTiles(16, 16, 4, 1)
     if operand == torch.float16 and head_dim == 256:
-        return PrefillTiles(64, 32, 8, 2)  # Codes of FP8 take registers too.
+        return PrefillTiles(64, 32, 8, 2)  # Converting FP8 codes takes registers too.
     if target.backend == "hip":
         return _CDNA[max(head_dim, 64)]
     return (_HOPPER if target.shared_memory > 200_000 else _AMPERE)[max(head_dim, 64)]
@@ -99,15 +100,20 @@ def prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """`tiles`' attention for the sequences `first` to `sequences` - 1; before `first` each has one token.
+    """Attention, as defined in `tiles`, for the sequences `first` to `sequences` - 1 of a batch.
 
-    The query heads that share a KV head are rows beside one another: row r of a sequence is head r % GROUP of token
-    r // GROUP, so that a tile of BLOCK_M rows reads its keys once for BLOCK_M / GROUP tokens. Programs are
-    (KV_HEADS, tiles), where tiles may be any number from `tiles_before(sequences)` up.
+    Each sequence before `first` has exactly one new token. `q` and `out` are [tokens, heads, head_dim].
+
+    The GROUP query heads that share a KV head are neighbouring rows: row r of a sequence is query head r % GROUP of
+    its token r // GROUP. A tile of BLOCK_M rows thus reads its keys once for BLOCK_M / GROUP tokens.
+
+    The grid is (KV_HEADS, tiles), where tiles is at least `_tiles_before(sequences, ...)`.
     """
     kv_head = tl.program_id(0)
-    # Later tiles of a sequence have more keys, and later sequences more tokens: what takes longest begins first.
+    # The order is reversed so that the longest work starts first: later tiles of a sequence have more keys, and later
+    # sequences have more tokens.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    # Binary search for the sequence that this tile belongs to.
     sequence = first
     beyond = sequences
     while beyond - sequence > 1:
@@ -122,16 +128,17 @@ def prefill_kernel(
     if tile * BLOCK_M >= tokens * GROUP:
         return
 
-    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = rows < tokens * GROUP
-    heads = kv_head * GROUP + rows % GROUP
-    token = begin + rows // GROUP
+    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    real = rows < tokens * GROUP  # [BLOCK_M]
+    heads = kv_head * GROUP + rows % GROUP  # [BLOCK_M]
+    token = begin + rows // GROUP  # [BLOCK_M]
     context = tl.load(context_lens + sequence)
-    positions = context - tokens + rows // GROUP
+    positions = context - tokens + rows // GROUP  # [BLOCK_M]
     first_position = context - tokens + tile * BLOCK_M // GROUP
     last_position = context - tokens + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, tokens - 1)
-    # Keys in four parts, cut between tiles: those before the window of every row, those within the windows of some,
-    # those that every row sees, and those that some rows are before. Only of the third is no key masked for any row.
+    # The window and the causal mask divide the keys, at multiples of BLOCK_N, into four parts: keys before every row's
+    # window, which are skipped; keys in the windows of some rows; keys that all rows see; and keys that are after some
+    # rows' positions. Only the third part needs no mask.
     seen_by_some = 0
     seen_by_all = 0
     if window is not None:
@@ -142,11 +149,13 @@ def prefill_kernel(
     unmasked_end = tl.maximum((first_position + 1) // BLOCK_N * BLOCK_N, seen_by_all)
     edges = (seen_by_some, seen_by_all, unmasked_end, last_position + 1)
 
+    # [BLOCK_M, HEAD], [BLOCK_M, TAIL]
     q_rows = load_rows(
         q + token.to(tl.int64) * Q_TOKEN_STRIDE + heads * Q_HEAD_STRIDE, real, HEAD, TAIL, OPERAND, False
     )
     key_scale = scale if key_scales is None else scale * tl.load(key_scales + kv_head)
-    head_slopes = None if slopes is None else tl.load(slopes + heads, mask=real, other=0.0) * LOG2_E
+    head_slopes = None if slopes is None else tl.load(slopes + heads, mask=real, other=0.0) * LOG2_E  # [BLOCK_M]
+    # ([BLOCK_M, HEAD], [BLOCK_M, TAIL]), [BLOCK_M], [BLOCK_M]
     sums, greatest, total = softmax_start(sinks, heads, real, BLOCK_M, HEAD, TAIL)
     for part in tl.static_range(0 if window is not None else 1, 3):
         sums, greatest, total = attend_keys(
@@ -175,15 +184,18 @@ def prefill_kernel(
             OPERAND,
             NATIVE_FP8,
         )
-    factor = 1.0 / total
+    factor = 1.0 / total  # [BLOCK_M]
     if value_scales is not None:
         factor *= tl.load(value_scales + kv_head)
     width: tl.constexpr = HEAD + TAIL
-    out_rows = out + (token.to(tl.int64) * KV_HEADS * GROUP + heads) * width
+    out_rows = out + (token.to(tl.int64) * KV_HEADS * GROUP + heads) * width  # [BLOCK_M]
     store_rows(out_rows, real, sums, factor, HEAD, TAIL)
 
 
 @triton.jit
 def _tiles_before(sequence, query_starts, first, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The number of a sequence's first tile, where each has room for a tile more than its rows would need in a row."""
+    """The index of the first tile of `sequence`.
+
+    Each sequence has one tile more than its share of the rows, for a last tile that is partly empty.
+    """
     return (tl.load(query_starts + sequence) - first) * GROUP // BLOCK_M + sequence - first

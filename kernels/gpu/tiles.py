@@ -1,11 +1,13 @@
-"""What attention does with one tile of the paged cache, whoever asks: what the prefill and the decode kernel share.
+"""Attention of a tile of queries over tiles of the paged cache, shared by the prefill and the decode kernel.
 
     logits[i, j] = log2(e) * (cap(scale * q[i] . k[j]) + slope * (j - i)), -inf where query i does not see key j
     out[i] = sum_j 2^logits[i, j] v[j] / sum_j 2^logits[i, j]
 
-A head's dimensions stand in two parts, HEAD of them and TAIL more, each a power of two, or in one (TAIL is 0), so that
-80, 96 and 192 are not padded to the next power of two: what is as wide as a head is a tuple of one tile or two.
-Nothing here knows which queries meet which keys, or why.
+The softmax is computed online, key tile by key tile (FlashAttention: Dao et al., arXiv 2205.14135).
+
+Triton's tiles are powers of two. To avoid padding heads of 80, 96 and 192 dimensions to the next one, a head is cut
+into HEAD dimensions and TAIL more, both powers of two. A tile as wide as a head is therefore a tuple of two tiles,
+[M, HEAD] and [M, TAIL], or of one if TAIL is 0. In shapes below, M is the number of query rows of the caller.
 """
 
 import triton
@@ -28,19 +30,21 @@ HEAD_PARTS = {
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 LOWEST = tl.constexpr(-1.0e38)
-"""Stands for the greatest of no logits. It is finite, so that a row which has seen no key yet is no special case: under
-the mask is 2^(-inf - LOWEST) = 0, never 2^(-inf + inf)."""
+"""The initial value of the greatest logit. It is finite, so that rows without a visible key need no special case: a
+masked logit gives 2^(-inf - LOWEST) = 0, whereas 2^(-inf + inf) would be NaN."""
 
 
 @triton.jit
 def softmax_start(sinks, heads, real, M: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
-    """What `attend_keys` folds keys into, before the first: (numerators, greatest logit, denominator) of M rows.
+    """The softmax state of M rows before the first key: (numerators, greatest logit, denominator).
 
-    A sink, `sinks` [heads] (None: there are none), is a logit of its own, whose value is 0.
+    Numerators are a tuple of [M, HEAD] and, if TAIL is not 0, [M, TAIL]; the others are [M]. All are float32.
+    `attend_keys` updates the state. `sinks` [heads] are logits without a value, one for each head, or None. `heads` [M]
+    is each row's query head.
     """
     if sinks is None:
-        greatest = tl.full([M], LOWEST, tl.float32)
-        total = tl.zeros([M], tl.float32)
+        greatest = tl.full([M], LOWEST, tl.float32)  # [M]
+        total = tl.zeros([M], tl.float32)  # [M]
     else:
         greatest = tl.load(sinks + heads, mask=real, other=0.0) * LOG2_E
         total = tl.full([M], 1.0, tl.float32)
@@ -77,43 +81,47 @@ def attend_keys(
     OPERAND: tl.constexpr,
     NATIVE_FP8: tl.constexpr,
 ):
-    """Fold the keys `begin` (a multiple of BLOCK_N) to `end` - 1 of one sequence and one KV head into the softmax of M
-    rows of queries, at `positions` [M].
+    """Update the softmax state (`sums`, `greatest`, `total`) of M rows with the keys `begin` to `end` - 1; return it.
 
-    Without MASKED every row must see each of the keys. Whether a tile is masked changes no bit of what its visible keys
-    add, and a tile of which a row sees nothing leaves the row as it was: what a row comes to depends on BLOCK_N, and on
-    nothing of the rows beside it. Every multiplication that an addition follows is therefore a fused one by name, so
-    that a compiler cannot fuse it in one of the two variants only.
+    The keys belong to one sequence and one KV head, and `begin` is a multiple of BLOCK_N. `q` is a tuple of [M, HEAD]
+    and [M, TAIL], `positions` [M] are the rows' positions, `table` is the sequence's row of the block table, and
+    `context` its length. `slopes` is [M] or None. `scale` and `cap` include log2(e), and are those that `_bend` needs
+    if there is a cap.
+
+    Without MASKED, every row must see all the keys. MASKED changes no bit of the contribution of a visible key, and a
+    tile without a visible key leaves a row unchanged. A row's result therefore depends on BLOCK_N, but not on other
+    rows. For this, each multiplication that is followed by an addition is an explicit fma: otherwise the compiler might
+    fuse it in only one of the two variants.
     """
-    # The cache blocks of the next tile are looked up a tile ahead: a copy whose address is being loaded in the same
-    # iteration would be pipelined half as deep.
-    pages = _pages(table, begin, context, PAGE, BLOCK_N)
+    # Cache blocks are looked up one tile ahead. If a copy's address were loaded in the same iteration, the compiler
+    # would pipeline the copy only half as deep.
+    pages = _pages(table, begin, context, PAGE, BLOCK_N)  # [BLOCK_N], or a scalar.
     for start in range(begin, end, BLOCK_N):
-        rows = _row_offsets(pages, start, PAGE, PAGE_STRIDE, TOKEN_STRIDE, BLOCK_N)
+        rows = _row_offsets(pages, start, PAGE, PAGE_STRIDE, TOKEN_STRIDE, BLOCK_N)  # [BLOCK_N]
         pages = _pages(table, start + BLOCK_N, context, PAGE, BLOCK_N)
-        key_positions = start + tl.arange(0, BLOCK_N)
-        distance = positions[:, None] - key_positions[None, :]
+        key_positions = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+        distance = positions[:, None] - key_positions[None, :]  # [M, BLOCK_N]
 
-        k = load_rows(keys + rows, None, HEAD, TAIL, OPERAND, NATIVE_FP8)
-        logits = _dot_rows(q, k, TAIL)
-        # Alone, the scale is left to be fused into the exponent.
-        unit = scale
+        k = load_rows(keys + rows, None, HEAD, TAIL, OPERAND, NATIVE_FP8)  # [BLOCK_N, HEAD], [BLOCK_N, TAIL]
+        logits = _dot_rows(q, k, TAIL)  # [M, BLOCK_N]
+        # A scale without cap and slopes is applied later, in the exponent's fma.
+        late_scale = scale
         if cap is not None or slopes is not None:
             logits = _bend(logits * scale, distance, cap, slopes)
-            unit = 1.0
+            late_scale = 1.0
         owned = None
         if MASKED:
-            visible = distance >= 0
+            visible = distance >= 0  # [M, BLOCK_N]
             if window is not None:
                 visible &= distance < window
             logits = tl.where(visible, logits, float("-inf"))
-            # What lies in a block beyond its sequence is not ours, and zero times a NaN is a NaN.
-            owned = key_positions < context
-        v = load_rows(values + rows, owned, HEAD, TAIL, OPERAND, NATIVE_FP8)
+            # Slots beyond the end of a sequence hold old or uninitialised data, and a weight of 0 times a NaN is a NaN.
+            owned = key_positions < context  # [BLOCK_N]
+        v = load_rows(values + rows, owned, HEAD, TAIL, OPERAND, NATIVE_FP8)  # [BLOCK_N, HEAD], [BLOCK_N, TAIL]
 
-        top = tl.maximum(greatest, tl.max(logits, 1) * unit)
-        weights = tl.exp2(tl.fma(logits, unit, -top[:, None]))
-        fade = tl.exp2(greatest - top)
+        top = tl.maximum(greatest, tl.max(logits, 1) * late_scale)  # [M]
+        weights = tl.exp2(tl.fma(logits, late_scale, -top[:, None]))  # [M, BLOCK_N]
+        fade = tl.exp2(greatest - top)  # [M]
         sums = _add_weighted(sums, fade, weights.to(OPERAND), v, TAIL)
         total = tl.fma(total, fade, tl.sum(weights, 1))
         greatest = top
@@ -122,12 +130,15 @@ def attend_keys(
 
 @triton.jit
 def load_rows(rows, real, HEAD: tl.constexpr, TAIL: tl.constexpr, OPERAND: tl.constexpr, NATIVE_FP8: tl.constexpr):
-    """Of the rows that `rows` [N] points at, as a dot takes them; those not `real` [N] are 0 (None: all are real)."""
-    mask = None if real is None else real[:, None]
+    """The rows at the pointers `rows` [N], as operands of a dot: a tuple of [N, HEAD] and, if not 0, [N, TAIL].
+
+    Rows that are not `real` [N] are 0; if `real` is None, all rows are loaded.
+    """
+    mask = None if real is None else real[:, None]  # [N, 1]
     other = None if real is None else 0
-    head = tl.load(rows[:, None] + tl.arange(0, HEAD)[None, :], mask=mask, other=other)
+    head = tl.load(rows[:, None] + tl.arange(0, HEAD)[None, :], mask=mask, other=other)  # [N, HEAD]
     if TAIL:
-        tail = tl.load(rows[:, None] + HEAD + tl.arange(0, TAIL)[None, :], mask=mask, other=other)
+        tail = tl.load(rows[:, None] + HEAD + tl.arange(0, TAIL)[None, :], mask=mask, other=other)  # [N, TAIL]
         return _operand(head, OPERAND, NATIVE_FP8), _operand(tail, OPERAND, NATIVE_FP8)
     else:
         return (_operand(head, OPERAND, NATIVE_FP8),)
@@ -135,17 +146,21 @@ def load_rows(rows, real, HEAD: tl.constexpr, TAIL: tl.constexpr, OPERAND: tl.co
 
 @triton.jit
 def store_rows(rows, real, sums, factors, HEAD: tl.constexpr, TAIL: tl.constexpr):
-    """`sums` times `factors` [M] to where `rows` [M] points, where `real` [M]."""
+    """Store sums * factors at the pointers `rows` [M] where `real` [M].
+
+    `sums` is a tuple of [M, HEAD] and, if not 0, [M, TAIL]; `factors` is [M].
+    """
     dtype = rows.dtype.element_ty
-    head = rows[:, None] + tl.arange(0, HEAD)[None, :]
+    head = rows[:, None] + tl.arange(0, HEAD)[None, :]  # [M, HEAD]
     tl.store(head, (sums[0] * factors[:, None]).to(dtype), mask=real[:, None])
     if TAIL:
-        tail = rows[:, None] + HEAD + tl.arange(0, TAIL)[None, :]
+        tail = rows[:, None] + HEAD + tl.arange(0, TAIL)[None, :]  # [M, TAIL]
         tl.store(tail, (sums[1] * factors[:, None]).to(dtype), mask=real[:, None])
 
 
 @triton.jit
 def _operand(tile, OPERAND: tl.constexpr, NATIVE_FP8: tl.constexpr):
+    """`tile` converted to the dtype OPERAND; uint8 holds e4m3 codes."""
     if tile.dtype == tl.uint8:
         return decode_e4m3(tile, NATIVE_FP8).to(OPERAND)
     else:
@@ -154,11 +169,14 @@ def _operand(tile, OPERAND: tl.constexpr, NATIVE_FP8: tl.constexpr):
 
 @triton.jit
 def _pages(table, start, context, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The cache block of each of a tile's keys, or of all, where tiles do not cross blocks; 0 beyond the context."""
+    """The cache block of each key of a tile, [BLOCK_N]; 0 beyond the context.
+
+    It is a scalar where PAGE is a multiple of BLOCK_N: then a tile never crosses blocks.
+    """
     if PAGE % BLOCK_N == 0:
         return tl.load(table + start // PAGE, mask=start < context, other=0)
     else:
-        at = start + tl.arange(0, BLOCK_N)
+        at = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
         return tl.load(table + at // PAGE, mask=at < context, other=0)
 
 
@@ -171,8 +189,11 @@ def _row_offsets(
     TOKEN_STRIDE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Where the rows of a tile's keys stand, [BLOCK_N], in 64 bits: a cache has more elements than 32 can count."""
-    tile = tl.arange(0, BLOCK_N)
+    """The offset of each key's row from the start of the cache, [BLOCK_N] int64, in elements.
+
+    A cache may have more elements than 32 bits can count.
+    """
+    tile = tl.arange(0, BLOCK_N)  # [BLOCK_N]
     if PAGE % BLOCK_N == 0:
         return pages.to(tl.int64) * PAGE_STRIDE + start % PAGE * TOKEN_STRIDE + tile * TOKEN_STRIDE
     else:
@@ -181,8 +202,8 @@ def _row_offsets(
 
 @triton.jit
 def _dot_rows(q, k, TAIL: tl.constexpr):
-    """[M, N] of M rows and N rows."""
-    dots = tl.dot(q[0], tl.trans(k[0]), input_precision="ieee", out_dtype=tl.float32)
+    """`q k^T`, [M, N] float32, for tuples of tiles with M and N rows."""
+    dots = tl.dot(q[0], tl.trans(k[0]), input_precision="ieee", out_dtype=tl.float32)  # [M, N]
     if TAIL:
         dots = tl.dot(q[1], tl.trans(k[1]), dots, input_precision="ieee", out_dtype=tl.float32)
     return dots
@@ -190,9 +211,10 @@ def _dot_rows(q, k, TAIL: tl.constexpr):
 
 @triton.jit
 def _bend(logits, distance, cap, slopes):
-    """Softcap, cap * tanh(x / cap), and ALiBi (Press et al., arXiv 2108.12409).
+    """Softcap, cap * tanh(x / cap), and ALiBi, -slope * distance (Press et al., arXiv 2108.12409), on [M, N] logits.
 
-    With a cap, `logits` are 2 log2(e) x / cap, and `cap` is in units of log 2: tanh(y) = 1 - 2 / (e^2y + 1).
+    tanh(y) = 1 - 2 / (e^2y + 1). With a cap, `logits` must therefore be 2 log2(e) x / cap, and `cap` must be multiplied
+    by log2(e), which the result then is too.
     """
     if cap is not None:
         logits = tl.fma(1.0 / (tl.exp2(logits) + 1.0), -2.0 * cap, cap)
@@ -203,10 +225,10 @@ def _bend(logits, distance, cap, slopes):
 
 @triton.jit
 def _add_weighted(sums, fade, weights, v, TAIL: tl.constexpr):
-    """Sums * fade + weights @ v."""
-    head = tl.dot(weights, v[0], sums[0] * fade[:, None], input_precision="ieee", out_dtype=tl.float32)
+    """`sums * fade + weights @ v`: a tuple of [M, HEAD] and [M, TAIL]; weights are [M, N] and `fade` is [M]."""
+    head = tl.dot(weights, v[0], sums[0] * fade[:, None], input_precision="ieee", out_dtype=tl.float32)  # [M, HEAD]
     if TAIL:
-        tail = tl.dot(weights, v[1], sums[1] * fade[:, None], input_precision="ieee", out_dtype=tl.float32)
+        tail = tl.dot(weights, v[1], sums[1] * fade[:, None], input_precision="ieee", out_dtype=tl.float32)  # [M, TAIL]
         return head, tail
     else:
         return (head,)
