@@ -43,7 +43,9 @@ def draws(rows: int, device: torch.device, top_k: int = 0, top_p: float = 1.0, m
 
     numbers = torch.arange(rows, device=device)
     top = torch.full((rows,), top_k, dtype=torch.int64, device=device)
-    return SamplingBatch(floats(1.0), top, floats(top_p), floats(min_p), numbers, numbers)
+    return SamplingBatch(
+        temperature=floats(1.0), top_k=top, top_p=floats(top_p), min_p=floats(min_p), seed=numbers, counter=numbers
+    )
 
 
 def _norms(bench: Bench, count: int, tokens: int) -> None:

@@ -4,11 +4,14 @@ A backend knows tensors, and nothing of requests, families or files. Everything 
 there is no ambient context, so that a captured graph can own its layout and its cache.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from kernels.tensor_record import TensorRecord
 
 ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -53,8 +56,8 @@ class KVCache:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLayout:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLayout(TensorRecord):
     """Where the tokens of a ragged batch lie: which sequence, which position, which cache slot.
 
     The tokens of all sequences stand one after another. Sequences with fewer new tokens come first, so that a
@@ -156,8 +159,8 @@ class Linear:
     bias: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingBatch:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch(TensorRecord):
     """How each row of a batch of logits is drawn from. Every tensor is [rows]."""
 
     temperature: Tensor
@@ -240,3 +243,19 @@ class Backend(Protocol):
 
         Returns int64 [rows]; -1 where a row has a NaN or no finite logit.
         """
+
+
+@runtime_checkable
+class RecordingBackend(Backend, Protocol):
+    """A backend that repeats what it was once asked for, on threads of its own, without the decoder's Python."""
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """What `function` asks of this backend as a program, not run yet, and the tensor that it leaves its result in.
+
+        The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
+        """
+        ...
+
+    def replay(self, program: Any, tokens: Tensor, layout: BatchLayout) -> None:
+        """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with."""
+        ...

@@ -9,8 +9,6 @@ E_i is a pure function of (the row's seed, its counter, the token id): a counter
 any batch, and from any subset of candidates that holds the winner.
 """
 
-from dataclasses import fields
-
 import torch
 from torch import Tensor
 
@@ -44,7 +42,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 def select_rows(batch: SamplingBatch, rows: Tensor) -> SamplingBatch:
     """The batch of the given rows, int64 [n], alone."""
-    return SamplingBatch(**{field.name: getattr(batch, field.name)[rows] for field in fields(batch)})
+    return batch.map(lambda column: column[rows])
 
 
 def draw_greedy(logits: Tensor, batch: SamplingBatch) -> Tensor:

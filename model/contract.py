@@ -29,6 +29,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     seed: int = 0
     """0 <= seed < 2**63. Token number i of a request depends on (seed, i) and the logits alone."""
     presence_penalty: float = 0.0
@@ -38,22 +39,32 @@ class SamplingParams:
     logprobs: int | None = None
     """None: no log-probabilities. n: of the chosen token and of the n likeliest ones."""
 
+    @property
+    def reads_output(self) -> bool:
+        """Whether a draw depends on the tokens before it beyond the logits."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """A token to be drawn from the logits of a chunk's last token.
 
-    `index` is `len(output)`, or one more if the step before is still drawing the token between; a request whose
-    parameters look at its output (the penalties) never stands in such a step.
+    `index` is `len(output)`, or one more if the step before is still drawing the token between.
     """
 
     params: SamplingParams
     prompt: Sequence[int]
-    """The request's prompt; read by the repetition penalty alone."""
+    """The request's prompt. This and the output are read where the draw is fresh."""
     output: Sequence[int]
     """The tokens generated so far, but for one that the step before this one is still drawing."""
     index: int
     """Which token of the output this is, from 0: the generator's counter."""
+    row: int = 0
+    """The request's own place among all that run, for what the runner remembers of it."""
+    fresh: bool = True
+    """The first draw since the request has this place: what the place remembers is another's."""
+    allowed: bytes | None = None
+    """A bit for each token, the first in the lowest bit of the first byte: whether it may be drawn. None: any may."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,16 +112,9 @@ class _StaticBatch:
 
     def first(self, size: int) -> "_StaticBatch":
         """Views of the first `size` sequences."""
-        layout = replace(
-            self.layout,
-            query_starts=self.layout.query_starts[: size + 1],
-            context_lens=self.layout.context_lens[:size],
-            block_table=self.layout.block_table[:size],
-            slots=self.layout.slots[:size],
-            positions=self.layout.positions[:size],
-            singles=size,
-        )
-        return _StaticBatch(self.tokens[:size], layout)
+        views = {name: tensor[:size] for name, tensor in self.layout.tensors().items()}
+        views["query_starts"] = self.layout.query_starts[: size + 1]
+        return _StaticBatch(self.tokens[:size], replace(self.layout.with_tensors(views), singles=size))
 
     def fill(self, size: int, tokens: Tensor, layout: BatchLayout) -> None:
         """Copy a batch of decoding sequences to the front, and make what follows up to `size` padding."""

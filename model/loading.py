@@ -5,8 +5,7 @@ from typing import TypeVar
 
 import torch
 
-from kernels.backend import Backend, KVCache
-from kernels.cpu.backend import CpuBackend
+from kernels.backend import Backend, KVCache, RecordingBackend
 from kernels.load import load_backend
 from model.cache import block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
 from model.calibration import calibrate, set_scales
@@ -52,7 +51,7 @@ def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> Mo
     cache_dtype = _choice("cache dtype", config.cache_dtype, {"auto": backend.cache_dtype or dtype, "fp8": FP8})
     cache = _load_cache(config, decoder, cache_dtype, max_context, probe)
     torch.set_num_threads(_step_threads(device, backend, threads))
-    if isinstance(backend, CpuBackend):
+    if isinstance(backend, RecordingBackend):
         recorded = RecordedDecoder(decoder, backend, cache, config.token_budget)
         return ModelRunner(recorded, cache, max_context)
     if device.type == "cpu" or not config.graphs or not backend.capturable:
@@ -116,7 +115,7 @@ def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max
 
 def _step_threads(device: torch.device, backend: Backend, threads: int) -> int:
     """Threads of torch's own in a step: one where a GPU or the backend's threads compute, since more only spin."""
-    return 1 if device.type == "cuda" or isinstance(backend, CpuBackend) else threads
+    return 1 if device.type == "cuda" or isinstance(backend, RecordingBackend) else threads
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

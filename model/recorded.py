@@ -1,4 +1,4 @@
-"""A forward pass recorded once for the cpu backend and run for batches of any shape, behind the decoder's signature.
+"""A forward pass recorded once and run for batches of any shape, behind the decoder's signature.
 
 The decoder's Python takes longer than a small model's arithmetic: hundreds of calls for every token.
 """
@@ -6,15 +6,14 @@ The decoder's Python takes longer than a small model's arithmetic: hundreds of c
 import torch
 from torch import Tensor
 
-from kernels.backend import BatchLayout, KVCache
-from kernels.cpu.backend import CpuBackend
+from kernels.backend import BatchLayout, KVCache, RecordingBackend
 from model.decoder import Decoder
 
 
 class RecordedDecoder:
     """A decoder whose forward pass over one cache is recorded, for up to `max_tokens` tokens."""
 
-    def __init__(self, decoder: Decoder, backend: CpuBackend, cache: KVCache, max_tokens: int) -> None:
+    def __init__(self, decoder: Decoder, backend: RecordingBackend, cache: KVCache, max_tokens: int) -> None:
         self.spec = decoder.spec
         self.weights = decoder.weights
         self.backend = backend
@@ -25,7 +24,16 @@ class RecordedDecoder:
         # Of the batch that is recorded only the number of tokens counts: it is the room that there is.
         batch = torch.zeros(max_tokens, dtype=torch.int64)
         rows = torch.zeros(2, dtype=torch.int32)
-        layout = BatchLayout(rows, rows[:1], rows.view(1, -1), batch, batch, 0, max_tokens, max_tokens)
+        layout = BatchLayout(
+            query_starts=rows,
+            context_lens=rows[:1],
+            block_table=rows.view(1, -1),
+            slots=batch,
+            positions=batch,
+            singles=0,
+            max_query=max_tokens,
+            max_context=max_tokens,
+        )
         self._program, self._hidden = backend.record(lambda: decoder.forward(batch, layout, cache))
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:

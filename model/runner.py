@@ -5,9 +5,8 @@ It knows nothing of scheduling: which chunks make a step, and whose they are, is
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,9 @@ from model.contract import Chunk, DeviceLostError, Draw, ModelLimits, RunnerInfo
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder
 from model.recorded import RecordedDecoder
-from model.sampling import Choice, choose, read_choice
-from model.transfer import Moment, fetch, stage
-
-LAYOUT_TENSORS = ("query_starts", "context_lens", "block_table", "slots", "positions")
+from model.sampling.choice import Choice, choose, read_choice
+from model.sampling.memory import TokenMemory
+from model.transfer import Moment, fetch, stage_named
 
 
 class ModelRunner:
@@ -36,6 +34,7 @@ class ModelRunner:
         self._cache = cache
         self._device = decoder.weights.device
         self._limits = ModelLimits(decoder.spec.vocab_size, max_context, cache.blocks, cache.block_size)
+        self._memory = TokenMemory(max_context, self._device)
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
         """The tokens that the step started last draws: those that the next step's chunks follow."""
 
@@ -72,7 +71,7 @@ class ModelRunner:
             return RunningStep(draws, None, began, computed, computed)
         logits = self._decoder.logits(hidden.index_select(0, batch.rows))
         computed = Moment(self._device)
-        choice = choose(self._decoder.backend, logits, draws)
+        choice = choose(self._decoder.backend, logits, draws, self._memory)
         self._drawn = choice.tokens
         brought = Choice(fetch(choice.tokens), None if choice.logprobs is None else fetch(choice.logprobs))
         return RunningStep(draws, brought, began, computed, Moment(self._device))
@@ -137,24 +136,32 @@ def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
     chunks = [plan.chunks[index] for index in order]
     ends = accumulate(len(chunk.tokens) for chunk in chunks)
     last = dict(zip(order, (end - 1 for end in ends), strict=True))
-    rows = [last[index] for index, chunk in enumerate(plan.chunks) if chunk.draw is not None]
     follows = {last[index]: chunk.follows for index, chunk in enumerate(plan.chunks) if chunk.follows is not None}
-    integers = ([*chain.from_iterable(chunk.tokens for chunk in chunks)], rows, [*follows], [*follows.values()])
     layout = _host_layout(chunks, block_size)
-    columns = [torch.tensor(column, dtype=torch.int64) for column in integers]
-    arrived = stage([*columns, *_tensors(layout)], device)
-    tokens, draw_rows, places, sources = arrived[: len(columns)]
-    return Batch(tokens, _with_tensors(layout, arrived[len(columns) :]), draw_rows, places, sources)
+    integers = {
+        "tokens": [*chain.from_iterable(chunk.tokens for chunk in chunks)],
+        "rows": [last[index] for index, chunk in enumerate(plan.chunks) if chunk.draw is not None],
+        "places": [*follows],
+        "sources": [*follows.values()],
+    }
+    columns = {name: torch.tensor(column, dtype=torch.int64) for name, column in integers.items()}
+    arrived = stage_named(columns | layout.tensors(), device)
+    return Batch(layout=layout.with_tensors({name: arrived.pop(name) for name in layout.tensors()}), **arrived)
 
 
 def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> BatchLayout:
-    """The layout of `chunks`, those with fewer tokens first, in a cache with blocks of `block_size` tokens."""
+    """The layout of `chunks` in a cache with blocks of `block_size` tokens.
+
+    Raises ValueError unless chunks with fewer tokens come first.
+    """
     layout = _host_layout(chunks, block_size)
-    return _with_tensors(layout, stage(_tensors(layout), device))
+    return layout.with_tensors(stage_named(layout.tensors(), device))
 
 
 def _host_layout(chunks: Sequence[Chunk], block_size: int) -> BatchLayout:
     counts = [len(chunk.tokens) for chunk in chunks]
+    if counts != sorted(counts):
+        raise ValueError("chunks with fewer tokens come first in a layout")
     contexts = [chunk.start + count for chunk, count in zip(chunks, counts, strict=True)]
     table = _block_table(chunks, -(-max(contexts) // block_size))
     ranges = (range(chunk.start, end) for chunk, end in zip(chunks, contexts, strict=True))
@@ -184,15 +191,6 @@ def _block_table(chunks: Sequence[Chunk], width: int) -> Tensor:
 def _slots(table: Tensor, sequence: Tensor, positions: Tensor, block_size: int) -> Tensor:
     blocks = table[sequence, positions // block_size].long()
     return blocks * block_size + positions % block_size
-
-
-def _tensors(layout: BatchLayout) -> list[Tensor]:
-    return [getattr(layout, name) for name in LAYOUT_TENSORS]
-
-
-def _with_tensors(layout: BatchLayout, tensors: Sequence[Tensor]) -> BatchLayout:
-    fields: dict[str, Any] = dict(zip(LAYOUT_TENSORS, tensors, strict=True))
-    return replace(layout, **fields)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -5,7 +5,7 @@ plain copies and readings of the clock.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -20,7 +20,10 @@ def stage(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
     By way of pinned memory: a copy from any other, such as `torch.tensor(..., device=...)` makes, holds the host up
     until the device has come to it. The allocator of pinned memory reuses a buffer only once its transfer has ended.
+    On a CPU they are the tensors themselves.
     """
+    if device.type == "cpu":
+        return list(tensors)
     sizes = [tensor.numel() * tensor.itemsize for tensor in tensors]
     begins = [0, *accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
     buffer = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -34,6 +37,11 @@ def stage(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     for part, tensor in zip(parts(buffer), tensors, strict=True):
         part.copy_(tensor)
     return parts(buffer.to(device, non_blocking=True))
+
+
+def stage_named(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """`stage`, by names."""
+    return dict(zip(tensors, stage([*tensors.values()], device), strict=True))
 
 
 def fetch(tensor: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     backend: str = Field("auto", description="Kernels to compute with: auto, reference, triton or cpu.")
     graphs: bool = Field(True, description="Whether decoding on a GPU is replayed from captured graphs.")
     batch_invariant: bool = Field(
-        False, description="Whether no bit of a completion may depend on what else runs; triton alone can, slower."
+        False, description="Whether no bit of a completion may depend on what else runs; not for the reference backend."
     )
     threads: Count | None = Field(None, description="Threads of the engine process; by default it chooses.")
 

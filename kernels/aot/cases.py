@@ -258,7 +258,9 @@ def _sample(backend: Backend) -> None:
     for rows in (1, 7, 32, 128):
         for vocab in (32_000, 49_152, 128_256, 262_144):
             floats, integers = _meta(rows, dtype=FP32), _meta(rows, dtype=torch.int64)
-            batch = SamplingBatch(floats, integers, floats, floats, integers, integers)
+            batch = SamplingBatch(
+                temperature=floats, top_k=integers, top_p=floats, min_p=floats, seed=integers, counter=integers
+            )
             backend.sample(_meta(rows, vocab, dtype=FP32), batch)
 
 

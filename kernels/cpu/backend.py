@@ -5,6 +5,7 @@ Activations are float32. A step's tokens, positions and cache blocks reach the o
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,8 +32,9 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
-from kernels.cpu.matmul import multiply_operation, quantize_octets_operation, quantize_shorts_operation
+from kernels.cpu.matmul import multiply_operation, quantize_operation
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
+from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.storage import STORED
@@ -61,9 +63,11 @@ class CpuBackend:
         self._rows = self._step.ctypes.data
         self._recording: list[Step] | None = None
         self._arena = Arena()
+        self._pages = Pages()
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
         packed = pack_quantized(weight) if isinstance(weight, QuantizedWeight) else pack_dense(weight)
+        packed = replace(packed, data=self._pages.keep(packed.data))
         return Linear(packed, None if bias is None else bias.float().contiguous())
 
     def embed(
@@ -88,10 +92,9 @@ class CpuBackend:
         self._set(x)
         if form.bits <= 8:
             codes = self._empty(len(x), groups * form.group_input_bytes, dtype=torch.uint8)
-            sums = self._empty(len(x), groups, form.input_sums)
-            quantize = quantize_octets_operation if form.input_bits == 8 else quantize_shorts_operation
+            sums = self._empty(len(x), groups, 2)
             rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
-            self._run(quantize(form.group), rounding)
+            self._run(quantize_operation(form.group, form.bits == 4), rounding)
         record = (
             *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
             *(out.data_ptr(), groups, panels.rows),
@@ -186,10 +189,6 @@ class CpuBackend:
         return sample(logits, batch)
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
-        """What `function` asks of this backend as a program, not run yet, and the tensor that it leaves its result in.
-
-        The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
-        """
         self._recording = []
         try:
             out = function()
@@ -198,7 +197,6 @@ class CpuBackend:
             self._recording = None
 
     def replay(self, program: Program, tokens: Tensor, layout: BatchLayout) -> None:
-        """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with."""
         self._workers.run(program, lambda: self._write(tokens, {TOKENS: tokens, **_words(layout)}))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

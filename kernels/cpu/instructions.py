@@ -103,12 +103,6 @@ INFINITY = np.int32(0x7F800000)
 """A float32's bits; without their sign, those of a NaN are larger."""
 
 
-@njit(inline="always")
-def ordered(bits: Any) -> Any:
-    """A float32's bits as an int32 in the same order as the floats, NaNs beyond both infinities; and the way back."""
-    return bits ^ ((bits >> np.int32(31)) & SIGNLESS)
-
-
 def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
     one = builder.bitcast(values[0], v.vector(v.I16, 1))
     return builder.extract_element(v.halves_to_floats(builder, one), ir.Constant(v.I32, 0))

@@ -10,75 +10,32 @@ from kernels.cpu.instructions import (
     bits_of,
     floats,
     from_bits,
-    ordered,
     shorts,
     signed_octets,
     words,
 )
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
-from kernels.cpu.tile import multiply_tile
+from kernels.cpu.target import dot_path
+from kernels.cpu.tile import SUMS_BYTES, multiply_tile
 
 CHUNK_BYTES = 12 * 1024
 """Of panels, in a chunk of work: they stay in a core's first cache while the tokens pass."""
-ROWS = 4
-"""Tokens in a tile: more accumulators, and the weights' unpacking would not have enough registers."""
 ROUNDED = 8
 """Tokens in a chunk of rounding."""
-HIGHEST = np.int32(2**31 - 1)
 
 
 @cache
-def quantize_octets_operation(group: int) -> Operation:
-    """Round activations in groups to integers of 8 bits, x = step * code + middle, which use each group's own range.
-
-    Record: rows (address), x, codes, sums, columns, groups. x is [rows, columns] float32, in whole groups; codes are
-    [rows, groups * group]; sums [rows, groups, 3] float32 are each group's step, the sum of its codes times that, and
-    its middle. A group with a NaN or an infinity has a NaN for its middle.
-    """
-
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 6)
-        rows = words(r[0], 1)[0]
-        if chunk < 0:
-            return (rows + ROUNDED - 1) // ROUNDED
-        columns, groups = r[4], r[5]
-        for row in range(chunk * ROUNDED, min(rows, chunk * ROUNDED + ROUNDED)):
-            x = floats(r[1] + row * columns * 4, columns)
-            sums = floats(r[3] + row * groups * 12, groups * 3)
-            for g in range(groups):
-                codes = signed_octets(r[2] + (row * groups + g) * group, group)
-                first = g * group
-                least, greatest = HIGHEST, -HIGHEST
-                for i in range(group):
-                    place = ordered(bits_of(x[first + i]))
-                    least, greatest = min(least, place), max(greatest, place)
-                low, high = from_bits(ordered(least)), from_bits(ordered(greatest))
-                middle = np.float32(0.5) * low + np.float32(0.5) * high
-                # Rounded, the middle is no longer between the two: so no code is beyond 127.
-                step = max(high - middle, middle - low) / np.float32(127)
-                inverse = np.float32(1) / step if step > np.float32(1e-38) else np.float32(0)
-                total = np.int32(0)
-                for i in range(group):
-                    code = np.int32(np.rint((x[first + i] - middle) * inverse))
-                    codes[i] = code
-                    total += code
-                sums[3 * g] = step
-                sums[3 * g + 1] = step * np.float32(total)
-                sums[3 * g + 2] = middle if bits_of(middle) & SIGNLESS < INFINITY else np.float32(np.nan)
-        return 0
-
-    return operation(run)
-
-
-@cache
-def quantize_shorts_operation(group: int) -> Operation:
+def quantize_operation(group: int, split: bool) -> Operation:
     """Round activations in groups to integers of 16 bits, x = scale * code.
 
     Record: rows (address), x, codes, sums, columns, groups. x is [rows, columns] float32, in whole groups; codes are
-    [rows, groups * group]; sums [rows, groups, 2] float32 are each group's scale, and the sum of its codes times that.
-    A group with a NaN or an infinity has such a scale.
+    [rows, groups, group] int16, or if they are `split` [rows, groups, 2, group] int8: code = 256 * first + second;
+    sums [rows, groups, 2] float32 are each group's scale, and the sum of its codes times that. A group with a NaN or
+    an infinity has a NaN for its scale.
     """
+    # Less than 2^15, so that the larger half of a split code is no more than 127.
+    limit = np.float32(127 * 256 + 127)
 
     def run(record: int, chunk: int, scratch: int) -> int:
         r = words(record, 6)
@@ -90,23 +47,34 @@ def quantize_shorts_operation(group: int) -> Operation:
             x = floats(r[1] + row * columns * 4, columns)
             sums = floats(r[3] + row * groups * 8, groups * 2)
             for g in range(groups):
-                codes = shorts(r[2] + (row * groups + g) * group * 2, group)
+                at = r[2] + (row * groups + g) * group * 2
+                codes, larger, smaller = shorts(at, group), signed_octets(at, group), signed_octets(at + group, group)
                 first = g * group
                 peak = np.int32(0)
                 for i in range(group):
                     peak = max(peak, bits_of(x[first + i]) & SIGNLESS)
-                scale = from_bits(peak) / np.float32(32767)
+                scale = from_bits(peak) / limit if peak < INFINITY else np.float32(np.nan)
                 inverse = np.float32(1) / scale if scale > np.float32(1e-38) else np.float32(0)
                 total = np.int32(0)
                 for i in range(group):
                     code = np.int32(np.rint(x[first + i] * inverse))
-                    codes[i] = code
+                    if split:
+                        # The smaller half has a sign as well.
+                        larger[i] = (code + np.int32(128)) >> np.int32(8)
+                        smaller[i] = code - (((code + np.int32(128)) >> np.int32(8)) << np.int32(8))
+                    else:
+                        codes[i] = code
                     total += code
                 sums[2 * g] = scale
                 sums[2 * g + 1] = scale * np.float32(total)
         return 0
 
     return operation(run)
+
+
+def _most_tokens(form: Format) -> int:
+    """Tokens in a tile: what their accumulators leave of the registers must hold a group's weights."""
+    return 8 if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else 4
 
 
 @cache
@@ -116,8 +84,8 @@ def multiply_operation(form: Format) -> Operation:
     Record: rows (address), x, sums, panels, bias (0: none), out, groups, outputs. x is [rows, groups, group] as the
     tile reads it; out is [rows, outputs] float32.
     """
-    bits, group, offsets = form.bits, form.group, int(form.offsets)
-    group_bytes, group_input_bytes, sums_bytes = form.group_bytes, form.group_input_bytes, 4 * form.input_sums
+    bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
+    group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
 
     def run(record: int, chunk: int, scratch: int) -> int:
         r = words(record, 8)
@@ -127,19 +95,23 @@ def multiply_operation(form: Format) -> Operation:
         if chunk < 0:
             return (panels + share - 1) // share
         x_stride = groups * group_input_bytes
-        sums_stride = groups * sums_bytes
+        sums_stride = groups * SUMS_BYTES
         first, last = chunk * share, min(panels, chunk * share + share)
         row = 0
         while row < rows:
             x, sums = r[1] + row * x_stride, r[2] + row * sums_stride
-            count = min(ROWS, rows - row)
+            count = most if rows - row >= most else min(4, rows - row)
             for index in range(first, last):
                 panel = r[3] + index * groups * group_bytes
                 out, out_stride = r[5] + (row * outputs + index * LANES) * 4, outputs * 4
                 short = outputs - index * LANES
                 if short < LANES:
                     out, out_stride = scratch, LANES * 4
-                if count == 4:
+                if count == 8:
+                    multiply_tile(
+                        bits, group, offsets, 8, panel, x, x_stride, sums, sums_stride, groups, out, out_stride
+                    )
+                elif count == 4:
                     multiply_tile(
                         bits, group, offsets, 4, panel, x, x_stride, sums, sums_stride, groups, out, out_stride
                     )

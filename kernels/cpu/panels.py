@@ -1,4 +1,4 @@
-"""How a projection's weight lies in memory for the CPU: panels of eight outputs, group after group of inputs.
+"""How a projection's weight lies in memory for the CPU: panels of a few outputs, group after group of inputs.
 
 What a tile needs next is always what comes next in memory. The arithmetic is not known here.
 """
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import OpaqueWeight, QuantizedWeight
+from kernels.cpu.target import register_floats
 
-LANES = 8
-"""Outputs in a panel."""
+LANES = register_floats()
+"""Outputs in a panel: as many as a register has room for."""
 GROUP = 32
 """Inputs in a group at most."""
 
@@ -41,18 +42,9 @@ class Format:
         return self.codes_bytes + 2 * LANES * (2 if self.offsets else 1)
 
     @property
-    def input_bits(self) -> int:
-        """Of an activation as the tile reads it: integers of 8 or 16 bits, or float32."""
-        return {4: 8, 8: 16}.get(self.bits, 32)
-
-    @property
     def group_input_bytes(self) -> int:
-        return self.group * self.input_bits // 8
-
-    @property
-    def input_sums(self) -> int:
-        """How many float32 numbers of a group of activations the tile reads beside its integers."""
-        return {4: 3, 8: 2}.get(self.bits, 0)
+        """Of a token's numbers as the tile reads them: integers of 16 bits, or float32."""
+        return self.group * (2 if self.bits <= 8 else 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Programs: lists of operations that several threads run together, chunk by chunk.
 
 Whoever comes takes the next chunk of an operation, and passes on to the next operation once all its chunks are done.
-No thread is waited for that has not taken a chunk: one that the system has descheduled costs the others nothing.
+No thread is waited for that has not taken a chunk: one that the system has descheduled costs the others nothing. Such a
+thread may wake when the run is long over, and what the run read and wrote is gone. It then looks at nothing but the
+program's tickets, which tell it to leave.
 """
 
 import ctypes
@@ -20,12 +22,15 @@ from kernels.cpu.instructions import (
     pause,
     read_word,
     words,
+    write_word,
 )
 from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compile_cached
 
 SHIFT = 32
 """A ticket is epoch << SHIFT | chunks taken: a thread that is late for its run sees another epoch, and leaves."""
-CLOSED = (1 << SHIFT) - 1
+TAKEN = (1 << SHIFT) - 1
+CLOSED = 0
+"""A ticket of no run."""
 SPINS = 2000
 """Looks at a word, at about 20 ns each, before the core is offered to others."""
 
@@ -41,7 +46,7 @@ class Program:
             row[0] = operation.address
             row[1 : 1 + len(arguments)] = arguments
         self.tickets = np.zeros((max(1, self.length), 16), np.int64)
-        """Of each operation: its ticket, and in another cache line its chunks that are done."""
+        """For each operation: its ticket, how many chunks there are, and in another cache line how many are done."""
         self.address = self.words.ctypes.data
         self.tickets_address = self.tickets.ctypes.data
 
@@ -54,7 +59,8 @@ class Workers:
         self._epoch = 0
         self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
         self._current: tuple[Program, int] | None = None
-        self._work = _entry()
+        self._work = _entry(_run)
+        self._open = _entry(_open)
         self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._stop = False
         self._threads = [
@@ -72,16 +78,15 @@ class Workers:
     def run(self, program: Program, prepare: Callable[[], None] | None = None) -> None:
         """Run a program. `prepare` writes what it reads: no late thread of an earlier run sees the change half done."""
         self._epoch += 1
-        closed = self._epoch << SHIFT
-        program.tickets[: program.length, 0] = closed | CLOSED
+        program.tickets[: program.length, 0] = CLOSED
         if prepare is not None:
             prepare()
-        program.tickets[: program.length, 8] = closed
-        program.tickets[: program.length, 0] = closed
+        run = program.address, program.tickets_address, program.length, self._epoch, self._place(0)
+        self._open(*run)
         self._current = program, self._epoch
         for semaphore in self._wake:
             semaphore.release()
-        self._work(program.address, program.tickets_address, program.length, self._epoch, self._place(0))
+        self._work(*run)
 
     def close(self) -> None:
         """Let the threads end."""
@@ -104,22 +109,33 @@ class Workers:
         return address + -address % 64
 
 
+def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
+    """Count the chunks of every operation and let threads take them."""
+    for index in range(length):
+        record = program + index * (WORDS + 1) * 8
+        ticket = tickets + index * 128
+        words(ticket, 2)[1] = call_operation(words(record, 1)[0], record + 8, -1, scratch)
+        write_word(ticket + 64, epoch << SHIFT)
+        write_word(ticket, epoch << SHIFT)
+    return 0
+
+
 def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
     """One thread's part of a program: returns 0, or 1 if the run was over before this thread was through."""
     for index in range(length):
         record = program + index * (WORDS + 1) * 8
         ticket = tickets + index * 128
-        function = words(record, 1)[0]
-        chunks = call_operation(function, record + 8, -1, scratch)
         while True:
             taken = read_word(ticket)
             if taken >> SHIFT != epoch:
                 return 1
-            chunk = taken & CLOSED
+            # Of a later run, if that has begun meanwhile: then the ticket has changed, and no chunk is taken.
+            chunks = read_word(ticket + 8)
+            chunk = taken & TAKEN
             if chunk >= chunks:
                 break
             if exchange_word(ticket, taken, taken + 1) != 0:
-                call_operation(function, record + 8, chunk, scratch)
+                call_operation(words(record, 1)[0], record + 8, chunk, scratch)
                 add_to_word(ticket + 64, 1)
         wanted = (epoch << SHIFT) + chunks
         spins = 0
@@ -133,10 +149,10 @@ def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> i
 
 
 @cache
-def _entry() -> Callable[..., int]:
-    """`_run`, compiled; a call lets go of the interpreter's lock."""
+def _entry(function: Callable[[int, int, int, int, int], int]) -> Callable[..., int]:
+    """A function compiled; a call lets go of the interpreter's lock."""
     signature = types.int64(types.int64, types.int64, types.int64, types.int64, types.int64)
-    compiled = compile_cached(signature, _run)
-    function: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(compiled.address)
-    function.compiled = compiled
-    return function
+    compiled = compile_cached(signature, function)
+    entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(compiled.address)
+    entry.compiled = compiled
+    return entry

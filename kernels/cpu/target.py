@@ -17,6 +17,16 @@ def features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
+@cache
 def dot_path() -> str:
-    """How products of small integers are summed: avx2 if the CPU has it, or portable arithmetic."""
-    return "avx2" if "avx2" in features() else "portable"
+    """How products of small integers are summed: by the instructions so called, or in portable arithmetic."""
+    if {"avx512f", "avx512bw", "avx512vnni"} <= features():
+        return "avx512-vnni"
+    if "avx2" in features():
+        return "avx-vnni" if "avxvnni" in features() else "avx2"
+    return "portable"
+
+
+def register_floats() -> int:
+    """How many float32 numbers a register holds that products are summed in."""
+    return 16 if dot_path() == "avx512-vnni" else 8

@@ -1,4 +1,4 @@
-"""The inner loop of a matrix product: a panel of eight outputs for a few tokens, unrolled, in LLVM instructions.
+"""The inner loop of a matrix product: a panel of outputs for a few tokens, unrolled, in LLVM instructions.
 
 It reads a panel as `panels.py` lays it out, and activations as `quantize` leaves them.
 """
@@ -12,6 +12,9 @@ from numba.extending import intrinsic
 
 from kernels.cpu import vectors as v
 from kernels.cpu.panels import LANES, Format
+
+SUMS_BYTES = 8
+"""What `quantize` leaves of a token's group beside its integers: two float32 numbers."""
 
 
 @intrinsic(prefer_literal=True)
@@ -59,7 +62,7 @@ def _emit(builder: ir.IRBuilder, form: Format, tokens: int, arguments: Sequence[
         total.add_incoming(v.filled(v.F32, LANES, 0.0), before)
     at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
     inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
-    factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, 4 * form.input_sums))) for base in scales]
+    factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, SUMS_BYTES))) for base in scales]
     added = _add_group(builder, form, at, inputs, factors, totals)
     following = builder.add(group, ir.Constant(group.type, 1))
     group.add_incoming(following, body)
@@ -87,26 +90,27 @@ def _add_group(
     if form.offsets:
         place = form.codes_bytes + 2 * LANES
         offset = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, place))
-    mass = None
-    if form.bits == 4:
-        codes = _nibbles(builder, form, at)
-        dots = [v.add_quads(builder, codes, _numbers(builder, form, x)) for x in inputs]
-        mass = _mass(builder, form, codes, scale, offset)
-    else:
-        dots = _dot_bytes(builder, form, at, inputs)
+    dots = (_dot_nibbles if form.bits == 4 else _dot_bytes)(builder, form, at, inputs)
     added = []
     for dot, factor, total in zip(dots, factors, totals, strict=True):
-        step, stepped, middle = (
-            v.splat(builder, v.load(builder, v.F32, factor, 4 * index), LANES) if index < form.input_sums else None
-            for index in range(3)
-        )
+        step = v.splat(builder, v.load(builder, v.F32, factor), LANES)
         value = v.fma(builder, builder.sitofp(dot, total.type), builder.fmul(scale, step), total)
         if offset is not None:
-            value = v.fma(builder, offset, stepped, value)
-        if mass is not None:
-            value = v.fma(builder, mass, middle, value)
+            mass = v.splat(builder, v.load(builder, v.F32, factor, 4), LANES)
+            value = v.fma(builder, offset, mass, value)
         added.append(value)
     return added
+
+
+def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
+    """Codes of 4 bits times numbers of 16, which come split in two: i32 [LANES] for every token."""
+    codes = _nibbles(builder, form, at)
+    dots = []
+    for x in inputs:
+        larger, smaller = (v.add_quads(builder, codes, _octets(builder, form, x, offset)) for offset in (0, form.group))
+        # No more than 15 * 127 * 32 * 256: float32 holds it exactly.
+        dots.append(builder.add(builder.shl(larger, v.filled(v.I32, LANES, 8)), smaller))
+    return dots
 
 
 def _nibbles(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
@@ -118,21 +122,10 @@ def _nibbles(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
     return [*low, *high]
 
 
-def _numbers(builder: ir.IRBuilder, form: Format, x: v.Value) -> list[v.Value]:
+def _octets(builder: ir.IRBuilder, form: Format, x: v.Value, offset: int) -> list[v.Value]:
     """A token's numbers of 8 bits, each i8 [4 LANES]: four inputs, for every output the same."""
-    return [
-        builder.bitcast(v.splat(builder, v.load(builder, v.I32, x, 4 * quad), LANES), v.vector(v.I8, 4 * LANES))
-        for quad in range(form.group // 4)
-    ]
-
-
-def _mass(builder: ir.IRBuilder, form: Format, codes: Sequence[v.Value], scale: v.Value, offset: v.Value) -> v.Value:
-    """The sum of each output's weights: float32 [LANES]. Stored, it would be a tenth more to read, and rounded."""
-    # Eight codes of 4 bits add up to 120 at most.
-    summed = v.sum_up(builder.add, codes)
-    total = v.add_quads(builder, [summed], [v.filled(v.I8, 4 * LANES, 1)])
-    shift = builder.fmul(offset, v.filled(v.F32, LANES, float(form.group)))
-    return v.fma(builder, builder.sitofp(total, scale.type), scale, shift)
+    quads = [v.load(builder, v.I32, x, offset + 4 * quad) for quad in range(form.group // 4)]
+    return [builder.bitcast(v.splat(builder, quad, LANES), v.vector(v.I8, 4 * LANES)) for quad in quads]
 
 
 def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:

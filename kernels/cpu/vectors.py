@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from llvmlite import ir
 
-from kernels.cpu.target import dot_path, features
+from kernels.cpu.target import dot_path, features, register_floats
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
@@ -69,8 +69,9 @@ def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
 def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
     """Products of i16 [2 n], neighbours added up: i32 [n]."""
     lanes = a.type.count // 2
-    if dot_path() == "avx2" and lanes == 8:
-        return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, lanes), [a, b])
+    if dot_path() != "portable" and lanes == register_floats():
+        name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.avx512.pmaddw.d.512"
+        return _call(builder, name, vector(I32, lanes), [a, b])
     wide = vector(I32, 2 * lanes)
     return _neighbours(builder, builder.mul(builder.sext(a, wide), builder.sext(b, wide)))
 
@@ -78,22 +79,29 @@ def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
 def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[Value]) -> Value:
     """Products of codes, u8 [4 n], and numbers, i8 [4 n], all added up four by four: i32 [n].
 
-    What is added up at one place of two neighbours must fit an i16: so do eight codes of 4 bits times -127..127.
+    What is added up at one place of two neighbours must fit an i16: so do eight codes of 4 bits times any numbers.
     """
     lanes = codes[0].type.count // 4
-    if dot_path() == "avx2" and lanes == 8:
+    whole = lanes == register_floats()
+    if whole and dot_path().endswith("vnni"):
+        total = filled(I32, lanes, 0)
+        for a, b in zip(codes, numbers, strict=True):
+            total = _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total.type, [total, a, b])
+        return total
+    if whole and dot_path() == "avx2":
         pairs = [
             _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 2 * lanes), [a, b])
             for a, b in zip(codes, numbers, strict=True)
         ]
-        return add_pairs(builder, sum_up(builder.add, pairs), filled(I16, 2 * lanes, 1))
+        summed = sum_up(builder.add, pairs)
+        return add_pairs(builder, summed, filled(I16, 2 * lanes, 1))
     wide = vector(I16, 4 * lanes)
     pairs = [
         _neighbours(builder, builder.mul(builder.zext(a, wide), builder.sext(b, wide)))
         for a, b in zip(codes, numbers, strict=True)
     ]
-    total = builder.sext(sum_up(builder.add, pairs), vector(I32, 2 * lanes))
-    return _neighbours(builder, total)
+    summed = builder.sext(sum_up(builder.add, pairs), vector(I32, 2 * lanes))
+    return _neighbours(builder, summed)
 
 
 def sum_up(add: Callable[[Value, Value], Value], values: Sequence[Value]) -> Value:

@@ -67,6 +67,13 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._asked = None
 
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn says of a request that is not HTTP, or whose headers are too large."""
+        if self._answering():
+            self.transport.close()
+        else:
+            self._turn_away(ApiError(400, msg))
+
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stuck = time.monotonic()
@@ -86,14 +93,18 @@ class Connection(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         """A request did not come, or not all of it."""
-        if self._began and (self.cycle is None or not self.cycle.response_started or self.cycle.response_complete):
+        if self._began and not self._answering():
             self._turn_away(ApiError(408, "The request took too long to arrive.", code="request_timeout"))
         else:
             self.transport.close()
 
+    def _answering(self) -> bool:
+        """Whether an answer has begun, and not ended."""
+        return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+
     def _turn_away(self, error: ApiError) -> None:
         body = error.body.model_dump_json().encode()
-        reason = {408: "Request Timeout", 503: "Service Unavailable"}[error.status_code]
+        reason = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status_code]
         head = f"HTTP/1.1 {error.status_code} {reason}\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         if self.transport.can_write_eof():

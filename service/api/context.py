@@ -36,6 +36,8 @@ class Context:
     """Unix time in seconds."""
     large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a large body is read in a thread."""
+    long_texts: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a thread works on a text of a size that few requests have."""
 
     @property
     def token_bound(self) -> int:

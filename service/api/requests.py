@@ -31,6 +31,9 @@ _GREEDY_BELOW = 1e-5
 _INLINE_CHARACTERS = 16_384
 """Longer texts are tokenised in a thread, so that other requests' tokens don't wait."""
 
+_LONG_CHARACTERS = 262_144
+"""Longer ones are tokenised one at a time: each takes 50 times its size in memory, and keeps the loop waiting."""
+
 _TURN_CHARACTERS = 64
 """A template's work for an empty message is that of so many characters."""
 
@@ -137,7 +140,9 @@ async def detokenized(body: DetokenizeBody, context: Context, record: RequestRec
     _check_fields(body, context, record)
     context.check_model(body.model)
     _check_token_ids("tokens", body.tokens, context.token_bound)
-    return await off_loop(len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False))
+    return await off_loop(
+        context, len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False)
+    )
 
 
 def _check_prompts(param: str, prompts: list[list[int]], context: Context) -> None:
@@ -178,7 +183,7 @@ async def _encode_messages(
         )
 
     try:
-        tokens = await off_loop(sum(_TURN_CHARACTERS + len(turn["content"]) for turn in turns), render)
+        tokens = await off_loop(context, sum(_TURN_CHARACTERS + len(turn["content"]) for turn in turns), render)
     except TemplateError as error:
         raise _refusal("messages", f"do not suit the model's chat template: {error}") from None
     bos = context.tokenizer.bos_token_id
@@ -205,20 +210,26 @@ async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, cont
 
 async def _encode_text(text: str, add_special_tokens: bool, context: Context) -> list[int]:
     return await off_loop(
+        context,
         len(text),
         lambda: context.tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True),
     )
 
 
-async def off_loop(characters: int, work: Callable[[], T]) -> T:
+async def off_loop(context: Context, characters: int, work: Callable[[], T]) -> T:
     """The result of work on so many characters or tokens, done in a thread if they are many."""
-    return work() if characters <= _INLINE_CHARACTERS else await asyncio.to_thread(work)
+    if characters <= _INLINE_CHARACTERS:
+        return work()
+    if characters <= _LONG_CHARACTERS:
+        return await asyncio.to_thread(work)
+    async with context.long_texts:
+        return await asyncio.to_thread(work)
 
 
 async def _echoed(prompt: str | list[int], context: Context) -> str:
     if isinstance(prompt, str):
         return prompt
-    return await off_loop(len(prompt), lambda: context.tokenizer.decode(prompt, skip_special_tokens=False))
+    return await off_loop(context, len(prompt), lambda: context.tokenizer.decode(prompt, skip_special_tokens=False))
 
 
 def _check_fields(body: Body, context: Context, record: RequestRecord) -> None:
@@ -292,6 +303,7 @@ def _job(
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, defaults.top_p),
                 min_p=_given(body.min_p, defaults.min_p),
+                typical_p=body.typical_p,
                 seed=(seed + index * _SEED_STRIDE) % 2**63,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,

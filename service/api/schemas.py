@@ -127,7 +127,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "top_a": (0, 0.0),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
-    "typical_p": (1, 1.0),
     "use_audio_in_video": (False,),
     "use_beam_search": (False,),
     "video_url": (),
@@ -340,6 +339,9 @@ class GenerationBody(Labels):
     )
     top_k: Integer | None = Field(
         None, ge=-1, le=2**31 - 1, description="Draw from the k likeliest tokens; 0 or -1 for all."
+    )
+    typical_p: float = Field(
+        1.0, gt=0, le=1, description="Draw from the tokens nearest to the expected surprise, of this much probability."
     )
     min_p: float | None = Field(
         None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's."

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.bodies import JsonRoute
-from service.api.context import Served
+from service.api.context import Context, Served
 from service.api.errors import REFUSALS
 from service.api.requests import detokenized, off_loop, tokenized
 from service.api.schemas import DetokenizeBody, Text, TokenizeBody, Tokens
@@ -19,16 +19,16 @@ router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 async def tokenize(body: TokenizeBody, request: Request, context: Served) -> Response:
     """The ids that a completion or chat request would make of the same input."""
     tokens = await tokenized(body, context, record_of(request.scope))
-    return await _written(Tokens(tokens=tokens, count=len(tokens)), len(tokens))
+    return await _written(context, Tokens(tokens=tokens, count=len(tokens)), len(tokens))
 
 
 @router.post("/detokenize", response_model=Text, responses=REFUSALS, summary="Token ids to text")
 async def detokenize(body: DetokenizeBody, request: Request, context: Served) -> Response:
     """The text of token ids, special tokens included."""
     text = await detokenized(body, context, record_of(request.scope))
-    return await _written(Text(prompt=text), len(text))
+    return await _written(context, Text(prompt=text), len(text))
 
 
-async def _written(answer: BaseModel, size: int) -> Response:
+async def _written(context: Context, answer: BaseModel, size: int) -> Response:
     """An answer of about `size` tokens or characters: they may be millions, which FastAPI would write on the loop."""
-    return Response(await off_loop(size, answer.model_dump_json), media_type="application/json")
+    return Response(await off_loop(context, size, answer.model_dump_json), media_type="application/json")

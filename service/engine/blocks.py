@@ -72,6 +72,34 @@ class BlockPool:
             found.append(block)
         return found
 
+    def admit(self, request: Request, reserve: int) -> bool:
+        """Give a request blocks for all it knows, cached ones as far as there are any, and begin behind those.
+
+        All or nothing: False, and nothing has changed, if fewer than `reserve` blocks would stay available.
+        """
+        found = self.match(request)
+        fresh = self.allocate(self.blocks_for(request.known) - len(found), shared=found, reserve=reserve)
+        if fresh is None:
+            return False
+        request.blocks = found + fresh
+        request.published = len(found)
+        request.computed = len(found) * self.block_size
+        return True
+
+    def grow(self, request: Request) -> bool:
+        """Give a request blocks for all its tokens; False if there are not as many, and it has what there was."""
+        while len(request.blocks) < self.blocks_for(request.length):
+            fresh = self.allocate(1)
+            if fresh is None:
+                return False
+            request.blocks += fresh
+        return True
+
+    def can_grow(self, requests: Iterable[Request]) -> bool:
+        """Whether there are blocks for all the tokens of all these requests."""
+        missing = sum(self.blocks_for(request.length) - len(request.blocks) for request in requests)
+        return missing <= self.available
+
     def allocate(self, count: int, shared: Sequence[int] = (), reserve: int = 0) -> list[int] | None:
         """Take ownership of the blocks `shared` and of `count` fresh ones; return the fresh ones.
 

@@ -49,12 +49,10 @@ class Request:
     last_drawn: float | None = None
     ended: bool = False
     """Its last delta is made. What steps in flight still compute for it is dropped."""
-    penalised: bool = field(init=False)
-    """Whether its draws count the tokens of the output, which must be known for that."""
-
-    def __post_init__(self) -> None:
-        params = self.params
-        self.penalised = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) != (0, 0, 1)
+    row: int = 0
+    """Its place among those that run, while it owns blocks."""
+    fresh: bool = True
+    """It has drawn nothing since it has that place."""
 
     @property
     def known(self) -> int:
@@ -77,11 +75,6 @@ class Request:
         return self.length - self.computed
 
     @property
-    def waits(self) -> bool:
-        """Whether a promised token must be known before the next can be drawn."""
-        return self.penalised and self.promised > 0 and self.behind > 0
-
-    @property
     def times(self) -> RequestTimes:
         """How long it has been where."""
         return RequestTimes(
@@ -92,7 +85,7 @@ class Request:
 
     def draw(self) -> Draw:
         """The draw of the token that follows all others. It refers to `prompt` and `output` and copies neither."""
-        return Draw(self.params, self.prompt, self.output, self.drawn)
+        return Draw(self.params, self.prompt, self.output, self.drawn, self.row, self.fresh)
 
     def tokens(self, start: int, stop: int) -> Sequence[int]:
         """The known tokens at positions start to stop - 1."""

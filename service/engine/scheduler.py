@@ -86,6 +86,8 @@ class Scheduler:
         self._waiting: dict[int, Request] = {}
         self._running: dict[int, Request] = {}
         self._arrivals = count()
+        self._rows = list(range(max_running))
+        """The places among those that run that nobody has."""
         self._in_flight: deque[Step] = deque()
         self._draws: dict[int, int] = {}
         """For each request that draws in the newest plan: at which place among the plan's draws."""
@@ -198,17 +200,12 @@ class Scheduler:
         self._pool.check([*self._running.values(), *self._waiting.values()])
 
     def _must_land(self) -> bool:
-        """Whether the step in flight must land before the next is planned.
+        """Whether the step in flight must land before the next is planned: there is no room for all who grow.
 
-        Either a draw needs its token, or there is no room for all who grow. Nobody is preempted for that before the
-        step has landed: it may end requests and make room, and it finds all others where they were.
+        Nobody is preempted before the step has landed: it may end requests and make room, and it finds all others where
+        they were.
         """
-        missing = 0
-        for request in self._running.values():
-            if request.waits:
-                return True
-            missing += self._pool.blocks_for(request.length) - len(request.blocks)
-        return missing > self._pool.available
+        return not self._pool.can_grow(self._running.values())
 
     def _shares(self) -> list[tuple[Request, int]]:
         """Whom to compute for and how many tokens of each, all with blocks for their tokens."""
@@ -264,24 +261,19 @@ class Scheduler:
 
     def _grow(self, request: Request) -> bool:
         """Find room for the newest token of a request; False if it had to make room itself."""
-        while len(request.blocks) < self._pool.blocks_for(request.length):
-            fresh = self._pool.allocate(1)
-            if fresh is not None:
-                request.blocks += fresh
-            elif self._preempt_newest() is request:
+        while not self._pool.grow(request):
+            if self._preempt_newest() is request:
                 return False
         return True
 
     def _preempt_newest(self) -> Request:
         """Take its blocks from the newest running request, which keeps its output and waits again."""
         request = max(self._running.values(), key=_arrival)
-        del self._running[request.id]
-        self._callers.run(request.caller, -1)
-        self._callers.wait(request.caller)
-        self._leaders.remove(request)
+        self._leave(request)
         self._pool.release(request)
         request.computed = 0
         self._waiting[request.id] = request
+        self._callers.wait(request.caller)
         self.counters.preemptions += 1
         return request
 
@@ -290,20 +282,15 @@ class Scheduler:
 
         A block for each running request stays in reserve: without it their growth would soon preempt the newcomer.
         """
-        found = self._pool.match(request)
-        missing = self._pool.blocks_for(request.known) - len(found)
-        fresh = self._pool.allocate(missing, shared=found, reserve=len(self._running))
-        if fresh is None:
+        if not self._pool.admit(request, reserve=len(self._running)):
             return False
-        request.blocks = found + fresh
-        request.published = len(found)
-        request.computed = len(found) * self._pool.block_size
         if request.cached_tokens is None:
             request.cached_tokens = request.computed
             self.counters.prefix_queries += len(request.prompt)
             self.counters.prefix_hits += request.computed
         del self._waiting[request.id]
         self._running[request.id] = request
+        request.row, request.fresh = self._rows.pop(), True
         self._callers.wait(request.caller, -1)
         self._callers.run(request.caller)
         self._leaders.add(request)
@@ -324,6 +311,7 @@ class Scheduler:
         request.computed = stop
         if chunk.draw is not None:
             request.promised += 1
+            request.fresh = False
         return chunk
 
     def _count_step(self, plan: StepPlan) -> None:
@@ -379,11 +367,17 @@ class Scheduler:
 
     def _drop(self, request: Request) -> None:
         request.ended = True
-        self._leaders.remove(request)
-        if self._running.pop(request.id, None):
-            self._callers.run(request.caller, -1)
-        if self._waiting.pop(request.id, None):
+        if request.id in self._running:
+            self._leave(request)
+        elif self._waiting.pop(request.id, None):
             self._callers.wait(request.caller, -1)
+
+    def _leave(self, request: Request) -> None:
+        """Take a request from those that run; its blocks are for the caller to release."""
+        del self._running[request.id]
+        self._rows.append(request.row)
+        self._callers.run(request.caller, -1)
+        self._leaders.remove(request)
 
 
 def _arrival(request: Request) -> int:

@@ -9,11 +9,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from kernels.load import load_backend
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.source import open_checkpoint
 from model.families import read_spec
 from model.spec import LinearScaling, RopeSpec
-from tests.tiny import TINY_MODELS, TinyDecoder, random_tokens, reference_logits, save
+from tests.tiny import CPU, TINY_MODELS, TinyDecoder, random_tokens, reference_logits, save
 
 PROMPT = 40
 """Longer than every window, and than the contexts that scaled ropes were trained on."""
@@ -88,3 +89,12 @@ def test_ragged_batch(tiny: tuple[Any, Checkpoint]) -> None:
     for sequence, pieces in parts.items():
         ours = torch.cat(pieces)
         assert_equal(ours, reference_logits(model, texts[sequence])[: len(ours)])
+
+
+def test_compiled_for_the_cpu(tiny: tuple[Any, Checkpoint]) -> None:
+    """Its projections of dense weights are float32's: only sums come in another order, and exponentials."""
+    model, checkpoint = tiny
+    decoder = TinyDecoder(checkpoint, load_backend(CPU, "cpu"))
+    tokens = random_tokens(PROMPT)
+    parts = [decoder.step({0: tokens[start:end]})[0] for start, end in ((0, 30), (30, 31), (31, PROMPT))]
+    assert_equal(torch.cat(parts), reference_logits(model, tokens))

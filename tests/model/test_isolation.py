@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import sampling
 from model.contract import DeviceLostError, Draw, SamplingParams
 from model.runner import ModelRunner
+from model.sampling import choice as sampling
+from model.sampling.memory import TokenMemory
 from service.engine.core import EngineCore
 from service.engine.messages import Submit
 from tests.dummies import empty_cache, make_decoder
@@ -16,6 +17,7 @@ from tests.dummies import empty_cache, make_decoder
 PARAMS = SamplingParams(max_tokens=6, temperature=0.7, seed=3, presence_penalty=0.5)
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 VICTIM = 2
+"""The longest prompt: it is admitted last, and stands last in every step."""
 
 
 def outputs(prepare: Callable[[ModelRunner], None] = lambda runner: None) -> dict[int, tuple[list[int], str | None]]:
@@ -44,13 +46,13 @@ def test_a_transform_that_raises_for_one_request_ends_that_one_alone(
 ) -> None:
     plain = outputs()
 
-    def planted(logits: Tensor, draws: Sequence[Draw]) -> None:
+    def planted(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
         # Half done, as an exception may leave it: what it wrote must not reach a neighbour.
         logits += 100 * torch.arange(logits.shape[1])
         if any(draw.prompt == PROMPTS[VICTIM] and draw.index == 2 for draw in draws):
             raise RuntimeError("planted")
         logits -= 100 * torch.arange(logits.shape[1])
-        sampling_transforms[transform](logits, draws)
+        sampling_transforms[transform](logits, draws, memory)
 
     sampling_transforms = sampling.TRANSFORMS
     replaced = [*sampling_transforms]
@@ -70,7 +72,7 @@ def test_logits_that_are_not_numbers_end_their_own_request_alone() -> None:
         def poisoned(hidden: Tensor) -> Tensor:
             out = logits(hidden)
             if next(steps) == 2:
-                out[VICTIM] = float("nan")
+                out[-1] = float("nan")
             return out
 
         runner._decoder.logits = poisoned  # type: ignore[method-assign]

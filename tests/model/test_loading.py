@@ -1,12 +1,16 @@
 """What a configuration asks for is what the runner is made of, or one line says why not."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from kernels.cpu import target
 from model import loading
 from model.cache import CacheSizeError
 from model.checkpoint.errors import CheckpointError
@@ -45,6 +49,7 @@ def test_a_configuration_alone_is_enough_for_a_dummy(dummy: RunnerConfig) -> Non
 
 
 def test_an_fp8_cache_holds_four_times_as_many_tokens_as_a_float32_one(dummy: RunnerConfig) -> None:
+    dummy = replace(dummy, backend="reference")
     plain, fp8 = load_runner(dummy), load_runner(replace(dummy, cache_dtype="fp8"))
     assert plain.limits.num_blocks == 2**20 // BLOCK_BYTES
     assert fp8.limits.num_blocks == 2**20 // (BLOCK_BYTES // 4)
@@ -58,6 +63,36 @@ def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_u
     assert 0 < load_runner(replace(sizeless, memory_share=some)).limits.num_blocks < 16
     with pytest.raises(CacheSizeError, match="hold no block"):
         load_runner(replace(sizeless, memory_share=1e-12))
+
+
+def test_on_a_cpu_float32_is_for_compiled_kernels_and_the_rest_for_the_reference(
+    dummy: RunnerConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path, chosen in (("portable", "reference"), ("avx2", "cpu")):
+        monkeypatch.setattr(target, "dot_path", lambda path=path: path)
+        assert load_runner(dummy).info.backend.startswith(chosen)
+    assert load_runner(replace(dummy, dtype="bfloat16")).info.backend == "reference"
+    assert not caplog.records
+    for module in [name for name in sys.modules if name.startswith("kernels.cpu")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert load_runner(dummy).info.backend == "reference"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Numba" in caplog.text
+    with pytest.raises(ValueError, match="Numba"):
+        load_runner(replace(dummy, backend="cpu"))
+
+
+def test_without_numba_the_server_can_be_imported() -> None:
+    code = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None; import model.loading, service.cli"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept(dummy: RunnerConfig) -> None:
+    code = "from model.loading import load_runner, RunnerConfig\n"
+    code += f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))"
+    environment = {**os.environ, "HOME": os.devnull, "NUMBA_CACHE_DIR": ""}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 @pytest.mark.parametrize(

@@ -9,25 +9,49 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
 
 from kernels.backend import Backend
 from kernels.load import load_backend
 from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
-from model.sampling import TRANSFORMS, ban_early_stop, penalise_repetition, read_choice
-from model.sampling import choose as choose_on_device
+from model.sampling.choice import choose as choose_on_device
+from model.sampling.choice import read_choice
+from model.sampling.memory import TokenMemory
+from model.sampling.transforms import (
+    TRANSFORMS,
+    Transform,
+    allow_only,
+    ban_early_stop,
+    keep_typical,
+    penalise_repetition,
+)
 
 VOCAB = 40
-BACKEND = load_backend(torch.device("cpu"), "reference")
+CPU = torch.device("cpu")
+BACKEND = load_backend(CPU, "reference")
 PLAIN = SamplingParams(max_tokens=100)
 GREEDY = replace(PLAIN, temperature=0.0)
 
 deterministic = settings(derandomize=True, deadline=None)
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12)
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 
 
 def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
-    return read_choice(choose_on_device(backend, logits, draws), draws)
+    placed = in_places(draws)
+    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU)), placed)
+
+
+def in_places(draws: Sequence[Draw]) -> list[Draw]:
+    """Each with a place of its own, as the scheduler gives them."""
+    return [replace(draw, row=row) for row, draw in enumerate(draws)]
+
+
+def transformed(logits: Tensor, draws: Sequence[Draw], transforms: Sequence[Transform] = TRANSFORMS) -> None:
+    placed, memory = in_places(draws), TokenMemory(64, CPU)
+    memory.begin(placed)
+    for transform in transforms:
+        transform(logits, placed, memory)
 
 
 def request(params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Draw:
@@ -56,7 +80,7 @@ def any_draws(draw: st.DrawFn) -> Draw:
         ),
         logprobs=draw(st.none() | st.integers(0, 5)),
     )
-    return request(params, draw(token_lists), draw(token_lists))
+    return request(params, draw(prompts), draw(token_lists))
 
 
 batches = st.lists(any_draws(), min_size=1, max_size=6)
@@ -87,8 +111,7 @@ def one_by_one(row: Sequence[float], draw: Draw) -> list[float]:
 def test_transforms_are_their_definitions_token_by_token(draws: list[Draw]) -> None:
     logits = random_logits(len(draws))
     expected = torch.tensor([one_by_one(row.tolist(), draw) for row, draw in zip(logits, draws, strict=True)])
-    for transform in TRANSFORMS:
-        transform(logits, draws)
+    transformed(logits, draws)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -97,7 +120,8 @@ def test_transforms_are_their_definitions_token_by_token(draws: list[Draw]) -> N
 def test_repetition_penalty_is_that_of_transformers(prompt: list[int], output: list[int], penalty: float) -> None:
     logits = random_logits(1)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + output]), logits.clone())
-    penalise_repetition(logits, [request(replace(PLAIN, repetition_penalty=penalty), prompt, output)])
+    penalised = request(replace(PLAIN, repetition_penalty=penalty), prompt, output)
+    transformed(logits, [penalised], [penalise_repetition])
     torch.testing.assert_close(logits, expected)
 
 
@@ -106,8 +130,7 @@ def test_rows_without_a_transform_are_not_touched() -> None:
     edited = logits.clone()
     biased = replace(PLAIN, logit_bias=((3, 1.0),), presence_penalty=1.0, repetition_penalty=2.0)
     draws = [request(PLAIN, [1], [2, 2]), request(biased, [1], [2]), request(PLAIN, [3], [])]
-    for transform in TRANSFORMS:
-        transform(edited, draws)
+    transformed(edited, draws)
     assert torch.equal(edited[[0, 2]], logits[[0, 2]])
     assert not torch.equal(edited[1], logits[1])
 
@@ -115,7 +138,7 @@ def test_rows_without_a_transform_are_not_touched() -> None:
 def test_stop_tokens_are_banned_until_the_last_of_min_tokens() -> None:
     params = replace(GREEDY, min_tokens=2, stop_token_ids=(7,))
     logits = torch.zeros(3, VOCAB)
-    ban_early_stop(logits, [request(params, [1], [0] * n) for n in range(3)])
+    transformed(logits, [request(params, [1], [0] * n) for n in range(3)], [ban_early_stop])
     assert logits[:, 7].tolist() == [-math.inf, -math.inf, 0.0]
 
 
@@ -206,3 +229,72 @@ def test_a_request_without_a_token_to_draw_is_invalid_and_the_others_are_not() -
 
 def test_no_draws_choose_nothing() -> None:
     assert choose(BACKEND, torch.zeros(0, VOCAB), []) == ([], [])
+
+
+PENALISED = replace(PLAIN, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3)
+
+
+@deterministic
+@given(st.lists(st.tuples(prompts, token_lists, st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=6))
+def test_tokens_added_on_the_device_count_as_if_they_had_been_told(
+    requests: list[tuple[list[int], list[int], int, int]],
+) -> None:
+    """One after the other, in few places; all but the first `told` tokens of an output are only drawn."""
+    memory = TokenMemory(64, CPU)
+    for prompt, output, row, told in requests:
+        told = min(told, len(output))
+        draw = Draw(PENALISED, prompt, output[:told], told, row)
+        memory.begin([draw])
+        for index in range(told, len(output)):
+            memory.add([replace(draw, index=index)], torch.tensor([output[index]]))
+        drawn = replace(draw, index=len(output), fresh=False)
+        kept, fresh = random_logits(1), random_logits(1)
+        for transform in TRANSFORMS:
+            transform(kept, [drawn], memory)
+        transformed(fresh, [request(PENALISED, prompt, output)])
+        assert torch.equal(kept, fresh)
+
+
+def test_a_failed_draw_leaves_a_memory_that_can_be_read() -> None:
+    memory = TokenMemory(64, CPU)
+    draw = Draw(PENALISED, [1], [], 0)
+    memory.begin([draw])
+    memory.add([draw], torch.tensor([INVALID_TOKEN]))
+    penalise_repetition(random_logits(1), [replace(draw, index=1, fresh=False)], memory)
+
+
+@deterministic
+@given(st.sampled_from([0.05, 0.3, 0.5, 0.9, 0.99]), st.sampled_from([0.5, 1.0, 1.7]), st.integers(0, 99))
+def test_typical_p_is_that_of_transformers_at_the_requests_temperature(
+    mass: float, temperature: float, seed: int
+) -> None:
+    logits = random_logits(3, seed)
+    expected = TypicalLogitsWarper(mass)(torch.zeros(1, 1), logits[1:2] / temperature)
+    greedy = request(replace(GREEDY, typical_p=mass), [1], [])
+    edited = logits.clone()
+    typical = request(replace(PLAIN, typical_p=mass, temperature=temperature), [1], [])
+    transformed(edited, [greedy, typical, request(PLAIN, [1], [])], [keep_typical])
+    assert torch.equal(edited[1].isinf(), expected[0].isinf())
+    assert torch.equal(edited[[0, 2]], logits[[0, 2]])
+
+
+def test_typical_p_survives_what_is_banned() -> None:
+    logits = random_logits(1).index_fill(1, torch.arange(3, VOCAB), -math.inf)
+    transformed(logits, [request(replace(PLAIN, typical_p=0.9), [1], [])], [keep_typical])
+    assert 1 <= int(logits.isfinite().sum()) <= 3
+
+
+@deterministic
+@given(st.sets(st.integers(0, VOCAB - 1), min_size=1), st.integers(0, 99))
+def test_only_what_is_allowed_is_drawn(allowed: set[int], seed: int) -> None:
+    packed = bytearray(-(-VOCAB // 32) * 4)
+    for token in allowed:
+        packed[token // 8] |= 1 << token % 8
+    free, bound = request(PLAIN, [1], []), replace(request(PLAIN, [1], []), allowed=bytes(packed))
+    logits = random_logits(2, seed)
+    edited = logits.clone()
+    transformed(edited, [bound, free], [allow_only])
+    assert {token for token in range(VOCAB) if edited[0, token].isfinite()} == allowed
+    assert torch.equal(edited[1], logits[1])
+    (first, _), _ = choose(BACKEND, logits, [bound, free])
+    assert first in allowed

@@ -48,7 +48,7 @@ def tokenizer(smollm2: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine(smollm2: Path) -> EngineCore:
-    config = RunnerConfig(model=str(smollm2), dtype="float32", cache_memory=2**28, block_size=16)
+    config = RunnerConfig(model=str(smollm2), dtype="float32", backend="reference", cache_memory=2**28, block_size=16)
     return EngineCore(load_runner(config), token_budget=96, max_running=32)
 
 

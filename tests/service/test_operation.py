@@ -138,7 +138,8 @@ def test_times_add_up(story: Story) -> None:
 def test_what_runs_here(story: Story) -> None:
     _, scrape, _ = story
     build = scrape.labels("headlight_build_info")
-    assert (build["device"], build["dtype"], build["backend"]) == ("cpu", "float32", "reference")
+    assert (build["device"], build["dtype"]) == ("cpu", "float32")
+    assert build["backend"].startswith("cpu")
     assert scrape.labels("headlight_cache_config_info")["block_size"] == "16"
     for process in ("process", "headlight_engine_process"):
         assert scrape(f"{process}_resident_memory_bytes") > 2**24

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import llvmlite.binding as llvm
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, QuantizedWeight
+from kernels.cpu import pages
 from kernels.cpu.backend import CpuBackend
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
@@ -54,11 +56,8 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
     x = torch.randn(rows, groups * group) + 20 * torch.randn(rows, groups).repeat_interleave(group, 1)
     got = CPU.linear(x, CPU.pack(weight, bias))
     dense = dequantize(weight).double()
-    # A group's inputs are rounded to steps of its range over 254, or of its largest one over 32767: half a step.
-    cut = min(group, 32)
-    cuts = x.view(rows, -1, cut)
-    steps = (cuts.amax(-1) - cuts.amin(-1)) / 254 if bits == 4 else cuts.abs().amax(-1) / 32767
-    steps = steps.repeat_interleave(cut, 1)
+    # A group's inputs are rounded to steps of its largest one over 32639: by half a step.
+    steps = x.view(rows, -1, min(group, 32)).abs().amax(-1).repeat_interleave(min(group, 32), 1) / 32639
     bound = steps.double() / 2 @ dense.abs().T + 1e-3
     expected = x.double() @ dense.T + (0 if bias is None else bias)
     assert ((got - expected).abs() <= bound).all()
@@ -234,30 +233,50 @@ def test_a_program_does_what_it_recorded_for_any_number_of_tokens() -> None:
         assert torch.equal(out[:rows], forward(x[:rows]))
 
 
+def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PIECE_BYTES", 4096)
+    store = pages.Pages()
+    given = [torch.randn(size).to(dtype) for size in (3, 900, 0, 5000, 1, 1000) for dtype in (torch.float32, FP8)]
+    kept = [store.keep(tensor) for tensor in given]
+    for ours, theirs in zip(kept, given, strict=True):
+        assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+        assert not len(ours) or ours.data_ptr() % pages.ALIGNMENT == 0
+
+
 MASKED = """
 import torch
 from kernels.cpu.target import dot_path
 from tests.kernels.cpu.test_backend import CPU, quantized
 torch.manual_seed(0)
-for bits in (4, 8):
-    x = torch.randn(5, 64)
-    print(CPU.linear(x, CPU.pack(quantized(24, 64, bits, 32, True), None)).double().abs().sum().item())
 print(dot_path())
+for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 32, True)):
+    x, weight = torch.randn(23, 64), CPU.pack(quantized(44, 64, bits, group, offsets), None)
+    out = CPU.linear(x, weight)
+    assert torch.equal(out, torch.cat([CPU.linear(row[None], weight) for row in x])), (bits, group)
+    print(out.double().abs().sum().item())
 """
+AVX2 = ["avx", "avx2", "fma", "f16c", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi", "bmi2", "lzcnt"]
+AVX512 = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"]
+PATHS = {"portable": ["sse2"], "avx2": AVX2, "avx-vnni": [*AVX2, "avxvnni"], "avx512-vnni": [*AVX2, *AVX512]}
 
 
-def test_a_cpu_without_avx2_takes_the_portable_path_to_the_same_numbers() -> None:
-    masked = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse2", "ATEN_CPU_CAPABILITY": "default"}
-    outputs = []
-    for environment in ({}, masked):
-        done = subprocess.run(
-            [sys.executable, "-c", MASKED],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        *sums, path = done.stdout.split()
-        assert path == ("portable" if environment else path)
-        outputs.append([float(value) for value in sums])
-    assert outputs[0] == pytest.approx(outputs[1], rel=1e-5)
+def run_masked(path: str) -> list[float]:
+    """What a machine computes that can do no more than the path needs; each row the same alone and beside others."""
+    host = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    if not host.issuperset(PATHS[path]):
+        pytest.skip(f"this CPU does not have all of {PATHS[path]}")
+    features = ",".join(f"+{name}" for name in PATHS[path])
+    masked = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features, "ATEN_CPU_CAPABILITY": "default"}
+    if path == "portable":
+        masked["NUMBA_CPU_NAME"] = "generic"
+    done = subprocess.run(
+        [sys.executable, "-c", MASKED], env={**os.environ, **masked}, capture_output=True, text=True, check=True
+    )
+    taken, *sums = done.stdout.split()
+    assert taken == path
+    return [float(value) for value in sums]
+
+
+@pytest.mark.parametrize("path", ["avx2", "avx-vnni", "avx512-vnni"])
+def test_every_path_comes_to_the_same_numbers(path: str) -> None:
+    assert run_masked(path) == pytest.approx(run_masked("portable"), rel=1e-5)

@@ -35,12 +35,13 @@ Row = tuple[float, int, float, float, int, int]
 
 def batch_of(rows: Sequence[Row]) -> SamplingBatch:
     kinds = (torch.float32, torch.int64, torch.float32, torch.float32, torch.int64, torch.int64)
-    columns = zip(*rows, strict=True)
-    return SamplingBatch(*(torch.tensor(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
+    names = [field.name for field in fields(SamplingBatch)]
+    columns = zip(names, zip(*rows, strict=True), kinds, strict=True)
+    return SamplingBatch(**{name: torch.tensor(column, dtype=kind) for name, column, kind in columns})
 
 
 def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    on_device = SamplingBatch(*(getattr(batch, field.name).to(DEVICE) for field in fields(batch)))
+    on_device = batch.map(lambda column: column.to(DEVICE))
     # Numpy, which interprets the kernels, would warn of differences that are infinite: so they should be.
     with np.errstate(over="ignore"):
         return sampling.sample(LAUNCH, logits.to(DEVICE), on_device).cpu()
@@ -187,8 +188,7 @@ def test_logits_that_are_part_of_something_larger(layout: str) -> None:
 
 
 def test_an_empty_batch_draws_nothing() -> None:
-    no_floats, no_integers = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    batch = SamplingBatch(no_floats, no_integers, no_floats, no_floats, no_integers, no_integers)
+    batch = batch_of([(1.0, 0, 1.0, 0.0, 0, 0)]).map(lambda column: column[:0])
     drawn = draw(torch.zeros(0, 50), batch)
     assert drawn.shape == (0,)
     assert drawn.dtype == torch.int64

@@ -37,7 +37,8 @@ def batch_of(rows: list[Filters], seed: int = 0) -> SamplingBatch:
     columns = [torch.tensor(column) for column in zip(*rows, strict=True)]
     temperature, top_k, top_p, min_p = (column.to(DEVICE) for column in columns)
     counter = torch.arange(len(rows), device=DEVICE)
-    return SamplingBatch(temperature, top_k, top_p, min_p, torch.full_like(counter, seed), counter)
+    seeds = torch.full_like(counter, seed)
+    return SamplingBatch(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seeds, counter=counter)
 
 
 def on_host(batch: SamplingBatch) -> SamplingBatch:

@@ -21,6 +21,7 @@ SHARED: dict[str, Any] = {
     "top_p": 0.5,
     "top_k": 7,
     "min_p": 0.25,
+    "typical_p": 0.5,
     "seed": 2,
     "presence_penalty": 0.5,
     "frequency_penalty": 0.25,

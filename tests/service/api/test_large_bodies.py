@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import TypeAdapter
 
 from service.api.schemas import Body
-from tests.service.api.fakes import HI, build, calling
+from tests.service.api.fakes import HI, FakeTokenizer, build, calling
 
 SIZE = 4 * 2**20
 LATE = 0.25
@@ -157,3 +158,45 @@ async def test_a_body_of_the_largest_size_is_answered_at_once(path: str, field: 
             assert spent < SECONDS, (name, spent)
             assert max(turns) < LATE, (name, max(turns))
         assert memory() - before < MEGABYTES
+
+
+LONG: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "a" * 300_000},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a" * 300_000}]},
+    "/tokenize": {"prompt": "a" * 300_000},
+    "/detokenize": {"tokens": [97] * 300_000},
+}
+
+
+@pytest.mark.parametrize("path", LONG)
+async def test_long_texts_take_turns(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes many times its size in memory; texts of the usual size do not wait for them."""
+    alone = Lock()
+    inside: list[str] = []
+
+    def slowly(work: str) -> Any:
+        original = getattr(FakeTokenizer, work)
+
+        def at_work(self: FakeTokenizer, value: Any, **options: Any) -> Any:
+            if len(value) < 300_000:
+                return original(self, value, **options)
+            assert alone.acquire(blocking=False), "two at once"
+            try:
+                inside.append(work)
+                time.sleep(0.1)
+                return original(self, value, **options)
+            finally:
+                alone.release()
+
+        return at_work
+
+    monkeypatch.setattr(FakeTokenizer, "encode", slowly("encode"))
+    monkeypatch.setattr(FakeTokenizer, "decode", slowly("decode"))
+    async with calling(max_body=SIZE) as caller:
+        answers = asyncio.gather(*[caller.http.post(path, json=LONG[path]) for _ in range(4)])
+        while not inside:
+            await asyncio.sleep(0.01)
+        assert (await caller.http.post("/tokenize", json={"prompt": "a" * 100_000})).status_code == 200
+        assert len(inside) < 4
+        assert {answer.status_code for answer in await answers} <= {200, 400}
+        assert len(inside) == 4

@@ -77,6 +77,8 @@ class FakeRunner:
         self.faulty: set[int] = set()
         """First prompt tokens of requests with which no step can be started."""
         self._slots: dict[int, int] = {}
+        self._places: dict[int, Sequence[int]] = {}
+        """The output of the request that each place among the running belongs to."""
         self._drawn: list[tuple[Draw, int]] = []
         """The draws of the newest step, with their tokens."""
 
@@ -97,6 +99,9 @@ class FakeRunner:
             unsound = index in poisoned or failure is not None
             for position, token in enumerate(self._tokens(chunk), chunk.start):
                 self._slots[self._slot(chunk, position)] = POISON if unsound or token == INVALID_TOKEN else token
+        places = [chunk.draw.row for chunk in plan.chunks if chunk.draw]
+        if len(set(places)) != len(places):
+            raise BrokenPromiseError("two requests have one place")
         self._drawn = [(chunk.draw, self._draw(chunk, chunk.draw)) for chunk in plan.chunks if chunk.draw is not None]
         tokens = [token for _, token in self._drawn]
         logprobs = [
@@ -144,8 +149,10 @@ class FakeRunner:
             raise BrokenPromiseError("a draw has the index of another token")
         if draw.index >= draw.params.max_tokens:
             raise BrokenPromiseError("a token is drawn that nobody asked for")
-        if ahead and draw.params.presence_penalty:
-            raise BrokenPromiseError("a draw needs an output that is still in flight")
+        if draw.fresh:
+            self._places[draw.row] = draw.output
+        elif self._places.get(draw.row) is not draw.output:
+            raise BrokenPromiseError("a draw has the place of another request")
         stop = chunk.start + len(chunk.tokens)
         stored = [self._slots[self._slot(chunk, position)] for position in range(stop)]
         if POISON in stored:

@@ -1,0 +1,150 @@
+"""The transforms of logits before a token is drawn, in their order.
+
+Each edits a batch's logits [rows, vocab] float32 in place, row i as `draws[i]` asks, and nothing in the rows of draws
+that do not ask. It gathers the few entries that requests ask for into one indexed operation; a batch that does not use
+it costs nothing.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.contract import Draw
+from model.sampling.memory import TokenMemory
+from model.transfer import stage
+
+Entry = tuple[int, int, float]
+"""A row, a token, and a value for that logit."""
+
+Transform = Callable[[Tensor, Sequence[Draw], TokenMemory], None]
+
+
+def add_bias(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """OpenAI's logit_bias: a number added to a token's logit."""
+    add_entries(
+        logits,
+        [(row, token, bias) for row, draw in enumerate(draws) for token, bias in draw.params.logit_bias],
+    )
+
+
+def penalise_repetition(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Divide the positive logits of tokens in the prompt or the output, and multiply the negative ones.
+
+    Keskar et al., arXiv 1909.05858, as transformers and vLLM do it.
+    """
+    rows = [row for row, draw in enumerate(draws) if draw.params.repetition_penalty != 1]
+    if not rows:
+        return
+    places = _places(logits, rows, memory.recall([draws[row] for row in rows]).tokens)
+    penalties = _column([draws[row].params.repetition_penalty for row in rows], logits.device)
+    flat = logits.view(-1)
+    scores = flat.take(places)
+    # A token that stands in a row twice is written twice, with the same value.
+    flat.put_(places, torch.where(scores > 0, scores / penalties, scores * penalties))
+
+
+def penalise_frequency(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """OpenAI's penalties: a token that is n > 0 times in the output loses presence + n * frequency."""
+    rows = [
+        row
+        for row, draw in enumerate(draws)
+        if draw.index and (draw.params.presence_penalty or draw.params.frequency_penalty)
+    ]
+    if not rows:
+        return
+    recalled = memory.recall([draws[row] for row in rows])
+    params = [draws[row].params for row in rows]
+    frequency = _column([p.frequency_penalty for p in params], logits.device)
+    presence = _column([p.presence_penalty for p in params], logits.device)
+    flat, places = logits.view(-1), _places(logits, rows, recalled.tokens)
+    # What was only read gets the place of a written token, so that no two values are written to one place below.
+    written = places.gather(1, recalled.written.int().argmax(1, keepdim=True))
+    places = torch.where(recalled.written, places, written)
+    flat.put_(places, flat.take(places) - presence)
+    flat.put_(places, torch.where(recalled.written, -frequency, 0.0), accumulate=True)
+
+
+def ban_early_stop(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban `stop_token_ids` until `min_tokens` are generated."""
+    add_entries(
+        logits,
+        [
+            (row, token, float("-inf"))
+            for row, draw in enumerate(draws)
+            if draw.index < draw.params.min_tokens
+            for token in draw.params.stop_token_ids
+        ],
+    )
+
+
+def allow_only(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban the tokens that a grammar, say, does not allow in this place."""
+    rows = [row for row, draw in enumerate(draws) if draw.allowed is not None]
+    if not rows:
+        return
+    packed = np.frombuffer(b"".join(draws[row].allowed or b"" for row in rows), np.uint8).reshape(len(rows), -1)
+    index, octets = stage([torch.tensor(rows), torch.from_numpy(packed.copy())], logits.device)
+    bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
+    banned = bits.flatten(1)[:, : logits.shape[1]] == 0
+    logits[index] = logits[index].masked_fill(banned, float("-inf"))
+
+
+def keep_typical(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the tokens whose information is nearest to the distribution's entropy, up to a mass of typical_p.
+
+    Meister et al., arXiv 2202.00666. The distribution is the one at the request's temperature; a greedy draw is left.
+    """
+    rows = [row for row, draw in enumerate(draws) if draw.params.typical_p < 1 and draw.params.temperature > 0]
+    if not rows:
+        return
+    (index,) = stage([torch.tensor(rows)], logits.device)
+    temperature = _column([draws[row].params.temperature for row in rows], logits.device)
+    mass = _column([draws[row].params.typical_p for row in rows], logits.device)
+    scores = logits[index]
+    information = -(scores / temperature).log_softmax(-1)
+    probability = information.neg().exp()
+    # 0 * inf is 0 here: what cannot be drawn carries no information.
+    entropy = torch.where(probability > 0, probability * information, 0.0).sum(-1, keepdim=True)
+    order = (information - entropy).abs().sort(dim=-1, stable=True).indices
+    ranked = probability.gather(1, order)
+    before = ranked.cumsum(-1) - ranked
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= mass)
+    logits[index] = scores.masked_fill(dropped, float("-inf"))
+
+
+TRANSFORMS: tuple[Transform, ...] = (
+    add_bias,
+    penalise_repetition,
+    penalise_frequency,
+    ban_early_stop,
+    allow_only,
+    keep_typical,
+)
+"""In the order of transformers and vLLM: the repetition penalty scales a logit that has its bias already, and a filter
+sees what is left. The backend then draws: temperature, top-k, top-p, min-p."""
+
+
+def add_entries(logits: Tensor, entries: list[Entry]) -> None:
+    """Add each entry's value to its logit; those of one logit add up."""
+    if entries:
+        rows, tokens, values = _to_columns(entries, logits.device)
+        logits.index_put_((rows, tokens), values, accumulate=True)
+
+
+def _to_columns(entries: list[Entry], device: torch.device) -> list[Tensor]:
+    """Rows and tokens, int64, and values, float32, each [entries]."""
+    rows, tokens, values = zip(*entries, strict=True)
+    return stage([torch.tensor(rows), torch.tensor(tokens), torch.tensor(values, dtype=torch.float32)], device)
+
+
+def _places(logits: Tensor, rows: list[int], tokens: Tensor) -> Tensor:
+    """Where the logits of `tokens` [rows, width] stand in all of `logits`, flattened."""
+    (starts,) = stage([torch.tensor(rows) * logits.shape[1]], logits.device)
+    return starts[:, None] + tokens
+
+
+def _column(values: list[float], device: torch.device) -> Tensor:
+    """float32 [values, 1]."""
+    return stage([torch.tensor(values, dtype=torch.float32)], device)[0][:, None]

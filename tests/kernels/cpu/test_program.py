@@ -1,0 +1,43 @@
+"""Programs run each chunk once, and a thread that is late for its run touches nothing."""
+
+import numpy as np
+
+from kernels.cpu.instructions import add_to_word, words
+from kernels.cpu.operation import operation
+from kernels.cpu.program import Program, Workers
+
+
+def count_chunks(record: int, chunk: int, scratch: int) -> int:
+    """As many chunks as a word says, each of which counts itself."""
+    r = words(record, 2)
+    if chunk < 0:
+        return words(r[0], 1)[0]
+    add_to_word(r[1] + 8 * chunk, 1)
+    return 0
+
+
+def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:
+    chunks, done = np.array([5]), np.zeros(64, np.int64)
+    program = Program([(operation(count_chunks), (chunks.ctypes.data, done.ctypes.data))] * 2)
+    workers = Workers(1)
+    workers.run(program)
+    assert done.tolist() == [2] * 5 + [0] * 59
+    late = program.address, program.tickets_address, program.length, workers._epoch, workers._place(0)
+    # The words that the run read are those of another batch by now.
+    chunks[0] = 40
+    workers._work(*late)
+    assert done.tolist() == [2] * 5 + [0] * 59
+    # Another run of the same program is none of its business either, and loses no chunk to it.
+    workers.run(program)
+    workers._work(*late)
+    assert done.tolist() == [4] * 5 + [2] * 35 + [0] * 24
+
+
+def test_every_chunk_is_done_once_by_threads_that_come_and_go() -> None:
+    workers = Workers(3)
+    for count in (1, 7, 64, 3) * 50:
+        chunks, done = np.array([count]), np.zeros(64, np.int64)
+        # A program of its own, gone with what it reads as soon as it has run.
+        workers.run(Program([(operation(count_chunks), (chunks.ctypes.data, done.ctypes.data))] * 3))
+        assert done.tolist() == [3] * count + [0] * (64 - count)
+    workers.close()
