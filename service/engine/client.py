@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from model.contract import ModelLimits, RunnerInfo, SamplingParams
@@ -40,9 +39,7 @@ class CompletionStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.cancel()
 
     def cancel(self) -> None:
