@@ -45,11 +45,11 @@ field's default. Streams are server-sent events that end with `data: [DONE]`."""
 def create_app(
     settings: Settings, launch: Launch, client: EngineClient, admission: Admission, metrics: Metrics, *, started: int
 ) -> FastAPI:
-    """The ASGI app. It answers /health and /ready at once, while the engine is still loading.
+    """Build the ASGI app. It answers /health and /ready at once, while the engine is still loading.
 
-    `admission` is shared with the server, which stops it at shutdown. `started` is when the server was, in Unix time.
-    Raises SettingsError if traces are asked for and their libraries are not installed, and for a root_path that one of
-    the server's own paths begins with.
+    `admission` is shared with the server, which stops it at shutdown. `started` is the server's start in Unix seconds.
+    Raises SettingsError if traces are asked for and their libraries are not installed, and if one of the server's own
+    paths begins with root_path.
     """
     keys = ApiKeys(settings)
     root_path = settings.root_path or ""
@@ -77,7 +77,7 @@ def create_app(
             Middleware(Leftovers),
             Middleware(Observe, metrics, traces.export if traces else None),
             *([Middleware(RequireHost, hosts)] if hosts else []),
-            # Before the keys, which a browser does not send with its question whether it may send them.
+            # Before the keys, because a browser sends no key with a preflight, which asks whether it may send one.
             *([Middleware(AllowOrigins, origins)] if origins else []),
             *([Middleware(RequireKey, keys)] if keys.required else []),
             Middleware(HeadAsGet),
@@ -86,7 +86,7 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        # FastAPI's own would also export what a client wrote in its URL; see service/observability/traces.py for ours.
+        # FastAPI's own telemetry would export what a client wrote in its URL; observability/traces.py makes ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.context = Context(
@@ -127,7 +127,7 @@ def _open_traces(endpoint: str, model_name: str) -> "Traces":
 
 
 def _schema(app: FastAPI, root_path: str) -> dict[str, Any]:
-    """FastAPI's description without its own form of validation errors, which are never sent."""
+    """FastAPI's OpenAPI schema without its own form of validation errors, which are never sent."""
     schema = get_openapi(
         title=app.title,
         version=app.version,

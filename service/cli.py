@@ -1,6 +1,6 @@
 """The command line: headlight serve | chat | complete | fetch | models.
 
-Every setting is a flag of the same name. Whatever goes wrong ends in one plain line and a status other than 0.
+Every setting is a flag of the same name. Every failure ends in one plain line and a status other than 0.
 """
 
 import argparse
@@ -36,11 +36,11 @@ ENGINE_SETTINGS = (
     "sampling_defaults",
     "log_level",
 )
-"""What matters to the terminal commands, which serve nobody over HTTP."""
+"""Settings that matter to the terminal commands, which serve nobody over HTTP."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the process's exit status."""
+    """Run one command; returns the exit status of the process."""
     arguments = vars(_parser().parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -63,7 +63,7 @@ def _failed(reason: str) -> int:
 def serve(**flags: Any) -> None:
     """Serve a model over HTTP until a signal ends it."""
     settings = load_settings(**flags)
-    # Before anything slow: a port that is taken should not cost a download to find out.
+    # Before anything slow: an unavailable port should not cost a download to find out.
     with _listen(settings.host, settings.port) as listener:
         run_server(settings, listener)
 
@@ -95,7 +95,7 @@ def models(**flags: Any) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # A name such as localhost may stand for both kinds of address; IPv4 is what most clients try.
+        # A name such as localhost may stand for IPv4 and IPv6 addresses; IPv4 is what most clients try.
         family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
@@ -115,7 +115,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="headlight", description="An LLM inference server you can look inside of.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    # Everybody on the machine can read a command line: keys come by the environment or a file.
+    # Everybody on the machine can read a command line, so keys come by the environment or a file.
     every = tuple(name for name in Settings.model_fields if name not in ("model", "api_keys"))
 
     command = _command(commands, "serve", serve, every)
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, run: Any, settings: Sequence[str]) -> argparse.ArgumentParser:
-    # Without abbreviations: --api-keys KEY would be taken for the name of a file, and told in an error.
+    # Without abbreviations: --api-keys KEY would be taken for --api-keys-file, and an error would print the key.
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=run.__doc__, description=run.__doc__, allow_abbrev=False
     )
@@ -148,7 +148,7 @@ def _command(commands: Any, name: str, run: Any, settings: Sequence[str]) -> arg
         field = Settings.model_fields[setting]
         default = "" if field.default is None else f" (default: {field.default})"
         flag = "--" + setting.replace("_", "-")
-        # Values stay text here: settings validate flags and environment variables alike.
+        # Values stay text here; Settings validates flags and environment variables alike.
         command.add_argument(flag, default=argparse.SUPPRESS, metavar="VALUE", help=f"{field.description}{default}")
     return command
 

@@ -1,6 +1,6 @@
 """One completion, from the engine's tokens to text: detokenising, stop strings, counting.
 
-The routes and the terminal share it. It knows nothing of HTTP, of templates, or of where a prompt came from.
+The routes and the terminal share it. It knows nothing of HTTP, of templates, or of the prompt's origin.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class GenerationError(Exception):
 
 
 class GenerationRefused(Exception):
-    """The engine did not begin a request, which may be sent again."""
+    """The engine did not begin a request; the client may send it again."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.reason)
@@ -30,40 +30,43 @@ class GenerationRefused(Exception):
 
 
 def drawable(tokens: Iterable[int], limits: ModelLimits) -> tuple[int, ...]:
-    """Each token once, but for those beyond the logits, which files and tokenizers name and no step can draw."""
+    """The distinct tokens that a step can draw, in order.
+
+    Files and tokenizers may name tokens beyond the logits; these are left out.
+    """
     return tuple(dict.fromkeys(token for token in tokens if token < limits.vocab_size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One completion to generate. Values are already validated and fit the engine's limits."""
+    """One completion to generate. Its values are valid and fit the engine's limits."""
 
     prompt: list[int]
     params: SamplingParams
     stop: tuple[str, ...] = ()
     include_stop: bool = False
-    """Leave the stop string, or the stop token's text, at the end of the completion."""
+    """Keep the stop string, or the stop token's text, at the end of the completion."""
     skip_special_tokens: bool = True
     cache_salt: str = ""
     caller: str = ""
-    """See `Submit`, for this and the next."""
+    """As in `Submit`, like the next field."""
     patience: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one drawn token adds to a completion. The last piece has a finish reason."""
+    """The part of a completion that one drawn token adds. The last piece has a finish reason."""
 
     text: str
     """Text that is certain by now; empty while a character or a possible stop string is incomplete."""
     token: int
     logprobs: TokenLogprobs | None
-    """None also for a stop token that is left out of the text."""
+    """None if not asked for, and for a stop token that is left out of the text."""
     finish_reason: Literal["stop", "length"] | None
 
 
 class Generation:
-    """A request handed to the engine. Leaving its `with` cancels whatever is unfinished."""
+    """A request handed to the engine. Leaving its `with` cancels an unfinished one."""
 
     def __init__(
         self,
@@ -72,7 +75,10 @@ class Generation:
         request: GenerationRequest,
         ended: Callable[[], object] = lambda: None,
     ) -> None:
-        """Submit at once; raises EngineDead. `ended` is called when the engine has nothing more to do with it."""
+        """Submit the request at once. Raises EngineDead.
+
+        `ended` is called as soon as the engine is done with the request.
+        """
         self.request = request
         self.completion_tokens = 0
         self.cached_tokens = 0
@@ -94,13 +100,13 @@ class Generation:
         self._stream.cancel()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The completion, a token at a time.
+        """The completion, one token at a time.
 
         Raises GenerationError if the engine fails the request, GenerationRefused if it does not begin it, and
-        EngineLost if it is gone.
+        EngineLost if the engine dies.
         """
         async for delta in self._stream:
-            # Deltas that the engine did not make itself tell nothing of what came before.
+            # Deltas made by the client (abort, lost) have neither times nor cached tokens, so the earlier ones stay.
             self.times = delta.times or self.times
             self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
             match delta.finish_reason:
@@ -117,7 +123,8 @@ class Generation:
                 reason = ending if index == last else None
                 piece = self._piece(token, delta.logprobs[index] if delta.logprobs else None, reason)
                 if piece.finish_reason is not None:
-                    # At once: a stop string is news to the engine, and who reads the piece may take its time.
+                    # Cancel at once: the engine does not know of stop strings, and the piece's reader may take its
+                    # time.
                     self._stream.cancel()
                     yield piece
                     return
@@ -138,7 +145,7 @@ class Generation:
 async def interleave(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
     """The pieces of several completions as they come, each with the index of its completion.
 
-    A slow consumer holds the producers back: at most one piece each is buffered here.
+    A slow consumer holds the producers back: at most one piece for each completion is buffered here.
     """
     if len(generations) == 1:
         async with aclosing(generations[0].pieces()) as pieces:

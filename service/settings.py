@@ -13,9 +13,9 @@ from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
 
 PREFIX = "HEADLIGHT_"
 _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
-"""Its defaults are those of the settings that are called the same."""
+"""Source of the defaults for settings that have the same name in a runner's configuration."""
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
-"""What Kubernetes sets in every pod for services whose names begin like the prefix."""
+"""Endings of the variables that Kubernetes sets in every pod for services named like the prefix."""
 _KEYS = (f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE")
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (power + 1) for power, letter in enumerate("KMGT")}
@@ -23,7 +23,7 @@ _UNITS |= {f"{letter}IB": 1024 ** (power + 1) for power, letter in enumerate("KM
 
 
 class SettingsError(ValueError):
-    """A setting that is unknown or has an impossible value; the message is one line for the operator."""
+    """A setting is unknown or has an impossible value; the message is one line for the operator."""
 
 
 def parse_bytes(value: object) -> object:
@@ -44,12 +44,12 @@ Count = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 def listed(text: str | None) -> tuple[str, ...]:
-    """The items of a setting that lists several, separated by commas; none for None."""
+    """The items of a setting that lists several, separated by commas; empty for None."""
     return tuple(item.strip() for item in text.split(",")) if text is not None else ()
 
 
 def _listing(item: str, what: str) -> AfterValidator:
-    """Refuses a list with an item that doesn't match the pattern `item`; `what` says what one is."""
+    """A validator that refuses a list with an item that doesn't match the pattern `item`; `what` describes one."""
 
     def check(text: str) -> str:
         if not all(re.fullmatch(item, each) for each in listed(text)):
@@ -82,7 +82,7 @@ RootPath = Annotated[str, AfterValidator(_root_path)]
 
 
 class Settings(BaseSettings):
-    """How the server runs. A value given to the constructor wins over the environment, and that over the default."""
+    """Settings of the server. Values given to the constructor win over the environment, and both over the defaults."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
@@ -236,13 +236,13 @@ class Settings(BaseSettings):
         return self
 
     def revealed(self) -> dict[str, Any]:
-        """Every value as JSON has it, and the keys in the clear: for a pipe to a process of ours, never for a log."""
+        """Every value as JSON, with the keys in the clear: for a pipe to a process of ours, never for a log."""
         keys = self.api_keys.get_secret_value() if self.api_keys else None
         return self.model_dump(mode="json") | {"api_keys": keys}
 
     @property
     def home_path(self) -> Path:
-        """`home` with ~ resolved. Raises SettingsError where there is nobody whose home that is."""
+        """`home` with ~ resolved. Raises SettingsError if the home directory is unknown."""
         try:
             return self.home.expanduser()
         except RuntimeError:
@@ -259,7 +259,8 @@ def load_settings(**overrides: Any) -> Settings:
         name = variable.upper()
         if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.search(name):
             raise SettingsError(f"{variable}: there is no such setting")
-        # Elsewhere empty is unset. Here that would open a server whose keys got lost on their way.
+        # Other empty variables count as unset. An empty key variable would open a server whose keys got lost on the
+        # way.
         if name in _KEYS and not os.environ[variable].strip():
             raise SettingsError(f"{variable}: it is empty; unset it for a server that needs no keys")
     try:

@@ -17,7 +17,7 @@ from service.text.chat import TemplateError
 
 
 class CommandError(Exception):
-    """Why a command cannot go on, in one line."""
+    """A command cannot go on; the message is one line that says why."""
 
 
 async def complete_in_terminal(settings: Settings, text: str, max_tokens: int, temperature: float) -> None:
@@ -30,7 +30,7 @@ async def complete_in_terminal(settings: Settings, text: str, max_tokens: int, t
 
 
 async def chat_in_terminal(settings: Settings, system: str | None) -> None:
-    """Take turns until the input ends. The whole conversation is sent each time; the prefix cache makes that cheap."""
+    """Take turns until the input ends. Each turn sends the whole conversation; the prefix cache makes that cheap."""
     async with _running(settings) as (launch, client):
         if launch.template is None:
             raise CommandError(f"{launch.model_name} has no chat template; use headlight complete")
@@ -64,10 +64,10 @@ async def _running(settings: Settings) -> AsyncIterator[tuple[Launch, EngineClie
 
 
 async def _ask() -> str:
-    """A line of input; empty at its end."""
+    """Read a line of input; empty at its end."""
     print("> ", end="", flush=True)
     if sys.stdin.isatty():
-        # Not in a thread: one that waits for input could not be stopped when Ctrl-C ends the program.
+        # Without a thread: one that waits for input could not be stopped when Ctrl-C ends the program.
         readable = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(sys.stdin, readable.set)
@@ -79,7 +79,7 @@ async def _ask() -> str:
 
 
 def _room(client: EngineClient, prompt: list[int]) -> int:
-    """How many tokens may follow a prompt."""
+    """Number of tokens that may follow a prompt. Raises CommandError if there is no room for any."""
     room = client.limits.capacity - len(prompt)
     if not prompt or room < 1:
         raise CommandError(f"{len(prompt)} tokens of text: the model takes between 1 and {len(prompt) + room - 1}")

@@ -1,4 +1,4 @@
-"""Versions of installed packages, for whoever asks what runs here."""
+"""Versions of installed packages."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -6,7 +6,7 @@ NOT_INSTALLED = "unknown"
 
 
 def version_of(package: str) -> str:
-    """A package's version; `NOT_INSTALLED` for one that runs from a source tree without having been installed."""
+    """The version of an installed package; `NOT_INSTALLED` for one that runs from a source tree."""
     try:
         return version(package)
     except PackageNotFoundError:

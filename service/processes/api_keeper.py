@@ -1,4 +1,4 @@
-"""Keeps one API process: tells it of the engine, hears its signs of life, has it drain."""
+"""Keeps one API process: passes the engine's status on, watches for signs of life, makes it drain."""
 
 import asyncio
 from asyncio.subprocess import PIPE
@@ -16,15 +16,15 @@ from service.processes.orders import Alive, Drain, FromApi, Setup, line
 from service.processes.restarts import DEFAULT_RESTARTS, RestartPolicy
 
 TEARDOWN_SECONDS = 10.0
-"""What an API process has beyond its time to drain before it is killed."""
+"""Seconds that an API process has after its time to drain, before it is killed."""
 
 
 class ApiDead(Exception):
-    """An API process does not start, or dies again and again; one line that says why."""
+    """An API process does not start, or dies again and again; the message is one line that says why."""
 
 
 class ApiKeeper(Keeper):
-    """Owns an API process; nothing of it outlives `run`, or the process that the keeper is in."""
+    """Owns an API process, which outlives neither `run` nor the process that the keeper is in."""
 
     def __init__(
         self,
@@ -35,26 +35,26 @@ class ApiKeeper(Keeper):
         timeout_seconds: float,
         restart_policy: RestartPolicy = DEFAULT_RESTARTS,
     ) -> None:
-        """`timeout_seconds` is as in `Keeper`; `drain_seconds` is what its requests have when it is to drain."""
+        """`timeout_seconds` is as in `Keeper`; `drain_seconds` is the time for requests in flight once it drains."""
         super().__init__(f"API process {setup.slot}", timeout_seconds, restart_policy)
         self._setup = setup
         self._status = status
         self._drain_seconds = drain_seconds
 
     async def run(self) -> None:
-        """Life after life, until one ends that was to drain. Raises ApiDead if it is no use."""
+        """Run the process, again after each death, until it has drained. Raises ApiDead if it cannot be kept alive."""
         reason = await self._keep()
         if not self._leaving.is_set():
             raise ApiDead(reason)
 
     def follow(self, status: EngineStatus) -> None:
-        """Pass on what is told of the engine."""
+        """Pass the engine's status on to the process."""
         self._status = status
         if self._process is not None:
             self._process.tell(line(status))
 
     def drain(self) -> None:
-        """Let it finish what it has. One that does not serve yet has nothing."""
+        """Let the process finish its requests and leave. A process that does not serve yet has none, and is killed."""
         self._leaving.set()
         if self._process is None:
             return
@@ -64,7 +64,7 @@ class ApiKeeper(Keeper):
             self._process.kill()
 
     def kill(self) -> None:
-        """End it without asking."""
+        """End the process at once."""
         self._leaving.set()
         if self._process is not None:
             self._process.kill()
@@ -83,7 +83,7 @@ class ApiKeeper(Keeper):
         return [self._overstay(process), self._listen(process)]
 
     async def _listen(self, process: Child) -> str:
-        """Take in what it says, to the last word, and wait for its end."""
+        """Take in all messages of the process, to the last, and wait for its end; returns how it ended."""
         assert process.output
         async for said in process.output:
             match msgspec.json.decode(said, type=FromApi):
@@ -95,7 +95,7 @@ class ApiKeeper(Keeper):
         return await process.exited()
 
     async def _overstay(self, process: Child) -> str:
-        """Wait until it should long have left, and kill it."""
+        """Wait until a process that drains has overstayed its time, and kill it; returns how it ended."""
         await self._leaving.wait()
         await asyncio.sleep(self._drain_seconds + TEARDOWN_SECONDS)
         process.kill()

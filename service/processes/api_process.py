@@ -1,7 +1,7 @@
 """One of the processes that answer HTTP, run as `python -m service.processes.api_process` by the supervisor.
 
-Standard input brings its setup, then orders; its end means that the supervisor is gone. Standard output takes its signs
-of life. It uses the engine and does not keep it.
+Standard input brings its setup, then orders; its end means that the supervisor is gone. Standard output carries its
+signs of life. It uses the engine and does not keep it.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ from service.settings import Settings, SettingsError
 
 
 def main() -> None:
-    """The process, from its first line of input to its end."""
-    # A service manager or a terminal may signal every process of the server: when to leave is for the parent to say.
+    """Run the process, from its first line of input to its end."""
+    # A service manager or a terminal may signal every process of the server, but the supervisor decides when to leave.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # Unbuffered, so that nothing is held that an interpreter at its end would wait for.
+    # Unbuffered: a reader blocked in a buffered file would hold a lock that the interpreter waits for at its end.
     orders = io.FileIO(sys.stdin.fileno(), closefd=False)
     say = _voice()
     setup = msgspec.json.decode(orders.readline(), type=Setup)
@@ -51,7 +51,7 @@ def main() -> None:
     except (CheckpointError, SettingsError, OSError) as error:
         say(Failed(" ".join(str(error).split())))
         sys.exit(1)
-    # What there is now stays: a collection for what a large body was made of should not look at it again.
+    # Objects that exist now stay for good, so the garbage collector need not look at them after every large body.
     gc.freeze()
     with (
         socket.socket(fileno=setup.listener) as listener,
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def build(setup: Setup, client: EngineClient, alive: Callable[[], None]) -> Server:
-    """The HTTP server. Raises CheckpointError and SettingsError."""
+    """Build the HTTP server. Raises CheckpointError and SettingsError."""
     settings = Settings(**setup.settings)
     configure(settings.log_format, settings.log_level, "api")
     shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
@@ -76,7 +76,10 @@ def build(setup: Setup, client: EngineClient, alive: Callable[[], None]) -> Serv
 
 
 def _voice() -> Callable[[FromApi], None]:
-    """What writes to the supervisor. Whatever else prints does so to standard error from now on."""
+    """A function that writes messages to the supervisor.
+
+    Standard output is redirected to standard error first, so that nothing else that prints reaches the supervisor.
+    """
     voice = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -89,7 +92,7 @@ def _voice() -> Callable[[FromApi], None]:
 def _obey(
     orders: io.FileIO, loop: asyncio.AbstractEventLoop, client: EngineClient, server: Server, folder: Path
 ) -> None:
-    """Hand over every order, and end at once where there is nobody left to give them. A thread of its own."""
+    """Read orders in a thread of its own and hand them to the event loop; exit at once when the supervisor is gone."""
     for order in orders:
         match msgspec.json.decode(order, type=ToApi):
             case EngineStatus() as status:

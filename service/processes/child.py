@@ -1,7 +1,7 @@
-"""A child process: its launch, its lifeline, its silence, its certain end. Knows nothing of what it does.
+"""A child process: its launch, its lifeline, its silence, its certain end. Knows nothing of the child's work.
 
-The lifeline is its standard input. It carries what this process has to say, and its end means that this process is
-gone, however that came about.
+The lifeline is the child's standard input. It carries messages from this process, and its end means that this process
+is gone, however that came about.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 SILENT_TICKS = 4
-"""In how many parts the time-out of a silent process is waited for."""
+"""Number of ticks into which the timeout of a silent process is divided."""
 
 
 class Child:
@@ -22,28 +22,28 @@ class Child:
     def __init__(self, name: str, process: Process, lifeline: int) -> None:
         self.name = name
         self.output = process.stdout
-        """What it writes to its standard output, if that is a pipe."""
+        """The reading end of the child's standard output, if that is a pipe."""
         self._process = process
         self._lifeline = lifeline
 
     def tell(self, line: bytes) -> None:
-        """Write to its standard input. It is no error if nobody is left to read."""
+        """Write a line to the child's standard input. It is no error if the child is gone."""
         with suppress(BrokenPipeError):
             os.write(self._lifeline, line)
 
     async def exited(self) -> str:
-        """Wait for its end; one line that says how it came."""
+        """Wait for the child's end; returns one line that says how it ended."""
         code = await self._process.wait()
         return f"{self.name} exited with code {code}" if code >= 0 else f"{self.name} was killed by {_signal(-code)}"
 
     def kill(self) -> None:
-        """End it without asking."""
+        """End the child at once."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
     async def leave(self, grace_seconds: float) -> None:
-        """Wait for the end of a process that was asked to leave, and make sure of it."""
+        """Wait up to `grace_seconds` for the end of a child that was asked to leave, then kill it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 await self._process.wait()
@@ -59,8 +59,8 @@ async def launch(
 ) -> AsyncIterator[Child]:
     """Run a Python module as a process that lives no longer than this context. Raises OSError if it cannot start.
 
-    It inherits the descriptors `files`; `output` is subprocess's word on its standard output. Signals to this
-    process's group do not reach it.
+    The child inherits the descriptors `files`; `output` is subprocess's value for its standard output. Signals to this
+    process's group do not reach the child.
     """
     stdin, lifeline = os.pipe()
     try:
@@ -85,10 +85,10 @@ async def launch(
 
 
 async def silence(heard: Callable[[], int], seconds: Callable[[], float]) -> None:
-    """Wait until for so many seconds no more has been `heard`; how many may change while it lasts.
+    """Wait until the count `heard` has not risen for `seconds`, which may change during the wait.
 
-    That is counted in ticks, not read off a clock: a pause of this process (a suspended machine, a debugger) is one
-    tick, however long, and is not taken for the other's.
+    Time is counted in ticks instead of read off a clock: a pause of this process (a suspended machine, a debugger) is
+    one tick, however long, and is not taken for the child's silence.
     """
     silent = 0
     while silent < SILENT_TICKS:

@@ -1,4 +1,4 @@
-"""What an engine process is made from. The parent makes it of the settings, which the engine itself never loads."""
+"""The configuration of an engine process. The supervisor makes it of the settings, which the engine never loads."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 _RUNNER_SETTINGS = {field.name for field in fields(RunnerConfig)} - {"model"}
-"""The settings that are called the same in a runner's configuration."""
+"""Names that settings and a runner's configuration share."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """It travels as JSON on the command line, so it holds no secrets."""
+    """Configuration of an engine process. It travels as JSON on the command line, so it holds no secrets."""
 
     runner: RunnerConfig
     caller_limits: CallerLimits = NO_LIMITS
     log_level: str = "info"
     log_format: LogFormat = "text"
     loader: str = "model.loading:load_runner"
-    """module:function of a RunnerConfig that returns a Runner; imported in the engine process alone."""
+    """A loader's module:function, from a RunnerConfig to a Runner; imported in the engine process alone."""
 
 
 def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
-    """What an engine for the model is made from."""
+    """The engine's configuration for the model `source`."""
     return EngineConfig(
         runner=RunnerConfig(model=str(source.path), **settings.model_dump(include=_RUNNER_SETTINGS)),
         caller_limits=CallerLimits(

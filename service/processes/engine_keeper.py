@@ -1,5 +1,6 @@
-"""Keeps the engine's process. Knows nothing of requests: those are between the engine and its clients, who are told
-here where it is.
+"""Keeps the engine's process. Knows nothing of requests, which go between the engine and its clients.
+
+The clients are told here where the engine listens.
 """
 
 import asyncio
@@ -21,11 +22,11 @@ from service.processes.keeper import Keeper
 from service.processes.restarts import DEFAULT_RESTARTS, RestartPolicy
 
 UNSEEN = 4
-"""Timeouts that a step may take of which nothing is known yet."""
+"""Number of timeouts that a step may take if no comparable step has been seen yet."""
 
 
 class EngineKeeper(Keeper):
-    """Owns an engine's process; nothing of it outlives `stop`, or the process that the keeper is in."""
+    """Owns an engine's process, which outlives neither `stop` nor the process that the keeper is in."""
 
     def __init__(
         self,
@@ -36,11 +37,11 @@ class EngineKeeper(Keeper):
         restart_policy: RestartPolicy = DEFAULT_RESTARTS,
         grace_seconds: float = 5.0,
     ) -> None:
-        """`tell` is called with every new status. An engine that reports nothing for `timeout_seconds` once it is
-        loaded counts as hung.
+        """`tell` is called with every new status. A loaded engine that sends no report for `timeout_seconds` counts as
+        hung.
 
-        That time must be longer than a few heartbeats; an engine announces the steps that may take longer.
-        `grace_seconds` is what an engine that is asked to leave has before it is killed.
+        That time must be longer than a few heartbeats; an engine announces the steps that may take longer. An engine
+        that is asked to leave is killed after `grace_seconds`.
         """
         super().__init__("the engine", timeout_seconds, restart_policy)
         self._config = config
@@ -51,7 +52,7 @@ class EngineKeeper(Keeper):
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Launch the engine; it loads its model in the background. Only once."""
+        """Launch the engine; it loads its model in the background. May be called only once."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -107,7 +108,7 @@ class EngineKeeper(Keeper):
                 self._failure.set_result(line)
 
     def _end(self, reason: str, *, final: bool) -> None:
-        """Nothing is told after what was final."""
+        """Tell that the engine is dead, unless a final status was told before."""
         if not self._ended:
             self._ended = final
             self._tell(EngineStatus(EngineHealth("dead", reason), self._restarts, final))

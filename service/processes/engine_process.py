@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
-    """Load the model and serve it; one that cannot be loaded is reported as Failed.
+    """Load the model and serve it; if it cannot be loaded, its clients get Failed.
 
-    Ends the process if the device is lost: its parent starts another.
+    Ends the process if the device is lost; the parent then starts another.
     """
     try:
         load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(config.loader)
@@ -62,7 +62,7 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
 
 
 def refuse(socket: zmq.Socket[bytes], failed: Failed) -> None:
-    """Answer every client with the failure, until one that has heard it says Shutdown."""
+    """Answer every client with the failure, until one that has got it sends Shutdown."""
     while True:
         client, *_, payload = socket.recv_multipart()
         if payload:
@@ -71,16 +71,16 @@ def refuse(socket: zmq.Socket[bytes], failed: Failed) -> None:
 
 
 def main() -> None:
-    """The process, from its arguments to its end."""
+    """Run the process, from its arguments to its end."""
     directory, config = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=EngineConfig)
-    # A service manager or a terminal may signal every process of the server: when to leave is for the parent to say.
+    # A service manager or a terminal may signal every process of the server, but the parent decides when to leave.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
     faulthandler.enable()
     configure(config.log_format, config.log_level, "engine")
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        socket.set_hwm(0)  # Without limit: ROUTER would drop what is over it.
+        socket.set_hwm(0)  # Without limit: ROUTER would drop messages above it.
         socket.linger = 0
         socket.router_mandatory = 1
         socket.bind(endpoint(directory))
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _end_with_parent(directory: Path) -> None:
-    """Wait for the end of standard input, which nobody writes to, and leave nothing behind."""
+    """Wait for the end of standard input, to which nobody writes; then remove the directory and exit at once."""
     os.read(sys.stdin.fileno(), 1)
     shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)

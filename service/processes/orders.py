@@ -1,4 +1,4 @@
-"""What crosses between the supervisor and an API process, as lines of JSON over pipes."""
+"""Messages between the supervisor and an API process, as lines of JSON over pipes."""
 
 from typing import Any
 
@@ -10,34 +10,34 @@ from service.engine.status import EngineStatus
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """The first line to an API process: what it is made from."""
+    """The first line to an API process: its configuration."""
 
     settings: dict[str, Any]
-    """Keys and all: this is for a pipe alone."""
+    """All settings, keys included: for a pipe only."""
     model_name: str
     model_path: str
     model_sampling: SamplingDefaults | None
-    """As in a checkpoint's `Source`."""
+    """Sampling defaults of the model, as in a checkpoint's `Source`."""
     listener: int
-    """The descriptor of the listening socket, which all API processes share."""
+    """Descriptor of the listening socket, which all API processes share."""
     folder: str
-    """For what else they share."""
+    """Folder of the files that all API processes share, see `Shared`."""
     slot: int
-    """Which of them this is. Whoever replaces it gets the same."""
+    """Index of this API process. A replacement gets the same slot."""
     started: int
-    """When the server started: Unix time in seconds."""
+    """Start of the server, in Unix seconds."""
 
     def __repr__(self) -> str:
-        # Whatever prints this should not print the keys.
+        # Keys must not appear where this object is printed.
         return f"Setup(slot={self.slot})"
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Take no more completions, and leave when those at work are finished, or after `drain_seconds`."""
+    """Take no more completions, and leave when those in flight are finished, or after `drain_seconds`."""
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
-    """The event loop turns. Said once it serves, and every second from then on."""
+    """The event loop turns. Sent once the process serves, and every second from then on."""
 
 
 ToApi = EngineStatus | Drain
@@ -45,5 +45,5 @@ FromApi = Alive | Failed
 
 
 def line(message: msgspec.Struct) -> bytes:
-    """A message as it is written."""
+    """The message as one line of JSON."""
     return msgspec.json.encode(message) + b"\n"

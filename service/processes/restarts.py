@@ -1,4 +1,4 @@
-"""How often a process that died is started again, and after what wait."""
+"""Restart policy: how often a process that died is started again, and after which wait."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """When to try again, and when it is no use."""
+    """Bounds of restarting: number, window, and wait."""
 
     limit: int = 5
     """Restarts within the window; the next death is final."""
     window_seconds: float = 600.0
     backoff_seconds: float = 0.5
-    """The wait before the first restart; it doubles with each further one in the window."""
+    """Wait before the first restart, in seconds; it doubles with each further one in the window."""
 
 
 DEFAULT_RESTARTS = RestartPolicy()
@@ -26,7 +26,7 @@ class Restarts:
         self._recent: deque[float] = deque()
 
     def after_death(self, now: float) -> float | None:
-        """How many seconds to wait before starting it again, or None for never; `now` is in seconds too."""
+        """Seconds to wait before starting the process again, or None for never; `now` is in seconds too."""
         while self._recent and self._recent[0] <= now - self._policy.window_seconds:
             self._recent.popleft()
         if len(self._recent) >= self._policy.limit:

@@ -1,6 +1,6 @@
-"""Where the API processes of a server meet: a folder, in which each has a slot.
+"""The folder that the API processes of a server share; each process has a slot in it.
 
-Whoever replaces a process gets its slot.
+A replacement gets the slot of the process that it replaces.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The folder, from one process's point of view."""
+    """The shared folder, as the process of one slot sees it."""
 
     folder: Path
     slot: int
@@ -18,21 +18,21 @@ class Shared:
 
     @property
     def places(self) -> Path:
-        """The file of open completions."""
+        """The file that counts open completions, see `Places`."""
         return self.folder / "places"
 
     @property
     def counts(self) -> Path:
-        """The folder of what the processes count for Prometheus."""
+        """The folder of the counts for Prometheus, see `share_counts`."""
         return self.folder / "counts"
 
     def enter(self) -> None:
-        """Make what is missing, and say which process has this slot now."""
+        """Make the missing folders, and note this process's id for its slot."""
         self.counts.mkdir(exist_ok=True)
         self._pid(self.slot).write_text(str(os.getpid()))
 
     def pids(self) -> dict[int, int]:
-        """The processes that have entered, by slot. One that has died is among them until it is replaced."""
+        """Process ids by slot. A dead process stays listed until it is replaced."""
         paths = {slot: self._pid(slot) for slot in range(self.slots)}
         return {slot: int(path.read_text() or "0") for slot, path in paths.items() if path.exists()}
 

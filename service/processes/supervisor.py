@@ -1,7 +1,8 @@
-"""The server's first process. It owns the others, an engine and one or more API processes, and serves nobody itself.
+"""The supervisor, the server's first process: it owns an engine and one or more API processes, and serves nobody
+itself.
 
-Whatever dies is started again, while the others go on. When this process ends, however it does, nothing of the others
-remains.
+A process that dies is started again, while the others go on. When the supervisor ends, however it does, none of the
+others remain.
 """
 
 import asyncio
@@ -39,24 +40,24 @@ log = logging.getLogger(__name__)
 def run_server(settings: Settings, listener: socket.socket) -> None:
     """Serve on a listening socket until a signal.
 
-    Raises CheckpointError and SettingsError for what cannot be served, EngineDead if the model doesn't load, and
-    ApiDead if an API process does not stay alive.
+    Raises CheckpointError and SettingsError for a model or settings that cannot be served, EngineDead if the model
+    doesn't load, and ApiDead if an API process does not stay alive.
     """
     configure(settings.log_format, settings.log_level, "supervisor")
-    ApiKeys(settings)  # Each API process reads them for itself; here it is only seen whether they can be read.
+    ApiKeys(settings)  # Only a check that the keys can be read; each API process reads them for itself.
     source = locate(settings)
     with tempfile.TemporaryDirectory(prefix="headlight-", ignore_cleanup_errors=True) as folder:
         asyncio.run(Supervisor(settings, source, listener, Path(folder)).run())
 
 
 class Supervisor:
-    """Keeps an engine and its API processes until the first signal, and lets requests in flight finish then.
+    """Keeps an engine and its API processes until the first signal, and then lets requests in flight finish.
 
     A second signal ends it at once.
     """
 
     def __init__(self, settings: Settings, source: Source, listener: socket.socket, folder: Path) -> None:
-        """`folder` is empty, and for what the API processes share."""
+        """`folder` is an empty folder for the files that the API processes share."""
         self._settings = settings
         self._banner = _banner(served_names(settings, source)[0], listener)
         self._ever_ready = False
@@ -86,7 +87,7 @@ class Supervisor:
         ]
 
     async def run(self) -> None:
-        """Until a signal, or until it is no use. Raises EngineDead or ApiDead in that case."""
+        """Run until a signal, or until serving is impossible. Raises EngineDead or ApiDead in that case."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
@@ -122,7 +123,7 @@ class Supervisor:
         self._drain()
 
     def _fail(self, error: Exception) -> None:
-        """End with an error, once those who are served have been."""
+        """End with an error, once the requests in flight have finished."""
         if not self._draining:
             self._failure = error
         self._drain()
@@ -146,7 +147,7 @@ def _tell_ready(limits: ModelLimits) -> None:
 
 def _banner(model: str, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    # Where it listens on every interface, that is no address to go to.
+    # An address that stands for every interface is shown as the loopback address, which a browser can open.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     # A URL writes the % of an interface's name, as in fe80::1%eth0, as %25.
     url = f"http://[{host.replace('%', '%25')}]:{port}" if ":" in host else f"http://{host}:{port}"
