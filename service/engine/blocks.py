@@ -1,9 +1,10 @@
-"""Which request owns which block of the KV cache, and which blocks can be found again by their content.
+"""The pool of KV cache blocks: which request owns which block, and which blocks can be found again by their content.
 
-Knows block numbers and token ids; it never sees a tensor, and does not know why a request needs blocks.
+It knows block numbers and token ids. It never sees a tensor, and does not know why a request needs blocks.
 
-A block is in one of three states: free (nobody's, content worthless), owned (by one request or, where
-they share a prefix, by several), or idle (nobody's, but kept under its key for the next that asks).
+A block is in one of three states. A free block has no owner, and its content is worthless. An owned block belongs to
+one request, or to several that share a prefix. An idle block has no owner either, but is kept under its key so that a
+later request can find it.
 """
 
 import hashlib
@@ -21,18 +22,18 @@ class PoolError(Exception):
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The key of a full block: SHA-256 of its parent's key and its own tokens as little-endian int64.
 
-    So a key stands for every token from the start of the request, and equal keys mean equal content.
+    A key therefore stands for every token from the start of the request, and equal keys mean equal content.
     """
     return hashlib.sha256(parent + struct.pack(f"<{len(tokens)}q", *tokens)).digest()
 
 
 def root_key(salt: str) -> bytes:
-    """The parent of a request's first block."""
+    """The key that stands as parent of a request's first block; it differs between cache salts."""
     return hashlib.sha256(salt.encode()).digest()
 
 
 class BlockPool:
-    """Blocks by reference count, with a prefix cache. Every operation is O(1) a block it touches."""
+    """Reference-counted blocks with a prefix cache. Every operation costs O(1) for each block it touches."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
@@ -45,16 +46,16 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that nobody owns."""
+        """Number of blocks without an owner: free and idle ones."""
         return len(self._free) + len(self._idle)
 
     @property
     def used(self) -> int:
-        """Blocks that somebody owns."""
+        """Number of blocks with at least one owner."""
         return self.num_blocks - self.available
 
     def blocks_for(self, tokens: int) -> int:
-        """How many blocks hold this many tokens."""
+        """Number of blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_size)
 
     def match(self, request: Request) -> list[int]:
@@ -73,9 +74,10 @@ class BlockPool:
         return found
 
     def admit(self, request: Request, reserve: int) -> bool:
-        """Give a request blocks for all it knows, cached ones as far as there are any, and begin behind those.
+        """Give a request the blocks for all its known tokens and set `computed` behind those found in the prefix cache.
 
-        All or nothing: False, and nothing has changed, if fewer than `reserve` blocks would stay available.
+        All or nothing: the result is False, and nothing has changed, if fewer than `reserve` blocks would stay
+        available.
         """
         found = self.match(request)
         fresh = self.allocate(self.blocks_for(request.known) - len(found), shared=found, reserve=reserve)
@@ -87,7 +89,10 @@ class BlockPool:
         return True
 
     def grow(self, request: Request) -> bool:
-        """Give a request blocks for all its tokens; False if there are not as many, and it has what there was."""
+        """Give a request the blocks for all its tokens, promised ones included.
+
+        The result is False if the pool runs out; the request then keeps those it got until then.
+        """
         while len(request.blocks) < self.blocks_for(request.length):
             fresh = self.allocate(1)
             if fresh is None:
@@ -96,14 +101,15 @@ class BlockPool:
         return True
 
     def can_grow(self, requests: Iterable[Request]) -> bool:
-        """Whether there are blocks for all the tokens of all these requests."""
+        """Whether the pool has enough blocks for all tokens of all these requests."""
         missing = sum(self.blocks_for(request.length) - len(request.blocks) for request in requests)
         return missing <= self.available
 
     def allocate(self, count: int, shared: Sequence[int] = (), reserve: int = 0) -> list[int] | None:
-        """Take ownership of the blocks `shared` and of `count` fresh ones; return the fresh ones.
+        """Take ownership of the blocks `shared` and of `count` fresh ones; returns the fresh ones.
 
-        All or nothing: None, and nothing has changed, if fewer than `reserve` blocks would stay available.
+        All or nothing: the result is None, and nothing has changed, if fewer than `reserve` blocks would stay
+        available.
         """
         idle = sum(self._owners[block] == 0 for block in shared)
         if count + idle + reserve > self.available:
@@ -114,9 +120,9 @@ class BlockPool:
         return [self._take() for _ in range(count)]
 
     def publish(self, request: Request, computed: int) -> None:
-        """Let others find the full blocks among the first `computed` tokens of a request, all of them known.
+        """Make the full blocks among the first `computed` tokens of a request findable; all these tokens must be known.
 
-        Where equal content is cached already, that stays and the request's own copy remains private.
+        Where a block of equal content is cached already, it stays, and the request's own copy remains private.
         """
         full = computed // self.block_size
         self._extend_chain(request, full)
@@ -128,8 +134,8 @@ class BlockPool:
         request.published = max(request.published, full)
 
     def release(self, request: Request) -> None:
-        """End a request's ownership. What was published stays findable until the space is needed."""
-        # Last block first: idle blocks are evicted in this order, and a chain is useless without its head.
+        """End a request's ownership of its blocks. Published blocks stay findable until their space is needed."""
+        # The last block goes first: idle blocks are evicted in this order, and a chain is useless without its head.
         for block in reversed(request.blocks):
             self._owners[block] -= 1
             if self._owners[block] == 0:
@@ -141,13 +147,13 @@ class BlockPool:
         request.published = 0
 
     def discard(self, request: Request) -> None:
-        """Release the blocks of a failed request, and let nobody find what they hold."""
+        """Release the blocks of a failed request and make them unfindable, since their content may be wrong."""
         for block in request.blocks:
             self._forget(block)
         self.release(request)
 
     def check(self, requests: Iterable[Request]) -> None:
-        """Compare the books with all requests that hold blocks. O(pool), for tests; raises PoolError."""
+        """Compare the books with all requests that hold blocks. Costs O(pool), for tests. Raises PoolError."""
         owners = Counter(block for request in requests for block in request.blocks)
         if [owners[block] for block in range(self.num_blocks)] != self._owners:
             raise PoolError("reference counts differ from the requests' blocks")
@@ -162,7 +168,7 @@ class BlockPool:
             raise PoolError("an idle block cannot be found in the prefix cache")
 
     def _take(self) -> int:
-        """Own a block that nobody owns: a free one, else the idle one that was used longest ago."""
+        """Take ownership of one available block: a free one, or else the least recently used idle one."""
         if self._free:
             block = self._free.pop()
         else:

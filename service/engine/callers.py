@@ -1,6 +1,6 @@
-"""What one caller may take of the engine: completions at work, completions that wait, tokens a minute.
+"""Limits of one caller on the engine: running completions, waiting completions, tokens a minute.
 
-A caller is a label that stands for an API key; without keys everybody is one caller. Knows nothing of HTTP.
+A caller is a label that stands for an API key; without keys all requests have the same caller. Knows nothing of HTTP.
 """
 
 from collections import Counter
@@ -14,12 +14,12 @@ MINUTE = 60.0
 
 
 class CallerLimits(msgspec.Struct, frozen=True):
-    """The same for every caller; None is without limit."""
+    """Limits that hold for every caller alike; None means no limit."""
 
     running: int | None = None
     waiting: int | None = None
     tokens_per_minute: int | None = None
-    """Of prompts and completions together."""
+    """Prompt and completion tokens together."""
 
 
 NO_LIMITS = CallerLimits()
@@ -27,18 +27,18 @@ NO_LIMITS = CallerLimits()
 
 @dataclass(slots=True)
 class _Allowance:
-    """Tokens that a caller may use, refilled steadily up to a minute's worth; below 0 after a long answer."""
+    """Tokens that a caller may still use: refilled steadily up to a minute's worth, below 0 after a long answer."""
 
     tokens: float
     filled: float
-    """When it was last filled, in seconds."""
+    """The moment of the last refill, in seconds."""
 
 
 class Callers:
-    """Counts what each caller has, and says what it may not have beside that."""
+    """Counts each caller's completions and tokens, and refuses more than the limits allow."""
 
     def __init__(self, limits: CallerLimits, max_running: int) -> None:
-        """`max_running` is how many completions of all callers run at most."""
+        """`max_running` bounds the running completions of all callers together."""
         self._limits = limits
         self._max_running = max_running if limits.running is None else min(limits.running, max_running)
         self._running: Counter[str] = Counter()
@@ -46,9 +46,9 @@ class Callers:
         self._allowances: dict[str, _Allowance] = {}
 
     def refusal(self, caller: str, now: float) -> Refusal | None:
-        """Why a caller may not wait for one more completion, if it may not; `now` in seconds."""
+        """The reason why a caller may not queue one more completion, or None if it may; `now` is in seconds."""
         limits = self._limits
-        # What is to run in the next step waits for it as well, and does not count.
+        # Completions that the next step will admit count as waiting too, so they are allowed on top of the limit.
         soon = max(0, self._max_running - self._running[caller])
         if limits.waiting is not None and self._waiting[caller] >= limits.waiting + soon:
             return Refusal("key_queue_full", f"{limits.waiting} completions of this API key wait already", 1.0)
@@ -65,15 +65,15 @@ class Callers:
         return self._running[caller] < self._max_running
 
     def wait(self, caller: str, count: int = 1) -> None:
-        """Count completions that begin to wait, or with -1 one that no longer does."""
+        """Add `count` to a caller's waiting completions; -1 when one stops waiting."""
         _add(self._waiting, caller, count)
 
     def run(self, caller: str, count: int = 1) -> None:
-        """Count completions that begin to run, or with -1 one that no longer does."""
+        """Add `count` to a caller's running completions; -1 when one stops running."""
         _add(self._running, caller, count)
 
     def spend(self, caller: str, tokens: int, now: float) -> None:
-        """Count tokens that were read or written for a caller."""
+        """Subtract tokens, read or generated, from a caller's allowance."""
         if self._limits.tokens_per_minute is not None:
             self._allowance(caller, now).tokens -= tokens
 

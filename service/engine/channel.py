@@ -1,4 +1,4 @@
-"""A client's end of the socket to an engine. Knows nothing of requests, or of the engine's process."""
+"""An engine client's end of the socket. Knows nothing of requests, or of the engine's process."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from service.engine.messages import FromEngine, ToEngine
 
 
 class EngineChannel:
-    """Messages to and from an engine; who opens a channel closes it."""
+    """Carries messages to and from an engine. The code that opens a channel closes it."""
 
     def __init__(self, directory: Path, receive: Callable[[FromEngine], None]) -> None:
-        """To the engine of this directory, which may take its time to listen there.
+        """Connect to the engine that listens, now or later, in `directory`.
 
         `receive` is called on the event loop with each message, in order. Raises ZMQError.
         """
@@ -31,18 +31,18 @@ class EngineChannel:
         self._loop.add_reader(self._socket.fileno(), self._drain)
 
     def send(self, message: ToEngine) -> None:
-        """Never blocks, and never drops a message while the engine lives."""
+        """Send a message. Never blocks, and never drops a message while the engine lives."""
         self._socket.send(msgspec.msgpack.encode(message))
-        # The socket's descriptor signals changes, and sending may have consumed one that was not acted on.
+        # The socket's descriptor signals changes only, and sending may have consumed the signal for a received message.
         self._drain()
 
     def mute(self) -> None:
-        """Receive no more."""
+        """Stop receiving; sending still works."""
         self._loop.remove_reader(self._socket.fileno())
         self._receive = lambda message: None
 
     def close(self) -> None:
-        """Receive and send no more; what was sent last may be lost."""
+        """Stop receiving and sending; the messages sent last may be lost."""
         self.mute()
         self._socket.close()
         self._context.term()

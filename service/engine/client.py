@@ -1,6 +1,6 @@
-"""The asyncio side's view of the engine: requests in, streams of tokens out.
+"""The asyncio side's view of the engine: requests in, streams of deltas out.
 
-Knows nothing of text or of HTTP, and nothing of the engine's process: it is told whether there is one, and where.
+Knows nothing of text, of HTTP, or of the engine's process: `follow` is told whether there is an engine, and where.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStat
 class CompletionStream:
     """The deltas of one request, in order, up to the one with a finish reason.
 
-    They wait here without limit (a request's max_tokens is one), so that who reads slowly delays nobody else.
+    They queue here without a limit of their own (max_tokens bounds them), so that a slow reader delays nobody else.
     Leaving the `with` before the last delta cancels the request.
     """
 
@@ -31,7 +31,9 @@ class CompletionStream:
         self._finished = False
 
     def push(self, delta: Delta) -> None:
-        """For the client: append a delta. With the last one, of which there is always one, the engine is done."""
+        """Append a delta; the client calls it. There is always a last delta, after which the engine is done with the
+        request.
+        """
         self._deltas.put_nowait(delta)
         if delta.finish_reason is not None:
             self._ended()
@@ -43,7 +45,7 @@ class CompletionStream:
         self.cancel()
 
     def cancel(self) -> None:
-        """Leave it; of no effect on one that is finished."""
+        """Cancel the request; without effect on a finished one."""
         self._abandon(self.id)
 
     def __aiter__(self) -> Self:
@@ -58,16 +60,16 @@ class CompletionStream:
 
 
 class EngineClient:
-    """One of an engine's clients. However the engine ends, every open stream gets a last delta with reason "lost"."""
+    """One client of an engine. However the engine ends, every open stream gets a last delta with reason "lost"."""
 
     stats: EngineStats
-    """The latest report's, of all clients together; all zero while there is no engine."""
+    """Statistics of the latest report, over all clients; all zero while there is no engine."""
     restarts: int
-    """How often the engine was started again."""
+    """Number of times that the engine was started again."""
     info: RunnerInfo | None
-    """What the runner was made of; None before a model was first loaded."""
+    """Properties of the runner (device, dtype, backend); None before a model was first loaded."""
     pid: int | None
-    """The engine's process, while it has a model."""
+    """Process id of the engine; None while it has no model."""
 
     def __init__(self) -> None:
         self.stats = EngineStats()
@@ -84,13 +86,13 @@ class EngineClient:
 
     @property
     def limits(self) -> ModelLimits:
-        """The loaded model's. Raises EngineDead before a model was first loaded."""
+        """Limits of the loaded model. Raises EngineDead before a model was first loaded."""
         if self._limits is None:
             raise EngineDead(self._health.reason)
         return self._limits
 
     def health(self) -> EngineHealth:
-        """The engine's state as far as it is known."""
+        """The engine's state as far as this client knows."""
         return self._health
 
     async def ready(self) -> None:
@@ -100,7 +102,7 @@ class EngineClient:
             raise EngineDead(self._health.reason)
 
     def follow(self, status: EngineStatus) -> None:
-        """Act on what is told of the engine. Raises ZMQError if it cannot be spoken to."""
+        """Adopt the engine's new status: connect, or end all open streams. Raises ZMQError if the connection fails."""
         self._leave(status.health.reason)
         self.restarts = status.restarts
         if status.ready is not None:
@@ -113,7 +115,7 @@ class EngineClient:
             self._settled.clear()
 
     def stop(self) -> None:
-        """Have nothing more to do with the engine, which goes on; open requests end."""
+        """Leave the engine, which goes on without this client; open requests end."""
         self.follow(EngineStatus(EngineHealth("dead", "the engine was stopped"), self.restarts, final=True))
 
     def submit(
@@ -127,8 +129,8 @@ class EngineClient:
     ) -> CompletionStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
 
-        `caller` and `patience` are as in `Submit`. `ended` is called once, when the request's last delta is there,
-        whether or not anybody has read the ones before.
+        `caller` and `patience` are as in `Submit`. `ended` is called once, as soon as the request's last delta has
+        arrived, whether or not the earlier ones have been read.
         """
         if self._channel is None:
             raise EngineDead(self._health.reason)
@@ -144,14 +146,14 @@ class EngineClient:
             self._channel.send(Cancel(id))
 
     def _receive(self, message: FromEngine) -> None:
-        """Of the engine's beginning and end others tell."""
+        """Take in a report. Ready and Failed are ignored: `follow` tells about the engine's beginning and end."""
         if isinstance(message, Report):
             self.stats = message.stats
             for delta in message.deltas:
                 self._deliver(delta)
 
     def _deliver(self, delta: Delta) -> None:
-        """Abandoned requests still have deltas on their way; those have no stream any more."""
+        """Hand a delta to its stream. Abandoned requests have none, and their late deltas are dropped."""
         finished = delta.finish_reason is not None
         stream = self._streams.pop(delta.id, None) if finished else self._streams.get(delta.id)
         if stream is not None:

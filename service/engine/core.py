@@ -1,6 +1,17 @@
 """The engine without a process: requests go in, steps are taken, reports come out.
 
-Synchronous, and without I/O: whoever owns the process decides when to step and where reports go.
+It is synchronous and does no I/O: the owner of the process decides when to step and where reports go.
+
+The life of a request, from its message to its last delta:
+
+1. `EngineCore.submit` makes a `Request` of the message and checks its token ids.
+2. `Scheduler.add` refuses it, or queues it among the waiting.
+3. `Scheduler.plan` admits it: `BlockPool.admit` gives it blocks, and cached tokens count as computed.
+4. Each plan holds a chunk of its next tokens (prefill), until the computed tokens have caught up with the known.
+5. `Runner.start` computes the plan and draws a token for each request that has caught up.
+6. `Scheduler.commit` takes in the token, publishes full blocks to the prefix cache and makes a `Delta`.
+7. Steps 4 to 6 repeat with one token at a time (decode). A preempted request loses its blocks and returns to step 3.
+8. A stop token, max_tokens, a cancellation or a failure ends it: its blocks are released, its last delta is reported.
 """
 
 import logging
@@ -21,14 +32,14 @@ from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
 FAILED = "the engine failed in a step of this request"
-"""What a client learns: an exception's text may hold anything."""
+"""The message that a client gets; the exception's own text may hold anything and goes to the log."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A step in flight, how many tokens it computes, and when it was started."""
+    """A step in flight: the runner's pending result, the tokens it computes, and its start in seconds."""
 
     pending: PendingStep
     tokens: int
@@ -36,10 +47,12 @@ class _Started:
 
 
 class EngineCore:
-    """Joins a scheduler with a runner. A step that raises is run again request by request: who fails alone ends alone.
+    """Joins a scheduler with a runner, and isolates failures.
 
-    Where the runner works apart from the host (`Runner.lookahead`), the next step is started before the one that runs
-    is landed: reporting, receiving and planning take place while the runner computes.
+    A step that raises is run again one request at a time, and only the requests that fail alone end.
+
+    Where the runner works apart from the host (`Runner.lookahead`), the next step is started before the running one has
+    landed, so that reporting, receiving and planning take place while the runner computes.
     """
 
     def __init__(
@@ -52,7 +65,7 @@ class EngineCore:
         clock: Callable[[], float] = time.perf_counter,
         announce: Callable[[float | None], None] = lambda seconds: None,
     ) -> None:
-        """`clock` gives seconds; before each step `announce` is told how many it may take, if that is known.
+        """`clock` gives seconds. Before each step `announce` gets the seconds that it may take, or None if unknown.
 
         Raises ValueError as `Scheduler` does.
         """
@@ -76,7 +89,7 @@ class EngineCore:
         return bool(self._unreported) or self._computes
 
     def submit(self, message: Submit) -> None:
-        """Queue a request. One that cannot run ends with an error in the next report."""
+        """Queue a request. A request that cannot run ends with an error in the next report."""
         params = message.params
         ids = chain(message.prompt, params.stop_token_ids, (token for token, _ in params.logit_bias))
         if not all(0 <= token < self._vocab_size for token in ids):
@@ -99,7 +112,7 @@ class EngineCore:
         self._note(self._scheduler.cancel(message.id))
 
     def step(self) -> Report | None:
-        """Have steps run, land the oldest and say what came of it; None if there was nothing to do.
+        """Start the steps that are due, land the oldest and report its deltas; None if there was nothing to do.
 
         Raises DeviceLostError if no further step can succeed.
         """
@@ -128,7 +141,7 @@ class EngineCore:
 
     @contextmanager
     def measured(self, phase: Literal["schedule", "deliver"]) -> Iterator[float]:
-        """Count the time until its end for a phase in the statistics; gives the moment it began."""
+        """Add the duration of the `with` to a phase of the statistics; yields the moment it began, in seconds."""
         began = self._clock()
         try:
             yield began
@@ -136,7 +149,7 @@ class EngineCore:
             self._seconds[phase] += self._clock() - began
 
     def check(self) -> None:
-        """Raise PoolError if the block pool's books do not balance. O(pool), for tests."""
+        """Raise PoolError if the block pool's books do not balance. Costs O(pool), for tests."""
         self._scheduler.check()
 
     @property
@@ -144,7 +157,7 @@ class EngineCore:
         return bool(self._in_flight) or self._scheduler.has_work
 
     def _compute(self) -> list[Delta]:
-        """Start every step that the runner is to have by now, then land the oldest."""
+        """Start steps until the runner has its lookahead, then land the oldest; returns its deltas."""
         while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
             try:
                 self._in_flight.append(self._start(plan))
@@ -152,7 +165,7 @@ class EngineCore:
                 raise
             except Exception:
                 logger.exception("a step failed")
-                # No plan can follow one that was not started; those before it land first, as always.
+                # No plan can follow one that was not started; the steps before it land first, as always.
                 landed = []
                 while self._in_flight:
                     landed += self._land()
@@ -164,14 +177,14 @@ class EngineCore:
             return self._scheduler.plan(now)
 
     def _land(self) -> list[Delta]:
-        """Wait for the oldest step in flight, and say what came of it."""
+        """Wait for the oldest step in flight; returns its deltas."""
         try:
             result = self._result(self._in_flight.popleft())
         except DeviceLostError:
             raise
         except Exception:
             logger.exception("a step failed")
-            # What was started after it has read what it left behind.
+            # Later steps in flight have read the values that the failed step left behind, so it cannot be run again.
             return self._scheduler.fail(FAILED) if self._in_flight else self._isolate()
         return self._commit(result)
 
@@ -193,9 +206,9 @@ class EngineCore:
             return self._scheduler.commit(result, now)
 
     def _isolate(self) -> list[Delta]:
-        """Run the only step in flight, which failed, again for one request at a time; those that fail alone end.
+        """Run the only step in flight, which failed, again one request at a time; the requests that fail alone end.
 
-        What a failed step has written is written once more, with the same values.
+        Values that the failed step wrote already are overwritten with the same values.
         """
         deltas = []
         for plan in self._scheduler.take_apart():

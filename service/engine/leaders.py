@@ -1,4 +1,4 @@
-"""Who is about to compute what others wait for: equal prompts that arrive together are computed once.
+"""Leaders, the running requests whose prompts others wait for: equal prompts that arrive together are computed once.
 
 Knows the keys of blocks; it does not know whether a request could run, or when it will.
 """
@@ -14,24 +14,24 @@ class Leaders:
         self._block_size = block_size
         self._expected: dict[bytes, Request] = {}
         self._keys: dict[int, list[bytes]] = {}
-        """What is expected of each leader, by the request's id."""
+        """The block keys that each leader is expected to publish, by the request's id."""
 
     def add(self, request: Request) -> None:
-        """Expect the full blocks of a request that has just been admitted and were not found."""
+        """Expect a request that has just been admitted to publish its full blocks, except the cached ones."""
         keys = [key for key in request.chain[request.published :] if key not in self._expected]
         self._expected |= dict.fromkeys(keys, request)
         self._keys[request.id] = keys
 
     def remove(self, request: Request) -> None:
-        """Expect nothing more of a request: it has published, or it never will."""
+        """Expect nothing more of a request, because it has published or never will."""
         for key in self._keys.pop(request.id, ()):
             del self._expected[key]
 
     def worth_waiting_for(self, request: Request, found: int) -> bool:
-        """Whether a request, of which `found` leading blocks are cached, should wait for what a leader will publish.
+        """Whether a request with `found` cached leading blocks should wait for the blocks that a leader will publish.
 
-        A leader publishes when its whole prompt is computed. That wait pays if it spares the request at least half as
-        many tokens as the leader still has to compute; a common beginning of a much longer prompt does not.
+        A leader publishes when its whole prompt is computed. Waiting pays if it spares the request at least half as
+        many tokens as the leader still has to compute; a short common prefix with a much longer prompt does not.
         """
         shared = 0
         leader: Request | None = None

@@ -1,6 +1,6 @@
-"""What crosses between the HTTP side and the engine process, as msgspec structs over ZeroMQ. Torch-free.
+"""Messages between the HTTP side and the engine process, as msgspec structs over ZeroMQ. Torch-free.
 
-A request is named by the id its client object gave it, never by anything an HTTP client sent.
+A request is named by the id its engine client gave it, never by anything an HTTP client sent.
 """
 
 from typing import Literal
@@ -10,76 +10,80 @@ import msgspec
 from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
-"""stop: a stop token was drawn. length: max_tokens. abort: cancelled. error: the engine failed the request. refused: it
-never began, see `Refusal`. lost: there is no engine any more, which the client finds out and no engine says."""
+"""Reasons why a request ended.
+
+stop: a stop token was drawn. length: max_tokens was reached. abort: it was cancelled. error: the engine failed it.
+refused: it never began, see `Refusal`. lost: the engine is gone, a reason that the client itself gives.
+"""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Start generating. The prompt has at least one token, and with max_tokens it fits the limits."""
+    """Start generating. The prompt has at least one token, and prompt and max_tokens fit the limits."""
 
     id: int
     prompt: list[int]
     params: SamplingParams
     cache_salt: str = ""
-    """Requests share prefix blocks only within one salt."""
+    """Requests share prefix blocks only with requests of the same salt."""
     caller: str = ""
-    """Whose it is, for limits that hold for each caller."""
+    """Label of the API key that sent the request, for the limits of each caller."""
     patience: float | None = None
-    """Seconds that it may wait for its first step; None: as long as it takes."""
+    """Seconds that the request may wait for its first step; None means without limit."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Stop a request and free its blocks; unknown or finished ids are ignored."""
+    """Stop a request and free its blocks; unknown and finished ids are ignored."""
 
     id: int
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
-    """Leave at once; whoever wants requests in flight to finish waits for them first."""
+    """Leave at once; the sender waits for requests in flight before, if they should finish."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """Why the engine did not begin a request that it could have run."""
+    """The reason why the engine did not begin a request that it could have run."""
 
     code: Literal["deadline_exceeded", "key_queue_full", "key_tokens_exceeded"]
     reason: str
-    """One line for the client."""
+    """One line for the HTTP client."""
     retry_after: float
-    """Seconds until it may be worth another try."""
+    """Seconds until another try may succeed."""
 
 
 class RequestTimes(msgspec.Struct, frozen=True, array_like=True):
-    """How long a request has been where, so far: seconds on the engine's clock, None for what it has not come to."""
+    """Durations of a request's phases so far, in seconds on the engine's clock; None for a phase not begun."""
 
     queue: float | None = None
-    """From its submission to the first step planned with it."""
+    """From submission to the planning of the first step."""
     prefill: float | None = None
-    """From there to its first token."""
+    """From there to the first token."""
     decode: float | None = None
-    """From its first token to its newest."""
+    """From the first token to the newest."""
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What one step added to one request. The last one has a finish reason; there is exactly one such."""
+    """One step's addition to one request. Exactly one delta of a request has a finish reason: the last."""
 
     id: int
     tokens: list[int]
-    """Newly drawn, a stop token included; empty in an abort or an error."""
+    """Newly drawn tokens, a stop token included; empty in an abort or an error."""
     logprobs: list[TokenLogprobs] | None
-    """One for each of `tokens`, if the request asked for them."""
+    """Log-probabilities, one entry for each of `tokens`, if the request asked for them."""
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
-    """Prompt tokens that were found in the prefix cache (the same in every delta of a request)."""
+    """Prompt tokens that were found in the prefix cache; the same number in every delta of a request."""
     error: str | None = None
-    """With reason "error" or "lost": one line for the operator's log and the client."""
+    """One line for the operator's log and the client; only with reason "error" or "lost"."""
     refusal: Refusal | None = None
-    """With reason "refused"."""
+    """The reason for a refusal; only with reason "refused"."""
     times: RequestTimes | None = None
-    """In every delta, since who finds a stop string needs no further one; None if the engine never took the request."""
+    """Present in every delta, because a client that finds a stop string reads no further one; None if the engine never
+    took the request."""
 
 
 STEP_TOKENS = tuple(2**power for power in range(14))
-"""Upper bounds by which steps are counted, in tokens."""
+"""Upper bounds of the histogram's buckets for tokens per step."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -88,32 +92,31 @@ class EngineStats(msgspec.Struct, frozen=True):
     running: int = 0
     waiting: int = 0
     blocks_used: int = 0
-    """Blocks owned by requests; cached blocks that nobody owns do not count."""
+    """Blocks owned by requests; idle blocks in the prefix cache do not count."""
     blocks_total: int = 0
     steps: int = 0
-    """Steps that ended, failed ones among them."""
+    """Steps that ended, failed ones included."""
     step_tokens: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
-    """How many steps computed at most so many tokens as each of `STEP_TOKENS` says, and more than the bound before it;
-    the last: more than all of them."""
+    """Histogram of tokens per step, with the upper bounds `STEP_TOKENS`; the last bucket is overflow."""
     computed_tokens: int = 0
-    """Tokens of all steps, recomputation included."""
+    """Tokens computed in all steps, recomputation included."""
     prompt_tokens: int = 0
     """Prompt tokens whose keys and values were computed or found; each token of a request counts once."""
     cached_prompt_tokens: int = 0
-    """Those of them that were found in the prefix cache."""
+    """Prompt tokens among `prompt_tokens` that were found in the prefix cache."""
     generated_tokens: int = 0
     prefix_queries: int = 0
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: int = 0
-    """Prompt tokens found there."""
+    """Prompt tokens found in the prefix cache when they were looked up."""
     preemptions: int = 0
     schedule_seconds: float = 0.0
-    """Planning steps and taking in their results."""
+    """Seconds of planning steps and taking in their results."""
     forward_seconds: float = 0.0
-    """In the model. Where a device computes apart from the host, these are the device's and pass beside the others."""
+    """Seconds of the model's forward pass. On a GPU they overlap the other phases."""
     sample_seconds: float = 0.0
     deliver_seconds: float = 0.0
-    """Making and sending reports."""
+    """Seconds of making and sending reports."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -122,23 +125,23 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     limits: ModelLimits
     info: RunnerInfo
     pid: int
-    """The engine's process."""
+    """Process id of the engine."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The engine could not start; one line that says why."""
+    """The engine could not start; the message is one line that says why."""
 
     message: str
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """Sent after every step, before one that may take long, and as a heartbeat while idle."""
+    """Sent after every step, before a step that may take long, and as a heartbeat while idle."""
 
     deltas: list[Delta]
     stats: EngineStats
     patience: float | None = 0.0
-    """Seconds in which the next report will come, where that may be longer than usual, since a long step begins. None:
-    there was no such step yet; kernels may be compiled for it."""
+    """Seconds within which the next report will come, if a long step begins; 0 means the usual time. None means that no
+    step of this size has been seen, so that the time is unknown: kernels may be compiled for it."""
 
 
 ToEngine = Submit | Cancel | Shutdown

@@ -1,11 +1,11 @@
-"""How long a step may take before its engine is given up, judged by how long steps have taken. It reads no clock."""
+"""The time that a step may take before its engine counts as hung, judged by the steps so far. It reads no clock."""
 
 from bisect import bisect_left
 
 from service.engine.messages import STEP_TOKENS
 
 SLACK = 10.0
-"""How many times as slow as the slowest step of its size the next may be: a machine's cores may be shared."""
+"""A step may take this many times as long as the slowest of its size, because a machine's cores may be shared."""
 
 
 class Pace:
@@ -15,17 +15,17 @@ class Pace:
         self._slowest: dict[int, float] = {}
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Note a step that has ended."""
+        """Note the duration of a finished step of `tokens` tokens."""
         size = _size(tokens)
         self._slowest[size] = max(self._slowest.get(size, 0.0), seconds)
 
     def patience(self, tokens: int) -> float | None:
-        """Seconds that a step of so many tokens may take; None while none of at least half its size has been seen."""
+        """Seconds that a step of `tokens` tokens may take; None until a step of at least half its size was seen."""
         size = _size(tokens)
         known = [seconds * 2.0 ** (size - seen) for seen, seconds in self._slowest.items() if size - 1 <= seen <= size]
         return SLACK * max(known) if known else None
 
 
 def _size(tokens: int) -> int:
-    """Which of the powers of two a step's tokens come up to."""
+    """Index of the smallest bound in `STEP_TOKENS` that is not below `tokens`."""
     return bisect_left(STEP_TOKENS, tokens)

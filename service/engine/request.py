@@ -1,6 +1,6 @@
-"""One request as the engine sees it: what is known of it, what is computed, and which blocks hold that.
+"""One request as the engine sees it: its known tokens, how many of them are computed, and the blocks that hold them.
 
-Knows nothing of the queue it stands in, of how blocks are found, or of text.
+It does not know the queue it stands in, how blocks are found, or text.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from service.engine.messages import RequestTimes
 class Request:
     """A prompt that grows by one token a draw.
 
-    The known tokens are the prompt and the output. Behind them come those whose draws are in flight: promised, but
-    not known on this side yet. The first `computed` tokens of all have their keys and values in `blocks`, or will have
-    once the steps in flight have run. Being behind is all there is to prefill, to decoding and to recomputation.
+    The known tokens are the prompt and the output. Behind them come the promised tokens: their draws are in flight, and
+    their ids are not known on this side yet. The first `computed` tokens of all have their keys and values in `blocks`,
+    or will have once the steps in flight have run. Prefill, decoding and recomputation are the same thing: a request is
+    `behind`, and catches up.
     """
 
     id: int
@@ -25,58 +26,60 @@ class Request:
     cache_salt: str = ""
     caller: str = ""
     patience: float | None = None
-    """Seconds that it may wait for its first step."""
+    """Seconds that the request may wait for its first step; None means without limit."""
     arrival: int = 0
-    """Which of the scheduler's requests it is, in the order in which they were added."""
+    """Number of the request in the order in which the scheduler got them."""
     output: list[int] = field(default_factory=list)
     promised: int = 0
-    """Tokens whose draws are in flight."""
+    """Number of tokens whose draws are in flight."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)
-    """The keys of the leading full blocks, as far as anybody asked for them; the pool appends."""
+    """Keys of the leading full blocks, as many as were needed so far; the pool appends to it."""
     published: int = 0
-    """How many leading blocks were found in the prefix cache or offered to it."""
+    """Number of leading blocks that were found in the prefix cache or published to it."""
     cached_tokens: int | None = None
-    """Prompt tokens found in the prefix cache when first admitted; None before that."""
+    """Prompt tokens found in the prefix cache at the first admission; None before that."""
     counted: int = 0
-    """How far into the prompt the statistics have got; recomputation does not count again."""
+    """Prompt tokens that the statistics have counted; recomputation does not count again."""
     submitted: float = 0.0
-    """This and the three below are moments, in seconds on the engine's clock."""
+    """Moment of submission, in seconds on the engine's clock as the three below."""
     planned: float | None = None
-    """Its first step was planned."""
+    """Moment when its first step was planned."""
     first_drawn: float | None = None
     last_drawn: float | None = None
     ended: bool = False
-    """Its last delta is made. What steps in flight still compute for it is dropped."""
+    """Its last delta is made; results of steps in flight for it are dropped."""
     row: int = 0
-    """Its place among those that run, while it owns blocks."""
+    """Its row in the runner's sampling state, while it owns blocks."""
     fresh: bool = True
-    """It has drawn nothing since it has that place."""
+    """It has drawn nothing since it got its row."""
 
     @property
     def known(self) -> int:
-        """Tokens in prompt and output."""
+        """Number of tokens in prompt and output."""
         return len(self.prompt) + len(self.output)
 
     @property
     def drawn(self) -> int:
-        """Tokens of the output, promised ones included."""
+        """Number of output tokens, promised ones included."""
         return len(self.output) + self.promised
 
     @property
     def length(self) -> int:
-        """Tokens to compute: known and promised ones, but for the last that `max_tokens` allows: nothing follows it."""
+        """Number of tokens to compute: known and promised ones, except the last that `max_tokens` allows, which no
+        token follows.
+        """
         return len(self.prompt) + min(self.drawn, self.params.max_tokens - 1)
 
     @property
     def behind(self) -> int:
-        """Tokens that are not computed yet; 1 while decoding, 0 once the last is promised."""
+        """Number of tokens not computed yet; 1 while decoding, 0 once the last is promised."""
         return self.length - self.computed
 
     @property
     def times(self) -> RequestTimes:
-        """How long it has been where."""
+        """Durations of its phases so far."""
         return RequestTimes(
             _between(self.submitted, self.planned),
             _between(self.planned, self.first_drawn),
@@ -88,7 +91,7 @@ class Request:
         return Draw(self.params, self.prompt, self.output, self.drawn, self.row, self.fresh)
 
     def tokens(self, start: int, stop: int) -> Sequence[int]:
-        """The known tokens at positions start to stop - 1."""
+        """The known tokens at positions `start` to `stop` - 1."""
         boundary = len(self.prompt)
         if start >= boundary:
             return self.output[start - boundary : stop - boundary]

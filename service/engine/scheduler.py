@@ -1,10 +1,10 @@
-"""What the next step computes, and what a finished step means for each request.
+"""The scheduler: chooses the tokens of the next step, and turns a finished step into news for each request.
 
-Knows requests and blocks; it does not know the model, the clock, or the process it runs in.
+It knows requests and blocks; it does not know the model, the clock, or the process it runs in.
 
-There is no prefill phase and no decode phase: each step lets the computed tokens of requests catch up
-with their known ones, under one token budget. Chunked prompts, prefix-cache hits and recomputation
-after a preemption are all this one rule.
+There is no prefill phase and no decode phase: each step lets the computed tokens of requests catch up with their known
+ones, under one token budget. Chunked prompts, prefix-cache hits and recomputation after a preemption all follow this
+one rule.
 """
 
 from bisect import bisect_left
@@ -21,7 +21,7 @@ from service.engine.messages import STEP_TOKENS, Delta, FinishReason, Refusal
 from service.engine.request import Request
 
 OLDEST_SHARE = 4
-"""The oldest prompt is certain of this part of a step's budget for prompts: a quarter."""
+"""The oldest prompt is certain of one part in this many of a step's budget for prompts: a quarter."""
 
 
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
@@ -29,7 +29,7 @@ TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over bef
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start; the fields of `EngineStats` by these names say what they count."""
+    """Totals since the start; the fields of the same names in `EngineStats` describe them."""
 
     steps: int = 0
     step_tokens: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
@@ -44,7 +44,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A plan that has not landed yet, and for each of its chunks the request it belongs to."""
+    """A plan that has not landed yet, with the request of each of its chunks."""
 
     plan: StepPlan
     requests: Sequence[Request]
@@ -53,19 +53,21 @@ class Step:
 class Scheduler:
     """Continuous batching in which no prompt holds up another for long, and the newest makes room for the oldest.
 
-    Every step gives each decoding request its token. A share of what is left of the budget is the oldest prompt's; the
-    rest goes to the prompts with the fewest tokens to compute. A short prompt therefore passes long ones, and a long
-    one is never starved: once it is the oldest, its share is certain.
+    Every step gives each decoding request its token. A share of the remaining budget is the oldest prompt's; the rest
+    goes to the prompts with the fewest tokens to compute. A short prompt therefore passes long ones, and a long one is
+    never starved: once it is the oldest, its share is certain.
 
     The oldest prompt is also admitted first, and while there are no blocks for it nobody else is admitted. Preemption
     takes blocks from the newest. All requests therefore end.
 
-    A plan is in flight until it lands: committed, or failed. The next one may be made before that, with the tokens
-    promised by the draws in flight. A request that ends meanwhile (a stop token, a cancellation, a failure) gives its
-    blocks back at once, although a step in flight still computes for it; what that step draws for it is dropped.
-    This is safe because steps run in the order of their plans: whoever gets such a block writes it in a later step.
-    Nor is such a block found by its content: chunks begin behind all that was published, and nothing is published for
-    a request that has ended.
+    A plan is in flight until it lands: it is committed, or it fails. The next plan may be made before that, with the
+    tokens promised by the draws in flight. A request that ends meanwhile (a stop token, a cancellation, a failure)
+    gives its blocks back at once, although a step in flight still computes for it; the token that this step draws for
+    it is dropped.
+
+    Giving blocks back early is safe because steps run in the order of their plans: a block's next owner writes it in a
+    later step. Nor can such a block be found by wrong content: chunks begin behind all published blocks, and nothing is
+    published for a request that has ended.
     """
 
     def __init__(
@@ -87,19 +89,19 @@ class Scheduler:
         self._running: dict[int, Request] = {}
         self._arrivals = count()
         self._rows = list(range(max_running))
-        """The places among those that run that nobody has."""
+        """Rows of the runner's sampling state that no running request has."""
         self._in_flight: deque[Step] = deque()
         self._draws: dict[int, int] = {}
-        """For each request that draws in the newest plan: at which place among the plan's draws."""
+        """For each request that draws in the newest plan, the index of its draw in that plan."""
 
     @property
     def waiting(self) -> int:
-        """Requests that own no blocks yet, or no longer."""
+        """Number of requests that own no blocks: not yet, or no longer after a preemption."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Requests that own blocks."""
+        """Number of requests that own blocks."""
         return len(self._running)
 
     @property
@@ -108,7 +110,7 @@ class Scheduler:
         return bool(self._running or self._waiting)
 
     def add(self, request: Request) -> Delta | None:
-        """Queue a request; a final delta comes back at once for one that could never run."""
+        """Queue a request; returns a final delta at once if it could never run or its caller is over a limit."""
         if not request.prompt:
             return _final(request, "error", "the prompt is empty")
         wanted = len(request.prompt) + request.params.max_tokens
@@ -124,12 +126,12 @@ class Scheduler:
         return None
 
     def cancel(self, id: int) -> Delta | None:
-        """End a request, and return its final delta; None if the id is not known."""
+        """End a request and return its final delta; None if the id is not known."""
         request = self._running.get(id) or self._waiting.get(id)
         return self._end(request, "abort") if request else None
 
     def expire(self, now: float) -> list[Delta]:
-        """End the requests whose first step has not come in the time that they had for it."""
+        """End the waiting requests whose patience is over before their first step; `now` is in seconds."""
         expired = [request for request in self._waiting.values() if _expired(request, now)]
         for request in expired:
             self._drop(request)
@@ -138,8 +140,8 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan | None:
         """The next step; None if there is nothing to compute, or nothing before the step in flight has landed.
 
-        At most one step may be in flight: a chunk follows draws of the plan before its own, and of no other. `now` is
-        noted for requests whose first it is.
+        At most one step may be in flight: a chunk follows draws of the plan before its own, and of no other. `now`, in
+        seconds, is noted for requests that are planned for the first time.
         """
         if self._in_flight and self._must_land():
             return None
@@ -160,7 +162,9 @@ class Scheduler:
         return self._in_flight[-1].plan
 
     def commit(self, result: StepResult, now: float) -> list[Delta]:
-        """Take in what the oldest step in flight drew by `now`; one delta for each request that has news."""
+        """Take in the tokens drawn by the oldest step in flight; one delta for each request that drew. `now` is in
+        seconds.
+        """
         step = self._in_flight.popleft()
         self._count_step(step.plan)
         drawn = zip(result.tokens, result.logprobs, strict=True)
@@ -175,16 +179,16 @@ class Scheduler:
         return deltas
 
     def fail(self, message: str) -> list[Delta]:
-        """End every request of the oldest step in flight, which did not come to an end."""
+        """End every request of the oldest step in flight, which failed; `message` is its error."""
         step = self._in_flight.popleft()
         self._count_step(step.plan)
         return [self._fail(request, message) for request in step.requests if not request.ended]
 
     def take_apart(self) -> list[StepPlan]:
-        """Plan the only step in flight, which failed, once more as a step for each of its requests that has not ended.
+        """Plan the only step in flight, which failed, again as one step for each of its requests that has not ended.
 
-        The new steps are in flight in this order. Each computes what its request's part in the failed one was to
-        compute; the tokens that it waited for have been drawn since.
+        The new steps are in flight in the order returned. Each computes the same tokens as its request's chunk in the
+        failed step; promised tokens that the chunk waited for are known by now.
         """
         (step,) = self._in_flight
         self._in_flight.clear()
@@ -196,37 +200,37 @@ class Scheduler:
         return [step.plan for step in self._in_flight]
 
     def check(self) -> None:
-        """Raise PoolError if a block is lost, owned twice or wrongly findable. O(pool), for tests."""
+        """Raise PoolError if a block is lost, owned twice or wrongly findable. Costs O(pool), for tests."""
         self._pool.check([*self._running.values(), *self._waiting.values()])
 
     def _must_land(self) -> bool:
-        """Whether the step in flight must land before the next is planned: there is no room for all who grow.
+        """Whether the step in flight must land before the next is planned, because there are not enough blocks to grow.
 
-        Nobody is preempted before the step has landed: it may end requests and make room, and it finds all others where
-        they were.
+        Nobody is preempted before that step has landed: it may end requests and so make room, and preemption must find
+        every other request as it was.
         """
         return not self._pool.can_grow(self._running.values())
 
     def _shares(self) -> list[tuple[Request, int]]:
-        """Whom to compute for and how many tokens of each, all with blocks for their tokens."""
+        """The requests of the next step, each with its number of tokens; all own the blocks for them."""
         decoding = [
             request
             for request in list(self._running.values())
             if request.behind == 1 and request.id in self._running and self._grow(request)
         ]
-        # One that has grown may have made room since.
+        # A later request that grew may have preempted an earlier one of the list.
         decoding = [request for request in decoding if request.id in self._running]
         return [(request, 1) for request in decoding] + self._prompt_shares(self._token_budget - len(decoding))
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
-        """How `budget` tokens are dealt out among the prompts; those that wait are admitted as far as it reaches."""
+        """Deal out `budget` tokens among the prompts, admitting waiting ones while it lasts."""
         prompts = [request for request in self._running.values() if request.behind > 1]
         prompts = sorted([*prompts, *self._waiting.values()], key=lambda request: (request.behind, request.arrival))
         oldest = next((request for request in sorted(prompts, key=_arrival) if not self._stays(request)), None)
         if oldest is None or not budget:
             return []
         shares: dict[Request, int] = {}
-        # Without blocks for the oldest, nobody else may take any.
+        # If there are no blocks for the oldest prompt, no other may take any.
         admitting = self._runs(oldest)
         if admitting:
             shares[oldest] = min(oldest.behind, max(1, budget // OLDEST_SHARE))
@@ -246,13 +250,15 @@ class Scheduler:
         return [*shares.items()]
 
     def _runs(self, request: Request) -> bool:
-        """Whether a request owns blocks, now at the latest if there are any for it."""
+        """Whether a request owns blocks, after an attempt to admit it if it waits."""
         if request.id in self._running:
             return True
         return len(self._running) < self._max_running and self._admit(request)
 
     def _stays(self, request: Request) -> bool:
-        """Whether a request waits on, even if there is room: its caller has enough, or another computes for it."""
+        """Whether a waiting request must wait on even if there is room: its caller is at a limit, or a leader computes
+        for it.
+        """
         if request.id in self._running:
             return False
         if not self._callers.may_run(request.caller):
@@ -260,14 +266,14 @@ class Scheduler:
         return self._leaders.worth_waiting_for(request, len(self._pool.match(request)))
 
     def _grow(self, request: Request) -> bool:
-        """Find room for the newest token of a request; False if it had to make room itself."""
+        """Find a block for the newest token of a request by preemption; False if the request itself was preempted."""
         while not self._pool.grow(request):
             if self._preempt_newest() is request:
                 return False
         return True
 
     def _preempt_newest(self) -> Request:
-        """Take its blocks from the newest running request, which keeps its output and waits again."""
+        """Preempt the newest running request: it loses its blocks, keeps its output and waits again."""
         request = max(self._running.values(), key=_arrival)
         self._leave(request)
         self._pool.release(request)
@@ -278,9 +284,9 @@ class Scheduler:
         return request
 
     def _admit(self, request: Request) -> bool:
-        """Move a request from waiting to running, with blocks for all it knows; False if they are not there.
+        """Move a request from waiting to running, with blocks for all its known tokens; False if there are not enough.
 
-        A block for each running request stays in reserve: without it their growth would soon preempt the newcomer.
+        One block for each running request stays in reserve: otherwise their growth would soon preempt the newcomer.
         """
         if not self._pool.admit(request, reserve=len(self._running)):
             return False
@@ -297,9 +303,9 @@ class Scheduler:
         return True
 
     def _chunk(self, request: Request, count: int) -> Chunk:
-        """Plan the next `count` tokens of a request. Of what is known only this slice is copied."""
+        """Plan the next `count` tokens of a request. Only this slice of its known tokens is copied."""
         start, stop = request.computed, request.computed + count
-        # A promised token stands alone: its request had caught up with all before it, or would have drawn nothing.
+        # A promised token is alone in its chunk: it was promised only because all tokens before it were planned.
         follows = self._draws[request.id] if stop > request.known else None
         chunk = Chunk(
             tokens=request.tokens(start, stop) if follows is None else [INVALID_TOKEN],
@@ -321,7 +327,7 @@ class Scheduler:
         self.counters.step_tokens[bisect_left(STEP_TOKENS, tokens)] += 1
 
     def _count(self, request: Request, chunk: Chunk) -> None:
-        """Note for the statistics that the tokens of a chunk are computed, and that those before it were found."""
+        """Count the prompt tokens of a chunk as computed, and the tokens before it as found, once each."""
         stop = min(_stop(chunk), len(request.prompt))
         if stop > request.counted:
             self.counters.prompt_tokens += stop - request.counted
@@ -332,7 +338,7 @@ class Scheduler:
         """Append a drawn token, and end the request if it was the last."""
         if token == INVALID_TOKEN:
             return self._fail(request, "the model produced no finite logits")
-        # Only here, and only this far: finite logits are the evidence that what was computed for them is sound.
+        # Blocks are published only here and only this far: finite logits show that the computed values are sound.
         self._pool.publish(request, _stop(chunk))
         self._leaders.remove(request)
         request.promised -= 1
@@ -373,7 +379,7 @@ class Scheduler:
             self._callers.wait(request.caller, -1)
 
     def _leave(self, request: Request) -> None:
-        """Take a request from those that run; its blocks are for the caller to release."""
+        """Take a request from the running ones; the caller of this method releases its blocks."""
         del self._running[request.id]
         self._rows.append(request.row)
         self._callers.run(request.caller, -1)
@@ -385,7 +391,7 @@ def _arrival(request: Request) -> int:
 
 
 def _stop(chunk: Chunk) -> int:
-    """How many tokens of the request are computed once the chunk is."""
+    """Number of tokens of the request that are computed once the chunk is."""
     return chunk.start + len(chunk.tokens)
 
 
@@ -398,7 +404,7 @@ def _finish_reason(request: Request, token: int) -> FinishReason | None:
 
 
 def _expired(request: Request, now: float) -> bool:
-    """Whether a request that waits has not had its first step in time; one that was preempted has had it."""
+    """Whether a waiting request has outlasted its patience; a preempted request has had its first step in time."""
     return request.patience is not None and request.planned is None and now - request.submitted > request.patience
 
 

@@ -11,7 +11,7 @@ from service.engine.core import EngineCore
 from service.engine.messages import Cancel, Delta, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
 
 HEARTBEAT_SECONDS = 1.0
-"""An idle engine reports this often."""
+"""An idle engine sends a report this often."""
 
 QUIET_SECONDS = 5.0
 """A step that may take longer than this is announced; no timeout for an engine is shorter."""
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 class EngineServer:
     """Carries messages between a core and its clients.
 
-    A client makes itself known by an empty message, which is answered with Ready. From then on it gets a report of
-    every step: the statistics, and the deltas of the requests it submitted. Ids of requests differ between clients.
+    A client introduces itself with an empty message, which is answered with Ready. From then on it gets a report of
+    every step: the statistics, and the deltas of the requests it submitted. Clients never use the same request ids.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], make_core: Callable[..., EngineCore], ready: Ready) -> None:
         """`socket` is a bound ROUTER that raises EHOSTUNREACH for a client that is gone; `ready` greets each client.
 
-        `make_core` takes `announce`, as an `EngineCore` does. Raises ValueError as that does.
+        `make_core` takes the argument `announce` of `EngineCore`, and may raise its ValueError.
         """
         self._socket = socket
         self._core = make_core(announce=self._announce)
@@ -39,14 +39,14 @@ class EngineServer:
         self._owners: dict[int, bytes] = {}
 
     def run(self) -> None:
-        """Receive, step, report, until a client says Shutdown. Raises DeviceLostError as `EngineCore.step` does."""
+        """Receive, step and report, until a client sends Shutdown. Raises DeviceLostError as `EngineCore.step` does."""
         while self._receive():
             report = self._core.step() or Report([], self._core.stats())
             with self._core.measured("deliver"):
                 self._send(report)
 
     def _receive(self) -> bool:
-        """Take in all that has arrived; while there is nothing to compute, wait for it as long as a heartbeat."""
+        """Take in all messages that have arrived, after a wait of up to a heartbeat if idle; False after Shutdown."""
         wait = 0 if self._core.has_work else int(HEARTBEAT_SECONDS * 1000)
         while self._socket.poll(wait):
             client, *_, payload = self._socket.recv_multipart()
@@ -59,7 +59,7 @@ class EngineServer:
         return True
 
     def _handle(self, client: bytes, payload: bytes) -> bool:
-        """Whether to go on."""
+        """Act on one message; False for Shutdown."""
         try:
             message = self._decoder.decode(payload)
         except (ValueError, RecursionError) as error:
@@ -93,13 +93,13 @@ class EngineServer:
             self._forget(client)
 
     def _announce(self, seconds: float | None) -> None:
-        """Say that no report may come for a while; of short steps nobody needs to know."""
+        """Tell all clients that the next report may take `seconds`; short steps are not announced."""
         if seconds is None or seconds > QUIET_SECONDS:
             for client in list(self._clients):
                 self._post(client, Report([], self._core.stats(), seconds))
 
     def _forget(self, client: bytes) -> None:
-        """Free what a client left behind."""
+        """Cancel the requests of a client that is gone."""
         self._clients.discard(client)
         for id in [id for id, owner in self._owners.items() if owner == client]:
             self._core.cancel(Cancel(id))

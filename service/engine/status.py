@@ -1,4 +1,4 @@
-"""What is told of an engine by whoever keeps it to whoever uses it."""
+"""The engine's status, as its keeper tells it to its clients."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,16 +9,16 @@ from service.engine.messages import Ready
 
 
 class EngineDead(Exception):
-    """The engine takes no requests; one line that says why."""
+    """The engine takes no requests; the message is one line that says why."""
 
 
 class EngineLost(EngineDead):
-    """The engine ended while it had the request; one line on how, fit for the client."""
+    """The engine ended while it had the request; the message is one line on how, fit for the HTTP client."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """Whether the engine works, and if not, why."""
+    """Whether the engine works, and the reason if it does not."""
 
     state: Literal["starting", "ready", "dead"]
     reason: str
@@ -26,7 +26,7 @@ class EngineHealth:
 
     @property
     def alive(self) -> bool:
-        """Whether there is an engine, or one is on its way."""
+        """Whether there is an engine, or one is being started."""
         return self.state != "dead"
 
 
@@ -34,14 +34,14 @@ STARTING = EngineHealth("starting", "the engine is loading the model")
 
 
 class EngineStatus(msgspec.Struct, frozen=True, tag=True):
-    """All there is to know. The latest is enough for who comes late."""
+    """The engine's whole status; each replaces the one before, so that a late client needs only the latest."""
 
     health: EngineHealth
     restarts: int
-    """How often the engine was started again."""
+    """Number of times that the engine was started again."""
     final: bool = False
-    """A dead engine is not started again."""
+    """True for a dead engine that is not started again."""
     directory: str = ""
-    """Where a ready engine listens."""
+    """The directory in which a ready engine listens."""
     ready: Ready | None = None
-    """What a ready engine said of itself."""
+    """The greeting of a ready engine: its limits, runner and process id."""

@@ -1,6 +1,6 @@
 """The engine's state as Prometheus metrics: made at every scrape from its latest report.
 
-Every process that has a client of the engine makes the same ones. Knows nothing of requests over HTTP.
+Every process with a client of the engine makes the same ones. Knows nothing of requests over HTTP.
 """
 
 import platform
@@ -18,13 +18,13 @@ from service.engine.status import EngineDead
 from service.versions import version_of
 
 _UNKNOWN = RunnerInfo(device="", dtype="", cache_dtype="", backend="")
-"""Prometheus takes an empty label for one that is missing."""
+"""Labels while no model was loaded: Prometheus takes an empty label for a missing one."""
 
 
 class EngineCollector(Collector):
-    """What the engine's client knows, under our names; what autoscalers look for also under those they know.
+    """The engine client's figures under our names, and those that autoscalers look for under vLLM's names too.
 
-    promtool frowns at two names that are other people's: the colon of vllm:..., and the _total of a histogram.
+    promtool complains of two names that others chose: the colon of vllm:..., and the _total of a histogram.
     """
 
     def __init__(self, client: EngineClient, model_name: str) -> None:

@@ -1,6 +1,6 @@
 """Log lines, as text for a person or as JSON for a collector, the same for every library of a process.
 
-A line has a message and fields: `log.info("...", extra={"fields": {...}})`. Knows nothing of what is logged.
+A line has a message and fields: `log.info("...", extra={"fields": {...}})`. Knows nothing of the things logged.
 """
 
 import json
@@ -12,7 +12,7 @@ LogFormat = Literal["text", "json"]
 
 
 def configure(format: LogFormat, level: str, process: Literal["supervisor", "api", "engine"]) -> None:
-    """Send whatever this process logs, Python's warnings among it, to standard error; `level` and above."""
+    """Send this process's log lines of `level` and above, Python's warnings included, to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines(process) if format == "json" else TextLines(process))
     logging.basicConfig(level=level.upper(), handlers=[handler])
@@ -20,7 +20,7 @@ def configure(format: LogFormat, level: str, process: Literal["supervisor", "api
 
 
 class TextLines(logging.Formatter):
-    """Time, level, process, logger: message, and the fields as name=value."""
+    """Lines of the form: time, level, process, logger: message, and the fields as name=value."""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
@@ -31,7 +31,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """An object a line, whatever it holds: line breaks are escaped, a traceback is one string."""
+    """Lines of one JSON object each: line breaks are escaped, a traceback is one string."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -52,6 +52,6 @@ class JsonLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Seconds to the microsecond: more digits are noise."""
+    """The fields of a line, with seconds rounded to the microsecond: more digits are noise."""
     fields: dict[str, Any] = getattr(record, "fields", {})
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()}

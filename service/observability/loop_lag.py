@@ -1,4 +1,4 @@
-"""How late an event loop is: what its tasks wait for each other."""
+"""The lag of an event loop: how late its tasks run because others hold it."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ async def watch_loop(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> NoReturn:
-    """Sleep again and again, and tell `observe` by how many seconds each waking was late. Ends when cancelled."""
+    """Sleep again and again, and call `observe` with each waking's delay in seconds. Ends when cancelled."""
     while True:
         due = clock() + INTERVAL_SECONDS
         await sleep(INTERVAL_SECONDS)

@@ -1,7 +1,7 @@
-"""Prometheus metrics: a registry for what requests leave behind, and one for the state of engine and process.
+"""Prometheus metrics in two registries: one for answered requests, one for the state of engine and process.
 
-Apart, because several processes that answer requests each see a part of the one and all of the other. Labels are the
-model's name, route templates, and names from fixed sets: never anything that a client wrote.
+They are apart because each of several API processes sees only its part of the requests but all of the state. Label
+values are the model's name, route templates, and names from fixed sets: never text that a client wrote.
 """
 
 import os
@@ -24,7 +24,7 @@ REJECTIONS = {
     "key_queue_full": "key_limit",
     "key_tokens_exceeded": "key_limit",
 }
-"""Codes of errors that turn a completion away which was in order otherwise, with the reasons they count under."""
+"""Error codes of completions that were rejected but otherwise valid, with the reasons that they count under."""
 
 _FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -46,7 +46,7 @@ class Metrics:
     ) -> None:
         """`client` is asked for the engine's counts at every scrape.
 
-        `sums` tells what all processes counted that share their counts; `pids` has those that there are, by slot.
+        `sums` adds up the counts of all processes that share them; `pids` gives the living processes' ids by slot.
         """
         self._model_name = model_name
         self._requests = CollectorRegistry()
@@ -86,18 +86,18 @@ class Metrics:
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "How late the process that answers requests wakes from a short sleep.", _LAG
         )
-        # What has not happened yet is 0, and not missing.
+        # An event that has not happened yet counts as 0 instead of being missing.
         for reason in FINISH_REASONS:
             self._completions.labels(model_name, reason)
         for reason in REJECTIONS.values():
             self._rejections.labels(model_name, reason)
 
     def count_completion(self, reason: str) -> None:
-        """A completion has ended, for one of `FINISH_REASONS`."""
+        """Count a completion that has ended, for one of `FINISH_REASONS`."""
         self._completions.labels(self._model_name, reason).inc()
 
     def count_response(self, route: str, method: str, status: int, error: str | None) -> None:
-        """A request has been answered; `error` is the code of what went wrong."""
+        """Count an answered request; `error` is the code of its error, if it has one."""
         self._responses.labels(self._model_name, route, method, status).inc()
         if error in REJECTIONS:
             self._rejections.labels(self._model_name, REJECTIONS[error]).inc()

@@ -1,4 +1,4 @@
-"""The API processes as Prometheus metrics: Prometheus's own process_*, with a label that says which of them it is."""
+"""The API processes as Prometheus metrics: Prometheus's own process_*, with the process's slot as a label."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -8,10 +8,10 @@ from prometheus_client.registry import Collector
 
 
 class ApiProcessCollector(Collector):
-    """Makes the same of all processes, whichever of them is asked."""
+    """Makes the same metrics of all API processes in whichever process is scraped."""
 
     def __init__(self, pids: Callable[[], Mapping[int, int]]) -> None:
-        """`pids` has the processes by slot; those that are gone have no series."""
+        """`pids` gives the process ids by slot; dead processes have no series."""
         self._pids = pids
 
     def collect(self) -> Iterable[Metric]:

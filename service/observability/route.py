@@ -7,7 +7,7 @@ from service.observability.metrics import Metrics
 
 
 def router_of(metrics: Metrics) -> APIRouter:
-    """The route that tells these metrics."""
+    """A router with the route that renders these metrics."""
     router = APIRouter(tags=["operation"])
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -1,4 +1,4 @@
-"""Counts that several processes keep in files of one folder, so that each of them can tell the sum."""
+"""Counts that several processes keep in the files of one folder, so that each process can report the sum."""
 
 import os
 from pathlib import Path
@@ -8,12 +8,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 
 def share_counts(folder: Path, slot: int) -> CollectorRegistry:
-    """Have this process count in files of its slot in an existing folder, and sum up those of all slots.
+    """Make this process count in the files of its slot in an existing folder; returns a registry of the sums of all
+    slots.
 
-    It holds for whatever the process counts: for its beginning, before any metric is made.
+    It holds for every metric of the process, so it must be called before any metric is made.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-    # By slot, and not by process id as usual: so there are no files of dead processes, and counts never fall.
+    # Files are named by slot instead of by process id: so no files of dead processes pile up, and counts never fall.
     values.ValueClass = values.MultiProcessValue(lambda: slot)
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))

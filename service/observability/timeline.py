@@ -1,4 +1,4 @@
-"""The moments of one completion: told to the metrics as they happen, kept for the log and the trace."""
+"""The moments of one completion: reported to the metrics as they happen, kept for the log and the trace."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -13,7 +13,7 @@ class Timeline:
     """Measures a completion between entering and leaving its `with`."""
 
     def __init__(self, generation: Generation, metrics: Metrics, *, began: float, clock: Callable[[], float]) -> None:
-        """`generation` has just been submitted for a request that came at `began`, in seconds on `clock`."""
+        """`generation` has just been submitted for a request that arrived at `began`, in seconds on `clock`."""
         self.prompt_tokens = len(generation.request.prompt)
         self.tokens = 0
         self.finish_reason: str | None = None
@@ -32,14 +32,14 @@ class Timeline:
 
     @property
     def times(self) -> RequestTimes:
-        """How long the engine had it where."""
+        """Durations of the completion's phases in the engine."""
         return self._generation.times
 
     def __enter__(self) -> Self:
         return self
 
     def token(self, finish_reason: str | None) -> None:
-        """A token has come; the last one has a reason."""
+        """Note that a token has come; the last one has a finish reason."""
         now = self._clock()
         if self.last_token is None:
             self.first_token = now
@@ -55,10 +55,10 @@ class Timeline:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, GenerationRefused):
-            # It counts as turned away, and not as a completion.
+            # A refused completion counts as rejected, not as ended.
             self.finish_reason = "refused"
         elif self.finish_reason is None:
-            # Whoever leaves cancels, and that is no Exception.
+            # An exit without an error, or by a cancellation (which is no Exception), means that the client left.
             self._end("error" if isinstance(error, Exception) else "abort")
 
     def _end(self, reason: str) -> None:

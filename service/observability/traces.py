@@ -1,7 +1,7 @@
 """OpenTelemetry traces: the spans of a request, made from its record when it has ended.
 
-To be imported only where an endpoint is set: it needs the libraries of the extra `tracing`. Exporting happens in a
-thread of theirs; what that cannot keep up with, or the collector does not take, is dropped.
+Import this module only if an endpoint is set: it needs the libraries of the extra `tracing`. A thread of these
+libraries exports the spans; spans that come too fast, or that the collector refuses, are dropped.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from service.versions import version_of
 
 PATH = "/v1/traces"
 EXPORT_SECONDS = 5.0
-"""How long one export may take before its spans are dropped."""
+"""Seconds that one export may take before its spans are dropped."""
 LEAVE_SECONDS = 3.0
-"""How long the end of the server waits for the last spans."""
+"""Seconds that the server waits at its end for the last spans."""
 
 
 class Traces:
@@ -33,7 +33,7 @@ class Traces:
     def __init__(self, endpoint: str, model_name: str) -> None:
         """`endpoint` is the collector's URL, with or without `PATH`."""
         url = endpoint if endpoint.endswith(PATH) else endpoint.rstrip("/") + PATH
-        # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say wins.
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over our own values.
         ours = Resource.create({SERVICE_NAME: "headlight", SERVICE_VERSION: version_of("headlight")})
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url, timeout=EXPORT_SECONDS)))
@@ -42,7 +42,7 @@ class Traces:
         self._model_name = model_name
 
     def export(self, record: RequestRecord, headers: Mapping[str, str]) -> str:
-        """Make the spans of a request that has ended; its trace's id in hexadecimal.
+        """Make the spans of a request that has ended; returns the trace's id in hexadecimal.
 
         The root's parent is the span that the headers name in W3C's form (traceparent), if they do.
         """
@@ -65,8 +65,10 @@ class Traces:
         return format_trace_id(root.get_span_context().trace_id)
 
     async def close(self) -> None:
-        """Export what is left, but not for long: nobody waits for a collector that is gone."""
-        # Not one of the event loop's threads, which it waits for at its end.
+        """Export the remaining spans, for at most `LEAVE_SECONDS`: a collector that is gone must not hold up the
+        server.
+        """
+        # Not a thread of the event loop's pool, because the loop waits for these at its end.
         closing = Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, LEAVE_SECONDS)
@@ -91,7 +93,7 @@ class Traces:
         return {name: value for name, value in attributes.items() if value is not None}
 
     def _phases(self, record: RequestRecord, index: int, timeline: Timeline, inside: Context) -> None:
-        """The spans of one completion, by the engine's own times: they follow each other from its submission on."""
+        """Make a completion's spans from the engine's durations: they follow each other from its submission on."""
         began, times = timeline.submitted, timeline.times
         prompt = {"prompt_tokens": timeline.prompt_tokens, "cached_tokens": timeline.cached_tokens}
         for name, seconds, counts in (
@@ -113,5 +115,5 @@ class Traces:
 
 
 def _at(record: RequestRecord, moment: float) -> int:
-    """A moment on the record's clock in nanoseconds since 1970."""
+    """A moment on the record's clock, in nanoseconds since 1970."""
     return record.began_unix_ns + round((moment - record.began) * 1e9)

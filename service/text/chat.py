@@ -1,7 +1,7 @@
 """Conversations to tokens, by the model's own chat template.
 
-The template's special tokens are special; the same text inside a message is plain text, so that nobody can end a turn
-or open one by writing it. It knows nothing of HTTP.
+Special tokens written by the template become those tokens. The same text inside a message stays plain text, so that
+nobody can end a turn or open one by writing it. Knows nothing of HTTP.
 """
 
 import logging
@@ -19,23 +19,23 @@ logger = logging.getLogger(__name__)
 __all__ = ["ChatTemplate", "TemplateError"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
-"""Characters without a meaning of their own; some that nobody used stand in for others while a template renders."""
+"""Characters without a meaning of their own; unused ones stand in for others while a template renders."""
 
 
 class ChatTemplate:
     """A model's chat template. Threads may share it."""
 
     def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
-        """`named_tokens` are bos_token and its like, for the template. Raises TemplateError."""
+        """`named_tokens` are the values of bos_token and its like for the template. Raises TemplateError."""
         self._template = SandboxedTemplate(source)
         self._named_tokens = dict(named_tokens)
         self.variables = self._template.names
-        """Every name that the template could be told something by."""
+        """Names of the template's variables, including those that it sets itself."""
         self._characters = frozenset(source).union(*named_tokens.values())
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self | None:
-        """The template that came with a tokenizer; base models have none. Raises CheckpointError if it is broken."""
+        """The template that came with a tokenizer; None for base models. Raises CheckpointError if it is broken."""
         if tokenizer.chat_template is None:
             return None
         try:
@@ -58,8 +58,7 @@ class ChatTemplate:
         """The tokens of a conversation of at least one message.
 
         `add_generation_prompt` opens the assistant's turn; `continue_final_message` leaves the last message open
-        instead. `variables` go to the template by name. Raises TemplateError, and InvalidTextError for lone
-        surrogates.
+        instead. `variables` go to the template by name. Raises TemplateError, and InvalidTextError for lone surrogates.
         """
         given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None, **(variables or {})}
         disguise = _Disguise(tokenizer, self._characters.union(*_strings(given)))
@@ -76,7 +75,7 @@ class ChatTemplate:
 
 
 def _warn_of_unknown_markers(source: str, tokenizer: Tokenizer) -> None:
-    """Say which markers a model reads as ordinary words; some models learnt them so, others cannot follow."""
+    """Warn of markers that the model reads as ordinary words; some models learnt them so, others cannot follow."""
     unknown = sorted(
         marker
         for marker in template_markers(source, tokenizer.named_tokens)
@@ -94,9 +93,9 @@ def _warn_of_unknown_markers(source: str, tokenizer: Tokenizer) -> None:
 class _Disguise:
     """Makes special tokens in the values of one rendering unrecognisable, character for character.
 
-    Every character that a special token can begin with has a stand-in that occurs nowhere else. They are put into
-    values that spell out a special token, or that end in the beginning of one which the next value could complete;
-    others are left as they are, so that templates can search them.
+    Every character that a special token can begin with has a stand-in that occurs nowhere else. Stand-ins are put into
+    values that spell out a special token, or that end in the beginning of one which the next value could complete.
+    Other values stay as they are, so that templates can search them.
     """
 
     def __init__(self, tokenizer: Tokenizer, used: frozenset[str]) -> None:
@@ -106,13 +105,13 @@ class _Disguise:
         if len(stand_ins) <= len(firsts):
             raise TemplateError("the messages use every character of the private use area")
         self.mark = stand_ins.pop()
-        """One more character that occurs nowhere."""
+        """One more character that occurs nowhere, as a mark in the text."""
         self._tokenizer = tokenizer
         self._on = str.maketrans(dict(zip(firsts, stand_ins, strict=True)))
         self._off = str.maketrans(dict(zip(stand_ins, firsts, strict=True)))
 
     def put_on(self, value: Any) -> Any:
-        """A copy of plain data with its texts disguised where they need it."""
+        """A copy of plain data, with its texts disguised where they need it."""
         match value:
             case str():
                 return value.translate(self._on) if self._tokenizer.may_spell_special(value) else value
@@ -128,7 +127,7 @@ class _Disguise:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts in plain data."""
+    """All texts in plain data, keys included."""
     match value:
         case str():
             yield value
@@ -142,7 +141,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _left_open(message: Mapping[str, Any], mark: str) -> dict[str, Any]:
-    """The message with a mark at the end of its text, and a space that tells whether the template trims it."""
+    """The message with a mark after its text, and a space that shows whether the template trims it."""
     match message.get("content"):
         case str(text):
             return {**message, "content": text + mark + " "}

@@ -1,4 +1,4 @@
-"""Turns a completion's tokens into text as they come: whole characters only, and nothing of a stop string."""
+"""Turns a completion's tokens into text as they come: whole characters only, cut at the first stop string."""
 
 import codecs
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from service.text.tokenizer import Tokenizer
 class Detokenizer:
     """The text of one completion. It continues a prompt, so a leading space is part of it.
 
-    All that `push` and `finish` return, joined, is `tokenizer.decode(tokens, continuation=True)` up to the first
-    stop string. A stop string that is a special token ends the text there, even where the text leaves such tokens
-    out. The work for a token does not grow with the length of the text.
+    The results of `push` and `finish`, joined, are `tokenizer.decode(tokens, continuation=True)` up to the first stop
+    string. A stop string that is a special token ends the text too, even where the text leaves such tokens out. The
+    work for a token does not grow with the length of the text.
     """
 
     def __init__(
@@ -25,11 +25,11 @@ class Detokenizer:
         self._stop = StopMatcher(stop, include_stop)
         spelt = {tokenizer.special_token(string): string for string in stop} if skip_special else {}
         self._hidden_stops = {token: string for token, string in spelt.items() if token is not None}
-        """Stop strings that no text will show, for they are special tokens."""
+        """Stop strings that are special tokens, by token; no text will show them."""
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that ended the text."""
+        """The stop string that ended the text, if one did."""
         return self._stop.stopped
 
     def push(self, token: int) -> str:
@@ -44,5 +44,5 @@ class Detokenizer:
         return text if self._stop.stopped else text + self._stop.stop(stop)
 
     def finish(self) -> str:
-        """What was held back, when the completion ends for another reason than a stop string."""
+        """The text held back so far, when the completion ends without a stop string."""
         return self._stop.push(self._characters.decode(b"", final=True)) + self._stop.finish()

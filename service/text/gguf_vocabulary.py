@@ -20,11 +20,11 @@ from service.text.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 _STRIPS_NOTHING = frozenset({"<unk>", "<s>", "<|endoftext|>"})
-"""Phi-3's other special tokens swallow the white space after them, which its GGUF files do not record."""
+"""Special tokens of Phi-3 that keep the white space after them; its others swallow it, unrecorded in GGUF files."""
 
 
 class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`; SentencePiece's numbers."""
+    """Values of `tokenizer.ggml.token_type`, with SentencePiece's numbers."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -35,7 +35,7 @@ class TokenType(IntEnum):
 
 
 def gguf_vocabulary(data: GgufTokenizer) -> Vocabulary:
-    """Raises CheckpointError."""
+    """The vocabulary that a file's metadata describes. Raises CheckpointError."""
     file = _Metadata(data.metadata)
     match file.text("tokenizer.ggml.model"):
         case "gpt2":
@@ -57,7 +57,7 @@ def gguf_vocabulary(data: GgufTokenizer) -> Vocabulary:
 
 
 class _Metadata:
-    """Typed access to the keys of a tokenizer."""
+    """Typed access to the keys of a tokenizer. Every method raises CheckpointError for a value of the wrong kind."""
 
     def __init__(self, metadata: Mapping[str, object]) -> None:
         self._metadata = metadata
@@ -70,13 +70,13 @@ class _Metadata:
         self.named_tokens = {
             f"{name}_token": self.tokens[token] for name, key in named.items() if (token := self.token(key)) is not None
         }
-        """The text of bos_token, eos_token, ..., under the names that chat templates use."""
+        """Texts of bos_token, eos_token, ..., under the names that chat templates use."""
         declared_ends = (self.token(name) for name in ("eos", "eot", "eom"))
         known_ends = (token for token, text in enumerate(self.tokens) if text in END_TEXTS)
         self.ends = frozenset(token for token in (*declared_ends, *known_ends) if token is not None)
         """All tokens that end a completion."""
         self.types = self._types()
-        """What each token is used as. Where that contradicts the file's own type of it, its use decides."""
+        """Types of the tokens. Where a token's use contradicts its type in the file, its use decides."""
 
     def _types(self) -> list[int]:
         labelled = "tokenizer.ggml.token_type" in self._metadata
@@ -104,7 +104,7 @@ class _Metadata:
         return value
 
     def pre_tokenizer(self) -> str:
-        """The name of the words' rule; files older than the names get what llama.cpp gives them."""
+        """The name of the rule that cuts words; files older than these names get llama.cpp's default."""
         if self._metadata.get("tokenizer.ggml.pre") not in (None, ""):
             return self.text("tokenizer.ggml.pre")
         logger.warning("tokenizer.ggml.pre is missing: words are cut by llama.cpp's default, perhaps not the model's")
@@ -139,7 +139,7 @@ class _Metadata:
 
 
 def _byte_level(file: _Metadata) -> tuple[Backend, bool]:
-    """Byte-level BPE, and whether it begins a text with the beginning-of-sequence token by default."""
+    """A byte-level BPE backend, and whether a text begins with the beginning-of-sequence token by default."""
     name = file.pre_tokenizer()
     if name not in WORD_RULES:
         raise CheckpointError(f"tokenizer.ggml.pre {label(name)} is not supported; known are {', '.join(WORD_RULES)}")
@@ -155,10 +155,13 @@ def _byte_level(file: _Metadata) -> tuple[Backend, bool]:
 
 
 def _sentencepiece(file: _Metadata) -> tuple[Backend, bool]:
-    """SentencePiece's BPE with scores, as merges; likewise."""
+    """SentencePiece's BPE with scores, as a backend with merges.
+
+    The flag says whether a text begins with the beginning-of-sequence token by default.
+    """
     file.refuse("tokenizer.ggml.remove_extra_whitespaces", "tokenizer.ggml.precompiled_charsmap")
     gemma = file.architecture.startswith("gemma")
-    # Gemma's files spell its tokens for runs of spaces with spaces; merging forms them from marks like any other.
+    # Gemma's files spell tokens for runs of spaces with spaces; merging forms them from word marks like any other.
     runs = {token for token, text in enumerate(file.tokens) if text and not text.strip(" ")}
     tokens = [WORD_MARK * len(text) if token in runs else text for token, text in enumerate(file.tokens)]
     types = [TokenType.NORMAL if token in runs else kind for token, kind in enumerate(file.types)]

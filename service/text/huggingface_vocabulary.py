@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a Hugging Face folder: tokenizer.json, and what tokenizer_config.json changes about it.
+"""Reads the tokenizer of a Hugging Face folder: tokenizer.json, and the changes that tokenizer_config.json makes to it.
 
 As in transformers (5), add_bos_token and add_eos_token change nothing: the post-processor in tokenizer.json decides.
 """
@@ -15,11 +15,11 @@ from service.text.markers import END_TEXTS, is_bracketed, is_content, is_marker,
 from service.text.vocabulary import Vocabulary
 
 _ID_BOUND = 1 << 32
-"""The package's ids have 32 bits. A vocabulary may have gaps, so that its size bounds nothing."""
+"""Bound of the package's ids, which have 32 bits. A vocabulary may have gaps, so its size is no bound."""
 
 
 def huggingface_vocabulary(data: HuggingFaceTokenizer) -> Vocabulary:
-    """Raises CheckpointError."""
+    """The vocabulary of a folder's tokenizer files. Raises CheckpointError."""
     backend = _backend(data.tokenizer_json)
     named = dict(_named_tokens(data.config))
     _add_configured_tokens(backend, data.config)
@@ -56,7 +56,7 @@ def _backend(tokenizer_json: bytes) -> Backend:
 
 
 def _named_tokens(config: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """bos_token, eos_token, ...: each a string, or an object with its text as `content`."""
+    """Names and texts of bos_token, eos_token, ...: each is a string, or an object with its text as `content`."""
     for name, value in config.items():
         if name.endswith("_token"):
             match value:
@@ -75,7 +75,7 @@ def _extra_tokens(config: Mapping[str, object]) -> Iterator[str]:
 
 
 def _add_configured_tokens(backend: Backend, config: Mapping[str, object]) -> None:
-    """The tokens that tokenizer_config.json lists and an older tokenizer.json lacks."""
+    """Add the tokens that tokenizer_config.json lists and an older tokenizer.json lacks."""
     listed = config.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
         raise CheckpointError("tokenizer_config.json: added_tokens_decoder is no object")
@@ -92,14 +92,14 @@ def _add_configured_tokens(backend: Backend, config: Mapping[str, object]) -> No
 
 
 def _add_special_tokens(backend: Backend, texts: list[str]) -> None:
-    """Make tokens of the vocabulary special; the model has no embedding for any that are not in it."""
+    """Make tokens of the vocabulary special; others are left out, because the model has no embedding for them."""
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     known = [text for text in texts if text not in added and backend.token_to_id(text) is not None]
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in known])
 
 
 def _markers_of(backend: Backend, ends: Iterable[int]) -> Iterator[str]:
-    """The texts of end tokens, but of ordinary words that happen to end a completion."""
+    """The texts of end tokens, except ordinary words that happen to end a completion."""
     for token in sorted(ends):
         text = backend.id_to_token(token) if 0 <= token < _ID_BOUND else None
         if text is not None and is_marker(text):
@@ -107,7 +107,7 @@ def _markers_of(backend: Backend, ends: Iterable[int]) -> Iterator[str]:
 
 
 def _make_special(backend: Backend, texts: Iterable[str]) -> None:
-    """Make markers special that the files have as ordinary tokens, or added as ordinary text."""
+    """Make markers special that the files list as ordinary tokens, or as tokens added as ordinary text."""
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     for text in texts:
         token = added.get(text)
@@ -125,7 +125,7 @@ def _is_rebuilt_llama(backend: Backend, data: HuggingFaceTokenizer) -> bool:
 
 
 def _set_llama_prefix(backend: Backend, config: Mapping[str, object]) -> None:
-    """A space before the text; in the legacy form, after each special token too."""
+    """Put a space before the text; in the legacy form, after each special token too."""
     scheme = "always" if config.get("legacy") else "first"
     backend.normalizer = None
     backend.pre_tokenizer = Metaspace(

@@ -1,7 +1,8 @@
-"""Tells markers from text: the tokens that open, close and end turns, found by what uses them, not by their label.
+"""Tells markers, the tokens that open, close and end turns, from text: by their use, not by their label.
 
-Checkpoints label such tokens carelessly: official files have end tokens that are typed as text, or no types at all. It
-knows the forms that markers have, and which of them a chat template writes; what becomes of them is its callers'.
+Checkpoints label such tokens carelessly: official files have end tokens that are typed as text, or no types at all.
+This module knows the forms of markers, and which of them a chat template writes; its callers decide what becomes of
+them.
 """
 
 import re
@@ -25,22 +26,22 @@ END_TEXTS = frozenset(
 
 _NAME = r"[^\s<>|｜'\"\\{}]+"
 _UNMISTAKABLE = rf"<\|{_NAME}\|>|<｜{_NAME}｜>|<(?:start|end)_of_[a-z]+>"
-"""Nobody writes these forms for another purpose."""
+"""Forms that nobody writes for another purpose."""
 _BRACKETED = r"\[/?[A-Z_]{3,}\]"
 _READ_BY_CLIENTS = r"think|thought|reason|tool|function"
 _WRITTEN = re.compile(rf"{_UNMISTAKABLE}|{_BRACKETED}|</?[a-z_]*(?:{_READ_BY_CLIENTS})[a-z_]*>")
 
 _PROBES = (("system", "user", "assistant"), ("user", "assistant"), ("user",))
-"""Conversations, by their roles; not every template takes a system's turn or an assistant's."""
+"""Conversations to render, by their roles; not every template takes a system's turn or an assistant's."""
 
 
 def is_marker(text: str) -> bool:
-    """Whether a token is spelt like a marker, so that making it one takes no ordinary word out of the vocabulary."""
+    """Whether a token is spelt like a marker, so that making it special takes no ordinary word from the vocabulary."""
     return re.fullmatch(r"<[^\s<>]+>|\[[^\s\[\]]+\]", text) is not None
 
 
 def is_unmistakable(text: str) -> bool:
-    """Whether a text can be nothing but a marker, even if no vocabulary had it."""
+    """Whether a text can only be a marker, even if no vocabulary had it."""
     return re.fullmatch(_UNMISTAKABLE, text) is not None
 
 
@@ -50,7 +51,7 @@ def is_bracketed(text: str) -> bool:
 
 
 def is_content(text: str) -> bool:
-    """Whether a marker belongs to the text of a completion: clients read reasoning and tool calls out of it."""
+    """Whether a marker belongs to a completion's text, because clients read reasoning and tool calls out of it."""
     return re.search(_READ_BY_CLIENTS, text, re.IGNORECASE) is not None
 
 
@@ -66,7 +67,7 @@ def _renderings(source: str, named_tokens: Mapping[str, str]) -> Iterator[str]:
     try:
         template = SandboxedTemplate(source)
     except TemplateError:
-        return  # Whoever renders conversations with it says so.
+        return  # A broken template is reported where conversations are rendered with it.
     for roles in _PROBES:
         messages = [{"role": role, "content": "x"} for role in roles]
         try:

@@ -1,7 +1,7 @@
 """SentencePiece's byte-pair encoding, restated as the merge list that the tokenizers package wants.
 
-SentencePiece keeps no merges: it joins whichever neighbours form the vocabulary's best piece, the leftmost first
-(Kudo and Richardson, 2018). So each way to cut a piece into two pieces is a merge, ranked as the piece is. The two
+SentencePiece keeps no merges: it joins the neighbours that form the vocabulary's best piece, the leftmost first (Kudo
+and Richardson, 2018). Each way to cut a piece into two pieces is therefore a merge with the piece's rank. The two
 differ only where one string is cut in two ways that overlap in the text, as a|ba and ab|a in ab|a|ba.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from model.checkpoint.errors import CheckpointError
 
 LONGEST_PIECE = 512
-"""Characters. Real vocabularies stay far below; the ways to cut a piece cost the square of its length."""
+"""Characters of the longest piece that gets merges. Real vocabularies stay far below; cutting costs its square."""
 
 
 def merges_by_rank(ranks: Mapping[str, int]) -> list[tuple[str, str]]:
-    """All merges of a vocabulary, best first, from the rank of each piece (the lowest merges first)."""
+    """All merges of a vocabulary, best first, from the rank of each piece; the lowest rank merges first."""
     merges = []
     for piece in sorted(ranks, key=ranks.__getitem__):
         if len(piece) > LONGEST_PIECE:

@@ -1,4 +1,4 @@
-"""How byte-level vocabularies cut text into words before merging: one entry for each name that GGUF files use.
+"""Rules by which byte-level vocabularies cut text into words before merging, one for each name that GGUF files use.
 
 The expressions are those of the models' own tokenizer.json; llama.cpp (src/llama-vocab.cpp) gives them these names.
 """
@@ -12,16 +12,16 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordRule:
-    """What distinguishes one family of byte-level vocabularies from another."""
+    """A family of byte-level vocabularies, by its differences from GPT-2's."""
 
     splits: tuple[str, ...] = ()
-    """Regular expressions, each applied to the parts that the one before left; none: GPT-2's own."""
+    """Regular expressions, each applied to the parts that the one before left; empty means GPT-2's own."""
     single_digits: bool = False
     """Every digit is a word, before GPT-2's expression is applied."""
     nfc: bool = False
     """Text is brought to Unicode's composed form first."""
     ignore_merges: bool = False
-    """A word that is a token as a whole is that token, whatever the merges would make of it."""
+    """A word that is a token as a whole becomes that token, even if the merges would cut it."""
     add_bos: bool = False
     """A text begins with the beginning-of-sequence token unless the file says otherwise."""
 
@@ -43,7 +43,7 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SYMBOLS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+@|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*@"
-"""Words that end where lower case is followed by upper case; @ marks where a contraction may follow."""
+"""Words that end where upper case follows lower case; @ marks where a contraction may follow."""
 _SYMBOLS_WITH_SLASH = _SYMBOLS_AND_SPACES.replace(r"[\r\n]*", r"[\r\n/]*")
 
 _CL100K = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_SYMBOLS_AND_SPACES}"
@@ -59,7 +59,7 @@ _CASED_LETTERS = """
     A640-A66D A680-A69B A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A
     10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943
 """
-"""The letters that DeepSeek's first vocabularies know as cased, by their code points: fewer than Unicode has now."""
+"""Cased letters by code point, as DeepSeek's first vocabularies know them: fewer than Unicode has now."""
 _CJK_AND_MORE = r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _PUNCTUATION = r"!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
 _DEEPSEEK_LLM = (
@@ -107,4 +107,4 @@ WORD_RULES: Mapping[str, WordRule] = {
     "tekken": WordRule(splits=(_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": WordRule(splits=(_GPT4O,)),
 }
-"""By `tokenizer.ggml.pre`."""
+"""Rules by their names in `tokenizer.ggml.pre`."""

@@ -1,8 +1,8 @@
-"""Runs Jinja templates that nobody here has read: sandboxed, and bounded in time and size.
+"""Runs untrusted Jinja templates: sandboxed, and bounded in time and size.
 
-The clock is looked at in every turn of a loop, every call and every operator, and every value that a template builds
-is measured, so that endless loops, runaway recursion and doubling strings end. What stays possible is one built-in
-asked for one huge value, which is refused only once it is there. It knows nothing of chats.
+The clock is read in every turn of a loop, every call and every operator, and every value that a template builds is
+measured, so that endless loops, runaway recursion and doubling strings end. One hole remains: a single built-in asked
+for one huge value is refused only after it has made it. Knows nothing of chats.
 """
 
 import json
@@ -19,39 +19,39 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 MOST_SECONDS = 2.0
-"""Of processor time for one rendering; real templates take milliseconds."""
+"""Processor seconds of one rendering; real templates take milliseconds."""
 MOST_CHARACTERS = 8 << 20
-"""Of a template, of its output, and of any value on the way (entries, for lists and mappings)."""
+"""Characters of a template, of its output, and of any value on the way; entries, for lists and mappings."""
 _MOST_BITS = 256
 _LARGEST_EXPONENT = 64
 _LONGEST_REASON = 200
 
 _COUNTED, _MEASURED = "headlight counted", "headlight measured"
-"""Names of filters that no template can write, for they hold a space."""
+"""Names of filters for our own use; no template can write them, because they hold a space."""
 
 
 class TemplateError(ValueError):
-    """A template cannot be rendered with these values: one line that says why."""
+    """A template cannot be read, or not rendered with these values; the message is one line that says why."""
 
 
 class SandboxedTemplate:
     """A compiled template. Threads may render it at the same time."""
 
     def __init__(self, source: str) -> None:
-        """Raises TemplateError if the source is no template, or too long."""
+        """Compile `source`. Raises TemplateError if it is no template, or too long."""
         if len(source) > MOST_CHARACTERS:
             raise TemplateError(f"the template has {len(source)} characters; the limit is {MOST_CHARACTERS}")
         environment = _Environment(_Meter())
         try:
             parsed = environment.parse(source)
             self.names = frozenset(name.name for name in parsed.find_all(nodes.Name))
-            """The names of variables in it, those that it sets itself included."""
+            """Names of the template's variables, including those that it sets itself."""
             self._code = environment.compile(_Instrument().visit(parsed))
         except Exception as error:  # Parsing hostile text ends in anything up to a RecursionError.
             raise TemplateError(_one_line(error)) from None
 
     def render(self, variables: Mapping[str, object]) -> str:
-        """The template's text. Raises TemplateError, also for what the template itself raises."""
+        """The template's text with these variables. Raises TemplateError, also for errors that the template raises."""
         meter = _Meter()
         environment = _Environment(meter)
         template = Template.from_code(environment, self._code, environment.make_globals(None))
@@ -66,7 +66,7 @@ class SandboxedTemplate:
 
 
 class _Meter:
-    """What one rendering has used."""
+    """Time and output that one rendering has used."""
 
     def __init__(self) -> None:
         self._end = thread_time() + MOST_SECONDS
@@ -124,7 +124,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _GenerationTag(Extension):
-    """{% generation %} marks what a model wrote, for training; here it is its content."""
+    """The tag {% generation %}, which marks a model's text for training; here it stands for its content."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
 
@@ -179,7 +179,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes for HTML, which prompts are not."""
+    """JSON without the HTML escapes of Jinja's own filter, because prompts are not HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

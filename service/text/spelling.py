@@ -1,4 +1,4 @@
-"""How the tokens of a vocabulary spell bytes: the byte-level alphabet, or SentencePiece's marks."""
+"""The bytes that a vocabulary's tokens spell: by the byte-level alphabet, or by SentencePiece's marks."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from model.checkpoint.errors import CheckpointError, label
 
 WORD_MARK = "▁"
-"""Stands for a space in SentencePiece's tokens."""
+"""The character that stands for a space in SentencePiece's tokens."""
 
 _SENTENCEPIECE_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -34,13 +34,13 @@ class Spelling:
     token: Callable[[str], bytes]
     """The bytes of an ordinary token."""
     added: Callable[[str], bytes]
-    """The bytes of a token that was added beside the model's own; it is spelt in plain text."""
+    """The bytes of a token that was added beside the model's own; its text is plain."""
     leading_space: bool
-    """The tokenizer puts a space before a text, and decoding a whole text takes it away again."""
+    """Whether the tokenizer puts a space before a text, and decoding a whole text takes it away again."""
 
 
 def spelling_of(backend: Backend) -> Spelling:
-    """Read off the backend's decoder. Raises CheckpointError where it is of neither kind."""
+    """The spelling that a backend's decoder implies. Raises CheckpointError for a decoder of neither kind."""
     steps = _decoder_steps(backend)
     kinds = {str(step["type"]) for step in steps}
     if "ByteLevel" in kinds:

@@ -1,4 +1,4 @@
-"""Finds stop strings in text that arrives in pieces, and holds back what may yet become one."""
+"""Finds stop strings in text that arrives in pieces, and holds back text that may yet become one."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 class StopMatcher:
     """Passes text through until one of several strings appears in it.
 
-    The string that is complete first wins; of those that end at the same character, the longest. So the outcome
-    does not depend on how the text is cut into pieces.
+    The string that is complete first wins; among several that end at the same character, the longest wins. The outcome
+    therefore does not depend on how the text is cut into pieces.
     """
 
     def __init__(self, strings: Sequence[str], include: bool = False) -> None:
-        """`strings` are not empty; with `include`, the one that is found stays in the text."""
+        """`strings` must not be empty strings; with `include`, the one that is found stays in the text."""
         self.stopped: str | None = None
         self._searches = [_Search(string) for string in sorted(strings, key=len, reverse=True)]
         self._include = include
         self._held = ""
 
     def push(self, text: str) -> str:
-        """The text that is certain now to come before any stop string; nothing more once one is found."""
+        """The text that now certainly comes before any stop string; empty once one is found."""
         if self.stopped is not None or not self._searches:
             return text if self.stopped is None else ""
         for position, character in enumerate(text):
@@ -34,19 +34,19 @@ class StopMatcher:
         return seen[:certain]
 
     def stop(self, string: str) -> str:
-        """The rest of the text, when `string` ends it without being seen in it."""
+        """The rest of the text, when the token of `string` ends it although no text shows it."""
         self.stopped = string
         held, self._held = self._held, ""
         return held + string if self._include else held
 
     def finish(self) -> str:
-        """What was held back, when the text ends without a stop string."""
+        """The text held back so far, when the text ends without a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 class _Search:
-    """One string's automaton: how much of its beginning the text ends with (Knuth, Morris and Pratt, 1977)."""
+    """The automaton of one string: how much of its beginning the text ends with (Knuth, Morris and Pratt, 1977)."""
 
     def __init__(self, string: str) -> None:
         self.string = string
@@ -54,7 +54,7 @@ class _Search:
         self._borders = _borders(string)
 
     def advance(self, character: str) -> bool:
-        """Take the next character; whether the text ends with the whole string now."""
+        """Take the next character; True if the text now ends with the whole string."""
         while self.matched and self.string[self.matched] != character:
             self.matched = self._borders[self.matched - 1]
         self.matched += self.string[self.matched] == character

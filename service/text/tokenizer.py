@@ -1,7 +1,7 @@
 """Text to tokens and back, over the tokenizers package.
 
-It owns the rules that the package leaves to its caller: which special tokens a text may contain, and the exact bytes
-of each token. It knows no templates, and nothing of how tokens reach a client.
+It owns the rules that the package leaves to its caller: which special tokens a text may contain, and the exact bytes of
+each token. It knows nothing of templates, or of how tokens reach a client.
 """
 
 import json
@@ -46,7 +46,7 @@ class Tokenizer:
         self.named_tokens = vocabulary.named_tokens
         self.chat_template = vocabulary.chat_template
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        """One more than the highest id that has a text; the logits may be wider, or narrower."""
+        """One more than the highest id that has a text; the logits may be wider or narrower."""
 
         self._added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, added in self._added.items() if added.special)
@@ -62,7 +62,7 @@ class Tokenizer:
         self._prepends_first = _take_over_first_prefix(self._backend)
 
         self._spelling = spelling_of(self._backend)
-        # A decoder may take away a space that the encoder is told not to put there: then it belongs to the text.
+        # If the decoder drops a leading space that the encoder did not put there, that space belongs to the text.
         self._drops_leading_space = self._spelling.leading_space and (
             self._prepends_first or _prepends_always(self._backend)
         )
@@ -98,7 +98,7 @@ class Tokenizer:
             yield text[end:]
 
     def encode_pieces(self, pieces: Iterable[str | int]) -> list[int]:
-        """The tokens of a text that is split already; special tokens written out in its texts are plain text."""
+        """The tokens of a text that `split` has cut; special tokens written out in its texts are plain text."""
         pieces = list(pieces)
         if (
             self._prepends_first
@@ -108,7 +108,7 @@ class Tokenizer:
         ):
             pieces[0] = " " + pieces[0]
         texts = [piece for piece in pieces if isinstance(piece, str)]
-        # A batch, even of one, is encoded without holding the interpreter's lock.
+        # A batch, even of one text, is encoded without holding the interpreter's lock.
         encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
         ids: list[int] = []
         for piece in pieces:
@@ -118,7 +118,7 @@ class Tokenizer:
     def may_spell_special(self, text: str) -> bool:
         """Whether a text spells out a special token, or ends in the beginning of one that other text could complete.
 
-        White space at its end does not count, for templates remove it. Raises InvalidTextError.
+        White space at the text's end does not count, because templates remove it. Raises InvalidTextError.
         """
         end = text.rstrip()
         return any(
@@ -126,7 +126,7 @@ class Tokenizer:
         ) or any(piece in self._special_ids for piece in self.split(text))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to running text; none for an id beyond the vocabulary (padded logits)."""
+        """The bytes that a token adds to running text; empty for an id beyond the vocabulary (padded logits)."""
         known = self._bytes.get(token)
         if known is None:
             known = self._bytes[token] = self._spell(token)
@@ -137,14 +137,14 @@ class Tokenizer:
         return token in self._special_ids
 
     def special_token(self, text: str) -> int | None:
-        """The special token that a text spells out as a whole."""
+        """The special token that a text spells out as a whole, or None."""
         return self._special_by_text.get(text)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         """The text of tokens; bytes that are not UTF-8 become U+FFFD.
 
-        As a whole text, a space that SentencePiece put before its first word is taken away. As the `continuation` of
-        another text that space is part of it.
+        A whole text loses the space that SentencePiece put before its first word. With `continuation` the text
+        continues another one, and keeps that space.
         """
         skipped = self._special_ids if skip_special_tokens else frozenset()
         data = b"".join(self.token_bytes(token) for token in tokens if token not in skipped)
@@ -160,10 +160,10 @@ class Tokenizer:
 
 
 def _matcher(backend: Backend) -> tuple[list[int], Backend]:
-    """A backend that knows the added tokens of another and nothing else, so that encoding finds just those.
+    """A backend that knows only the added tokens of another backend, so that encoding finds just them.
 
-    The first list gives the other's ids for the matcher's. Added tokens that match normalised text stay behind,
-    unless they are special.
+    The list maps the matcher's ids to the other's. Added tokens that match normalised text are left out, unless they
+    are special.
     """
     added = {
         token: text
@@ -176,9 +176,9 @@ def _matcher(backend: Backend) -> tuple[list[int], Backend]:
 
 
 def _take_over_first_prefix(backend: Backend) -> bool:
-    """Whether a space goes before the start of a text, but not after its special tokens; the backend stops doing it.
+    """Whether a space goes before the start of a text, but not after its special tokens; the backend stops adding it.
 
-    It could not tell the start of a text from the start of a piece.
+    The backend could not tell the start of a text from the start of a piece.
     """
     if backend.pre_tokenizer is None:
         return False

@@ -1,4 +1,4 @@
-"""What a tokenizer is built from, whichever file format it came in."""
+"""The parts of a tokenizer, the same for every file format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """A backend of the tokenizers package, and what a checkpoint says about its use."""
+    """A backend of the tokenizers package, and the checkpoint's rules for its use."""
 
     backend: Backend
     prefix_ids: tuple[int, ...]
@@ -17,6 +17,6 @@ class Vocabulary:
     bos_token_id: int | None
     eos_token_ids: frozenset[int]
     named_tokens: Mapping[str, str]
-    """The text of bos_token, eos_token, ..., under the names that chat templates use."""
+    """Texts of bos_token, eos_token, ..., under the names that chat templates use."""
     chat_template: str | None
-    """Jinja source."""
+    """Jinja source of the template, if there is one."""
