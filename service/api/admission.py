@@ -1,4 +1,4 @@
-"""How many completions may be open at once, and whether new ones are taken at all. Knows nothing of what they are."""
+"""Admission: how many completions may be open at once, and whether new ones are taken at all. Knows nothing else."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from service.api.places import Places
 
 
 class Admission:
-    """Counts open completions against a bound; the same counts queue and batch, so that it needs no engine."""
+    """Counts open completions, running and waiting alike, against one bound, and so needs no engine."""
 
     def __init__(self, capacity: int, places: Places) -> None:
         """At most `capacity` completions are open, running and waiting, in all processes that share `places`."""
@@ -18,17 +18,17 @@ class Admission:
 
     @property
     def open(self) -> int:
-        """Completions that are open in this process."""
+        """Number of completions that are open in this process."""
         return self._places.taken
 
     def drain(self) -> None:
-        """From now on take no new requests; those at work go on."""
+        """Take no new requests from now on; those in flight go on."""
         self.draining = True
 
     def check(self) -> None:
-        """Refuse with 503 while draining, and with 429 while no place is free.
+        """Raise ApiError: 503 while draining, 429 while no place is free.
 
-        For the moment when a request arrives: later it is in flight.
+        Call it when a request arrives; later the request is in flight and must not be refused for draining.
         """
         if self.draining:
             raise ApiError(503, "The server is shutting down.", code="draining", retry_after=5)
@@ -37,9 +37,9 @@ class Admission:
 
     @contextmanager
     def admit(self, count: int) -> Iterator[Callable[[], None]]:
-        """Hold places for `count` completions; 429 if there are not as many.
+        """Hold places for `count` completions; raises ApiError with 429 if there are not enough.
 
-        What it gives frees one of them: for a completion that ended, even if its client has not read it.
+        The function that it yields frees one place: for a completion that ended, even if its client has not read it.
         """
         if not self._places.take(count, self.capacity):
             raise _full()

@@ -1,4 +1,4 @@
-"""How a job is answered, streamed or whole, for every route alike. A route only says what its chunks look like.
+"""The answering of a job, streamed or whole, alike for every route. A route only defines the format of its chunks.
 
 Owns the lifetime of a request's generations: they end with the answer, however it ends.
 """
@@ -27,7 +27,7 @@ class Format(ABC):
     """One answer in a route's format; it keeps what it needs from piece to piece."""
 
     prefix: str
-    """What the answer's id begins with."""
+    """Prefix of the answer's id."""
 
     def __init__(self, job: Job, context: Context) -> None:
         self.job = job
@@ -42,19 +42,19 @@ class Format(ABC):
 
     @abstractmethod
     def opening(self, usage: Usage | None) -> Iterator[BaseModel]:
-        """Chunks before the first piece; `usage` as in `chunk`."""
+        """Chunks before the first piece; `usage` is as in `chunk`."""
 
     @abstractmethod
     def chunk(self, index: int, piece: Piece, usage: Usage | None) -> BaseModel:
-        """The chunk for a piece of choice `index`; with `usage`, the counts so far."""
+        """The chunk for a piece of choice `index`; `usage`, if given, has the counts so far."""
 
     @abstractmethod
     def closing(self, usage: Usage) -> BaseModel:
-        """The chunk of final counts."""
+        """The last chunk of a stream, with the final counts."""
 
     @abstractmethod
     def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage) -> BaseModel:
-        """The answer in one, from the pieces of each choice."""
+        """The whole answer, from the pieces of each choice."""
 
 
 async def answer(request: Request, context: Context, job: Job, layout: Format) -> Response:
@@ -88,7 +88,8 @@ async def _events(context: Context, job: Job, layout: Format, record: RequestRec
         opened = False
         async with aclosing(_observed(record, generations)) as arriving:
             async for index, piece in arriving:
-                # Only now: until the engine has begun, a refusal can still have a status of its own.
+                # The opening waits for the first piece: until the engine begins, a refusal can still have its own
+                # status.
                 for chunk in () if opened else layout.opening(usage()):
                     yield event(_json(chunk))
                 opened = True
@@ -134,5 +135,5 @@ def _usage(job: Job, generations: Sequence[Generation]) -> Usage:
 
 
 def _json(model: BaseModel) -> str:
-    """Fields that were not set are left out; those set to null are not: clients tell the two apart."""
+    """The model as JSON. Fields that were not set are left out, but those set to null stay: clients tell them apart."""
     return model.model_dump_json(exclude_unset=True)

@@ -1,7 +1,6 @@
-"""The refusal of every request that brings no API key, and who it is that brings one. Knows nothing of where the keys
-come from.
+"""Refuses requests without an API key, and tells apart the clients of different keys.
 
-Guards by exclusion, so that a new route is guarded unless it is named here.
+Every path is guarded except those listed here, so that a new route is guarded too. Knows nothing of the keys' origin.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from service.api.errors import ApiError, respond
 from service.api.keys import ApiKeys
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics"})
-"""For probes and Prometheus, which have no keys."""
+"""Paths that probes and Prometheus ask, which have no keys."""
 
 
 class RequireKey:
@@ -38,9 +37,9 @@ class RequireKey:
 
 
 def caller_of(scope: Scope) -> str:
-    """What tells the clients of different API keys apart; empty where there is one key or none.
+    """A label for the client's API key, the same in every process and replica; empty unless there are several keys.
 
-    It is the same in every process and replica, and it is not what keys are compared by.
+    The label is a hash, but not the one that keys are compared by.
     """
     caller: str = scope.get("state", {}).get("caller", "")
     return caller
@@ -51,6 +50,6 @@ def _caller(key: bytes) -> str:
 
 
 def _bearer(scope: Scope) -> bytes:
-    """The request's token; empty if it has none, which is never a key."""
+    """The request's bearer token; empty if it has none, which is never a key."""
     scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
     return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""

@@ -1,7 +1,7 @@
 """Reading request bodies: their size while they stream in, their content type, strict JSON, and the route's schema.
 
-Whatever a client sends, reading it keeps the event loop only for a moment: what a body may hold is counted before
-anything is built of it, and a large one is read in a thread. Knows nothing of what a body means.
+No body keeps the event loop for more than a moment: its objects and values are counted before anything is built of
+them, and a large body is read in a thread. Knows nothing of a body's meaning.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ _INLINE_BYTES = 16_384
 """Larger bodies are read in a thread."""
 
 _MOST = (("objects and lists", b"{[", 32_768), ("names", b":", 131_072), ("values", b",", 2**20))
-"""What a body may hold at most, and the bytes outside of strings that tell how much it does. A chat of thousands of
-messages, or a prompt of a million token ids, has less."""
+"""Bounds on a body: the things counted, the bytes outside of strings that count them, and the limit. A chat of
+thousands of messages, or a prompt of a million token ids, stays below."""
 
 
 class BodyLimit:
-    """Middleware that refuses a body of more than `limit` bytes: as announced, or counted as it arrives."""
+    """Middleware that refuses a body of more than `limit` bytes, as announced or as counted on arrival."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -58,7 +58,7 @@ class BodyLimit:
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is JSON in the strict sense; to be given to a router as its `route_class`."""
+    """A route whose body is strict JSON; give it to a router as its `route_class`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -74,7 +74,7 @@ class JsonRoute(APIRoute):
 
 
 class EngineRoute(JsonRoute):
-    """A JSON route whose work is the engine's: while that can take no more, a request costs no reading of its body."""
+    """A JSON route that needs the engine: while that takes no requests, they are refused before their body is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -88,7 +88,7 @@ class EngineRoute(JsonRoute):
 
 
 def _check_encodings(headers: Headers) -> None:
-    """Refuse with 415 what says that it is not JSON, or that it is written or packed in a way not read here."""
+    """Refuse with 415 a body of another content type than JSON, in another charset than UTF-8, or with an encoding."""
     kind = MimeHeaders()
     kind["content-type"] = headers.get("content-type", "")
     if kind.get_content_type() != "application/json":
@@ -102,7 +102,7 @@ def _check_encodings(headers: Headers) -> None:
 
 
 class _StrictRequest(Request):
-    """A request whose `json` is the validated body itself, which FastAPI then has nothing to do with."""
+    """A request whose `json` is the validated body itself, so that FastAPI does not parse or validate it."""
 
     def __init__(self, request: Request, schema: TypeAdapter[Any]) -> None:
         super().__init__(request.scope, request.receive)
@@ -113,7 +113,7 @@ class _StrictRequest(Request):
         context: Context = self.app.state.context
         if len(body) <= _INLINE_BYTES:
             return self._read(body, context)
-        # One at a time: several threads together would keep the interpreter from the loop.
+        # One large body at a time: several threads together would keep the interpreter from the event loop.
         async with context.large_bodies:
             return await asyncio.to_thread(self._read, body, context)
 
@@ -128,8 +128,8 @@ class _StrictRequest(Request):
 def parse(body: bytes) -> Any:
     """The value of a JSON text in UTF-8. Raises ApiError with status 400, or 415 if it is in UTF-16 or UTF-32.
 
-    Beyond the grammar it refuses NaN and infinities, duplicate names, NUL, surrogates that stand alone, and more
-    objects, names or values than any request has.
+    Beyond the grammar it refuses NaN and infinities, duplicate names, NUL, lone surrogates, and more objects, names or
+    values than `_MOST` allows.
     """
     if not json.detect_encoding(body).startswith("utf-8"):
         raise ApiError(415, "The body must be in UTF-8.")
@@ -147,16 +147,16 @@ def parse(body: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise ApiError(400, f"The body is not JSON: {error.msg} at character {error.pos}.") from None
     except ValueError:
-        # Python's own limit on the digits of an integer.
+        # Python limits the digits of an integer.
         raise ApiError(400, "The body has a number that is too large.") from None
     return value
 
 
 def _check_amount(body: bytes) -> None:
-    """Refuse what would take long to build, before it is built."""
+    """Refuse a body with too many things before it takes long to build them."""
     if all(_count(body, marks) < most for _, marks, most in _MOST):
         return
-    # Without escapes, what lies outside of strings is every other piece between quotes.
+    # Once the escapes are gone, every other piece between quotes lies outside of strings.
     bones = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     for things, marks, most in _MOST:
         if _count(bones, marks) >= most:
@@ -186,7 +186,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_text(value: Any) -> None:
-    """Only an escape can bring in what UTF-8 and JSON's grammar keep out."""
+    """Refuse NUL and lone surrogates: UTF-8 and JSON's grammar keep them out, but an escape can bring them in."""
     if isinstance(value, str):
         if "\0" in value:
             raise ApiError(400, "The body has a NUL character in a string.")
@@ -196,7 +196,7 @@ def _check_text(value: Any) -> None:
             raise ApiError(400, "The body has half of a surrogate pair in a string.") from None
     elif isinstance(value, list):
         for item in value:
-            # Numbers may be a million.
+            # Skips numbers, because there may be a million.
             if type(item) is not int:
                 _check_text(item)
     elif isinstance(value, dict):

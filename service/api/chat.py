@@ -40,7 +40,7 @@ async def create_chat_completion(body: ChatBody, request: Request, context: Serv
 
 
 class ChatFormat(Format):
-    """Messages in choices when whole, and deltas of them in a stream."""
+    """Chat answers: whole messages, or deltas of them in a stream."""
 
     prefix = "chatcmpl"
 

@@ -31,7 +31,7 @@ async def create_completion(body: CompletionBody, request: Request, context: Ser
 
 
 class CompletionFormat(Format):
-    """Text in choices of {text, logprobs}, with a prompt's echo before it."""
+    """Completion answers: text with log-probabilities, after the prompt if it is to be echoed."""
 
     prefix = "cmpl"
 
@@ -89,7 +89,7 @@ class LogprobsWriter:
         self._offset = 0
 
     def write(self, pieces: Sequence[Piece]) -> CompletionLogprobs:
-        """The next pieces' entries, where `text_offset` is the character of the completion that a token begins at."""
+        """The entries of the next pieces; `text_offset` is the character of the completion at which a token begins."""
         entries = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for piece in pieces:
             if piece.logprobs is None:
@@ -103,7 +103,7 @@ class LogprobsWriter:
         return entries
 
     def _likeliest(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
-        """By name, where several tokens may have one: the chosen token's entry is its own, else the likelier's."""
+        """Log-probabilities by name. Tokens may share a name: the chosen token then wins, or else the likeliest."""
         named: dict[str, float] = {}
         for other, logprob in zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True):
             named.setdefault(self._name(other), finite(logprob))

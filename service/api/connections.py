@@ -1,5 +1,4 @@
-"""A client's connection: bounds on its headers, on how long it takes to send a request or to take an answer, and on how
-many there are.
+"""Bounds on a client's connection: size of headers, time to send a request or take an answer, number of connections.
 
 uvicorn reads and writes HTTP; its own timer closes connections that are idle between requests.
 """
@@ -12,24 +11,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.api.errors import ApiError
 
 MAX_HEADER_BYTES = 65_536
-"""Of a request's URL and headers together."""
+"""Bytes of a request's URL and headers together."""
 
 _LINGER_SECONDS = 1.0
-"""What a client that is turned away has to read why: closing at once would take the answer back."""
+"""Seconds that a refused client has to read the reason: closing at once could discard the answer."""
 
 
 class Limits:
-    """The bounds that all connections of a process share."""
+    """Bounds that all connections of a process share."""
 
     def __init__(self, request_timeout: float, write_timeout: float, max_connections: int) -> None:
-        """Times are in seconds."""
+        """Timeouts are in seconds."""
         self.request_timeout = request_timeout
         self.write_timeout = write_timeout
         self.max_connections = max_connections
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. `check` is to be called every now and then."""
+    """One connection. The server calls `check` about every second."""
 
     limits: Limits
 
@@ -38,7 +37,7 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         self._began = False
         self._asked: float | None = time.monotonic()
-        """Since when a request is awaited; None between requests, and while one is answered."""
+        """Moment since which a request is awaited; None between requests, and while one is answered."""
         self._closes: float | None = None
         self._stuck = time.monotonic()
         self._unsent = 0
@@ -68,7 +67,7 @@ class Connection(HttpToolsProtocol):
         self._asked = None
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn says of a request that is not HTTP, or whose headers are too large."""
+        """Answer a request that is not HTTP, or whose headers are too large; uvicorn calls this."""
         if self._answering():
             self.transport.close()
         else:
@@ -79,12 +78,12 @@ class Connection(HttpToolsProtocol):
         self._stuck = time.monotonic()
 
     def check(self, now: float) -> None:
-        """End what has taken too long; `now` is monotonic time."""
+        """End the connection if it has exceeded a timeout; `now` is monotonic time in seconds."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent:
             self._unsent, self._stuck = unsent, now
         if self.flow.read_paused and self._asked is not None:
-            # It is this side that does not read.
+            # Our side has paused reading, so the client is not late.
             self._asked = now
         if now - self._stuck >= self.limits.write_timeout or (self._closes is not None and now >= self._closes):
             self.transport.abort()
@@ -92,14 +91,14 @@ class Connection(HttpToolsProtocol):
             self._give_up()
 
     def _give_up(self) -> None:
-        """A request did not come, or not all of it."""
+        """End a connection whose request did not come, or only in part."""
         if self._began and not self._answering():
             self._turn_away(ApiError(408, "The request took too long to arrive.", code="request_timeout"))
         else:
             self.transport.close()
 
     def _answering(self) -> bool:
-        """Whether an answer has begun, and not ended."""
+        """Whether an answer has begun and not ended."""
         return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
 
     def _turn_away(self, error: ApiError) -> None:
@@ -111,7 +110,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
         self._closes = time.monotonic() + _LINGER_SECONDS
         if self.cycle is not None and not self.cycle.response_complete:
-            # Whoever still reads the body is told that there is no more of it.
+            # Tells the route that still reads the body that no more of it will come.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 

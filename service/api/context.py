@@ -1,4 +1,4 @@
-"""What the routes work with, built once by the composition root and handed to them by FastAPI."""
+"""The context that routes work with, built once by the composition root and passed to them by FastAPI."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -23,25 +23,25 @@ class Context:
 
     settings: Settings
     model_names: tuple[str, ...]
-    """What clients may call the model."""
+    """Names that requests may give the model; answers use the first."""
     client: EngineClient
     tokenizer: Tokenizer
     template: ChatTemplate | None
-    """None for a model that has no chat template: it takes no chat requests."""
+    """None for a model without a chat template, which takes no chat requests."""
     sampling: SamplingDefaults
-    """For requests that do not say how to sample."""
+    """Sampling of requests that do not say how to sample."""
     admission: Admission
     metrics: Metrics
     started: int
-    """Unix time in seconds."""
+    """Start of the server, in Unix seconds."""
     large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a large body is read in a thread."""
     long_texts: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a thread works on a text of a size that few requests have."""
+    """Held while a thread works on a very long text."""
 
     @property
     def token_bound(self) -> int:
-        """One more than the highest token id that this server says: the tokenizer's or, where padded, the logits'."""
+        """One more than the highest token id that this server can name: the tokenizer's, or that of padded logits."""
         try:
             return max(self.tokenizer.vocab_size, self.client.limits.vocab_size)
         except EngineDead:
@@ -49,11 +49,11 @@ class Context:
 
     @property
     def model_name(self) -> str:
-        """What answers call the model."""
+        """The model's name in answers."""
         return self.model_names[0]
 
     def check_model(self, name: str | None) -> None:
-        """Refuse with 404 a model that isn't the served one."""
+        """Raise ApiError with 404 for a model that isn't the served one."""
         if name is not None and name not in self.model_names:
             raise ApiError(
                 404,
@@ -63,7 +63,7 @@ class Context:
             )
 
     def check_ready(self) -> None:
-        """Refuse with 503 whatever needs the engine while it is loading, draining or dead."""
+        """Raise ApiError: 503 while the engine is loading, draining or dead, 429 while the queue is full."""
         self.admission.check()
         health = self.client.health()
         if health.state == "starting":

@@ -1,6 +1,6 @@
-"""GET /docs: the API's description for people, in Swagger UI, whose files come with a package.
+"""GET /docs: the API's description for people, in Swagger UI.
 
-Nothing of it is fetched from another host.
+The files of Swagger UI come with a package; none is fetched from another host.
 """
 
 from importlib.resources import files
@@ -21,7 +21,7 @@ SCRIPT, STYLE, ICON = "swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"
 
 @router.get("/docs")
 async def docs(context: Served) -> HTMLResponse:
-    """The page."""
+    """The documentation page."""
     root = context.settings.root_path or ""
     return get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
@@ -29,14 +29,14 @@ async def docs(context: Served) -> HTMLResponse:
         swagger_js_url=f"{root}/docs/{SCRIPT}",
         swagger_css_url=f"{root}/docs/{STYLE}",
         swagger_favicon_url=f"{root}/docs/{ICON}",
-        # It would otherwise send the description's address to a validator of its makers.
+        # By default Swagger UI sends the description's address to a validator of its makers.
         swagger_ui_parameters={"validatorUrl": None},
     )
 
 
 @router.get("/docs/{name}")
 async def docs_file(name: str) -> FileResponse:
-    """A file that the page is made of."""
+    """A file of the documentation page."""
     if name not in (SCRIPT, STYLE, ICON):
         raise ApiError(404, "There is no such route.")
     return FileResponse(_FOLDER / name)

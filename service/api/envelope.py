@@ -1,4 +1,4 @@
-"""What a request says beside its body: whose it is, and how long it may wait."""
+"""The envelope of a request, the facts beside its body: the caller, and how long the request may wait."""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from service.observability.record import RequestRecord, record_of
 from service.settings import Settings
 
 TIMEOUT = "x-request-timeout"
-"""Seconds that a request may wait for its first step."""
+"""Header with the seconds that a request may wait for its first step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What the door knows of a request before it has looked at the body."""
+    """Facts about a request that are known before its body is looked at."""
 
     record: RequestRecord
     caller: str
-    """See `auth`."""
+    """Label of the client's API key, see `auth.caller_of`."""
     patience: float | None
-    """Seconds that it may wait for its first step; None: as long as it takes."""
+    """Seconds that the request may wait for its first step; None means without limit."""
 
 
 def envelope_of(request: Request, settings: Settings) -> Envelope:
-    """Raises ApiError for a time that is none."""
+    """The envelope of a request. Raises ApiError if its header is not a valid time."""
     return Envelope(record_of(request.scope), caller_of(request.scope), _patience(request, settings))
 
 

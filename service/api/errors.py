@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form: {"error": {"message", "type", "param", "code"}}, whatever went wrong and wherever.
+"""Errors in OpenAI's form, {"error": {"message", "type", "param", "code"}}, for every kind of failure.
 
 A message says what the client can do about it. The text of an unexpected exception goes to the log alone.
 """
@@ -32,7 +32,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         (503, "The server is loading, shutting down, or broken."),
     )
 }
-"""How a route may refuse, for the API's documentation."""
+"""Refusals of a route, for the API's documentation."""
 
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 _MESSAGES = {404: "There is no such route.", 405: "This route doesn't take this method."}
@@ -63,7 +63,7 @@ class ApiError(HTTPException):
 
 
 def describe(error: Exception) -> ApiError:
-    """What a client is told of `error`."""
+    """The error that a client sees for an exception."""
     match error:
         case ApiError():
             return error
@@ -86,13 +86,13 @@ def describe(error: Exception) -> ApiError:
 
 
 def explain(error: ValidationError) -> ApiError:
-    """The refusal of a body that is not as its schema says."""
+    """The refusal of a body that does not fit its schema."""
     details = error.errors(include_url=False, include_input=False)
     return _explain([{**detail, "loc": ("body", *detail["loc"])} for detail in details])
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` leave in this form; unexpected ones are also logged by the server."""
+    """Make every error of `app` leave in this form; the server also logs unexpected ones."""
     for kind in (HTTPException, RequestValidationError, EngineDead, GenerationError, GenerationRefused, Exception):
         app.add_exception_handler(kind, _respond)
 
@@ -102,11 +102,11 @@ async def _respond(request: Request, error: Exception) -> Response:
 
 
 def respond(scope: Scope, error: Exception) -> Response:
-    """The answer that tells a client of `error`."""
+    """The response to a request that ended with `error`."""
     described = describe(error)
     record = record_of(scope)
     record.error = described.body.error.code
-    # Here too, since an unexpected error is answered outside of all middleware.
+    # Set here too, because an unexpected error is answered outside of all middleware.
     headers = {"x-request-id": record.client_id or record.id, **(described.headers or {})}
     if isinstance(error, HTTPException) and error.headers:
         headers |= error.headers
@@ -114,7 +114,7 @@ def respond(scope: Scope, error: Exception) -> Response:
 
 
 def _explain(errors: Sequence[Any]) -> ApiError:
-    """One line for the most telling of pydantic's errors: a field that isn't ours says more than its consequences."""
+    """An error for the most telling of pydantic's: an unsupported field comes before its consequences."""
     first = min(errors, key=lambda error: error["type"] != "unsupported")
     location = first["loc"][1:]
     code = None
@@ -131,7 +131,7 @@ def _explain(errors: Sequence[Any]) -> ApiError:
 
 
 def path_of(location: Sequence[str | int]) -> str:
-    """A location as a client would write it: messages[0].content; tags of unions, in <>, are ours alone."""
+    """A location as a client would write it, as messages[0].content; the tags of unions, in <>, are left out."""
     path = ""
     for part in location:
         if isinstance(part, int):

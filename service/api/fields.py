@@ -1,4 +1,4 @@
-"""The fields of a request that nothing here acts on: refused by name, or named to the client as ignored."""
+"""Fields of a request without an effect: refused by name, or named to the client as ignored."""
 
 import re
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ Location = tuple[str | int, ...]
 
 
 def ignored_fields(body: Body, *, refuse_unknown: bool, template: ChatTemplate | None) -> list[str]:
-    """What a valid body says that has no effect, as plain names for a header or a log: 16 of at most 64 characters.
+    """The fields of a valid body that have no effect, as plain names for a header or a log.
 
-    Named are unknown fields, hints that ask for something, and variables that the chat template doesn't read. Raises
-    ApiError for an unknown field with `refuse_unknown`.
+    At most 16 names, of at most 64 characters each: unknown fields, hints that ask for something, and variables that
+    the chat template doesn't read. Raises ApiError for an unknown field if `refuse_unknown`.
     """
     unknown = _unknown(body, ())
     if refuse_unknown and (first := next(unknown, None)):
@@ -34,7 +34,7 @@ def ignored_fields(body: Body, *, refuse_unknown: bool, template: ChatTemplate |
 
 
 def template_variables(body: ChatBody | TokenizeBody) -> dict[str, Any]:
-    """What the body tells the chat template by name. Raises ApiError if it says two things of one name."""
+    """Variables for the chat template, by name. Raises ApiError if the body gives one name two values."""
     variables: dict[str, Any] = {}
     for location, value in given_variables(body):
         name = str(location[-1])
@@ -44,7 +44,7 @@ def template_variables(body: ChatBody | TokenizeBody) -> dict[str, Any]:
 
 
 def given_variables(body: ChatBody | TokenizeBody) -> Iterator[tuple[Location, Any]]:
-    """The chat template's variables with the places that they stand in; none but those that the schema declares."""
+    """The chat template's variables with their locations in the body; only those that the schema declares."""
     if body.reasoning_effort is not None:
         yield ("reasoning_effort",), body.reasoning_effort
     given = body.chat_template_kwargs
@@ -58,7 +58,7 @@ def _idle(body: Body, name: str) -> bool:
 
 
 def _unknown(value: Any, location: Location) -> Iterator[Location]:
-    """Where fields stand that the schema doesn't declare."""
+    """Locations of the fields that the schema doesn't declare."""
     match value:
         case Body():
             yield from ((*location, name) for name in value.model_extra or ())

@@ -1,10 +1,10 @@
-"""HEAD, answered for every route as GET is, without the body."""
+"""HEAD for every route: the answer to GET, without the body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Middleware that asks GET where HEAD was asked, and lets only the status and the headers out."""
+    """Middleware that turns HEAD into GET, and lets only the status and the headers out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -17,7 +17,7 @@ class HeadAsGet:
         async def bare(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        # A copy, because HEAD is what logs and metrics should tell; they also tell the route that is found below.
+        # A copy of the scope, because logs and metrics should show HEAD; they also need the route that is found below.
         inner = dict(scope, method="GET")
         try:
             await self._app(inner, receive, bare)

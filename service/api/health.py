@@ -1,6 +1,6 @@
 """GET /health and /ready: whether to restart this server, and whether to send it requests.
 
-Also GET /ping and /version.
+GET /ping and /version are here too.
 """
 
 from typing import Any

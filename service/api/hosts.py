@@ -1,6 +1,6 @@
-"""The refusal of requests for other hosts than the server's own.
+"""Refuses requests for other hosts than the server's own.
 
-A web page makes such requests when its name is made to stand for this server's IP (DNS rebinding).
+A web page makes such requests after its own name was pointed at this server's IP (DNS rebinding).
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from service.api.errors import ApiError, respond
 class RequireHost:
     """Middleware that answers 400 unless the Host header is one of `hosts`: names, IPs, *.domain, or * for any.
 
-    Probes and Prometheus ask a pod by its IP, and old health checks without a Host: the open paths answer these too.
+    The open paths also answer requests that name an IP or no host, because probes and Prometheus ask a pod by its IP.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -32,7 +32,7 @@ class RequireHost:
         await respond(scope, error)(scope, receive, send)
 
     def _fits(self, scope: Scope) -> bool:
-        # A request should have one; whoever sends several hopes for one to be overlooked.
+        # A request should have one Host header; a sender of several hopes that one is overlooked.
         given = [host_name(host) for host in Headers(scope=scope).getlist("host")] or [""]
         if scope["path"] in OPEN_PATHS and all(name == "" or _is_ip(name) for name in given):
             return True

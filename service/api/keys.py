@@ -1,6 +1,6 @@
-"""API keys: where they come from, and whether something is one of them.
+"""API keys: where they come from, and whether a given text is one of them.
 
-Keeps hashes alone: a key is in no log, no error and no representation of an object. Knows nothing of HTTP.
+Only hashes are kept: a key is in no log, no error and no representation of an object. Knows nothing of HTTP.
 """
 
 import hashlib
@@ -13,20 +13,20 @@ from pathlib import Path
 from service.settings import Settings, SettingsError
 
 _KEY = re.compile(r"[!-~]+")
-"""What a header can carry without doubt."""
+"""Characters that are safe in a header: printable ASCII without spaces."""
 
 logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """The keys of HEADLIGHT_API_KEYS and of the file, which is read again when it changes.
+    """The keys of HEADLIGHT_API_KEYS and of the key file, which is read again when it changes.
 
-    That is how a mounted Secret is rotated without loading the model again. What a changed file says wrong is logged,
-    and the keys from before stay valid.
+    A mounted Secret can so be rotated without loading the model again. If a changed file is faulty, the fault is logged
+    and the previous keys stay valid.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError if there is a key that cannot be one, or a file without any."""
+        """Read the keys. Raises SettingsError if a key is malformed, or a file has none."""
         self._fixed = _from_text(settings.api_keys.get_secret_value()) if settings.api_keys else []
         self._file = settings.api_keys_file
         self._version = self._look()
@@ -34,16 +34,16 @@ class ApiKeys:
 
     @property
     def required(self) -> bool:
-        """Whether there are any; without, everybody is served."""
+        """Whether there are any keys; without, everybody is served."""
         return bool(self._fixed or self._read)
 
     @property
     def several(self) -> bool:
-        """Whether there may be more than one client."""
+        """Whether there are at least two different keys."""
         return len(set(self._fixed + self._read)) > 1
 
     def accept(self, key: bytes) -> bool:
-        """Whether this is one of the keys; how long it takes says nothing of which, or of how nearly."""
+        """Whether this is one of the keys. The time it takes does not depend on which key matches, or how nearly."""
         self._refresh()
         digest = _digest(key)
         matches = [hmac.compare_digest(digest, known) for known in self._fixed + self._read]
@@ -62,7 +62,7 @@ class ApiKeys:
             logger.info("%s has changed: %d API keys", self._file, len(self._read))
 
     def _look(self) -> tuple[int, int, int] | None:
-        """What differs between two versions of the file; None if there is none."""
+        """Attributes that tell two versions of the key file apart; None if there is no file."""
         try:
             status = os.stat(self._file) if self._file else None
         except OSError:
@@ -77,7 +77,7 @@ def _from_text(text: str) -> list[bytes]:
 
 def _from_file(path: Path) -> list[bytes]:
     try:
-        # What is not UTF-8 is not a key either, and is refused as such below.
+        # Bytes that are not UTF-8 become U+FFFD, which no key may have, so the line is refused below.
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError as error:
         raise SettingsError(f"api_keys_file: {path}: {error.strerror or error}") from None
@@ -93,7 +93,7 @@ def _from_file(path: Path) -> list[bytes]:
 
 
 def _checked(key: str, place: str) -> bytes:
-    """The key's hash. What is wrong with a key is said by its place alone."""
+    """The key's hash. Raises SettingsError, which names a faulty key by its place alone."""
     if not _KEY.fullmatch(key):
         raise SettingsError(f"{place}: {'a key must be ASCII without spaces' if key else 'the key is empty'}")
     return _digest(key.encode())

@@ -1,6 +1,6 @@
-"""What a client still sends of a body when it has been answered: read and thrown away, within bounds.
+"""Leftovers of a body that a client still sends after its answer: read and thrown away, within bounds.
 
-To close a connection on bytes that nobody has read resets it, and the client never sees why it was refused.
+Closing a connection with unread bytes resets it, and the client never sees why it was refused.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ LINGER_BYTES = 64 * 2**20
 LINGER_SECONDS = 5.0
 
 _SMALL = 64 * 1024
-"""An announced body up to this is worth reading to its end to keep a connection."""
+"""Bytes up to which an announced body is read to its end in order to keep the connection."""
 
 
 class Leftovers:
-    """Middleware that ends an answer only when its request's body has come, or more than is worth waiting for.
+    """Middleware that ends an answer only when its request's body has come, or more than the bounds allow.
 
-    The client has the whole answer meanwhile. A connection whose body may be long, or held back until the server says
-    100 Continue, is closed afterwards.
+    The client gets the whole answer before that; only its end waits. A connection is closed afterwards if the body may
+    be long, or is held back until the server says 100 Continue.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -57,7 +57,7 @@ class Leftovers:
 
 
 async def _discard(receive: Receive) -> None:
-    """Receive until the body's end, the client's, or a bound."""
+    """Receive until the body ends, the client leaves, or a bound is reached."""
     received, more = 0, True
     try:
         async with asyncio.timeout(LINGER_SECONDS):

@@ -1,9 +1,9 @@
-"""What both forms of log-probabilities share."""
+"""Log-probabilities in JSON, for both forms of answers."""
 
 LEAST = -9999.0
-"""Stands for minus infinity, which JSON cannot write; OpenAI's choice."""
+"""Stands for minus infinity, which JSON cannot write; the number is OpenAI's."""
 
 
 def finite(logprob: float) -> float:
-    """`logprob`, or LEAST if it is below that."""
+    """`logprob`, raised to LEAST if it is below."""
     return max(logprob, LEAST)

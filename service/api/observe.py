@@ -1,6 +1,6 @@
-"""Middleware that keeps a record of every request, and hands it to metrics, log and traces when the request has ended.
+"""Middleware that keeps a record of every request, and passes it to metrics, log and traces when the request has ended.
 
-It also names requests: an answer's X-Request-Id is the client's own, if that is plain, or else the answer's id.
+It also names requests: an answer's X-Request-Id is the client's own id, if that is plain, or else the answer's id.
 """
 
 import logging
@@ -17,24 +17,24 @@ from service.observability.metrics import Metrics
 from service.observability.record import RequestRecord, plain_id
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status that logs and metrics show when nobody was left to read one."""
+"""The status in logs and metrics of a request whose client left before there was one."""
 
 REQUEST_ID = "x-request-id"
 IGNORED = "x-headlight-ignored"
-"""The fields of a body that had no effect, in an answer's head."""
+"""Header of an answer that lists the fields of the body that had no effect."""
 PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
-"""Routes that are asked every few seconds: they are not traced, and logged for debugging alone."""
+"""Routes that are asked every few seconds: they are not traced, and are logged at debug level only."""
 
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 Trace = Callable[[RequestRecord, Mapping[str, str]], str]
-"""Traces a request that came with these headers, and returns the trace's id."""
+"""A function that traces an ended request with these headers, and returns the trace's id."""
 
 log = logging.getLogger(__name__)
 
 
 class Observe:
-    """The outermost middleware."""
+    """The middleware; all but PlainPath and Leftovers run inside of it."""
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, trace: Trace | None, clock: Callable[[], float] = time.perf_counter
@@ -50,7 +50,7 @@ class Observe:
             return
         headers = Headers(scope=scope)
         record = RequestRecord(
-            # A client may invent methods, but not labels.
+            # A client may invent methods, but must not create labels.
             method=scope["method"] if scope["method"] in _METHODS else "other",
             client_id=plain_id(headers.get(REQUEST_ID)),
             clock=self._clock,
@@ -69,7 +69,7 @@ class Observe:
         try:
             await self._app(scope, receive, observed)
         except Exception as error:
-            # Starlette answers it outside of all middleware.
+            # Starlette answers the error outside of all middleware, so its status is noted here.
             described = describe(error)
             record.status, record.error = record.status or described.status_code, described.body.error.code
             raise
@@ -90,8 +90,10 @@ class Observe:
 
 
 def fields_of(record: RequestRecord, trace_id: str | None) -> dict[str, Any]:
-    """What a log line says of a request: no text of prompts or completions, and nothing else that a client wrote but
-    its plain id and plain names of fields that were ignored. Seconds are the longest over its completions.
+    """The fields of a request's log line; seconds are the longest over its completions.
+
+    They hold no text of prompts or completions. The only words of a client in them are its plain request id and the
+    plain names of fields that were ignored.
     """
     assert record.ended is not None
     fields: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Which web pages of other origins may use the server (CORS)."""
+"""Web pages of other origins that may use the server (CORS)."""
 
 from collections.abc import Collection
 
@@ -11,17 +11,17 @@ from service.api.errors import ApiError
 from service.api.observe import IGNORED, REQUEST_ID
 
 EXPOSED = (REQUEST_ID, IGNORED, "retry-after")
-"""What such a page may read of an answer's headers, beside those that it may always."""
+"""Headers of an answer that such a page may read, beside those that it always may."""
 
 
 class AllowOrigins(CORSMiddleware):
     """Middleware that answers preflights, and tells browsers that pages of these origins may read the answers.
 
-    Keys are sent in a header of their own and never by the browser, so that it needs no credentials.
+    It allows no credentials: keys are sent in a header by the page, never by the browser itself.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
-        """Origins are such as https://app.example.com, or * for any."""
+        """`origins` are such as https://app.example.com, or * for any."""
         super().__init__(
             app,
             allow_origins=origins,

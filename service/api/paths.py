@@ -1,14 +1,14 @@
-"""The one form of a request's path: without the prefix of a proxy, and without a slash at its end.
+"""The plain form of a request's path: without the prefix of a proxy, and without a slash at its end.
 
-Everything behind it (keys, hosts, routes, metrics) sees that form alone. Nothing is redirected, since clients lose a
-body on the way.
+Everything inside this middleware (keys, hosts, routes, metrics) sees that form alone. Nothing is redirected, since
+clients lose a body on the way.
 """
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class PlainPath:
-    """Middleware that takes `root_path`, such as /llm, off a path that has it: a proxy may leave it there or not."""
+    """Middleware that takes `root_path`, such as /llm, off a path; a proxy may have taken it off already."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app
@@ -16,7 +16,7 @@ class PlainPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            # In place: the scope is also where the observer finds the route that was taken.
+            # Changed in place, because the observer finds the route in this same scope.
             scope["path"] = self._plain(scope["path"])
         await self._app(scope, receive, send)
 

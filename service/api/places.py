@@ -1,6 +1,7 @@
-"""How many completions are open in each of several processes: a file that all of them map.
+"""Places taken in each of several processes, counted in a file that all of them map into memory.
 
-A process counts its own and may read the others'. What a place is for is not known here.
+A process counts its own and may read the others' counts. It is not known here that a place stands for an open
+completion.
 """
 
 import fcntl
@@ -15,12 +16,12 @@ _BYTES = 8
 
 
 class Places:
-    """One process's part of the counts."""
+    """The counts, as the process of one slot sees them."""
 
     def __init__(self, file: Path, slot: int, slots: int) -> None:
-        """The process with this of all `slots` begins with nothing, whatever the one before it left.
+        """`slot` is the index of this process among all `slots`; its count starts at 0, whatever a predecessor left.
 
-        The first of all makes the file.
+        The file is made if it is missing.
         """
         size = slots * _BYTES
         self._slot = slot
@@ -32,16 +33,16 @@ class Places:
 
     @property
     def taken(self) -> int:
-        """By this process."""
+        """Places taken by this process."""
         return self._counts[self._slot]
 
     @property
     def taken_by_all(self) -> int:
-        """By all processes, as far as they have got: without a lock."""
+        """Places taken by all processes; read without a lock, so it may be a moment old."""
         return sum(self._counts)
 
     def take(self, count: int, capacity: int) -> bool:
-        """Take `count` places if no more than `capacity` are taken then by all processes together."""
+        """Take `count` places, unless all processes together would then have more than `capacity`; True if taken."""
         with self._alone():
             fits = sum(self._counts) + count <= capacity
             if fits:
@@ -49,12 +50,12 @@ class Places:
         return fits
 
     def give(self, count: int) -> None:
-        """Give back places that were taken. Needs no lock: nobody else writes this count."""
+        """Give back `count` places. Needs no lock, because nobody else writes this count."""
         self._counts[self._slot] -= count
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep the others out for a moment; the kernel lets them in if this process dies meanwhile."""
+        """Keep the other processes out for a moment; the kernel ends the lock if this process dies meanwhile."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
             yield

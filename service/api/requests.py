@@ -1,6 +1,6 @@
-"""The one door: every route's body becomes the same job for the engine here, with every limit.
+"""The one door: here every route's body becomes a job for the engine, with every limit checked.
 
-A limit that holds for one route holds for all of them, because there is no other way in. It knows no streams and no
+A limit that holds for one route holds for all of them, because there is no other way in. Knows nothing of streams or
 response formats.
 """
 
@@ -23,19 +23,19 @@ from service.observability.record import RequestRecord
 from service.text.chat import TemplateError
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's, for completions without max_tokens; a chat answer may fill the context."""
+"""OpenAI's default for completions without max_tokens; a chat answer may fill the context."""
 
 _GREEDY_BELOW = 1e-5
-"""Dividing logits by less than this leaves nothing to draw, and far less overflows."""
+"""Temperatures below this count as 0: dividing logits by them leaves nothing to draw, or overflows."""
 
 _INLINE_CHARACTERS = 16_384
 """Longer texts are tokenised in a thread, so that other requests' tokens don't wait."""
 
 _LONG_CHARACTERS = 262_144
-"""Longer ones are tokenised one at a time: each takes 50 times its size in memory, and keeps the loop waiting."""
+"""Longer texts are tokenised one at a time: each takes 50 times its size in memory, and slows the event loop."""
 
 _TURN_CHARACTERS = 64
-"""A template's work for an empty message is that of so many characters."""
+"""The cost of a message without text in a template, as a number of characters."""
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
@@ -45,13 +45,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a completion request asks of the engine, and what it wants to be told."""
+    """The work that a completion request gives the engine, and the form of answer that it wants."""
 
     prompts: list[list[int]]
     choices: list[GenerationRequest]
-    """n for each prompt, in the order of the choices' indices."""
+    """Generations, `n` for each prompt, in the order of the choices' indices."""
     echo: list[str]
-    """For each choice, text to put before it."""
+    """Text to put before each choice."""
     stream: bool
     include_usage: bool
     continuous_usage: bool
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def n(self) -> int:
-        """Choices for each prompt."""
+        """Number of choices for each prompt."""
         return len(self.choices) // len(self.prompts)
 
 
@@ -116,7 +116,7 @@ async def chat_job(body: ChatBody, context: Context, envelope: Envelope) -> Job:
 
 
 async def tokenized(body: TokenizeBody, context: Context, record: RequestRecord) -> list[int]:
-    """The token ids that a completion or chat request would make of the same text. Raises ApiError."""
+    """The token ids that a completion or chat request would make of the same input. Raises ApiError."""
     _check_fields(body, context, record)
     context.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -198,7 +198,7 @@ def _turn(message: Message) -> dict[str, str]:
 
 
 def _prompt_list(prompt: Any) -> list[str] | list[list[int]]:
-    """One or several prompts as several."""
+    """The prompts as a list, also when there is only one."""
     return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
@@ -217,7 +217,7 @@ async def _encode_text(text: str, add_special_tokens: bool, context: Context) ->
 
 
 async def off_loop(context: Context, characters: int, work: Callable[[], T]) -> T:
-    """The result of work on so many characters or tokens, done in a thread if they are many."""
+    """The result of `work` on this many characters or tokens; large work is done in a thread."""
     if characters <= _INLINE_CHARACTERS:
         return work()
     if characters <= _LONG_CHARACTERS:
@@ -233,13 +233,13 @@ async def _echoed(prompt: str | list[int], context: Context) -> str:
 
 
 def _check_fields(body: Body, context: Context, record: RequestRecord) -> None:
-    """Refuse fields that nobody knows, or take note of them and of others without an effect."""
+    """Note the fields without an effect in the record; refuse unknown ones if the settings say so."""
     refuse = context.settings.unknown_fields == "refuse"
     record.ignored = ignored_fields(body, refuse_unknown=refuse, template=context.template)
 
 
 def _check_shared(body: GenerationBody, context: Context, record: RequestRecord) -> None:
-    """Whatever can be refused without tokenising."""
+    """Refuse all that can be refused without tokenising."""
     settings = context.settings
     _check_fields(body, context, record)
     context.check_model(body.model)
@@ -281,7 +281,7 @@ def _job(
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     stop = _stop_strings(body)
-    # The engine need not wait for text where a stop string is one special token; ordinary text may spell it as well.
+    # A stop string that is one special token also stops the engine itself. Text matching stays: words may spell it too.
     spelt = [token for text in stop if (token := context.tokenizer.special_token(text)) is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
@@ -335,13 +335,13 @@ def _job(
 
 
 def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> SamplingDefaults:
-    """The makers' recommendation, unless it would make several choices for a prompt the same one."""
+    """The makers' recommended sampling, unless it is greedy and would make several choices the same."""
     greedy = defaults.temperature < _GREEDY_BELOW or defaults.top_k == 1
     return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
 
 
 def _cache_salt(body: GenerationBody, context: Context, caller: str) -> str:
-    """Clients with different keys find nothing of each other's prompts, and cannot ask for it by a salt either."""
+    """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
     salt = body.cache_salt or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
 
@@ -351,7 +351,7 @@ def _given(value: T | None, default: T) -> T:
 
 
 def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits: ModelLimits) -> int:
-    """Tokens to generate after a prompt of so many tokens."""
+    """Number of tokens to generate after a prompt of `prompt` tokens. Raises ApiError if they do not fit."""
     room = limits.capacity
     reason = (
         f"the model's context of {room} tokens"

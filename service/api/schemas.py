@@ -1,9 +1,9 @@
-"""What clients send and get back: OpenAI's shapes and the common extensions to them, as pydantic models.
+"""Requests and answers: OpenAI's shapes and the common extensions to them, as pydantic models.
 
-A request's fields are checked here for their type and for the range that any server would hold them to. What depends
-on the model or on the settings is checked in `requests`, but for the length of lists and maps: it is checked here, and
-before what they hold, of which only the first fault is looked for. A known field that isn't declared is refused here by
-name; what becomes of one that nobody knows, `fields` says.
+The types of a request's fields are checked here, and the ranges that any server would hold them to. Ranges that depend
+on the model or on the settings are checked in `requests`. The lengths of lists and maps are an exception: they are
+checked here, before the elements, of which only the first fault is reported. A known field that isn't declared is
+refused here by name; `fields` decides about unknown ones.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -137,8 +137,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 """Fields that clients know and this server doesn't implement, each with the values that ask for nothing.
 
-No output is parsed for reasoning here, so that a model's thoughts are a part of its text whatever `separate_reasoning`
-is; a request to leave them out is refused.
+No output is parsed for reasoning here, so a model's thoughts are a part of its text whatever `separate_reasoning` is; a
+request to leave them out is refused.
 """
 
 HINTS: dict[str, tuple[Any, ...]] = {
@@ -150,7 +150,8 @@ HINTS: dict[str, tuple[Any, ...]] = {
 }
 """Fields that are accepted because they cannot change an answer, each with the values that ask for nothing.
 
-Any other value is named to the client as ignored: `store`, for one, would have the answer kept, and none is.
+A field with any other value is named to the client as ignored. For example `store` asks to keep the answer, which this
+server never does.
 """
 
 
@@ -159,21 +160,21 @@ ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "top_logprobs": (0,),
 }
-"""What routers send to all routes that generate."""
+"""Fields that client libraries send to all routes that generate, each with the values that ask for nothing."""
 
 _MOST_FIELDS = 256
-"""Of an object; there are not as many that anybody knows."""
+"""Fields of one object at most, far more than any client has use for."""
 
 
 def asks_for_nothing(value: Any, idle: tuple[Any, ...]) -> bool:
-    """Whether a field's value is null or one of its idle ones, of the same type."""
+    """Whether a field's value is null or one of its idle values, of the same type."""
     return value is None or any(type(value) is type(one) and value == one for one in idle)
 
 
 class Body(BaseModel):
     """An object of a request. Null means a field's default; types are never converted.
 
-    Fields that nobody knows are kept as the model's extras; what becomes of them is for `fields` to say.
+    Unknown fields are kept as the model's extras; `fields` decides what becomes of them.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
@@ -183,10 +184,10 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_idle(cls, data: Any) -> Any:
-        """Leave out what says nothing: nulls, and unsupported fields that ask for what happens anyway.
+        """Leave out fields that ask for nothing: nulls, and unsupported fields that ask for what happens anyway.
 
-        An unsupported field that asks for something ends the validation of the object: it says more than what else is
-        wrong because of it.
+        An unsupported field that asks for something ends the validation of the object, because it says more than the
+        further faults that it causes.
         """
         if not isinstance(data, dict):
             return data
@@ -210,7 +211,7 @@ class Body(BaseModel):
 
 
 def _integral(value: Any) -> Any:
-    """8.0 as 8: JSON does not tell them apart, and neither do clients whose only numbers are floats."""
+    """An integral float as an int (8.0 as 8): JSON does not tell them apart, and some clients have only floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -225,7 +226,7 @@ Integer = Annotated[int, BeforeValidator(_integral)]
 
 
 def _shape(value: Any) -> str | None:
-    """The tag of a union's member: by the type of the value, and for a list of its first item."""
+    """The tag of a union's member, from the type of the value, and for a list from its first item."""
     match value:
         case str():
             return "<text>"
@@ -243,9 +244,9 @@ def _choose(description: str) -> Discriminator:
 
 
 def _at_most(most: int | str, unit: str) -> BeforeValidator:
-    """The bound of a list or map, checked before what it holds: a number, or the setting that says it.
+    """A bound on the length of a list or map, checked before its elements: a number, or the name of a setting.
 
-    Settings are the context of a validation.
+    The settings are pydantic's validation context.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -275,7 +276,7 @@ Stop = Annotated[
 
 
 class StreamOptions(Body):
-    """What a stream tells beside the text."""
+    """Extras of a stream beside the text."""
 
     include_usage: bool = Field(False, description="End the stream with a chunk of token counts and no choices.")
     continuous_usage_stats: bool = Field(False, description="Put the token counts so far in every chunk.")
@@ -300,7 +301,7 @@ class CacheControl(Body):
 
 
 class Labels(Body):
-    """What a client says for its own purposes, or as a hint. It changes nothing in the answer."""
+    """A client's own labels, and hints. They change nothing in the answer."""
 
     user: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
     safety_identifier: Label | None = Field(None, description="Likewise.")
@@ -323,7 +324,7 @@ class Labels(Body):
 
 
 class GenerationBody(Labels):
-    """What both completion routes take."""
+    """Fields of both completion routes."""
 
     elsewhere = ELSEWHERE
 
@@ -429,7 +430,7 @@ Effort = Annotated[str, Field(min_length=1, max_length=32)]
 
 
 class TemplateVariables(Body):
-    """What chat templates can be told beside the messages, under the names that they have for it."""
+    """Variables for chat templates beside the messages, under the names that templates use."""
 
     enable_thinking: bool | None = None
     thinking: bool | None = None
@@ -492,14 +493,14 @@ KNOWN = frozenset(UNSUPPORTED).union(
         for body in (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables)
     )
 )
-"""Names that mean something to this server or to others like it: where they are out of place, they are refused."""
+"""Names that mean something to this server or to similar ones; where they are out of place, they are refused."""
 
 
-# Of the answers below, a field without a default is always sent, and one with a default only if it was set.
+# In the answers below, a field without a default is always sent, and one with a default only if it was set.
 
 
 class ErrorDetail(BaseModel):
-    """What was wrong, for a person (message) and for a program (the rest)."""
+    """An error for a person (message) and for a program (the other fields)."""
 
     message: str
     type: str
@@ -514,7 +515,7 @@ class ErrorBody(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """Where the prompt's tokens came from."""
+    """The origin of the prompt's tokens."""
 
     cached_tokens: int
 
@@ -532,7 +533,7 @@ Finish = Literal["stop", "length"]
 
 
 class CompletionLogprobs(BaseModel):
-    """Parallel lists with an entry for each token; one that is not whole characters is named by its bytes."""
+    """Parallel lists with an entry for each token; a token that is not whole characters is named by its bytes."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -571,19 +572,19 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer with those that were likeliest in its place."""
+    """A token of the answer, with the likeliest tokens in its place."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """An entry for each token."""
+    """Log-probabilities, one entry for each token."""
 
     content: list[TokenLogprob]
 
 
 class ChatMessage(BaseModel):
-    """The model's turn."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str
@@ -591,7 +592,7 @@ class ChatMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """One of the answers."""
+    """One of the answers to a chat request."""
 
     index: int
     message: ChatMessage
@@ -613,7 +614,7 @@ class ChatCompletion(BaseModel):
 
 
 class ChatDelta(BaseModel):
-    """What a chunk adds to a message."""
+    """The addition of a chunk to a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -659,7 +660,7 @@ class ModelList(BaseModel):
 
 
 class Tokens(BaseModel):
-    """Token ids of a text."""
+    """The token ids of a text."""
 
     tokens: list[int]
     count: int

@@ -13,11 +13,11 @@ from service.engine.client import EngineClient
 from service.settings import Settings
 
 _TICKS = 10
-"""Of uvicorn's main loop in a second."""
+"""Turns of uvicorn's main loop in a second."""
 
 
 class Server(uvicorn.Server):
-    """Once it is to drain, new completions are refused, and those in flight have `drain_seconds` to finish.
+    """A server that drains: new completions are refused, and those in flight have `drain_seconds` to finish.
 
     It goes on listening meanwhile, so that /ready can say so.
     """
@@ -25,7 +25,7 @@ class Server(uvicorn.Server):
     def __init__(
         self, app: FastAPI, settings: Settings, admission: Admission, client: EngineClient, alive: Callable[[], None]
     ) -> None:
-        """`alive` is called when it begins to serve, and every second from then on."""
+        """`alive` is called when the server begins to serve, and every second from then on."""
         limits = Limits(settings.request_timeout, settings.write_timeout, settings.max_connections)
         super().__init__(
             uvicorn.Config(
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
                 log_level="debug" if settings.log_level == "debug" else "warning",
                 access_log=settings.log_level == "debug",
                 server_header=False,
-                # Longer than proxies keep theirs, so that it is never this side that closes one in use.
+                # Longer than proxies keep idle connections, so that this side never closes one just as a proxy uses it.
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=1,
             )
@@ -48,13 +48,13 @@ class Server(uvicorn.Server):
         self._alive = alive
 
     def drain(self) -> None:
-        """Begin to leave."""
+        """Begin to drain."""
         self._admission.drain()
         self._deadline = time.monotonic() + self._drain_seconds
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None: they are for the supervisor."""
+        """Capture no signals: the supervisor handles them."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
@@ -65,7 +65,7 @@ class Server(uvicorn.Server):
                 if isinstance(connection, Connection):
                     connection.check(now)
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            # Whoever still waits for a completion is told that it failed, rather than cut off.
+            # Clients that still wait for a completion are told that it failed, rather than cut off.
             self._client.stop()
             self.should_exit = True
         elif self._deadline is not None and not self.server_state.tasks:

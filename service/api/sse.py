@@ -1,4 +1,4 @@
-"""Server-sent events, and noticing that a client has left. Knows nothing of what the events say."""
+"""Server-sent events, and noticing that a client has left. Knows nothing of the events' content."""
 
 import asyncio
 import logging
@@ -24,12 +24,12 @@ class ClientLeft(Exception):
 
 
 def event(data: str) -> bytes:
-    """One event of JSON text, which holds no line break."""
+    """One event of JSON text, which must hold no line break."""
     return f"data: {data}\n\n".encode()
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end, or cancel it and raise ClientLeft as soon as the client is gone.
+    """Run `work` to its end; if the client leaves first, cancel it and raise ClientLeft.
 
     The request's body must have been read. Starlette watches for this only in its own streaming responses.
     """
@@ -54,8 +54,8 @@ async def _departure(receive: Receive) -> None:
 class EventStream(StreamingResponse):
     """Sends events as they are made, each as soon as the client has taken the one before.
 
-    The headers wait for the first event, so that what fails before it has a status of its own; a later failure is
-    told in an event. The generator is closed before the response ends, whether or not the client stayed.
+    The headers wait for the first event, so that a failure before it has a status of its own; a later failure is sent
+    as an event. The generator is closed before the response ends, whether or not the client stayed.
     """
 
     media_type = "text/event-stream"

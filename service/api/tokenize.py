@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what the model reads for a text, and back. Neither needs the engine to be idle."""
+"""POST /tokenize and /detokenize: a text's token ids, and back. Neither waits for the engine."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -30,5 +30,5 @@ async def detokenize(body: DetokenizeBody, request: Request, context: Served) ->
 
 
 async def _written(context: Context, answer: BaseModel, size: int) -> Response:
-    """An answer of about `size` tokens or characters: they may be millions, which FastAPI would write on the loop."""
+    """The response with `answer`, of about `size` tokens or characters; a large one is written in a thread."""
     return Response(await off_loop(context, size, answer.model_dump_json), media_type="application/json")

@@ -40,7 +40,7 @@ class EngineKeeper(Keeper):
         """`tell` is called with every new status. A loaded engine that sends no report for `timeout_seconds` counts as
         hung.
 
-        That time must be longer than a few heartbeats; an engine announces the steps that may take longer. An engine
+        The timeout must be longer than a few heartbeats; an engine announces the steps that may take longer. An engine
         that is asked to leave is killed after `grace_seconds`.
         """
         super().__init__("the engine", timeout_seconds, restart_policy)
