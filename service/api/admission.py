@@ -1,4 +1,4 @@
-"""Admission: how many completions may be open at once, and whether new ones are taken at all. Knows nothing else."""
+"""Admission: how many completions may be open at once, and whether new ones are taken at all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -19,7 +19,7 @@ class Places:
     """The counts, as the process of one slot sees them."""
 
     def __init__(self, file: Path, slot: int, slots: int) -> None:
-        """`slot` is the index of this process among all `slots`; its count starts at 0, whatever a predecessor left.
+        """`slot` is the index of this process among all `slots`; its count begins anew at 0.
 
         The file is made if it is missing.
         """

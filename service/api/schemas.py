@@ -287,14 +287,14 @@ Label = Annotated[str, Field(max_length=512)]
 
 
 class CacheOptions(Body):
-    """How long the client would like a prompt to stay in the cache; here that depends on what else is asked."""
+    """The client's wish for a prompt's time in the cache; here the other requests decide about that."""
 
     mode: Literal["implicit", "explicit"] | None = None
     ttl: Annotated[str, Field(max_length=16)] | None = None
 
 
 class CacheControl(Body):
-    """Where the client sees a prompt's reusable beginning end; here every beginning is found anyway."""
+    """The end of a prompt's reusable beginning, as the client sees it; here every shared beginning is found anyway."""
 
     type: Literal["ephemeral"] | None = None
     ttl: Annotated[str, Field(max_length=16)] | None = None

@@ -37,8 +37,7 @@ class EngineKeeper(Keeper):
         restart_policy: RestartPolicy = DEFAULT_RESTARTS,
         grace_seconds: float = 5.0,
     ) -> None:
-        """`tell` is called with every new status. A loaded engine that sends no report for `timeout_seconds` counts as
-        hung.
+        """`tell` is called with every new status. A loaded engine is hung if it is silent for `timeout_seconds`.
 
         The timeout must be longer than a few heartbeats; an engine announces the steps that may take longer. An engine
         that is asked to leave is killed after `grace_seconds`.
