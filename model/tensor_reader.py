@@ -85,7 +85,7 @@ class CheckpointReader:
         return self._checkpoint.read_quantized(name)
 
     def refuse_missing(self, ignored: Sequence[str]) -> None:
-        """Raise CheckpointError if the index names a tensor that no file has and that no pattern in `ignored` matches."""
+        """Raise CheckpointError if the index names a tensor that no file has and no pattern in `ignored` matches."""
         for name, line in self._checkpoint.missing.items():
             if not _matches(name, ignored):
                 raise CheckpointError(line)
