@@ -1,7 +1,7 @@
-"""The scales of an FP8 KV cache, from what the model itself writes into a cache.
+"""The scales of an FP8 KV cache, measured on keys and values that the model itself computes.
 
-e4m3 has 448 as its largest number, and keys and values of some heads go far beyond it or stay far below. A number is
-stored as its quotient by its head's scale.
+The largest e4m3 number is 448. Keys and values of some heads are far larger, those of others far smaller, so the cache
+stores each number divided by its head's scale.
 """
 
 import torch
@@ -15,20 +15,25 @@ from model.runner import batch_layout
 
 TOKENS = 256
 SEQUENCES = 4
-"""Several, since the first tokens of a sequence have keys unlike any others."""
+"""Number of sequences among which the tokens are divided: the first tokens of a sequence have keys unlike any others,
+so several beginnings are measured."""
 MARGIN = 4.0
-"""How far text may go beyond what was seen before it is clamped; and it does go beyond. A wide margin costs next to
-nothing, since e4m3 is a floating-point format, whose relative precision is the same at a quarter of its range."""
+"""Factor by which later keys and values may exceed the largest one measured before they are clamped.
+
+Real text does exceed it. A wide margin costs almost nothing: e4m3 is a floating-point format, whose relative precision
+at a quarter of its range is the same as at the top.
+"""
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 SMALLEST = 2.0**-24
-"""In place of a range of 0, which is no divisor."""
+"""Lower bound of a measured range: a range of 0 would give a scale of 0, and the cache divides by scales."""
 
 
 @torch.inference_mode()
 def calibrate(decoder: Decoder, block_size: int) -> Tensor:
-    """Scales [layers, 2, kv_heads] float32, of keys and of values, on the decoder's device.
+    """Scales [layers, 2, kv_heads] float32 of keys (0) and values (1), on the decoder's device.
 
-    Each is the largest magnitude in a batch of random tokens, always the same, times a margin, over 448.
+    Each scale is MARGIN / 448 times the largest magnitude that the head has in a batch of random tokens. The tokens are
+    the same at every call.
     """
     spec, device = decoder.spec, decoder.weights.device
     length = min(TOKENS // SEQUENCES, spec.max_context)
@@ -48,7 +53,10 @@ def calibrate(decoder: Decoder, block_size: int) -> Tensor:
 
 
 def set_scales(cache: KVCache, scales: Tensor) -> None:
-    """Let an FP8 cache that is still empty store by `scales`, [layers, 2, kv_heads]."""
+    """Set the scales [layers, 2, kv_heads] of an FP8 cache that holds no tokens yet.
+
+    Raises ValueError if the cache has no scales.
+    """
     for layer, (keys, values) in zip(cache.layers, scales, strict=True):
         if layer.key_scales is None or layer.value_scales is None:
             raise ValueError("the cache stores numbers as they are: it has no scales")

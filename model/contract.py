@@ -1,7 +1,7 @@
-"""What the engine asks of a model and what it gets back, in plain integers.
+"""The contract between the engine and a model: steps, draws and results, all in plain integers.
 
-Standard library only: the scheduler, its tests and the HTTP side import this without torch, and msgspec
-encodes these dataclasses as they are. Nothing here knows of text, of HTTP, or of tensors.
+This module imports the standard library alone: the scheduler, its tests and the HTTP side use it without torch, and
+msgspec encodes these dataclasses as they are. It knows nothing of text, HTTP or tensors.
 """
 
 from collections.abc import Sequence
@@ -9,188 +9,207 @@ from dataclasses import dataclass
 from typing import Protocol
 
 INVALID_TOKEN = -1
-"""Stands for a token in `StepResult.tokens` where the logits held no number to choose by."""
+"""The entry of `StepResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one request chooses its tokens and when it ends. Values are already validated and resolved.
+    """The settings by which one request draws its tokens and ends. Its values have been validated before.
 
-    Greedy decoding is `temperature == 0`. A filter is off at its default.
+    A temperature of 0 is greedy decoding. Every filter and penalty is off at its default.
     """
 
     max_tokens: int
-    """The request ends with reason "length" at this many generated tokens."""
+    """Limit of generated tokens; a request that reaches it ends with the reason "length"."""
     min_tokens: int = 0
-    """`stop_token_ids` cannot be drawn before this many tokens are generated."""
+    """Number of tokens that must be generated before any of `stop_token_ids` can be drawn."""
     stop_token_ids: tuple[int, ...] = ()
-    """Drawing one of these ends the request; the model's end tokens are among them unless they are ignored."""
+    """Tokens that end the request when drawn; they include the model's end tokens unless the request ignores those."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
     seed: int = 0
-    """0 <= seed < 2**63. Token number i of a request depends on (seed, i) and the logits alone."""
+    """Seed of the random numbers, 0 <= seed < 2**63. Token i of a request depends on (seed, i) and its logits alone."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
-    """None: no log-probabilities. n: of the chosen token and of the n likeliest ones."""
+    """Number n of likeliest tokens whose log-probabilities are reported beside the drawn token's; None: report none."""
 
     @property
     def reads_output(self) -> bool:
-        """Whether a draw depends on the tokens before it beyond the logits."""
+        """Whether a draw needs the request's earlier tokens themselves, and not only the logits that they led to."""
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A token to be drawn from the logits of a chunk's last token.
-
-    `index` is `len(output)`, or one more if the step before is still drawing the token between.
-    """
+    """A request for one token, drawn from the logits of a chunk's last token."""
 
     params: SamplingParams
     prompt: Sequence[int]
-    """The request's prompt. This and the output are read where the draw is fresh."""
+    """Tokens of the request's prompt; the runner reads them only where `fresh` is set."""
     output: Sequence[int]
-    """The tokens generated so far, but for one that the step before this one is still drawing."""
+    """Tokens generated so far, without one that the previous step is still drawing; read only where `fresh` is set."""
     index: int
-    """Which token of the output this is, from 0: the generator's counter."""
+    """Position of the drawn token in the output, from 0; it is also the counter of the random number generator.
+
+    It is len(output), or len(output) + 1 while the previous step is still drawing the token before this one.
+    """
     row: int = 0
-    """The request's own place among all that run, for what the runner remembers of it."""
+    """Number of the row in which the runner keeps this request's tokens; no two running requests share one."""
     fresh: bool = True
-    """The first draw since the request has this place: what the place remembers is another's."""
+    """Whether this is the request's first draw in its row, which until then holds tokens of another request."""
     allowed: bytes | None = None
-    """A bit for each token, the first in the lowest bit of the first byte: whether it may be drawn. None: any may."""
+    """Mask of the tokens that may be drawn, one bit each; token 0 is the lowest bit of byte 0. None: all may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next known tokens of one request, whose keys and values are to be computed in this step."""
+    """The next tokens of one request; the step computes their keys and values."""
 
     tokens: Sequence[int]
     start: int
-    """How many tokens of the request are in the KV cache already; the position of `tokens[0]`."""
+    """Number of the request's tokens that are already in the KV cache; also the position of `tokens[0]`."""
     blocks: Sequence[int]
-    """The request's block table, in order; it covers at least `start + len(tokens)` tokens."""
+    """Block table of the request, in order; it has room for at least `start + len(tokens)` tokens."""
     draw: Draw | None
-    """None while tokens that are known remain uncomputed: there is nothing to draw yet."""
+    """The token to draw after `tokens`; None while further known tokens of the request remain to be computed."""
     follows: int | None = None
-    """Set where the last of `tokens` is still being drawn: the index, among the draws of the step before, of the draw
-    whose token belongs there. `tokens` has INVALID_TOKEN in that place."""
+    """Index of the previous step's draw that gives the last of `tokens`; None if that token is known.
+
+    Where it is set, the last of `tokens` is INVALID_TOKEN, and the runner puts the drawn token in its place.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One forward pass: chunks of different requests, prompts and decoding ones alike."""
+    """The work of one forward pass: one chunk for each of its requests, prompts and decoding requests together."""
 
     chunks: Sequence[Chunk]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities under the model's own distribution (before temperature and filters)."""
+    """Natural log-probabilities under the model's own distribution, before bias, penalties, temperature and filters."""
 
     chosen: float
+    """The drawn token's."""
     top_tokens: list[int]
+    """The likeliest tokens, in descending order."""
     top_logprobs: list[float]
+    """The log-probability of each of `top_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step drew: an entry for each chunk of the plan that has a draw, in the plan's order."""
+    """The tokens that one step drew: one entry for each chunk of the plan that has a draw, in the plan's order."""
 
     tokens: list[int]
+    """[draws]; INVALID_TOKEN where the draw failed."""
     logprobs: list[TokenLogprobs | None]
+    """[draws]; None where the draw asked for none, or failed."""
     forward_seconds: float = 0.0
+    """Time of the forward pass, on the device's clock."""
     sample_seconds: float = 0.0
+    """Time of the draws, on the device's clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """The integers the serving side must know of a loaded model."""
+    """The sizes of a loaded model that the engine and the HTTP side need."""
 
     vocab_size: int
-    """The width of the logits: token ids lie in [0, vocab_size)."""
+    """Width of the logits; token ids lie in [0, vocab_size)."""
     max_context: int
-    """Prompt and generated tokens together; what the model was made for, or the operator's lower setting."""
+    """Limit of a request's tokens, prompt and output together: the model's own, or the operator's lower setting."""
     num_blocks: int
+    """Blocks in the KV cache."""
     block_size: int
-    """Tokens a block."""
+    """Tokens in a block of the KV cache."""
 
     @property
     def capacity(self) -> int:
-        """The most tokens of one request, prompt and completion together: what the context and the KV cache hold."""
+        """Limit of one request's tokens, prompt and output together, that both the context and the KV cache allow."""
         return min(self.max_context, self.num_blocks * self.block_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerInfo:
-    """What a runner was made of where its configuration left the choice open, for whoever operates it."""
+    """The choices that loading made where `RunnerConfig` says "auto"; they are shown to the operator."""
 
     device: str
-    """The device's name, such as "NVIDIA H200" or "cpu"."""
+    """Name of the device, such as "NVIDIA H200" or "cpu"."""
     dtype: str
     cache_dtype: str
     backend: str
 
 
 GPU_SHARE = 0.9
-"""Of a GPU's memory, for all that the process puts there; the rest is for what cannot be measured before serving."""
+"""Share of a GPU's memory that this process may use; the rest is kept for allocations that loading cannot measure."""
 CPU_SHARE = 0.25
-"""Of the memory that is free; the rest stays with the page cache and with whatever else runs on the machine."""
+"""Share of the machine's free memory for the KV cache; the rest is left to the page cache and to other processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
-    """What a runner is made from."""
+    """The settings from which a runner is loaded."""
 
     model: str
-    """A GGUF file or a Hugging Face folder on this machine."""
+    """Path of a GGUF file or a Hugging Face folder on this machine."""
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
     threads: int | None = None
-    """Threads of the arithmetic on a CPU; None: one for each usable core."""
+    """Threads that compute on a CPU; None: one for each usable core."""
     max_context: int | None = None
-    """Tokens; None: what the model was made for."""
+    """Limit of a request's tokens; None: the model's own."""
     block_size: int = 16
-    """Tokens a block of the KV cache."""
+    """Tokens in a block of the KV cache."""
     cache_memory: int | None = None
-    """Bytes; None: a share of the memory that is free once the weights are loaded."""
+    """Size of the KV cache in bytes; None: derived from `memory_share`."""
     memory_share: float | None = None
-    """Of the device's memory, for weights, a step's working memory and the cache together (GPU), or of what is free
-    for the cache (CPU); None: `GPU_SHARE`, `CPU_SHARE`."""
+    """Share of the device's memory, from 0 to 1; None: `GPU_SHARE` or `CPU_SHARE`.
+
+    On a GPU it is a share of all memory, and holds weights, working memory of a step, graphs and KV cache together. On
+    a CPU it is a share of the memory that is free once the weights are loaded, and holds the KV cache alone.
+    """
     cache_dtype: str = "auto"
-    """auto: the model's dtype; fp8: e4m3 with a scale for each head."""
+    """auto: the backend's choice, or else the model's dtype; fp8: e4m3 with a scale for each head."""
     load_format: str = "auto"
-    """auto: read the weights; dummy: the configuration alone, with random weights."""
+    """auto: read the weights; dummy: read the configuration alone and make random weights."""
     graphs: bool = True
-    """Whether decoding steps on a GPU run from captured graphs."""
+    """Whether decoding steps on a GPU are replayed from captured graphs."""
     batch_invariant: bool = False
-    """Whether a request's logits must not depend, in any bit, on what else is in the batch."""
+    """Whether a request's logits must be the same, bit for bit, whichever other requests share its step."""
     max_running: int = 64
-    """The most requests in a step; without `cache_memory`, the cache is made no larger than these could fill."""
+    """Limit of requests in a step; without `cache_memory`, the KV cache is made no larger than these could fill."""
     token_budget: int = 512
-    """The most tokens in a step; a GPU's working memory is measured with as many."""
+    """Limit of tokens in a step; the working memory of a GPU is measured on a step with this many."""
 
 
 class DeviceLostError(Exception):
-    """The device fails whatever it is asked from now on; only a new process can use it again."""
+    """A device failed in such a way that every later operation on it fails too; only a new process can use it again."""
 
 
 class PendingStep(Protocol):
-    """A step that has been started."""
+    """A step that has been started and may still be running."""
 
     def result(self) -> StepResult:
-        """Wait for the step's end. Raises what went wrong in it, `DeviceLostError` among others. Called once."""
+        """Wait until the step has ended, and return its result. It is called once.
+
+        Raises DeviceLostError if the device was lost, and any other error that occurred in the step.
+        """
 
 
 class Runner(Protocol):
-    """Runs steps on a model, in the order they are started. It keeps the KV cache, and the last draws' tokens."""
+    """A loaded model that runs steps in the order in which they are started.
+
+    It owns the KV cache, and keeps the tokens of the newest step's draws for the step that follows.
+    """
 
     @property
     def limits(self) -> ModelLimits: ...
@@ -200,9 +219,10 @@ class Runner(Protocol):
 
     @property
     def lookahead(self) -> int:
-        """How many steps it is worth starting before the result of the oldest is asked for: 1 where another device
-        computes while the host prepares the next step, 0 where `start` itself computes.
+        """Number of further steps to start before the oldest one's result is awaited.
+
+        It is 1 on a GPU, which computes one step while the host prepares the next; 0 on a CPU, where `start` computes.
         """
 
     def start(self, plan: StepPlan) -> PendingStep:
-        """Begin a step. A plan's `follows` refer to the plan started just before it."""
+        """Start a step. `Chunk.follows` refers to the draws of the plan that was started just before this one."""

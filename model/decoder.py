@@ -1,6 +1,7 @@
-"""The only decoder: every family's forward pass, as its spec describes it.
+"""The decoder: one forward pass for every family, directed by a `DecoderSpec`.
 
-It knows the mathematics of a transformer and nothing of checkpoints, requests or sampling.
+It knows the mathematics of a transformer (Vaswani et al., arXiv 1706.03762, pre-norm) and nothing of checkpoints,
+requests or sampling.
 """
 
 import torch
@@ -13,7 +14,7 @@ from model.weights import DecoderWeights, LayerWeights, Norm
 
 
 class Decoder:
-    """A transformer of `spec` with `weights`, computed by `backend`."""
+    """A decoder-only transformer: `spec` says how it is built, `weights` are its numbers, `backend` computes."""
 
     def __init__(self, spec: DecoderSpec, weights: DecoderWeights, backend: Backend) -> None:
         self.spec = spec
@@ -22,7 +23,7 @@ class Decoder:
         device = weights.device
         ropes = {layer.rope for layer in spec.layers if layer.rope is not None}
         self._frequencies = {rope: rope_frequencies(rope, device) for rope in ropes}
-        # Rounded to the model's dtype first, as the models that scale were trained.
+        # The scale is rounded to the model's dtype, as it was when these models (Gemma) were trained.
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=weights.dtype).item()
         slopes = alibi_slopes(spec.heads).to(device) if spec.alibi else None
         self._options = [
@@ -31,7 +32,10 @@ class Decoder:
         ]
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
-        """Compute token ids [tokens] int64, storing their keys and values; returns [tokens, hidden], normed."""
+        """Run token ids [tokens] int64 through all layers; returns hidden rows [tokens, hidden] after the final norm.
+
+        `layout` says which sequence, position and cache slot each token has. Keys and values are stored in `cache`.
+        """
         rotations = {
             rope: self.backend.rotation(frequencies, magnitude, layout.positions)
             for rope, (frequencies, magnitude) in self._frequencies.items()
@@ -48,7 +52,7 @@ class Decoder:
         return self._norm(x, residual, self.weights.final_norm)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocab] float32."""
+        """Logits [rows, vocab] float32 of hidden rows [rows, hidden], soft-capped where the spec says so."""
         logits = self.backend.linear(hidden, self.weights.output).float()
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

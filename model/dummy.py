@@ -1,4 +1,4 @@
-"""Random weights in place of a checkpoint's: for measuring what a model would cost without its files, and for tests."""
+"""Random weights in place of a checkpoint's, for tests and for measuring a model's speed and memory without a file."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,11 @@ SPREAD = 0.02
 
 
 def dummy_weights(spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Weights for `spec`, made on `device` and packed by `backend`; the same at every call on one kind of device.
+    """Random weights for `spec`, made on `device` and packed by `backend`; every call on one kind of device agrees.
 
-    Norms are near 1, and matrices keep their input's size. What the family need not have, such as a bias, is left out.
-    Raises KeyError for a family that is not known.
+    Norm weights are near 1. Matrices have a standard deviation of 1 / sqrt(inputs), so that outputs are about as large
+    as inputs. Tensors that the family may omit, such as some biases, are left out. Raises KeyError for an unknown
+    family.
     """
     names = {family.name: family.names for family in FAMILIES}[spec.family]
     generator = torch.Generator(device).manual_seed(0)
@@ -28,13 +29,13 @@ def dummy_weights(spec: DecoderSpec, backend: Backend, dtype: torch.dtype, devic
 
 @dataclass(frozen=True, slots=True)
 class _RandomReader:
-    """`model.tensor_reader.TensorReader` that finds every tensor it is asked for, in any shape."""
+    """`model.tensor_reader.TensorReader` that has a random tensor for every name and shape."""
 
     device: torch.device
     dtype: torch.dtype
     generator: torch.Generator
     norm_offset: float
-    """What is added to the weights of norms when they have been read."""
+    """Number that the loader adds to norm weights after reading them (`TensorNames.norm_offset`)."""
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)

@@ -1,6 +1,7 @@
-"""The model families: what tells each from Llama, in its mathematics, its configuration and its tensors' names.
+"""The model families: one entry for each, with its differences from Llama in mathematics, configuration and names.
 
-Torch-free. A family whose mathematics the decoder knows is one entry here; how tensors are read is not known here.
+A family whose mathematics the decoder already knows needs an entry here and nothing else. The module is torch-free, and
+does not know how tensors are read.
 """
 
 import re
@@ -97,25 +98,26 @@ GGUF_NAMES = TensorNames(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One family. What is not said is as in Llama."""
+    """One model family; every default is Llama's value."""
 
     name: str
     architecture: str
-    """In config.json's "architectures"."""
+    """Name in the list "architectures" of config.json."""
     gguf_architecture: str | None = None
+    """Name under "general.architecture" in GGUF files; None: GGUF files of the family are not supported."""
     nested: str | None = None
-    """The part of config.json that describes the decoder, where a model has other parts that are not served."""
+    """Key of the object in config.json that describes the decoder, in models that have other parts (vision) too."""
     names: TensorNames = LLAMA_NAMES
     other_names: tuple[TensorNames, ...] = ()
-    """Those of other versions of transformers."""
+    """Names under which other versions of transformers saved the same tensors."""
     gguf_names: TensorNames = GGUF_NAMES
 
     keys: Mapping[str, str] = field(default_factory=lambda: {"norm_eps": "rms_norm_eps"})
-    """Llama's keys, and the file's own where they differ."""
+    """The family's own key in config.json for each key that is not Llama's."""
     defaults: Mapping[str, object] = field(default_factory=dict)
-    """What transformers assumes where config.json is silent."""
+    """Values that transformers assumes where config.json has none."""
     fixed: Mapping[str, object] = field(default_factory=dict)
-    """Keys that would change the mathematics, and the only value that is supported."""
+    """Keys that change the mathematics, each with the one value that is supported; any other is refused."""
 
     norm: NormKind = "rms"
     gated_mlp: bool = True
@@ -125,15 +127,15 @@ class Family:
     qk_norm: bool = False
     post_norms: bool = False
     scaled_embeddings: bool = False
-    """Embeddings are multiplied by the root of the hidden size."""
+    """Whether embeddings are multiplied by the square root of the hidden size."""
     rope_types: Mapping[str, str] = field(default_factory=lambda: ROPE_TYPES)
-    """The kinds of rope scaling that are defined for the family, by what its files call them."""
+    """Supported kinds of rope scaling, by the names that the family's files give them."""
     partial_rope: bool = False
-    """Whether only a part of each head may be rotated."""
+    """Whether rotary embedding may cover only a part of each head."""
     local_rope: bool = False
-    """Sliding layers have a rotary base of their own."""
+    """Whether sliding layers have a rotary base of their own."""
     is_sliding: Callable[[Config, int], bool] = lambda config, layer: False
-    """Whether a layer's attention has the window, where config.json does not list the layers."""
+    """Whether a layer, by its index, attends within the window; asked where config.json has no "layer_types"."""
 
 
 def _all_layers_slide(config: Config, layer: int) -> bool:
@@ -145,7 +147,7 @@ def _late_layers_slide(config: Config, layer: int) -> bool:
 
 
 def _pattern_slides(config: Config, layer: int) -> bool:
-    """All but every n-th layer."""
+    """Every layer slides but each n-th one, where n is "sliding_window_pattern"."""
     every = config.integer("sliding_window_pattern", 6)
     return config.get("sliding_window") is not None and (layer + 1) % every != 0
 
@@ -218,7 +220,7 @@ GEMMA3_MULTIMODAL = replace(
     GEMMA3,
     name="gemma3-multimodal",
     architecture="Gemma3ForConditionalGeneration",
-    # llama.cpp keeps the other parts in a file of their own.
+    # llama.cpp keeps the vision parts in a separate file, so its GGUF file is that of plain Gemma 3.
     gguf_architecture=None,
     nested="text_config",
     names=replace(
@@ -278,7 +280,7 @@ BLOOM = Family(
         "max_position_embeddings": "seq_length",
         "norm_eps": "layer_norm_epsilon",
     },
-    # The context that the published models were trained with; their files name none.
+    # The published models were trained with a context of 2048 tokens; their files do not say so.
     defaults={"hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 2048, "tie_word_embeddings": True},
     fixed={"apply_residual_connection_post_layernorm": False},
     norm="layer",
@@ -291,12 +293,12 @@ FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA3_MULTIMODAL, PHI3, GPT2,
 
 
 def read_spec(checkpoint: Checkpoint, max_context: int | None = None) -> DecoderSpec:
-    """What decoder a checkpoint's configuration describes.
+    """The spec of the decoder that a checkpoint's configuration describes.
 
-    `max_context` is how many tokens it will be served with, where these are not all it is made for: some choose their
-    rotary frequencies by it. It is not held against the model's own.
+    `max_context` is the number of tokens that requests may have; None: the model's own limit. LongRoPE chooses its
+    frequencies by it. It is not checked against the model's own limit here.
 
-    Raises CheckpointError, naming it, for an architecture or a value that is not supported.
+    Raises CheckpointError for an architecture or a value that is not supported; the message names it.
     """
     family = _family(checkpoint)
     if checkpoint.format == "huggingface":
@@ -309,7 +311,7 @@ def read_spec(checkpoint: Checkpoint, max_context: int | None = None) -> Decoder
 
 
 def tensor_names(checkpoint: Checkpoint) -> TensorNames:
-    """How the checkpoint names its tensors. Raises CheckpointError for an unknown architecture."""
+    """The names of the checkpoint's tensors. Raises CheckpointError for an unknown architecture."""
     family = _family(checkpoint)
     if checkpoint.format == "gguf":
         return family.gguf_names
@@ -344,7 +346,7 @@ def _huggingface_config(family: Family, checkpoint: Checkpoint) -> Config:
 
 
 def _nested(key: str, checkpoint: Checkpoint) -> Mapping[str, object]:
-    """The decoder's part of the configuration, with what the whole says of the output projection."""
+    """The decoder's object in config.json, with "tie_word_embeddings" of the whole file where that is set."""
     inner = checkpoint.config.get(key)
     if not isinstance(inner, dict):
         raise CheckpointError(f"{label(checkpoint.name)}: {key} is {label(inner)}, not an object")
@@ -435,7 +437,7 @@ def _rope(family: Family, config: Config, head_dim: int, context: int, *, slidin
 
 
 def _with_rope_factors(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
-    """The spec with the file's own factors of the frequencies, if it has them."""
+    """The spec with the rotary frequency factors that the GGUF file holds as a tensor, if it holds one."""
     if ROPE_FACTORS not in checkpoint.tensor_names():
         return spec
     rope = spec.layers[0].rope

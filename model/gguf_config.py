@@ -1,6 +1,7 @@
-"""A GGUF file's metadata in the terms of config.json, so that both formats are read in one way.
+"""A GGUF file's metadata under the keys of config.json, so that both formats are read by the same code.
 
-Keys are those of the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md) as llama.cpp writes and reads them.
+GGUF's keys are defined by its specification (github.com/ggml-org/ggml, docs/gguf.md); llama.cpp's use of them decides
+where the specification is silent.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,7 +40,7 @@ SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 MAGNITUDE = "rope.scaling.attn_factor"
 KEYS_OF_ONE = (MAGNITUDE, "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
-"""Multipliers, whose only supported value is 1, but for the magnitude of longrope."""
+"""Multipliers whose only supported value is 1; longrope may have another MAGNITUDE."""
 HARMLESS_KEYS = ("vocab_size", "attention.value_length", "rope.scaling.finetuned")
 KNOWN_KEYS = frozenset({*KEYS.values(), *NORM_KEYS, *SCALING_KEYS.values(), *HARMLESS_KEYS})
 
@@ -48,9 +49,9 @@ GEMMA_27B_LAYERS = 62
 
 
 def gguf_config(checkpoint: Checkpoint, defaults: Mapping[str, object]) -> Config:
-    """The metadata over `defaults`, which stand for what a GGUF file has no key for.
+    """The file's metadata as a configuration; `defaults` give the values for which GGUF has no key.
 
-    Raises CheckpointError for a key that may change the mathematics in a way that is not known.
+    Raises CheckpointError for an unknown key that may change the mathematics.
     """
     architecture = checkpoint.config["general.architecture"]
     prefix = f"{architecture}."
@@ -58,7 +59,7 @@ def gguf_config(checkpoint: Checkpoint, defaults: Mapping[str, object]) -> Confi
     values = {**defaults, "query_pre_attn_scalar": None}
     values |= {key: metadata.get(name) for key, name in KEYS.items()}
     values["norm_eps"] = next((metadata[key] for key in NORM_KEYS if key in metadata), None)
-    values["sliding_window"] = values["sliding_window"] or None  # Zero stands for none.
+    values["sliding_window"] = values["sliding_window"] or None  # A window of 0 means that there is none.
     values["vocab_size"] = checkpoint.shape("token_embd.weight")[0]
     values["tie_word_embeddings"] = "output.weight" not in checkpoint.tensor_names()
     longrope = {
@@ -70,13 +71,17 @@ def gguf_config(checkpoint: Checkpoint, defaults: Mapping[str, object]) -> Confi
     _refuse_unknown(metadata, config, {MAGNITUDE} if longrope else set())
     _refuse_scaling(metadata, longrope, config)
     if architecture == "gemma3" and values["num_hidden_layers"] == GEMMA_27B_LAYERS:
-        # The file has no key for the scale of the scores. Llama.cpp, too, knows this model by its layers.
+        # GGUF has no key for the scale of attention scores. Like llama.cpp, we know this model by its number of layers.
         values["query_pre_attn_scalar"] = config.integer("hidden_size") / config.integer("num_attention_heads")
     return config
 
 
 def read_rope_factors(checkpoint: Checkpoint, rotary_dim: int) -> FactorsScaling:
-    """The factor that each frequency is divided by: Llama 3's scaling, worked out. Raises CheckpointError."""
+    """Divisors of the rotary frequencies, one for each of the `rotary_dim` / 2 pairs.
+
+    llama.cpp's converter stores Llama 3's scaling in this form. Raises CheckpointError unless they are positive float32
+    numbers.
+    """
     shape = checkpoint.shape(ROPE_FACTORS)
     raw = checkpoint.read(ROPE_FACTORS) if shape == (rotary_dim // 2,) else None
     if raw is None or raw.dtype != "F32":
@@ -94,13 +99,16 @@ def _rope_scaling(metadata: Mapping[str, object]) -> dict[str, object] | None:
 
 
 def _longrope(metadata: Mapping[str, object], factors: Mapping[str, RawTensor]) -> dict[str, object]:
-    """As config.json has it. The converter of Phi-3 writes no type, and the magnitude worked out."""
+    """Longrope's scaling as config.json would have it, from its two tensors of factors.
+
+    llama.cpp's converter of Phi-3 writes no scaling type, and stores the magnitude as a number.
+    """
     lists = {key: raw.float32().ravel().tolist() for key, raw in factors.items()}
     return {"type": "longrope", "attention_factor": metadata.get(MAGNITUDE, 1.0), **lists}
 
 
 def _refuse_scaling(metadata: Mapping[str, object], factors: Mapping[str, RawTensor], config: Config) -> None:
-    """Refuse unknown types, longrope's `factors` beside another scaling, and longrope without its factors."""
+    """Refuse an unknown scaling type, longrope's `factors` beside another type, and longrope without its factors."""
     kind, factor = metadata.get("rope.scaling.type"), metadata.get("rope.scaling.factor")
     if kind not in (None, *SCALING_TYPES):
         raise config.refusal("rope.scaling.type", f"is {label(kind)}, which is not supported")
@@ -125,5 +133,5 @@ def _refuse_unknown(metadata: Mapping[str, object], config: Config, known: Colle
 def _is_supported(key: str, value: object) -> bool:
     if key in KEYS_OF_ONE:
         return value == 1
-    # Zero turns off whatever an unknown key is for. Of an unknown flag that is false nobody can say as much.
+    # The number 0 turns off whatever an unknown key controls. A false flag need not: it may turn off a default.
     return key in KNOWN_KEYS or (value == 0 and value is not False)

@@ -1,9 +1,8 @@
-"""Decoding steps replayed from captured graphs, behind the decoder's own signature.
+"""Decoding steps replayed from captured CUDA graphs, with the decoder's own interface.
 
-A decoding step computes little for each of its hundreds of kernels, so that starting them one by one from the host
-takes longer than running them. A graph starts them all at once, but with the shapes and addresses that it was captured
-with: a batch is copied into the static buffers of the next larger bucket and padded. How a graph is captured, and what
-a layer computes, is not known here.
+Each of a decoding step's hundreds of kernels computes little, so the host takes longer to start them one by one than
+the device to run them. A graph starts all of them with one call, but only with the shapes and addresses of its capture.
+A batch is therefore copied into static buffers and padded to the next larger of a few captured sizes (buckets).
 """
 
 from collections.abc import Callable
@@ -17,25 +16,25 @@ from kernels.backend import BatchLayout, KVCache
 from model.decoder import Decoder
 
 Replay = Callable[[], Tensor]
-"""Computes anew what was captured, and returns the same tensor every time."""
+"""Runs a captured computation again; every call returns the same tensor, with new contents."""
 Capture = Callable[[Callable[[], Tensor]], Replay]
-"""Captures a function that reads and writes the same memory whenever it is called."""
+"""Captures a function, which must read and write the same memory at every call."""
 
 
 def buckets(most: int) -> tuple[int, ...]:
-    """Batch sizes to capture, up to `most`: powers of two, and from 16 on what lies midway between them."""
+    """Batch sizes to capture, ascending, the last of them `most`: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ..."""
     sizes = {2**power for power in range(most.bit_length())} | {3 * 2**power for power in range(3, most.bit_length())}
     return (*sorted(size for size in sizes if size < most), most)
 
 
 class CudaCapture:
-    """Captures CUDA graphs, all in one memory pool: they are never replayed at the same time."""
+    """Captures CUDA graphs. All share one memory pool, which is safe since no two are replayed at the same time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Tensor]) -> Replay:
-        function()  # Kernels are compiled and loaded at their first use, which a capture does not allow.
+        function()  # A first call compiles and loads the kernels, which cannot be done during a capture.
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             output = function()
@@ -48,17 +47,17 @@ class CudaCapture:
 
 
 class GraphedDecoder:
-    """A decoder that replays graphs for batches of decoding sequences over one cache, and computes the rest itself.
+    """A decoder that replays graphs for batches of decoding sequences, and runs the plain decoder for all others.
 
-    The output projection is not in the graphs: which rows it is for is known to the caller alone, and it is started
-    while the graph still runs.
+    The graphs hold no output projection: only the caller knows the rows that need logits. The host starts the
+    projection while the graph still runs.
     """
 
     def __init__(self, decoder: Decoder, cache: KVCache, *, max_batch: int, max_context: int, capture: Capture) -> None:
-        """`max_batch` is the most sequences that are replayed, `max_context` the most tokens of one.
+        """Allocate static buffers for `max_batch` sequences of up to `max_context` tokens in `cache`.
 
-        A graph is captured when a batch first needs it. The block tables of all have room for `max_context` tokens,
-        so that one graph serves every length.
+        Each graph is captured when a batch first needs it. Its block table has room for `max_context` tokens, so that
+        one graph serves sequences of every length.
         """
         self.spec = decoder.spec
         self.weights = decoder.weights
@@ -72,7 +71,7 @@ class GraphedDecoder:
         self._replays: dict[int, Replay] = {}
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
-        """See `Decoder.forward`. What comes back may be overwritten by the next call, in the device's order of work."""
+        """See `Decoder.forward`. The next call may overwrite the returned tensor, in the device's order of work."""
         static = self._static.layout
         fits = layout.max_context <= static.max_context and len(tokens) <= len(self._static.tokens)
         if cache is not self._cache or layout.max_query > 1 or not fits:
@@ -89,14 +88,14 @@ class GraphedDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _StaticBatch:
-    """Decoding sequences at addresses that stay the same; graphs of all sizes read their first ones."""
+    """Static buffers of a batch of decoding sequences; the graph of size n reads the first n of them."""
 
     tokens: Tensor
     layout: BatchLayout
 
     @classmethod
     def of(cls, size: int, max_context: int, block_size: int, device: torch.device) -> "_StaticBatch":
-        """All padding."""
+        """A batch of `size` padding sequences."""
         width = -(-max_context // block_size)
         layout = BatchLayout(
             query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
@@ -117,7 +116,7 @@ class _StaticBatch:
         return _StaticBatch(self.tokens[:size], replace(self.layout.with_tensors(views), singles=size))
 
     def fill(self, size: int, tokens: Tensor, layout: BatchLayout) -> None:
-        """Copy a batch of decoding sequences to the front, and make what follows up to `size` padding."""
+        """Copy a batch of decoding sequences to the front, and turn the others up to `size` into padding."""
         count, static = len(tokens), self.layout
         for place, values, padding in (
             (self.tokens, tokens, 0),
@@ -127,5 +126,5 @@ class _StaticBatch:
         ):
             place[:count].copy_(values)
             place[count:size].fill_(padding)
-        # Whatever else is in the table is a block of the cache, and lies beyond its sequence's context.
+        # Other entries of the table keep old block indices. They lie beyond their sequence's context and go unread.
         static.block_table[:count, : layout.block_table.shape[1]].copy_(layout.block_table)

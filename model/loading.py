@@ -1,4 +1,4 @@
-"""From a model on disk to a runner that is ready to serve: the composition root of `model`."""
+"""Loads a model on disk into a runner that is ready to serve. This is the composition root of `model`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -30,9 +30,10 @@ T = TypeVar("T")
 
 
 def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
-    """Load the model at `config.model`. Raises CheckpointError or ValueError with one line that says why not.
+    """Load the model at `config.model`.
 
-    `probe` measures what a step takes of a GPU's memory.
+    `probe` measures the memory that a step takes on a GPU. Raises CheckpointError or ValueError, with the reason in one
+    line, if the model cannot be read or does not fit.
     """
     device = choose_device(config.device)
     with fitting(device, "the engine", "lower token_budget, max_running or max_context, or take a smaller model"):
@@ -41,7 +42,7 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
 
 def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> ModelRunner:
     threads = config.threads or usable_cores()
-    # While weights are read and packed every core helps, whatever computes afterwards.
+    # Reading and packing weights uses every core, whichever device computes afterwards.
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -65,7 +66,7 @@ def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> Mo
 def _load_decoder(
     config: RunnerConfig, backend: Backend, dtype: torch.dtype, device: torch.device
 ) -> tuple[Decoder, int]:
-    """The decoder, and the most tokens of a request."""
+    """The decoder, and the limit of a request's tokens."""
     dummy = _choice("load format", config.load_format, {"auto": False, "dummy": True})
     checkpoint = open_checkpoint(config.model, weights=not dummy)
     spec = read_spec(checkpoint, config.max_context)
@@ -81,7 +82,7 @@ def _load_decoder(
 
 
 def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_context: int, probe: Probe) -> KVCache:
-    """The KV cache: of the size that was asked for, or of what memory is left, as far as there is a use for it."""
+    """The KV cache, in `config.cache_memory` bytes if that is set; else in the memory left, as far as it is useful."""
     spec, device = decoder.spec, decoder.weights.device
     scales = calibrate(decoder, config.block_size) if dtype == FP8 else None
     left = _memory_left(config, decoder, dtype, max_context, probe)
@@ -99,7 +100,7 @@ def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_
 
 
 def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_context: int, probe: Probe) -> int:
-    """Bytes for the cache. On a GPU the largest step is tried out: what it takes is not left."""
+    """Bytes left for the KV cache. On a GPU the largest step is run once to measure its working memory."""
     spec, device = decoder.spec, decoder.weights.device
     if device.type == "cpu":
         return int(available_memory() * (config.memory_share or CPU_SHARE))
@@ -114,12 +115,12 @@ def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max
 
 
 def _step_threads(device: torch.device, backend: Backend, threads: int) -> int:
-    """Threads of torch's own in a step: one where a GPU or the backend's threads compute, since more only spin."""
+    """Number of torch's own threads in a step: 1 where a GPU or the backend's threads compute; more would only spin."""
     return 1 if device.type == "cuda" or isinstance(backend, RecordingBackend) else threads
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    # Plain bf16 arithmetic is slower than float32 on most CPUs.
+    # Most CPUs compute in bfloat16 more slowly than in float32.
     automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
     return _choice("dtype", name, {"auto": automatic, **DTYPES})
 

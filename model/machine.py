@@ -1,4 +1,4 @@
-"""What this machine, or the container's share of it, offers: cores and memory. Standard library only."""
+"""Usable cores and free memory of this machine, or of the container's share of it. Standard library only."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:
-    """Cores that this process may use: its affinity, and a container's CPU quota rounded down, at least 1."""
+    """Number of cores that this process may use, at least 1: its affinity, limited by a container's CPU quota."""
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # Not on macOS.
+    except AttributeError:  # macOS has no affinity.
         cores = os.cpu_count() or 1
     quota, _, period = _read(cgroup / "cpu.max").partition(" ")
     if quota.isdigit() and period.isdigit():
@@ -20,7 +20,7 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
 
 
 def available_memory(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> int:
-    """Bytes that can be taken without swapping, within a container's memory limit."""
+    """Bytes that can be allocated without swapping, within a container's memory limit; at least 0."""
     available = _system_memory(meminfo)
     limit, used = _read(cgroup / "memory.max"), _read(cgroup / "memory.current")
     if limit.isdigit() and used.isdigit():
@@ -32,7 +32,7 @@ def _system_memory(meminfo: Path) -> int:
     for line in _read(meminfo).splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    # Where the kernel does not say what is free (macOS), half of what is there is a careful guess.
+    # macOS has no /proc/meminfo; half of all memory is a careful guess of the free part.
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 

@@ -1,4 +1,4 @@
-"""What a device's memory holds: measured, and said in one line where something does not fit."""
+"""A device's memory: how much is free, how much a step takes, and one line of error where something does not fit."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from model.contract import Chunk, Draw, ModelLimits, SamplingParams, StepPlan
 from model.machine import available_memory
 
 Probe = Callable[[torch.device, Callable[[], object]], DeviceMemory]
-"""Runs a step on a device and says what memory it took."""
+"""Runs a step on a device and measures the memory in use afterwards."""
 
 
 ALLOCATION_FAILURES = (
@@ -20,24 +20,24 @@ ALLOCATION_FAILURES = (
     "CUDA error: out of memory",
     "_STATUS_ALLOC_FAILED",
 )
-"""What plain RuntimeErrors of torch, of CUDA's driver and of its libraries say where memory ran out."""
+"""Phrases in the messages of RuntimeErrors by which torch, CUDA's driver and its libraries report too little memory."""
 
 
 class DeviceMemoryError(ValueError):
-    """Something does not fit into a device's memory; the message is one line for the operator."""
+    """An allocation does not fit into a device's memory; the message is one line for the operator."""
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that nobody uses."""
+    """Free bytes on a CUDA device, or in this machine's memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 @contextmanager
 def fitting(device: torch.device, what: str, remedy: str, needed: int = 0) -> Iterator[None]:
-    """Raise DeviceMemoryError where `what` runs out of memory; `remedy` says what to lower.
+    """Turn a failed allocation in the block into DeviceMemoryError: `what` did not fit, and `remedy` says what to do.
 
-    On a CPU it is raised at once where as many bytes as are `needed` are not free: the system may promise them all the
-    same, and end the process when they are written to.
+    On a CPU the error is raised at once if fewer than `needed` bytes are free. The system might grant the allocation
+    all the same, and kill the process when the memory is written to.
     """
     free = 0
     try:
@@ -54,16 +54,16 @@ def fitting(device: torch.device, what: str, remedy: str, needed: int = 0) -> It
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has an exception of its own for CUDA's allocator alone."""
+    """Whether memory ran out. Only torch's CUDA allocator has an exception type for it; others are known by phrases."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(words in str(error) for words in ALLOCATION_FAILURES)
 
 
 def measure(device: torch.device, step: Callable[[], object]) -> DeviceMemory:
-    """The memory of a CUDA device after `step`.
+    """Run `step` and return the memory of a CUDA device after it.
 
-    What torch's allocator took for the step it keeps, so the step's peak can be seen after it is over.
+    Torch's allocator keeps the memory that it took for the step, so the step's peak is still in use afterwards.
     """
     torch.cuda.empty_cache()
     before, _ = torch.cuda.mem_get_info(device)
@@ -74,11 +74,11 @@ def measure(device: torch.device, step: Callable[[], object]) -> DeviceMemory:
 
 
 def largest_step(limits: ModelLimits, *, max_running: int, token_budget: int) -> StepPlan:
-    """The plan that takes the most working memory.
+    """The plan whose step takes the most working memory.
 
-    `max_running` requests at the end of their context, of which the first have all the prompt tokens that the budget
-    allows, each drawing with a filter and with log-probabilities. All share the cache's first block: what they compute
-    means nothing.
+    It has `max_running` requests at the end of their context, each drawing with a filter and with log-probabilities.
+    The first requests have as many prompt tokens as `token_budget` allows. All use the first block of the cache, since
+    their results are not used.
     """
     params = SamplingParams(max_tokens=1, top_p=0.9, logprobs=min(20, limits.vocab_size))
     draw = Draw(params, [], [], 0)

@@ -1,4 +1,4 @@
-"""How a token's position enters attention: rotary frequencies with their scalings, and ALiBi's slopes."""
+"""The numbers by which a token's position enters attention: rotary frequencies with scaling, and ALiBi's slopes."""
 
 import math
 
@@ -9,9 +9,10 @@ from model.spec import FactorsScaling, LinearScaling, Llama3Scaling, RopeSpec, Y
 
 
 def rope_frequencies(rope: RopeSpec, device: torch.device) -> tuple[Tensor, float]:
-    """Radians a position for each rotated pair, [dim / 2] float32, and the factor on cosines and sines.
+    """Frequencies [dim / 2] float32, in radians per position, and the factor on cosines and sines.
 
-    theta ** (-2i / dim) (arXiv 2104.09864, section 3.4.2), then the spec's scaling.
+    Pair i has the frequency theta ** (-2i / dim) (Su et al., arXiv 2104.09864, section 3.4.2), scaled as `rope.scaling`
+    says.
     """
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.float32, device=device) / rope.dim
     frequencies = 1.0 / rope.theta**exponents
@@ -29,13 +30,17 @@ def rope_frequencies(rope: RopeSpec, device: torch.device) -> tuple[Tensor, floa
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Llama 3.1's scaling: a pair is kept or divided by how often it turns within the original context."""
     turns = scaling.original_context * frequencies / (2 * math.pi)
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     return torch.lerp(frequencies / scaling.factor, frequencies, keep.clamp(0, 1))
 
 
 def _yarn(frequencies: Tensor, rope: RopeSpec, scaling: YarnScaling) -> Tensor:
-    """NTK-by-parts (arXiv 2309.00071, section 3.2): pairs that turn often keep their frequency."""
+    """NTK-by-parts (Peng et al., arXiv 2309.00071, section 3.2): pairs that turn often keep their frequency.
+
+    Pairs that turn seldom have it divided by the factor, and a linear ramp lies between the two.
+    """
 
     def pair_that_turns(times: float) -> float:
         return rope.dim * math.log(scaling.original_context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
@@ -45,7 +50,7 @@ def _yarn(frequencies: Tensor, rope: RopeSpec, scaling: YarnScaling) -> Tensor:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, rope.dim - 1)
     pairs = torch.arange(rope.dim // 2, dtype=torch.float32, device=frequencies.device)
-    # A ramp of no width would divide by zero.
+    # The lower bound keeps a ramp of width 0 from dividing by zero.
     interpolate = ((pairs - first) / max(last - first, 1e-3)).clamp(0, 1)
     return torch.lerp(frequencies, frequencies / scaling.factor, interpolate)
 
@@ -57,9 +62,10 @@ def _yarn_magnitude(scaling: YarnScaling) -> float:
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """[heads] float32: the geometric sequences of arXiv 2108.12409, section 3, as its code extends them.
+    """ALiBi's slopes [heads] float32 (Press et al., arXiv 2108.12409, section 3, and its code).
 
-    2 ** (-8 (i + 1) / n) for the largest power of two n <= heads; further heads take every other slope of 2n.
+    With n the largest power of two up to `heads`, the first n slopes are 2 ** (-8 (i + 1) / n). The other heads take
+    every second slope of the sequence for 2n heads.
     """
     n = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / n) for i in range(n)]

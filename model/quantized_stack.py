@@ -1,4 +1,4 @@
-"""Quantised parts of one projection, brought to a common form and stacked. It knows nothing of names and layouts."""
+"""Brings quantised parts of one projection to a common form and stacks them. Names and layouts are not known here."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ from kernels.backend import QuantizedWeight
 from model.checkpoint.group_quantized import GroupQuantized
 
 SMALLEST_GROUP = 16
-"""Of a `QuantizedWeight`."""
+"""The smallest group size that a `QuantizedWeight` may have."""
 
 RowOrder = Callable[[int, Tensor], Tensor]
-"""From a part's index and what it has for each output, [out, ...], to the same in another order and maybe shape."""
+"""Reorders the rows [out, ...] of the part with a given index; the result may have another shape."""
 
 
 def stack_quantized(parts: Sequence[GroupQuantized], order: RowOrder, device: torch.device) -> QuantizedWeight | None:
-    """The parts, whose inputs are the same, with their outputs one after another; None if their groups are too small.
+    """One weight [sum of outs, in] from `parts`, each [out, in], on `device`; None if a common group is too small.
 
-    8 bits and offsets are what any part has, groups are as fine as the finest. Codes are as they were; scales and
-    offsets are rounded to float16.
+    The stack has 8 bits if any part has, offsets if any part has, and groups that divide the groups of all parts. Codes
+    keep their meaning; scales and offsets are rounded to float16.
     """
     group_size = _common_group_size([part.group_size for part in parts])
     if group_size < SMALLEST_GROUP:
@@ -47,21 +47,21 @@ def stack_quantized(parts: Sequence[GroupQuantized], order: RowOrder, device: to
 
 
 def _common_group_size(sizes: Sequence[int]) -> int:
-    """The largest power of two that divides all."""
+    """The largest power of two that divides all sizes."""
     divisor = math.gcd(*sizes)
     return divisor & -divisor
 
 
 def _centred_codes(part: GroupQuantized, bits: int) -> npt.NDArray[np.uint8]:
-    """The codes of a part without offsets, centred as those of `bits` bits are."""
+    """The codes [out, in] of a part without offsets, shifted to the zero of codes with `bits` bits."""
     return part.codes if part.bits == bits else part.codes + np.uint8((1 << (bits - 1)) - part.zero)
 
 
 def _offsets(part: GroupQuantized) -> npt.NDArray[np.float32]:
-    """What a code of 0 means in each group."""
+    """The number that a code of 0 stands for in each group, [out, groups]."""
     return part.scales * np.float32(-part.zero) if part.offsets is None else part.offsets
 
 
 def _regrouped(numbers: npt.NDArray[np.float32], part: GroupQuantized, group_size: int) -> npt.NDArray[np.float32]:
-    """A part's numbers [out, groups] for its groups cut into smaller ones."""
+    """A part's numbers [out, groups], repeated for groups that are cut into smaller ones of `group_size`."""
     return np.repeat(numbers, part.group_size // group_size, axis=1)

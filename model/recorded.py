@@ -1,6 +1,6 @@
-"""A forward pass recorded once and run for batches of any shape, behind the decoder's signature.
+"""A forward pass that is recorded once and replayed for batches of any shape, with the decoder's own interface.
 
-The decoder's Python takes longer than a small model's arithmetic: hundreds of calls for every token.
+The decoder makes hundreds of calls for every token, and in a small model these take longer than the arithmetic.
 """
 
 import torch
@@ -11,7 +11,7 @@ from model.decoder import Decoder
 
 
 class RecordedDecoder:
-    """A decoder whose forward pass over one cache is recorded, for up to `max_tokens` tokens."""
+    """A decoder whose forward pass over one cache is recorded, for batches of up to `max_tokens` tokens."""
 
     def __init__(self, decoder: Decoder, backend: RecordingBackend, cache: KVCache, max_tokens: int) -> None:
         self.spec = decoder.spec
@@ -21,7 +21,7 @@ class RecordedDecoder:
         self._decoder = decoder
         self._cache = cache
         self._max_tokens = max_tokens
-        # Of the batch that is recorded only the number of tokens counts: it is the room that there is.
+        # The recorded batch matters only by its number of tokens, which is the room in the program's buffers.
         batch = torch.zeros(max_tokens, dtype=torch.int64)
         rows = torch.zeros(2, dtype=torch.int32)
         layout = BatchLayout(
@@ -37,7 +37,7 @@ class RecordedDecoder:
         self._program, self._hidden = backend.record(lambda: decoder.forward(batch, layout, cache))
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
-        """See `Decoder.forward`. What comes back is overwritten by the next call."""
+        """See `Decoder.forward`. The next call overwrites the returned tensor."""
         if cache is not self._cache or len(tokens) > self._max_tokens:
             return self._decoder.forward(tokens, layout, cache)
         self.backend.replay(self._program, tokens, layout)

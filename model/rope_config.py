@@ -1,6 +1,6 @@
-"""Reads a layer's rotary embedding from a configuration, as transformers 4 wrote it and as transformers 5 does.
+"""Reads a layer's rotary embedding from a configuration, in the form of transformers 4 and in that of transformers 5.
 
-It knows the keys of rope_scaling and rope_parameters, and not what the frequencies come to.
+transformers 4 has the key rope_scaling, transformers 5 rope_parameters. Frequencies are computed in `model.positions`.
 """
 
 import math
@@ -15,15 +15,16 @@ LayerKind = Literal["full_attention", "sliding_attention"]
 
 DEFAULT_THETA = 10000.0
 ROPE_TYPES: Mapping[str, str] = {name: name for name in ("default", "linear", "dynamic", "llama3", "yarn", "longrope")}
-"""What a file calls a kind of scaling, and the kind."""
+"""Kinds of scaling by the names that files give them."""
 
 
 def read_rope(
     config: Config, kind: LayerKind, head_dim: int, context: int, types: Mapping[str, str] = ROPE_TYPES
 ) -> RopeSpec:
-    """The rotary embedding of layers of `kind`, for a model that is served with `context` tokens.
+    """The rotary embedding of layers of `kind`, for a model that is served with a context of `context` tokens.
 
-    `types` has the kinds of scaling by the names that a file may give them. Raises CheckpointError for any other.
+    `types` maps the names that a file may give to kinds of scaling. Raises CheckpointError for any other name, and for
+    a value that is missing or out of range.
     """
     scaling, parameters = config.section("rope_scaling"), config.section("rope_parameters")
     if scaling is None or not scaling.present():
@@ -36,7 +37,10 @@ def read_rope(
 
 
 def read_global_rope(config: Config, head_dim: int, context: int) -> RopeSpec:
-    """That of full layers, where sliding ones have a base of their own (Gemma 3): rope_scaling is theirs alone."""
+    """The rotary embedding of full layers in a model whose sliding layers have a base of their own (Gemma 3).
+
+    rope_scaling applies to full layers alone. Raises CheckpointError.
+    """
     parameters = config.section("rope_parameters") or config.empty()
     full = parameters.section("full_attention")
     if full is None and (parameters.get("rope_type") or parameters.get("type")):
@@ -47,18 +51,23 @@ def read_global_rope(config: Config, head_dim: int, context: int) -> RopeSpec:
 
 
 def read_local_rope(config: Config, head_dim: int, context: int) -> RopeSpec:
-    """That of sliding layers with a base of their own (Gemma 3), to which the model's scaling does not apply."""
+    """The rotary embedding of sliding layers with a base of their own (Gemma 3); rope_scaling does not apply to them.
+
+    Raises CheckpointError.
+    """
     parameters = config.section("rope_parameters") or config.empty()
     local = parameters.section("sliding_attention") or config.empty()
     return _rope(local, config, "rope_local_base_freq", head_dim, context, ROPE_TYPES)
 
 
 def scaled_context(rope: RopeSpec | None, config: Config) -> int:
-    """Tokens that a model is made for: max_position_embeddings, but for YaRN its original context times its factor.
+    """Context in tokens that a model is made for: max_position_embeddings, or with YaRN original context times factor.
 
-    Files give max_position_embeddings before YaRN or after it, so that it tells nothing there. With other kinds it is
-    the whole context: llama3 and longrope are trained for it, dynamic starts beyond it, and no file says of linear
-    whether its factor is still to come; those of published models are past it.
+    With YaRN some files give max_position_embeddings before scaling and others after it, so it cannot be used. With any
+    other kind it is the whole context: llama3 and longrope models are trained up to it, and dynamic scaling begins
+    beyond it. Files do not say whether linear scaling is included; in published models it is.
+
+    Raises CheckpointError for a YaRN context that is no possible size.
     """
     stated = config.integer("max_position_embeddings")
     if rope is None or not isinstance(rope.scaling, YarnScaling):
@@ -70,9 +79,10 @@ def scaled_context(rope: RopeSpec | None, config: Config) -> int:
 
 
 def _refuse_replaced(parameters: Config, scaling: Config, config: Config) -> None:
-    """Refuse a value of rope_parameters that rope_scaling, which takes its place, does not repeat.
+    """Refuse a value of rope_parameters that is absent from rope_scaling, which replaces rope_parameters.
 
-    transformers drops such a value. Whoever adds a scaling to a file does not mean the base of its frequencies to go.
+    transformers drops such a value without a word. Someone who adds a scaling to a file does not mean to drop, say, the
+    base of its frequencies.
     """
     otherwise = {
         "rope_type": _rope_type(scaling),
@@ -122,7 +132,7 @@ def _scaling(kind: str, parameters: Config, config: Config, pairs: int, context:
         case "longrope":
             return _longrope(parameters, _original_context(parameters, config), config, pairs, context)
         case "dynamic":
-            # It changes nothing up to max_position_embeddings, and no model is served beyond.
+            # Dynamic scaling changes nothing up to max_position_embeddings, and no model is served beyond it.
             parameters.require("alpha", None)
             parameters.number("factor")
             return None
@@ -131,7 +141,7 @@ def _scaling(kind: str, parameters: Config, config: Config, pairs: int, context:
 
 
 def _original_context(parameters: Config, config: Config) -> int:
-    """Tokens that the model was trained with before its scaling."""
+    """Context in tokens that the model was trained with before scaling."""
     key = "original_max_position_embeddings"
     inner, outer = parameters.get(key), config.get(key)
     if inner is not None and outer is not None and inner != outer:
@@ -152,10 +162,10 @@ def _yarn(parameters: Config, original: int, config: Config) -> YarnScaling:
 
 
 def _yarn_attention_factor(parameters: Config, factor: float) -> float | None:
-    """What the file says, or the ratio of DeepSeek's two factors, or None for the paper's."""
+    """The file's own factor, or the ratio of DeepSeek's mscale factors; None stands for the paper's formula."""
     if parameters.get("attention_factor") is not None:
         return parameters.number("attention_factor")
-    # A factor of zero counts as none, in transformers as here.
+    # An mscale of 0 counts as absent, as in transformers.
     if not (parameters.get("mscale") and parameters.get("mscale_all_dim")) or factor <= 1:
         return None
     wanted, all_dims = (0.1 * parameters.number(key) * math.log(factor) + 1 for key in ("mscale", "mscale_all_dim"))
@@ -163,10 +173,10 @@ def _yarn_attention_factor(parameters: Config, factor: float) -> float | None:
 
 
 def _longrope(parameters: Config, original: int, config: Config, pairs: int, context: int) -> FactorsScaling:
-    """The list for the context that is served (Ding et al., arXiv 2402.13753), and the one magnitude of both.
+    """LongRoPE's scaling (Ding et al., arXiv 2402.13753), with long factors if `context` exceeds the original context.
 
-    Keys in the cache keep the frequencies that they were rotated with, so that the choice cannot follow a sequence as
-    it grows: it is made once, as vLLM and llama.cpp make it.
+    The short or the long list is chosen once for all sequences, as in vLLM and llama.cpp: keys in the cache were
+    rotated with one list, so a growing sequence cannot change to the other. The magnitude is the same for both.
     """
     for key in ("short_mscale", "long_mscale"):
         parameters.require(key, None)

@@ -1,6 +1,6 @@
-"""Runs steps: a plan's integers become tensors, the decoder's logits become tokens.
+"""Runs steps: a plan's integers become tensors, the decoder computes logits, and logits become tokens.
 
-It knows nothing of scheduling: which chunks make a step, and whose they are, is decided before.
+The scheduler decides which chunks make a step; the runner computes any plan.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ from model.transfer import Moment, fetch, stage_named
 
 
 class ModelRunner:
-    """`model.contract.Runner` on a decoder and its KV cache.
+    """`model.contract.Runner` made of a decoder and its KV cache.
 
-    On a CUDA device `start` asks for work and does not wait for any: while the device computes a step, the host can
-    prepare the next. (The first step on a graph that is yet to be captured is the exception.)
+    On a CUDA device `start` queues the work and returns at once, so that the host can prepare the next step while the
+    device computes. Only a step that first captures a graph makes the host wait.
     """
 
     def __init__(self, decoder: Decoder | GraphedDecoder | RecordedDecoder, cache: KVCache, max_context: int) -> None:
@@ -36,7 +36,7 @@ class ModelRunner:
         self._limits = ModelLimits(decoder.spec.vocab_size, max_context, cache.blocks, cache.block_size)
         self._memory = TokenMemory(max_context, self._device)
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
-        """The tokens that the step started last draws: those that the next step's chunks follow."""
+        """Tokens [draws] int64 that the newest step draws; `Chunk.follows` of the next step are indices into it."""
 
     @property
     def limits(self) -> ModelLimits:
@@ -79,11 +79,11 @@ class ModelRunner:
 
 @dataclass(frozen=True, slots=True)
 class RunningStep:
-    """`model.contract.PendingStep`: a step whose end is a moment on the device. Its seconds are the device's."""
+    """`model.contract.PendingStep` between its start and its end. Durations are measured on the device's clock."""
 
     draws: list[Draw]
     choice: Choice | None
-    """On its way to the host until the step has ended; None if there are no draws."""
+    """The drawn tokens in host memory, complete once the step has ended; None if there are no draws."""
     began: Moment
     computed: Moment
     ended: Moment
@@ -99,7 +99,7 @@ class RunningStep:
 
 @contextmanager
 def _device_errors() -> Iterator[None]:
-    """Tell errors that a device never recovers from, such as an illegal access, from those of a single step."""
+    """Raise DeviceLostError for an error from which a device never recovers, such as an illegal memory access."""
     try:
         yield
     except torch.AcceleratorError as error:
@@ -108,22 +108,22 @@ def _device_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A plan's tensors, on the device. Chunks with fewer tokens come first, as the layout wants it."""
+    """A plan as tensors on the device. Chunks are sorted by their number of tokens, as `BatchLayout` requires."""
 
     tokens: Tensor
-    """[tokens] int64; of no meaning in `places`."""
+    """[tokens] int64; the entries at `places` are not known yet."""
     layout: BatchLayout
     rows: Tensor
-    """[draws] int64: where the last token of each chunk stands that has a draw, in the plan's order."""
+    """[draws] int64: index in `tokens` of the last token of each chunk that has a draw, in the plan's order."""
     places: Tensor
-    """[following] int64: where the tokens stand that the step before draws."""
+    """[following] int64: indices in `tokens` of the tokens that the previous step draws."""
     sources: Tensor
-    """[following] int64: which of that step's draws they are."""
+    """[following] int64: index of each such token among the previous step's draws."""
 
     def known_tokens(self, drawn: Tensor) -> Tensor:
-        """`tokens` with those that the step before drew, [its draws] int64, in their places.
+        """All tokens [tokens] int64, the previous step's `drawn` tokens [its draws] int64 put in their places.
 
-        A draw that failed is INVALID_TOKEN: any token does in its place, since nobody will ask what came of it.
+        A failed draw is INVALID_TOKEN. Token 0 takes its place, since the result is not used.
         """
         if not self.places.numel():
             return self.tokens
@@ -131,7 +131,7 @@ class Batch:
 
 
 def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
-    """The batch of a plan's chunks, brought to `device` in one transfer."""
+    """The batch of a plan's chunks, copied to `device` in one transfer."""
     order = sorted(range(len(plan.chunks)), key=lambda index: len(plan.chunks[index].tokens))
     chunks = [plan.chunks[index] for index in order]
     ends = accumulate(len(chunk.tokens) for chunk in chunks)
@@ -150,7 +150,7 @@ def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
 
 
 def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> BatchLayout:
-    """The layout of `chunks` in a cache with blocks of `block_size` tokens.
+    """The layout on `device` of `chunks` in a cache with blocks of `block_size` tokens.
 
     Raises ValueError unless chunks with fewer tokens come first.
     """
@@ -180,7 +180,7 @@ def _host_layout(chunks: Sequence[Chunk], block_size: int) -> BatchLayout:
 
 
 def _block_table(chunks: Sequence[Chunk], width: int) -> Tensor:
-    # By way of NumPy, which takes in a list of integers several times as fast as torch.
+    # NumPy reads a list of integers several times as fast as torch does.
     table = np.zeros((len(chunks), width), np.int32)
     for row, chunk in zip(table, chunks, strict=True):
         blocks = chunk.blocks[:width]

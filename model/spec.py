@@ -1,4 +1,4 @@
-"""What a decoder is made of. Plain frozen data: it knows nothing of tensors, files or families' config keys."""
+"""The description of a decoder, as frozen data. It knows nothing of tensors, files or families' config keys."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,19 +9,25 @@ ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 
 @dataclass(frozen=True, slots=True)
 class LinearScaling:
-    """Every position divided by `factor` (kaiokendev, 2023)."""
+    """Position interpolation: every position is divided by `factor` (kaiokendev, 2023; arXiv 2306.15595)."""
 
     factor: float
 
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1's reference code)."""
+    """Llama 3.1's scaling (its reference code): low frequencies are divided by `factor`, high ones are kept.
+
+    Between them lies a linear ramp.
+    """
 
     factor: float
     low_freq_factor: float
+    """Turns within `original_context` up to which a frequency is divided by `factor`."""
     high_freq_factor: float
+    """Turns within `original_context` from which on a frequency is kept."""
     original_context: int
+    """Tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +36,28 @@ class YarnScaling:
 
     factor: float
     original_context: int
+    """Tokens."""
     beta_fast: float = 32.0
+    """Turns within `original_context` from which on a frequency is kept."""
     beta_slow: float = 1.0
+    """Turns within `original_context` up to which a frequency is divided by `factor`."""
     attention_factor: float | None = None
-    """Multiplies queries and keys; None: the paper's 0.1 ln(factor) + 1."""
+    """Factor on cosines and sines, hence on queries and keys; None: the paper's 0.1 ln(factor) + 1."""
     truncate: bool = True
-    """Whether the ramp's ends are rounded outward to whole dimensions."""
+    """Whether the ramp's ends are rounded outward to whole pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class FactorsScaling:
-    """Each pair's frequency divided by its own factor: LongRoPE's (arXiv 2402.13753), and Llama 3's as GGUF has it."""
+    """Each frequency is divided by a factor of its own: LongRoPE (Ding et al., arXiv 2402.13753).
+
+    GGUF files store Llama 3's scaling in the same form.
+    """
 
     factors: tuple[float, ...]
-    """One for each rotated pair."""
+    """[dim / 2], one for each rotated pair."""
     attention_factor: float = 1.0
-    """Multiplies queries and keys."""
+    """Factor on cosines and sines, hence on queries and keys."""
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FactorsScaling
@@ -53,31 +65,32 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FactorsScaling
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) of a head's first `dim` dimensions.
+    """Rotary position embedding (Su et al., arXiv 2104.09864) of the first `dim` dimensions of each head.
 
-    Pairs are (i, i + dim/2), the layout of Hugging Face checkpoints; others are permuted when loaded.
+    Pairs are (i, i + dim / 2), as in Hugging Face checkpoints; weights in another layout are permuted when loaded.
     """
 
     theta: float
+    """Base of the frequencies."""
     dim: int
     scaling: RopeScaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What may differ from layer to layer."""
+    """The properties that may differ from layer to layer."""
 
     rope: RopeSpec | None = None
+    """None: queries and keys are not rotated."""
     window: int | None = None
-    """A query at position i sees keys at positions j with i - window < j <= i; None: all j <= i."""
+    """Window of attention in tokens: the query at position i sees keys at i - window + 1 to i; None: all up to i."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """One decoder-only transformer.
 
-    Every block is pre-norm: x += attention(norm(x)); x += mlp(norm(x)), with the sublayers' outputs
-    normalised as well where `post_norms` is set. Whether a projection has a bias is the weights' affair.
+    Every layer is pre-norm: x += attention(norm(x)); x += mlp(norm(x)). A projection has a bias if its weights have.
     """
 
     family: str
@@ -94,21 +107,24 @@ class DecoderSpec:
     norm_eps: float = 1e-5
     activation: ActivationKind = "silu"
     gated_mlp: bool = True
-    """down(act(gate(x)) * up(x)) if set, down(act(up(x))) if not."""
+    """Whether the MLP is down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202); if not, it is down(act(up(x)))."""
     attention_scale: float
-    """Multiplies q.k before the softmax; commonly head_dim ** -0.5."""
+    """Factor on q.k before the softmax; commonly head_dim ** -0.5."""
     learned_positions: bool = False
-    """A trained vector for each position is added to the token embedding (GPT-2)."""
+    """Whether a trained vector for each position is added to the token embedding (GPT-2)."""
     alibi: bool = False
-    """A linear penalty by distance is added to the scores (Press et al., arXiv 2108.12409)."""
+    """Whether a linear penalty by distance is added to attention scores (Press et al., arXiv 2108.12409)."""
     embedding_scale: float = 1.0
+    """Factor on token embeddings."""
     embedding_norm: bool = False
-    """The embeddings are normalised before the first block (BLOOM)."""
+    """Whether embeddings are normalised before the first layer (BLOOM)."""
     qk_norm: bool = False
-    """Queries and keys are RMS-normalised per head before rotation (Qwen3, Gemma 3)."""
+    """Whether queries and keys are RMS-normalised per head before rotation (Qwen3, Gemma 3)."""
     post_norms: bool = False
+    """Whether outputs of attention and MLP are normalised before they are added to x (Gemma 3)."""
     attention_softcap: float | None = None
-    """Scores become cap * tanh(scores / cap)."""
+    """Cap of attention scores, which become cap * tanh(score / cap) (Gemma 2, arXiv 2408.00118)."""
     logit_softcap: float | None = None
+    """Cap of logits, in the same way."""
     tied_embeddings: bool = True
-    """The output projection is the embedding matrix."""
+    """Whether the embedding matrix is also the output projection."""

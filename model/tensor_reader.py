@@ -1,4 +1,4 @@
-"""Where a decoder's tensors come from: by name and shape, one at a time. It does not know what they are for."""
+"""Reads tensors by name and shape, one at a time. The reader does not know their use in a model."""
 
 import re
 from collections.abc import Sequence
@@ -14,41 +14,42 @@ from model.checkpoint.group_quantized import GroupQuantized
 
 
 class TensorReader(Protocol):
-    """Tensors for a model of one dtype on one device.
+    """Source of the tensors of a model that has one dtype and one device.
 
-    What reads a tensor raises CheckpointError if it is missing or has another shape than `shape`.
+    `check`, `read`, `load` and `read_quantized` raise CheckpointError if there is no tensor `name`, or if its shape is
+    not `shape`.
     """
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """The model's device."""
         ...
 
     def empty(self, *shape: int) -> Tensor:
-        """Uninitialised, in the dtype and on the device of the model."""
+        """An uninitialised tensor in the dtype and on the device of the model."""
         ...
 
     def has(self, name: str) -> bool: ...
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise what reading the tensor would, before anything is allocated for it."""
+        """Raise the error that reading the tensor would raise, without reading it."""
         ...
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor in the dtype in which it is stored, in the machine's memory; quantised ones in float32."""
+        """The tensor in host memory, in the dtype in which it is stored; a quantised one in float32."""
         ...
 
     def load(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor in the dtype and on the device of the model."""
+        """The tensor in the dtype and on the device of the model."""
         ...
 
     def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
-        """A tensor as it is quantised, in the machine's memory; None if it is stored in no such form."""
+        """The quantised tensor [out, in] in host memory; None if it is not quantised in groups."""
         ...
 
 
 class CheckpointReader:
-    """`TensorReader` of a checkpoint's tensors, which remembers what it was asked for."""
+    """`TensorReader` of a checkpoint's tensors, which keeps account of the tensors that were read."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
@@ -84,13 +85,13 @@ class CheckpointReader:
         return self._checkpoint.read_quantized(name)
 
     def refuse_missing(self, ignored: Sequence[str]) -> None:
-        """Raise CheckpointError if an index promises a tensor that no file has and no pattern in `ignored` matches."""
+        """Raise CheckpointError if the index names a tensor that no file has and no pattern in `ignored` matches."""
         for name, line in self._checkpoint.missing.items():
             if not _matches(name, ignored):
                 raise CheckpointError(line)
 
     def refuse_unread(self, ignored: Sequence[str]) -> None:
-        """Raise CheckpointError if the checkpoint has tensors that nobody read and no pattern in `ignored` matches."""
+        """Raise CheckpointError if the file has a tensor that was not read and that no pattern in `ignored` matches."""
         strays = sorted(name for name in self._unread if not _matches(name, ignored))
         if strays:
             raise self._error(f"{len(strays)} tensors have no place in this model, {label(strays[0])} first")

@@ -1,7 +1,7 @@
-"""What passes between the host and a device without the host waiting for it. It does not know what the numbers mean.
+"""Copies between the host and a device, and times on the device, without making the host wait.
 
-A CUDA device works through its current stream in order, later than the host asks it to. On a CPU the same calls are
-plain copies and readings of the clock.
+A CUDA device executes the work in its current stream in order, some time after the host queued it. On a CPU nothing is
+copied, and times are readings of the clock.
 """
 
 import time
@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Bytes. A kernel is compiled a second time for pointers that are less aligned."""
+"""Alignment of each staged tensor in bytes; for pointers with less, Triton would compile kernels a second time."""
 
 
 def stage(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copies on `device` of the host's `tensors`, in one transfer.
+    """Copies on `device` of the host's `tensors`, made in one transfer; on a CPU, the tensors themselves.
 
-    By way of pinned memory: a copy from any other, such as `torch.tensor(..., device=...)` makes, holds the host up
-    until the device has come to it. The allocator of pinned memory reuses a buffer only once its transfer has ended.
-    On a CPU they are the tensors themselves.
+    The transfer starts from pinned memory. From ordinary memory, as in `torch.tensor(..., device=...)`, the host would
+    wait until the device reached the copy in its stream. Torch reuses a pinned buffer only once its transfer has ended.
     """
     if device.type == "cpu":
         return list(tensors)
@@ -40,19 +39,19 @@ def stage(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def stage_named(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """`stage`, by names."""
+    """`stage` for named tensors; the result has the same names."""
     return dict(zip(tensors, stage([*tensors.values()], device), strict=True))
 
 
 def fetch(tensor: Tensor) -> Tensor:
-    """A copy on the host. It is there once a `Moment` that was taken after this call has passed."""
+    """A copy of `tensor` in host memory, complete once a `Moment` created after this call has passed."""
     if tensor.device.type != "cuda":
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 class Moment:
-    """The point that a device's work has come to once it has done all that it was asked to do so far."""
+    """The moment at which a device has finished all work that was queued before this object was created."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -64,12 +63,12 @@ class Moment:
             self._clock = time.perf_counter()
 
     def wait(self) -> None:
-        """Let the host wait until it has passed. Raises what went wrong on the device."""
+        """Make the host wait until the moment has passed. Raises torch.AcceleratorError if the device failed."""
         if self._event is not None:
             self._event.synchronize()
 
     def seconds_since(self, earlier: "Moment") -> float:
-        """By the device's own clock, if it has one. Both must have passed."""
+        """Seconds from `earlier` to this moment, on the device's own clock if it has one. Both must have passed."""
         if self._event is not None and earlier._event is not None:
             milliseconds: float = earlier._event.elapsed_time(self._event)
             return milliseconds / 1000

@@ -1,4 +1,4 @@
-"""A decoder's weights in memory, and how they come from a checkpoint: one projection at a time, never two copies."""
+"""A decoder's weights in memory. They are loaded one projection at a time, so that no two copies exist at once."""
 
 import hashlib
 import logging
@@ -20,14 +20,14 @@ from model.tensor_names import Projection, QkvLayout, TensorNames
 from model.tensor_reader import CheckpointReader, TensorReader
 
 ROWS_AT_ONCE = 1024
-"""Of a matrix, turned into float32 to be compared."""
+"""Rows of a matrix that are converted to float32 at a time to compute its digest."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """An RMS norm's weight [hidden], or a layer norm's weight and bias."""
+    """Weight [hidden] of an RMS norm, or weight and bias [hidden] of a layer norm."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -35,11 +35,11 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """One transformer block. Projections that read the same input are stacked."""
+    """The weights of one layer. Projections that read the same input are stacked into one."""
 
     attention_norm: Norm
     qkv: Linear
-    """[(heads + 2 kv_heads) * head_dim, hidden]: queries, keys, values, head after head."""
+    """[(heads + 2 kv_heads) * head_dim, hidden]: all queries, then all keys, then all values, head by head."""
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
     attention_output: Linear
@@ -53,10 +53,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderWeights:
-    """Everything a `DecoderSpec` calls for. A tied output projection shares the embedding's memory."""
+    """All weights of a decoder. A tied output projection shares the embedding's memory."""
 
     embedding: Tensor | Linear
-    """[vocab, hidden]; a Linear where the backend embeds what it packed."""
+    """[vocab, hidden]; a Linear where the backend reads embeddings from a packed matrix."""
     position_embedding: Tensor | None = None
     """[max_context, hidden]."""
     embedding_norm: Norm | None = None
@@ -66,22 +66,21 @@ class DecoderWeights:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device that holds the weights."""
         return self.final_norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What activations are in."""
+        """The dtype of activations."""
         return self.final_norm.weight.dtype
 
 
 def load_weights(
     spec: DecoderSpec, checkpoint: Checkpoint, backend: Backend, dtype: torch.dtype, device: torch.device
 ) -> DecoderWeights:
-    """Read the weights that `spec` calls for, in `dtype`, on `device`, packed by `backend`.
+    """Load the weights of `spec` from a checkpoint, in `dtype`, on `device`, packed by `backend`.
 
-    Raises CheckpointError for a tensor that is missing, has another shape than the spec says, or is there but
-    belongs to no known place.
+    Raises CheckpointError if a tensor is missing, has another shape than the spec says, or has no place in the model.
     """
     names = tensor_names(checkpoint)
     ignored = [*names.ignored, *([re.escape(names.output_weight)] if spec.tied_embeddings else [])]
@@ -100,13 +99,16 @@ def load_weights(
 
 
 def _output_differs(names: TensorNames, checkpoint: Checkpoint) -> bool:
-    """Whether the file has both an embedding and an output projection, of different numbers."""
+    """Whether the file has both an embedding and an output projection, and their numbers differ."""
     both = (names.embedding_weight, names.output_weight)
     return {*both} <= {*checkpoint.tensor_names()} and len({_digest(checkpoint, name) for name in both}) > 1
 
 
 def _digest(checkpoint: Checkpoint, name: str) -> bytes:
-    """Of a tensor's numbers, in whichever dtype. Two tensors are compared by it, so that one at a time is in memory."""
+    """Digest of a tensor's shape and numbers, whichever dtype they are stored in.
+
+    Comparing digests needs only one of two tensors in memory at a time.
+    """
     raw = checkpoint.read(name)
     digest = hashlib.blake2b(repr(raw.data.shape).encode())
     for start in range(0, len(raw.data), ROWS_AT_ONCE):
@@ -115,16 +117,16 @@ def _digest(checkpoint: Checkpoint, name: str) -> bytes:
 
 
 def assemble_weights(spec: DecoderSpec, names: TensorNames, tensors: TensorReader, backend: Backend) -> DecoderWeights:
-    """The weights that `spec` calls for, packed by `backend`.
+    """The weights of `spec`, read from `tensors` under `names` and packed by `backend`.
 
-    Dense tensors are read one at a time, straight into their place in a stack.
+    Dense tensors are read one at a time, straight into their place in a stack. Raises the errors of `tensors`.
     """
     return _WeightLoader(spec, names, tensors, backend).decoder()
 
 
 @dataclass(frozen=True, slots=True)
 class _WeightLoader:
-    """Puts together what a decoder is made of, tensor by tensor."""
+    """Assembles a decoder's weights, tensor by tensor."""
 
     spec: DecoderSpec
     names: TensorNames
@@ -164,7 +166,7 @@ class _WeightLoader:
         return self.backend.pack(embedding if quantized is None else quantized, None)
 
     def _embedding_name(self) -> str:
-        """The embedding's, or the output projection's where a file has the one matrix under that name alone."""
+        """Name of the embedding's tensor. A file with tied embeddings may store the matrix as the output projection."""
         embedding, output = self.names.embedding_weight, self.names.output_weight
         has_output_alone = self.tensors.has(output) and not self.tensors.has(embedding)
         return output if self.spec.tied_embeddings and has_output_alone else embedding
@@ -200,7 +202,7 @@ class _WeightLoader:
 
     def _rms_weight(self, name: str, size: int) -> Tensor:
         stored = self.tensors.read(f"{name}.weight", (size,))
-        # The offset is added in float32, whatever the file has: that is how the models were trained.
+        # The offset is added in float32, whichever dtype the file has, as in the models' training.
         weight = self.tensors.empty(size)
         weight.copy_(stored.float() + self.names.norm_offset)
         return weight
@@ -217,7 +219,7 @@ class _WeightLoader:
         return self._projection("up", parts, [rows // len(parts)] * len(parts), self.spec.hidden_size)
 
     def _projection(self, kind: Projection, parts: Sequence[str], rows: Sequence[int], columns: int) -> Linear:
-        """Stack `parts`, which have `rows` outputs each."""
+        """Stack `parts` into one packed projection; part i is [rows[i], columns]."""
         names = [f"{part}.weight" for part in parts]
         quantized = None if self.names.transposed else self._quantized(names, rows, columns, kind)
         weight = self._stack(names, rows, columns, kind) if quantized is None else quantized
@@ -228,7 +230,7 @@ class _WeightLoader:
     def _quantized(
         self, parts: Sequence[str], rows: Sequence[int], columns: int, kind: Projection | None
     ) -> QuantizedWeight | None:
-        """The stack as it is quantised; None if the backend would have it dense, or a part is."""
+        """The quantised stack of `parts`; None if the backend wants dense weights, or if a part is dense."""
         if not self.backend.keeps_quantized:
             return None
         stored: list[GroupQuantized] = []
@@ -240,7 +242,7 @@ class _WeightLoader:
         return stack_quantized(stored, lambda index, part: self._ordered(index, part, kind), self.tensors.device)
 
     def _stack(self, parts: Sequence[str], rows: Sequence[int], columns: int | None, kind: Projection) -> Tensor:
-        """Weights, or biases if there are no columns."""
+        """The stack [sum(rows), columns] of dense weights, or [sum(rows)] of biases where `columns` is None."""
         inner = () if columns is None else (columns,)
         transposed = self.names.transposed and columns is not None
         shapes = [(*inner, count) if transposed else (count, *inner) for count in rows]
@@ -254,14 +256,17 @@ class _WeightLoader:
         return stack
 
     def _ordered(self, index: int, rows: Tensor, kind: Projection | None) -> Tensor:
-        """What a part has for each output, in the order that the decoder reads; it may be in more dimensions."""
+        """Rows [out, ...] of a part in the order that the decoder reads; the view may have more dimensions."""
         if kind != "qkv":
             return rows
         return half_split(rows, self.names.qkv_layout, self.spec.head_dim, is_value=index == 2)
 
 
 def half_split(rows: Tensor, layout: QkvLayout, head_dim: int, *, is_value: bool) -> Tensor:
-    """A view of [heads * head_dim, ...] with rows in the order that the decoder reads, in more dimensions."""
+    """A view of `rows` [heads * head_dim, ...], stored in `layout`, in the half_split order that the decoder reads.
+
+    The view may have more dimensions; flattened into rows, it is in order.
+    """
     match layout:
         case "half_split":
             return rows

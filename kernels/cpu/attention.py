@@ -1,6 +1,6 @@
-"""Causal attention over the paged cache, a block of keys at a time, with the softmax as it goes.
+"""Causal attention over the paged cache, one block of keys at a time, with an online softmax.
 
-Online softmax: Milakov and Gimelshein, arXiv 1805.02867; blocks of keys: Dao et al., arXiv 2205.14135.
+Sources: online softmax, Milakov and Gimelshein, arXiv 1805.02867; blocks of keys, Dao et al., arXiv 2205.14135.
 """
 
 from functools import cache
@@ -15,17 +15,21 @@ from kernels.cpu.operation import Operation, operation
 from kernels.cpu.storage import fetch
 
 QUERIES = 16
-"""Tokens of a sequence whose queries share what was read of the cache."""
+"""Number of tokens of a sequence in a tile; their queries share each block that is read from the cache."""
 LOWEST = np.float32(-3.0e38)
+"""Initial peak of scores; unlike -inf, it leaves no NaN when it is subtracted from itself."""
 
 
 @cache
 def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operation:
-    """Attention with heads of `dim` over a cache in blocks of `block` tokens, stored as `stored`.
+    """Attention with heads of `dim` over a cache in blocks of `block` tokens; `stored` is their form (`storage.py`).
 
-    `plain` is without soft cap and ALiBi. Record: step, queries, heads, kv_heads, keys, values, key scales (0: none),
-    value scales, scale (float32 bits), window (0: none), softcap (float32 bits; 0: none), ALiBi slopes (0: none),
-    sinks (0: none), out. Queries and out are [tokens, heads, dim] float32.
+    A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is one tile of `QUERIES` tokens for one KV
+    head.
+
+    Record: step, queries, heads, kv_heads, keys, values, key scales (0: none), value scales, scale (float32 bits),
+    window (0: none), softcap (float32 bits; 0: none), ALiBi slopes (0: none), sinks (0: none), out. Queries and out are
+    [tokens, heads, dim] float32; keys and values are [blocks, block, kv_heads, dim].
     """
 
     def run(record: int, chunk: int, scratch: int) -> int:
@@ -38,7 +42,7 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
             for sequence in range(sequences):
                 tiles += (starts[sequence + 1] - starts[sequence] + QUERIES - 1) // QUERIES
             return tiles * kv_heads
-        # The longest sequences come last in a batch, and go first.
+        # A batch has its sequences with most tokens last; they are computed first.
         sequence, tile = sequences - 1, chunk // kv_heads
         while True:
             tiles = (starts[sequence + 1] - starts[sequence] + QUERIES - 1) // QUERIES
@@ -133,7 +137,10 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
 
 @njit(inline="always", fastmath=FLAGS)
 def _add_weighted(out: Any, weights: Any, values: Any, low: int, high: int, dim: int) -> None:
-    """Four values at a time: `out` is read and written a quarter as often."""
+    """Add weights[low:high] times the rows low to high of `values` [block, dim] to `out` [dim].
+
+    Four rows are added at a time, so that `out` is read and written a quarter as often.
+    """
     j = low
     while j + 4 <= high:
         a, b, c, e = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]

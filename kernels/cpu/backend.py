@@ -1,6 +1,6 @@
-"""`kernels.backend.Backend` for CPUs: operations compiled for the machine at hand, run by threads of their own.
+"""`kernels.backend.Backend` for CPUs: operations compiled for this machine's CPU, run by a pool of threads.
 
-Activations are float32. A step's tokens, positions and cache blocks reach the operations by way of one array of words,
+Activations are float32. Operations find a step's tokens, positions and cache blocks through one array of words,
 `_step`, so that a recorded program serves batches of any shape.
 """
 
@@ -43,13 +43,14 @@ from kernels.reference_sampling import sample
 
 STEP_WORDS = 16
 ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKENS = range(9)
-"""What the words of a step are: counts and addresses."""
+"""Indices of the words of a step, which are counts and addresses."""
 
 Step = tuple[Operation, Sequence[int]]
+"""One operation of a program, and its record."""
 
 
 class CpuBackend:
-    """`kernels.backend.Backend` in machine code that Numba made."""
+    """`kernels.backend.Backend` in machine code compiled by Numba."""
 
     keeps_quantized = True
     embeds_packed = True
@@ -205,7 +206,10 @@ class CpuBackend:
         return self._arena.empty(shape, dtype)
 
     def _set(self, rows: Tensor, words: dict[int, Tensor | int] | None = None) -> None:
-        """Say what the next operation is about; in a recording, `replay` will."""
+        """Set the batch of the next operation: a row for each of its tokens, and words of the step.
+
+        During a recording nothing is set, since `replay` sets the batch of the whole program.
+        """
         if self._recording is None:
             self._pending = (rows, words or {})
 

@@ -1,6 +1,7 @@
-"""Operations on one token at a time: embedding, norms, rotary angles and rotation, activations.
+"""Operations that treat each token by itself: embedding, norms, rotary angles and rotation, activations.
 
-`step` in a record is the address of the step's `Step` words; its first is the number of tokens.
+In a record, `step` and `rows` are the address of the step's words (`backend.py`), the first of which is the number of
+tokens. Other names of arrays stand for their addresses.
 """
 
 import math
@@ -17,14 +18,17 @@ from kernels.cpu.panels import LANES, Format
 from kernels.cpu.storage import store
 
 TOKENS = 2
-"""Tokens in a chunk of work."""
+"""Number of tokens in a chunk of work."""
 
 
 @cache
 def norm_operation(mean: bool) -> Operation:
-    """RMS norm, or layer norm if the `mean` is subtracted, of the residual stream with x added to it.
+    """Add x to the residual stream and norm the sum: RMS norm, or layer norm where the `mean` is subtracted.
 
-    Record: rows (address), x, residual (0: none), weight, bias (0: none), eps (float32 bits), normed, stream, size.
+    Sources: Zhang and Sennrich, arXiv 1910.07467; Ba et al., arXiv 1607.06450.
+
+    Record: rows, x, residual (0: none), weight, bias (0: none), eps (float32 bits), normed, stream, size. x, residual,
+    normed and stream are [rows, size] float32, weight and bias [size].
     """
 
     def run(record: int, chunk: int, scratch: int) -> int:
@@ -67,9 +71,10 @@ def norm_operation(mean: bool) -> Operation:
 
 @cache
 def angles_operation() -> Operation:
-    """Cosine and sine of every token's rotary angles.
+    """Cosine and sine of every token's rotary angles (Su et al., arXiv 2104.09864), times a magnitude.
 
-    Record: step, frequencies, magnitude (float32 bits), cos, sin, half. cos and sin are [tokens, half] float32.
+    Record: step, frequencies, magnitude (float32 bits), cos, sin, half. frequencies are [half] float32, in radians per
+    position; cos and sin are [tokens, half] float32.
     """
 
     def run(record: int, chunk: int, scratch: int) -> int:
@@ -93,6 +98,7 @@ def angles_operation() -> Operation:
 
 @njit(inline="always", fastmath=FLAGS)
 def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos: Any, sin: Any, half: int) -> None:
+    """Write one head [dim] to `out` [dim], RMS-normed by the weight at an address (0: none), with pairs rotated."""
     scale = np.float32(1)
     if weight != 0:
         total = np.float32(0)
@@ -113,10 +119,11 @@ def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos
 
 @cache
 def rotate_operation(stored: int) -> Operation:
-    """Norm and rotate queries and keys, and store keys and values in the cache.
+    """Norm and rotate queries and keys, and store keys and values in the cache in the form `stored` (`storage.py`).
 
     Record: step, qkv, heads, kv_heads, head_dim, query norm (0: none), key norm, eps (float32 bits), cos, sin, half
     (0: no rotation), queries, keys, values, token stride of the cache in bytes, key scales (0: none), value scales.
+    qkv is [tokens, (heads + 2 kv_heads) * head_dim] float32, queries [tokens, heads, head_dim] float32.
     """
 
     def run(record: int, chunk: int, scratch: int) -> int:
@@ -153,7 +160,7 @@ def rotate_operation(stored: int) -> Operation:
 
 @njit(inline="always", fastmath=FLAGS)
 def tanh(x: Any) -> Any:
-    """In float32, by way of `exp`."""
+    """Hyperbolic tangent in float32, computed as (e^2x - 1) / (e^2x + 1)."""
     bounded = min(max(x, np.float32(-10)), np.float32(10))
     grown = exp(bounded + bounded)
     return (grown - np.float32(1)) / (grown + np.float32(1)) if x == x else x
@@ -172,7 +179,7 @@ def _gelu(x: Any) -> Any:
 @njit(inline="always", fastmath=FLAGS)
 def _gelu_tanh(x: Any) -> Any:
     inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
-    # (1 + tanh(y)) / 2 is 1 / (1 + e^-2y), which loses nothing where tanh is near -1.
+    # (1 + tanh(y)) / 2 is computed as 1 / (1 + e^-2y), which loses no precision where tanh is near -1.
     return x / (np.float32(1) + exp(-inner - inner))
 
 
@@ -190,7 +197,10 @@ def _act(kind: int, x: Any) -> Any:
 
 @cache
 def activation_operation(kind: ActivationKind) -> Operation:
-    """Record: rows (address), x, out, size; both [rows, size]."""
+    """The activation function `kind` of every number.
+
+    Record: rows, x, out, size. x and out are [rows, size] float32.
+    """
     constant = _KINDS[kind]
 
     def run(record: int, chunk: int, scratch: int) -> int:
@@ -209,7 +219,10 @@ def activation_operation(kind: ActivationKind) -> Operation:
 
 @cache
 def gated_operation(kind: ActivationKind) -> Operation:
-    """Record: rows (address), gate and up [rows, 2 * size], out [rows, size], size."""
+    """The activation function `kind` of the gate, times up (Shazeer, arXiv 2002.05202).
+
+    Record: rows, gate and up, out, size. Gate and up are [rows, 2 * size] float32, the gate first; out is [rows, size].
+    """
     constant = _KINDS[kind]
 
     def run(record: int, chunk: int, scratch: int) -> int:
@@ -229,9 +242,10 @@ def gated_operation(kind: ActivationKind) -> Operation:
 
 @cache
 def embed_operation(form: Format) -> Operation:
-    """Rows of a table in panels, scaled, with the positions' embeddings added.
+    """The tokens' rows of an embedding table in panels, times a scale, with learned position embeddings added.
 
-    Record: step, panels, groups, scale (float32 bits), position table (0: none), out, size.
+    Record: step, panels, groups, scale (float32 bits), position table (0: none), out, size. The position table is
+    [positions, size] float32, out is [tokens, size] float32.
     """
     bits, group, offsets = form.bits, form.group, form.offsets
     group_bytes, codes_bytes = form.group_bytes, form.codes_bytes
@@ -266,7 +280,7 @@ def embed_operation(form: Format) -> Operation:
 
 @njit(inline="always")
 def _code(bits: int, unsigned: bool, group: int, at: int, lane: int, i: int) -> Any:
-    """The code of a panel's output `lane` for a group's input `i`, as float32; see `panels.py`."""
+    """The code of output `lane` and input `i` in the group at address `at`, as float32; `panels.py` has the layout."""
     if bits == 4:
         half = group // 2
         inner = i % half

@@ -1,6 +1,6 @@
-"""What Numba's Python lacks, as functions for kernels: memory by address, atomic words, calls by address, bits.
+"""Functions that kernels need and Numba lacks: memory by address, atomic words, calls by address, bits of floats.
 
-Kernels take addresses and not arrays: one record of integers then describes any operation to any thread.
+Kernels take addresses and not arrays, so that one record of integers describes any operation to any thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ from kernels.cpu import vectors as v
 from kernels.cpu.target import features
 
 FLAGS = {"contract", "reassoc", "nsz"}
-"""What LLVM may do with float arithmetic: sums in any order; but a NaN stays a NaN."""
+"""Permissions for LLVM in float arithmetic: fused multiply-add, sums in any order, no signed zeros. NaN is kept."""
 
 Emit = Callable[[ir.IRBuilder, Sequence[v.Value]], v.Value]
 
 
 def instruction(result: types.Type, arguments: Sequence[types.Type], emit: Emit) -> Any:
-    """A function for kernels that stands for the instructions that `emit` puts, and has the value it returns."""
+    """A function for kernels that compiles to the instructions of `emit`, and returns the value that `emit` returns."""
 
     def typed(_: Any, *__: Any) -> Any:
         def generate(_: Any, builder: ir.IRBuilder, __: Any, values: Sequence[v.Value]) -> Any:
@@ -31,7 +31,7 @@ def instruction(result: types.Type, arguments: Sequence[types.Type], emit: Emit)
 
     names = ", ".join(f"a{index}" for index in range(len(arguments)))
     scope: dict[str, Any] = {"typed": typed}
-    # Numba reads the number of parameters off the function's signature.
+    # Numba takes the number of parameters from the function's signature, so it is written out for each function.
     exec(f"def function(context, {names}): return typed(context, {names})", scope)
     return intrinsic(scope["function"])
 
@@ -54,53 +54,54 @@ _int8_at = _pointer(types.int8, v.I8)
 
 @njit(inline="always")
 def floats(address: int, count: int) -> Any:
-    """`count` float32 numbers that lie at `address`."""
+    """The `count` float32 numbers at `address`."""
     return carray(_float32_at(address), count)
 
 
 @njit(inline="always")
 def words(address: int, count: int) -> Any:
-    """`count` int64 numbers."""
+    """The `count` int64 numbers at `address`."""
     return carray(_int64_at(address), count)
 
 
 @njit(inline="always")
 def integers(address: int, count: int) -> Any:
-    """`count` int32 numbers."""
+    """The `count` int32 numbers at `address`."""
     return carray(_int32_at(address), count)
 
 
 @njit(inline="always")
 def shorts(address: int, count: int) -> Any:
-    """`count` int16 numbers."""
+    """The `count` int16 numbers at `address`."""
     return carray(_int16_at(address), count)
 
 
 @njit(inline="always")
 def halves(address: int, count: int) -> Any:
-    """`count` uint16 numbers."""
+    """The `count` uint16 numbers at `address`."""
     return carray(_uint16_at(address), count)
 
 
 @njit(inline="always")
 def octets(address: int, count: int) -> Any:
-    """`count` uint8 numbers."""
+    """The `count` uint8 numbers at `address`."""
     return carray(_uint8_at(address), count)
 
 
 @njit(inline="always")
 def signed_octets(address: int, count: int) -> Any:
-    """`count` int8 numbers."""
+    """The `count` int8 numbers at `address`."""
     return carray(_int8_at(address), count)
 
 
 bits_of = instruction(types.int32, [types.float32], lambda builder, values: builder.bitcast(values[0], v.I32))
-"""A float32's bits as an int32."""
+"""The bits of a float32, as an int32."""
 from_bits = instruction(types.float32, [types.int32], lambda builder, values: builder.bitcast(values[0], v.F32))
-"""The float32 that has an int32's bits."""
+"""The float32 with the bits of an int32."""
 SIGNLESS = np.int32(0x7FFFFFFF)
+"""Mask of a float32's bits without the sign."""
 INFINITY = np.int32(0x7F800000)
-"""A float32's bits; without their sign, those of a NaN are larger."""
+"""The bits of float32's infinity; the bits of a NaN, without the sign, are larger."""
 
 
 def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
@@ -109,7 +110,7 @@ def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 
 
 half_to_float = instruction(types.float32, [types.uint16], _half_to_float)
-"""A finite float16, by its bits."""
+"""The float32 that equals a finite float16, from the float16's bits as a uint16."""
 
 
 def _word(builder: ir.IRBuilder, address: v.Value) -> v.Value:
@@ -145,19 +146,19 @@ def _external(builder: ir.IRBuilder, name: str, result: ir.Type) -> v.Value:
 
 _W = types.int64
 read_word = instruction(_W, [_W], lambda builder, values: builder.load_atomic(_word(builder, values[0]), "acquire", 8))
-"""(address): the word there, as some thread left it."""
+"""(address): read the word there, written by any thread, with acquire order."""
 add_to_word = instruction(
     _W, [_W, _W], lambda builder, values: builder.atomic_rmw("add", _word(builder, values[0]), values[1], "acq_rel")
 )
-"""(address, number): what was there before."""
+"""(address, number): add to the word there; returns the word before the addition."""
 exchange_word = instruction(_W, [_W, _W, _W], _exchange)
-"""(address, expected, wanted): 1 if it was as expected, and now is as wanted."""
+"""(address, expected, wanted): replace the word there by `wanted` if it is `expected`; returns 1 if it was, else 0."""
 call_operation = instruction(_W, [_W, _W, _W, _W], _call)
-"""(function, record, chunk, scratch): call an `Operation` by its address."""
+"""(function, record, chunk, scratch): call the `Operation` whose address is `function`; returns its result."""
 pause = instruction(_W, [_W], _pause)
-"""(0): a moment's rest for the core, in a loop that waits for another thread."""
+"""(0): rest the core for a moment, in a loop that waits for another thread."""
 give_way = instruction(_W, [_W], _give_way)
-"""(0): let another thread have the core, if one waits for it."""
+"""(0): give the core to another thread that is ready to run, if there is one."""
 
 
 def _write(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
@@ -166,7 +167,7 @@ def _write(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 
 
 write_word = instruction(_W, [_W, _W], _write)
-"""(address, number): put it there for every thread to see."""
+"""(address, number): write the word there, in sequentially consistent order; returns it."""
 
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)
@@ -175,9 +176,10 @@ LN2_LOW = np.float32(-2.12194440e-4)
 
 @njit(inline="always")
 def exp(x: Any) -> Any:
-    """e^x in float32 to 2 units in the last place, 0 far below; LLVM vectorises it, which it does not libm's.
+    """e^x in float32, to 2 units in the last place; 0 for x up to -87.3, and NaN for NaN.
 
-    x = n ln 2 + r, and e^r by the polynomial of Cephes' expf (Moshier, 1992; public domain).
+    LLVM vectorises this function, but not libm's. x is split into n ln 2 + r, and e^r is the polynomial of Cephes' expf
+    (Moshier, 1992; public domain).
     """
     n = np.rint(min(max(x, np.float32(-87.3)), np.float32(88.7)) * LOG2_E)
     r = min(max(x, np.float32(-87.3)), np.float32(88.7)) - n * LN2_HIGH - n * LN2_LOW
@@ -189,5 +191,5 @@ def exp(x: Any) -> Any:
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1)
     scaled = p * from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-    # A NaN compares unlike everything: it comes through as itself.
+    # Both comparisons are false for a NaN, which is returned itself.
     return scaled if x > np.float32(-87.3) else (np.float32(0) if x <= np.float32(-87.3) else x)

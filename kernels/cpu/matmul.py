@@ -1,4 +1,4 @@
-"""A projection: activations are rounded to what the tile reads, then panels are multiplied, a few at a time."""
+"""A projection in two operations: activations are quantised, then multiplied with panels of the weight."""
 
 from functools import cache
 
@@ -20,21 +20,21 @@ from kernels.cpu.target import dot_path
 from kernels.cpu.tile import SUMS_BYTES, multiply_tile
 
 CHUNK_BYTES = 12 * 1024
-"""Of panels, in a chunk of work: they stay in a core's first cache while the tokens pass."""
+"""Bytes of panels in a chunk of work, few enough to stay in a core's first-level cache while all tokens use them."""
 ROUNDED = 8
-"""Tokens in a chunk of rounding."""
+"""Number of tokens in a chunk of quantising."""
 
 
 @cache
 def quantize_operation(group: int, split: bool) -> Operation:
-    """Round activations in groups to integers of 16 bits, x = scale * code.
+    """Quantise activations in groups to 16-bit codes, x = scale * code.
 
-    Record: rows (address), x, codes, sums, columns, groups. x is [rows, columns] float32, in whole groups; codes are
-    [rows, groups, group] int16, or if they are `split` [rows, groups, 2, group] int8: code = 256 * first + second;
-    sums [rows, groups, 2] float32 are each group's scale, and the sum of its codes times that. A group with a NaN or
-    an infinity has a NaN for its scale.
+    Record: rows, x, codes, sums, columns, groups. x is [rows, columns] float32, and columns are whole groups. codes are
+    [rows, groups, group] int16; `split` codes are [rows, groups, 2, group] int8, with code = 256 * first + second. sums
+    are [rows, groups, 2] float32: each group's scale, and the scale times the sum of its codes. A group that contains a
+    NaN or an infinity has a NaN as its scale.
     """
-    # Less than 2^15, so that the larger half of a split code is no more than 127.
+    # The limit is below 2^15, so that the larger half of a split code is at most 127.
     limit = np.float32(127 * 256 + 127)
 
     def run(record: int, chunk: int, scratch: int) -> int:
@@ -59,7 +59,7 @@ def quantize_operation(group: int, split: bool) -> Operation:
                 for i in range(group):
                     code = np.int32(np.rint(x[first + i] * inverse))
                     if split:
-                        # The smaller half has a sign as well.
+                        # Adding 128 rounds, since the smaller half is signed, from -128 to 127.
                         larger[i] = (code + np.int32(128)) >> np.int32(8)
                         smaller[i] = code - (((code + np.int32(128)) >> np.int32(8)) << np.int32(8))
                     else:
@@ -73,16 +73,17 @@ def quantize_operation(group: int, split: bool) -> Operation:
 
 
 def _most_tokens(form: Format) -> int:
-    """Tokens in a tile: what their accumulators leave of the registers must hold a group's weights."""
+    """Limit of tokens in a tile: their accumulators must leave enough registers for a group's weights."""
     return 8 if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else 4
 
 
 @cache
 def multiply_operation(form: Format) -> Operation:
-    """Multiply panels of `form` with activations.
+    """Multiply activations with a weight in panels of `form`, and add a bias.
 
-    Record: rows (address), x, sums, panels, bias (0: none), out, groups, outputs. x is [rows, groups, group] as the
-    tile reads it; out is [rows, outputs] float32.
+    Record: rows, x, sums, panels, bias (0: none), out, groups, outputs. x and sums are those of `quantize_operation`,
+    or x is [rows, groups, group] float32 if weights have more than 8 bits; bias is [outputs] float32, and out is
+    [rows, outputs] float32.
     """
     bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes

@@ -1,8 +1,8 @@
-"""An operation: a compiled function that does any one of the chunks that its work is cut into.
+"""Operations: compiled functions whose work is divided into chunks that any thread may compute.
 
-Its signature is (record, chunk, scratch) -> int64. The record is the address of its arguments, `WORDS` integers;
-scratch is memory of the calling thread's own. Asked for the chunk -1, it does nothing and returns how many there are.
-What runs operations, on which threads, is not known here.
+The signature is (record, chunk, scratch) -> int64. `record` is the address of the arguments, up to `WORDS` integers;
+`chunk` is the index of the chunk to compute; `scratch` is the address of the calling thread's own memory. For chunk -1
+an operation computes nothing, and returns its number of chunks. `program.py` runs operations.
 """
 
 import os
@@ -18,38 +18,38 @@ from numba import cfunc, config, types
 from kernels.cpu.instructions import FLAGS
 
 WORDS = 24
-"""int64 numbers in a record."""
+"""Number of int64 words in a record."""
 SCRATCH_BYTES = 1 << 20
-"""What an operation may use of a thread's scratch memory."""
+"""Bytes of scratch memory that each thread has for operations."""
 
 _SIGNATURE = types.int64(types.int64, types.int64, types.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A compiled operation. It keeps the machine code alive that `address` is the start of."""
+    """A compiled operation. `address` is the start of its machine code, which `compiled` keeps alive."""
 
     address: int
     compiled: Any
 
 
 def operation(function: Callable[[int, int, int], int]) -> Operation:
-    """Compile an operation, or load what an earlier process compiled."""
+    """Compile an operation, or load its machine code from the cache."""
     compiled = compile_cached(_SIGNATURE, function)
     return Operation(compiled.address, compiled)
 
 
 def compile_cached(signature: Any, function: Callable[..., int]) -> Any:
-    """Compile a C function, or load what an earlier process compiled; without a place to keep it, compile anew."""
+    """Compile a function with C's calling convention, or load its machine code from the cache if there is one."""
     return cfunc(signature, cache=_cache_folder(), nopython=True, fastmath=FLAGS, error_model="numpy")(function)
 
 
 @cache
 def _cache_folder() -> bool:
-    """Tell Numba where compiled code is kept: NUMBA_CACHE_DIR, or else the user's cache; whether that can be written.
+    """Set Numba's folder for compiled code, in NUMBA_CACHE_DIR or else in the user's cache; whether it is writable.
 
-    Numba knows by a file's time that it changed, and nothing of what the file imports: here each state of the sources
-    has a folder of its own.
+    Numba recompiles a function if its own file is newer, but not if an imported file is. Each version of the sources
+    therefore has a folder of its own.
     """
     sources = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
     root = os.environ.get("NUMBA_CACHE_DIR") or os.path.expanduser("~/.cache/headlight/kernels")

@@ -1,7 +1,7 @@
-"""Memory for weights: a few large pieces, which the system may map with large pages.
+"""Memory for weights, in a few large pieces, so that the system can map them with large pages.
 
-A step reads every weight once. In pages of 4 KiB, looking up where they lie takes longer than reading them, above all
-in a virtual machine.
+A step reads every weight once. With pages of 4 KiB, translating addresses takes longer than reading the weights, above
+all in a virtual machine.
 """
 
 import numpy as np
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 PIECE_BYTES = 32 << 20
-"""What is asked of the system at once. What nobody writes to takes no memory."""
+"""Bytes allocated at a time. The part that is never written to takes no physical memory."""
 ALIGNMENT = 64
-"""Bytes: a cache line."""
+"""Alignment of tensors in bytes: one cache line."""
 
 
 class Pages:
-    """Copies tensors into memory of its own, one behind the other. A piece lives as long as any tensor in it."""
+    """Copies tensors into large pieces of memory, one behind the other. A piece lives as long as any tensor in it."""
 
     def __init__(self) -> None:
         self._piece = torch.empty(0, dtype=torch.uint8)
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The same numbers, here."""
+        """A copy of `tensor` in this memory."""
         size = tensor.numel() * tensor.itemsize
         if size == 0:
             return tensor
@@ -33,7 +33,7 @@ class Pages:
 
 
 def _piece(size: int) -> Tensor:
-    """uint8 [size] from the start of a cache line. For this much NumPy asks the system for large pages."""
+    """Uninitialised memory [size] uint8, aligned to a cache line. NumPy requests large pages for large arrays."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return torch.from_numpy(memory[start : start + size])

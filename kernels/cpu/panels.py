@@ -1,6 +1,6 @@
-"""How a projection's weight lies in memory for the CPU: panels of a few outputs, group after group of inputs.
+"""Layout of a projection's weight in memory: panels of `LANES` outputs, each a sequence of groups of inputs.
 
-What a tile needs next is always what comes next in memory. The arithmetic is not known here.
+A tile reads the groups of its panel in the order in which they lie. The arithmetic stands in `tile.py`.
 """
 
 from dataclasses import dataclass
@@ -14,64 +14,68 @@ from kernels.backend import OpaqueWeight, QuantizedWeight
 from kernels.cpu.target import register_floats
 
 LANES = register_floats()
-"""Outputs in a panel: as many as a register has room for."""
+"""Number of outputs in a panel: the float32 numbers that a register holds."""
 GROUP = 32
-"""Inputs in a group at most."""
+"""Limit of inputs in a group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What a group of a panel holds: codes, then scales [LANES] and offsets [LANES], float16.
+    """The contents of one group of a panel.
 
-    w = scale * code + offset, of unsigned codes; without an offset, of signed ones of 8 bits. Or the weights themselves
-    as bfloat16 (16 bits) or float32 (32).
+    With 4 or 8 bits: codes [group * LANES], scales [LANES] float16, and, if `offsets` is set, offsets [LANES] float16.
+    Codes are unsigned with offsets, w = scale * code + offset; without, they are signed and have 8 bits. With 16 or 32
+    bits: the weights themselves, in bfloat16 or float32.
     """
 
     bits: int
     group: int
+    """Number of inputs."""
     offsets: bool
 
     @property
     def codes_bytes(self) -> int:
+        """Bytes of the codes, or of the weights, in a group."""
         return LANES * self.group * self.bits // 8
 
     @property
     def group_bytes(self) -> int:
+        """Bytes of a group."""
         if self.bits > 8:
             return self.codes_bytes
         return self.codes_bytes + 2 * LANES * (2 if self.offsets else 1)
 
     @property
     def group_input_bytes(self) -> int:
-        """Of a token's numbers as the tile reads them: integers of 16 bits, or float32."""
+        """Bytes of a token's activations for one group: 16-bit codes for weights of up to 8 bits, else float32."""
         return self.group * (2 if self.bits <= 8 else 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Panels(OpaqueWeight):
-    """A weight [rows, columns] in panels. What is beyond its rows is 0."""
+    """A weight [rows, columns] in panels; the last panel is padded with zeros."""
 
     data: Tensor
-    """uint8 [panels, groups, format.group_bytes]."""
+    """[panels, groups, form.group_bytes] uint8."""
     form: Format
     rows: int
     columns: int
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """(rows, columns), which are (out, in)."""
         return self.rows, self.columns
 
 
 def pack_quantized(weight: QuantizedWeight) -> Panels:
-    """The same weight in panels. Groups larger than `GROUP` are cut."""
+    """A quantised weight in panels. Groups larger than `GROUP` are cut into smaller ones."""
     rows, columns = weight.shape
     group = min(weight.group_size, GROUP)
     repeat = weight.group_size // group
     scales = _panelled(weight.scales.repeat_interleave(repeat, 1), 1)
     signed = weight.bits == 8 and weight.zero == 128 and weight.offsets is None
     form = Format(weight.bits, group, not signed)
-    # A code means scale * (code - zero) + offset, of which the tile knows one offset.
+    # w = scale * (code - zero) + offset has two constants; the tile reads one offset, -scale * zero + offset.
     offsets = -weight.zero * weight.scales.float() + (0 if weight.offsets is None else weight.offsets.float())
     parts = [_nibbles(weight.codes, group) if weight.bits == 4 else _bytes(weight.codes, group, signed)]
     parts.append(scales.view(torch.uint8))
@@ -81,7 +85,7 @@ def pack_quantized(weight: QuantizedWeight) -> Panels:
 
 
 def pack_dense(weight: Tensor) -> Panels:
-    """A weight [out, in] in bfloat16 if it loses nothing by that, or else in float32."""
+    """A dense weight [out, in] in panels: in bfloat16 if that is exact, else in float32."""
     rows, columns = weight.shape
     short = weight.bfloat16()
     exact = weight.dtype == torch.bfloat16 or torch.equal(short.to(weight.dtype), weight)
@@ -92,13 +96,13 @@ def pack_dense(weight: Tensor) -> Panels:
 
 
 def _panelled(matrix: Tensor, group: int) -> Tensor:
-    """[rows, groups * group] -> [panels, groups, group * LANES], the numbers of one input side by side."""
+    """[rows, groups * group] -> [panels, groups, group * LANES], with the outputs of one input side by side."""
     padded = F.pad(matrix, (0, 0, 0, -len(matrix) % LANES))
     return padded.view(len(padded) // LANES, LANES, -1, group).permute(0, 2, 3, 1).flatten(2).contiguous()
 
 
 def _bytes(codes: Tensor, group: int, signed: bool) -> Tensor:
-    """uint8 [rows, columns] -> [panels, groups, group * LANES]: two inputs of each output side by side."""
+    """uint8 [rows, columns] -> [panels, groups, group * LANES], with two inputs of each output side by side."""
     padded = F.pad(codes ^ 0x80 if signed else codes, (0, 0, 0, -len(codes) % LANES))
     return padded.view(len(padded) // LANES, LANES, -1, group // 2, 2).permute(0, 2, 3, 1, 4).flatten(2)
 
@@ -106,8 +110,8 @@ def _bytes(codes: Tensor, group: int, signed: bool) -> Tensor:
 def _nibbles(packed: Tensor, group: int) -> Tensor:
     """uint8 [rows, columns / 2] -> [panels, groups, group / 2 * LANES].
 
-    Four inputs of each output stand side by side; a group's first half is in the low halves of bytes, its second half
-    in the high ones.
+    Four inputs of each output stand side by side. The first half of a group's inputs is in the low halves of bytes, the
+    second half in the high halves.
     """
     codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
     padded = F.pad(codes, (0, 0, 0, -len(codes) % LANES))

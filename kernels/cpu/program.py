@@ -1,9 +1,9 @@
 """Programs: lists of operations that several threads run together, chunk by chunk.
 
-Whoever comes takes the next chunk of an operation, and passes on to the next operation once all its chunks are done.
-No thread is waited for that has not taken a chunk: one that the system has descheduled costs the others nothing. Such a
-thread may wake when the run is long over, and what the run read and wrote is gone. It then looks at nothing but the
-program's tickets, which tell it to leave.
+Each thread takes the next free chunk of the current operation, and goes on to the next operation once all chunks are
+done. Threads wait only for chunks that have been taken, so a thread that the system has descheduled does not delay the
+others. Such a thread may wake after the run is over and its tensors are freed. It then reads only the program's
+tickets, which tell it to leave.
 """
 
 import ctypes
@@ -27,12 +27,16 @@ from kernels.cpu.instructions import (
 from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compile_cached
 
 SHIFT = 32
-"""A ticket is epoch << SHIFT | chunks taken: a thread that is late for its run sees another epoch, and leaves."""
+"""Bits of a ticket for its count: a ticket is epoch << SHIFT | chunks taken, where every run has an epoch of its own.
+
+A thread that is late for its run sees another epoch in the ticket, and leaves.
+"""
 TAKEN = (1 << SHIFT) - 1
+"""Mask of a ticket's count of chunks taken."""
 CLOSED = 0
-"""A ticket of no run."""
+"""A ticket that belongs to no run."""
 SPINS = 2000
-"""Looks at a word, at about 20 ns each, before the core is offered to others."""
+"""Number of reads of a word, about 20 ns each, before a waiting thread offers its core to others."""
 
 
 class Program:
@@ -46,16 +50,17 @@ class Program:
             row[0] = operation.address
             row[1 : 1 + len(arguments)] = arguments
         self.tickets = np.zeros((max(1, self.length), 16), np.int64)
-        """For each operation: its ticket, how many chunks there are, and in another cache line how many are done."""
+        """[operations, 16] int64: the ticket (word 0), the number of chunks (1), and in another cache line
+        epoch << SHIFT plus the number of chunks done (8)."""
         self.address = self.words.ctypes.data
         self.tickets_address = self.tickets.ctypes.data
 
 
 class Workers:
-    """Threads that run programs, together with the thread that asks for it. One program runs at a time."""
+    """A pool of threads that run a program together with the calling thread. One program runs at a time."""
 
     def __init__(self, threads: int) -> None:
-        """`threads` counts the caller's own."""
+        """Start `threads` - 1 threads; the calling thread is counted."""
         self._epoch = 0
         self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
         self._current: tuple[Program, int] | None = None
@@ -72,11 +77,14 @@ class Workers:
 
     @property
     def count(self) -> int:
-        """Threads, the caller's own included."""
+        """Number of threads, the calling one included."""
         return len(self._scratch)
 
     def run(self, program: Program, prepare: Callable[[], None] | None = None) -> None:
-        """Run a program. `prepare` writes what it reads: no late thread of an earlier run sees the change half done."""
+        """Run a program and wait for its end. `prepare` writes the program's inputs before it starts.
+
+        It is called while all tickets are closed, so that no late thread of an earlier run reads half-written inputs.
+        """
         self._epoch += 1
         program.tickets[: program.length, 0] = CLOSED
         if prepare is not None:
@@ -89,7 +97,7 @@ class Workers:
         self._work(*run)
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Make the threads end."""
         self._stop = True
         for semaphore in self._wake:
             semaphore.release()
@@ -110,7 +118,7 @@ class Workers:
 
 
 def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
-    """Count the chunks of every operation and let threads take them."""
+    """Count the chunks of every operation, and open its ticket so that threads can take them."""
     for index in range(length):
         record = program + index * (WORDS + 1) * 8
         ticket = tickets + index * 128
@@ -121,7 +129,7 @@ def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> 
 
 
 def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
-    """One thread's part of a program: returns 0, or 1 if the run was over before this thread was through."""
+    """Run one thread's part of a program. Returns 0, or 1 if the run ended before this thread reached its end."""
     for index in range(length):
         record = program + index * (WORDS + 1) * 8
         ticket = tickets + index * 128
@@ -129,7 +137,7 @@ def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> i
             taken = read_word(ticket)
             if taken >> SHIFT != epoch:
                 return 1
-            # Of a later run, if that has begun meanwhile: then the ticket has changed, and no chunk is taken.
+            # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is taken.
             chunks = read_word(ticket + 8)
             chunk = taken & TAKEN
             if chunk >= chunks:
@@ -150,7 +158,7 @@ def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> i
 
 @cache
 def _entry(function: Callable[[int, int, int, int, int], int]) -> Callable[..., int]:
-    """A function compiled; a call lets go of the interpreter's lock."""
+    """The compiled function, as a Python callable that releases the interpreter's lock during a call."""
     signature = types.int64(types.int64, types.int64, types.int64, types.int64, types.int64)
     compiled = compile_cached(signature, function)
     entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(compiled.address)

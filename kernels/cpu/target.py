@@ -1,4 +1,4 @@
-"""What the CPU that kernels are compiled for can do, as LLVM names it. It knows nothing of any kernel."""
+"""The capabilities of the CPU that kernels are compiled for, by LLVM's names. Kernels are not known here."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from numba import config
 
 @cache
 def features() -> frozenset[str]:
-    """The instruction-set extensions that Numba compiles for: the host's, or NUMBA_CPU_FEATURES if that is set."""
+    """Instruction-set extensions that Numba compiles for: the host's, or those in NUMBA_CPU_FEATURES if it is set."""
     if config.CPU_FEATURES is not None:
         named = str(config.CPU_FEATURES).split(",")
         return frozenset(name[1:] for name in named if name.startswith("+"))
@@ -19,7 +19,7 @@ def features() -> frozenset[str]:
 
 @cache
 def dot_path() -> str:
-    """How products of small integers are summed: by the instructions so called, or in portable arithmetic."""
+    """Name of the instructions that sum products of small integers: avx512-vnni, avx-vnni, avx2, or portable (none)."""
     if {"avx512f", "avx512bw", "avx512vnni"} <= features():
         return "avx512-vnni"
     if "avx2" in features():
@@ -28,5 +28,5 @@ def dot_path() -> str:
 
 
 def register_floats() -> int:
-    """How many float32 numbers a register holds that products are summed in."""
+    """Number of float32 numbers in a register that sums products."""
     return 16 if dot_path() == "avx512-vnni" else 8

@@ -1,6 +1,6 @@
-"""The inner loop of a matrix product: a panel of outputs for a few tokens, unrolled, in LLVM instructions.
+"""The inner loop of a matrix product: one panel of outputs for a few tokens, unrolled, in LLVM instructions.
 
-It reads a panel as `panels.py` lays it out, and activations as `quantize` leaves them.
+Panels have the layout of `panels.py`; activations are those of `quantize_operation`, or float32 for dense weights.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from kernels.cpu import vectors as v
 from kernels.cpu.panels import LANES, Format
 
 SUMS_BYTES = 8
-"""What `quantize` leaves of a token's group beside its integers: two float32 numbers."""
+"""Bytes of a token's sums for one group: two float32 numbers, the scale and the scale times the sum of codes."""
 
 
 @intrinsic(prefer_literal=True)
@@ -33,9 +33,10 @@ def multiply_tile(
     out: Any,
     out_stride: Any,
 ) -> Any:
-    """Compute `LANES` outputs of `tokens` tokens, [tokens, LANES] float32, into `out`.
+    """Compute `LANES` outputs of `tokens` tokens, and write them to `out`, [tokens, LANES] float32.
 
-    The first four are constants: a `Format`, and how many tokens. Then addresses, and strides in bytes.
+    `bits`, `group`, `offsets` (the weight's `Format`) and `tokens` are compile-time constants. `panel`, `x`, `sums` and
+    `out` are addresses, strides are in bytes, and `groups` is the number of groups in the panel.
     """
     form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
     count = tokens.literal_value
@@ -82,7 +83,7 @@ def _add_group(
     factors: Sequence[v.Value],
     totals: Sequence[v.Value],
 ) -> list[v.Value]:
-    """One group's share of every token added to its total."""
+    """Totals f32 [LANES] of every token, with one group's products added."""
     if form.bits > 8:
         return _add_dense(builder, form, at, inputs, totals)
     scale = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, form.codes_bytes))
@@ -103,18 +104,18 @@ def _add_group(
 
 
 def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
-    """Codes of 4 bits times numbers of 16, which come split in two: i32 [LANES] for every token."""
+    """Sums of 4-bit weight codes times 16-bit activation codes, stored as two halves: i32 [LANES] for every token."""
     codes = _nibbles(builder, form, at)
     dots = []
     for x in inputs:
         larger, smaller = (v.add_quads(builder, codes, _octets(builder, form, x, offset)) for offset in (0, form.group))
-        # No more than 15 * 127 * 32 * 256: float32 holds it exactly.
+        # The sum is at most 15 * 127 * 32 * 256, which float32 holds exactly.
         dots.append(builder.add(builder.shl(larger, v.filled(v.I32, LANES, 8)), smaller))
     return dots
 
 
 def _nibbles(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
-    """Codes of 4 bits, each i8 [4 LANES]: four inputs of every output."""
+    """The 4-bit weight codes of a group, in vectors i8 [4 LANES] that have four inputs of every output."""
     wide = v.vector(v.I8, 4 * LANES)
     loaded = [v.load(builder, wide, at, 4 * LANES * i) for i in range(form.group // 8)]
     low = [builder.and_(code, v.filled(v.I8, 4 * LANES, 15)) for code in loaded]
@@ -123,13 +124,13 @@ def _nibbles(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
 
 
 def _octets(builder: ir.IRBuilder, form: Format, x: v.Value, offset: int) -> list[v.Value]:
-    """A token's numbers of 8 bits, each i8 [4 LANES]: four inputs, for every output the same."""
+    """Halves of a token's activation codes, in vectors i8 [4 LANES] that repeat four inputs for every output."""
     quads = [v.load(builder, v.I32, x, offset + 4 * quad) for quad in range(form.group // 4)]
     return [builder.bitcast(v.splat(builder, quad, LANES), v.vector(v.I8, 4 * LANES)) for quad in quads]
 
 
 def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
-    """Codes of 8 bits times numbers of 16: i32 [LANES] for every token."""
+    """Sums of 8-bit weight codes times 16-bit activation codes: i32 [LANES] for every token."""
     wide = v.vector(v.I16, 2 * LANES)
     dots: list[v.Value] = [v.filled(v.I32, LANES, 0) for _ in inputs]
     for pair in range(form.group // 2):
@@ -144,7 +145,7 @@ def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequenc
 def _add_dense(
     builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value], totals: Sequence[v.Value]
 ) -> list[v.Value]:
-    """Weights of 16 or 32 bits times float32."""
+    """Totals f32 [LANES] of every token, with products of bfloat16 or float32 weights and float32 activations added."""
     added = list(totals)
     for k in range(form.group):
         if form.bits == 16:

@@ -1,7 +1,7 @@
-"""Vector arithmetic as LLVM instructions, for the kernels that Numba's own vectoriser would not get right.
+"""Vector arithmetic as LLVM instructions, for kernels that Numba's own vectoriser would compile badly.
 
-Every function takes an IR builder and emits instructions where it stands. A vector's lanes may be more than a register
-has: LLVM splits it.
+Every function emits its instructions at the builder's position. A vector may have more lanes than a register; LLVM
+then splits it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,27 +15,27 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 HALF = ir.HalfType()
 Value: TypeAlias = Any
-"""An `ir.Value`; llvmlite has no types."""
+"""An `ir.Value`; llvmlite has no type annotations."""
 
 
 def vector(element: ir.Type, lanes: int) -> ir.Type:
-    """The type of `lanes` elements."""
+    """The type of a vector of `lanes` elements."""
     return ir.VectorType(element, lanes)
 
 
 def splat(builder: ir.IRBuilder, value: Value, lanes: int) -> Value:
-    """`value` in every lane."""
+    """A vector with `value` in every lane."""
     one = builder.insert_element(ir.Constant(vector(value.type, lanes), ir.Undefined), value, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, one, ir.Constant(vector(I32, lanes), [0] * lanes))
 
 
 def filled(element: ir.Type, lanes: int, value: float) -> Value:
-    """A constant with `value` in every lane."""
+    """A constant vector with `value` in every lane."""
     return ir.Constant(vector(element, lanes), [value] * lanes)
 
 
 def load(builder: ir.IRBuilder, kind: ir.Type, address: Value, offset: int = 0) -> Value:
-    """What is `offset` bytes behind `address`, an integer; it need not be aligned."""
+    """Load a value of the type `kind` from `offset` bytes behind `address`, an integer that need not be aligned."""
     place = builder.add(address, ir.Constant(address.type, offset)) if offset else address
     value = builder.load(builder.inttoptr(place, kind.as_pointer()))
     value.align = 1
@@ -43,22 +43,22 @@ def load(builder: ir.IRBuilder, kind: ir.Type, address: Value, offset: int = 0) 
 
 
 def store(builder: ir.IRBuilder, value: Value, address: Value, offset: int = 0) -> None:
-    """Put `value` `offset` bytes behind `address`."""
+    """Store `value` at `offset` bytes behind `address`, an integer that need not be aligned."""
     place = builder.add(address, ir.Constant(address.type, offset)) if offset else address
     builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
 
 
 def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
-    """A * b + c, rounded once where the CPU can."""
+    """The vector a * b + c of float32 vectors, rounded once if the CPU has such an instruction."""
     return _call(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, [a, b, c])
 
 
 def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
-    """float16 numbers [lanes] of i16 as float32; they are finite."""
+    """Finite float16 numbers, given by their bits i16 [lanes], as float32 [lanes]."""
     lanes = halves.type.count
     if "f16c" in features():
         return builder.fpext(builder.bitcast(halves, vector(HALF, lanes)), vector(F32, lanes))
-    # Moving the exponent and the fraction to float32's places leaves a number that is 2^112 too small.
+    # float16's exponent and fraction in float32's places are a number that is too small by a factor of 2^112.
     wide = builder.zext(halves, vector(I32, lanes))
     sign = builder.shl(builder.and_(wide, filled(I32, lanes, 0x8000)), filled(I32, lanes, 16))
     magnitude = builder.shl(builder.and_(wide, filled(I32, lanes, 0x7FFF)), filled(I32, lanes, 13))
@@ -67,7 +67,7 @@ def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
 
 
 def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
-    """Products of i16 [2 n], neighbours added up: i32 [n]."""
+    """Products of a and b, i16 [2 n], with neighbours added: i32 [n]."""
     lanes = a.type.count // 2
     if dot_path() != "portable" and lanes == register_floats():
         name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.avx512.pmaddw.d.512"
@@ -77,9 +77,9 @@ def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
 
 
 def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[Value]) -> Value:
-    """Products of codes, u8 [4 n], and numbers, i8 [4 n], all added up four by four: i32 [n].
+    """Products of codes, each u8 [4 n], and numbers, each i8 [4 n], summed in fours and over all vectors: i32 [n].
 
-    What is added up at one place of two neighbours must fit an i16: so do eight codes of 4 bits times any numbers.
+    The sum of two neighbouring products over all vectors must fit into an i16, as for eight vectors of 4-bit codes.
     """
     lanes = codes[0].type.count // 4
     whole = lanes == register_floats()
@@ -105,7 +105,7 @@ def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[V
 
 
 def sum_up(add: Callable[[Value, Value], Value], values: Sequence[Value]) -> Value:
-    """The sum of values, one after another."""
+    """The sum of values, added one after another."""
     total = values[0]
     for value in values[1:]:
         total = add(total, value)
@@ -113,7 +113,7 @@ def sum_up(add: Callable[[Value, Value], Value], values: Sequence[Value]) -> Val
 
 
 def _neighbours(builder: ir.IRBuilder, values: Value) -> Value:
-    """[2 n] -> [n]: even lanes and odd lanes added."""
+    """Sums [n] of the even and odd lanes of a vector [2 n]."""
     lanes = values.type.count // 2
     even, odd = (
         builder.shuffle_vector(values, values, ir.Constant(vector(I32, lanes), list(range(first, 2 * lanes, 2))))

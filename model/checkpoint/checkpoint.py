@@ -1,6 +1,6 @@
-"""What every reader of models offers: configuration, tokenizer data and tensors, by the names the file gives them.
+"""The interface of a model on disk: configuration, tokenizer data and tensors, under the file's own names.
 
-It does not know which names and keys a model family uses, and what is to be made of them.
+A reader does not know which keys and tensors a model family has, nor their meaning.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,18 +18,18 @@ Format = Literal["gguf", "huggingface"]
 DType = Literal["F32", "F16", "BF16"]
 
 NUMPY_DTYPES: dict[DType, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-"""The array that holds each kind. NumPy has no bfloat16: those are its bits."""
+"""NumPy dtype of the array that holds each kind. NumPy has no bfloat16, so its bits are held as uint16."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """A tensor as the file has it, in memory that belongs to whoever asked for it."""
+    """A tensor's numbers as stored in the file, in an array that belongs to the caller."""
 
     data: npt.NDArray[Any]
     dtype: DType
 
     def float32(self) -> npt.NDArray[np.float32]:
-        """The same numbers."""
+        """The same numbers in float32."""
         if self.dtype == "BF16":
             # A bfloat16 is the upper half of a float32.
             return (self.data.astype(np.uint32) << 16).view(np.float32)
@@ -37,46 +37,46 @@ class RawTensor:
 
 
 class Checkpoint(Protocol):
-    """A model on disk. Its structure was checked when it was opened; tensor data is read when asked for."""
+    """A model on disk. Opening it has checked its structure; each tensor is read when it is asked for."""
 
     @property
     def format(self) -> Format: ...
 
     @property
     def name(self) -> str:
-        """For people to read; not unique."""
+        """A name for people to read; it need not be unique."""
         ...
 
     @property
     def config(self) -> Mapping[str, object]:
-        """config.json, or the metadata of a GGUF file."""
+        """The contents of config.json, or the metadata of a GGUF file."""
         ...
 
     @property
     def tokenizer(self) -> TokenizerData:
-        """Raises CheckpointError if there is none."""
+        """The data of the model's tokenizer. Raises CheckpointError if there is none."""
         ...
 
     @property
     def sampling_defaults(self) -> SamplingDefaults:
-        """What the makers recommend, as far as the files say. Raises CheckpointError if they say nonsense."""
+        """The sampling parameters that the model's files recommend. Raises CheckpointError for an impossible value."""
         ...
 
     def tensor_names(self) -> Collection[str]: ...
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """Tensors that an index promises and no file has; for each, a line that says so. Not among the names."""
+        """Tensors that the index names and no file has, each with a line of error; `tensor_names` is without them."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Outermost dimension first: [out, in] of a linear layer. Raises CheckpointError if there is no such tensor."""
+        """Shape of a tensor, [out, in] for a linear layer. Raises CheckpointError if there is no such tensor."""
         ...
 
     def read(self, name: str) -> RawTensor:
-        """The tensor's data, a new copy at each call; quantised data as float32. Raises CheckpointError."""
+        """A new copy of a tensor's numbers, dequantised to float32 if they are quantised. Raises CheckpointError."""
         ...
 
     def read_quantized(self, name: str) -> GroupQuantized | None:
-        """A tensor [out, in] as it is quantised; None if it is not quantised in groups. Raises CheckpointError."""
+        """A tensor [out, in] in quantised form; None if it is not quantised in groups. Raises CheckpointError."""
         ...

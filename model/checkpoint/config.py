@@ -1,6 +1,6 @@
-"""A model's configuration with every value checked when it is asked for.
+"""Typed access to a model's configuration: every value is checked when it is read.
 
-Keys are config.json's own, under Llama's names. It does not know what any of them means for a model.
+Keys are config.json's, under Llama's names. Their meaning for a model is not known here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,17 @@ from typing import Self
 from model.checkpoint.errors import LONGEST_LABEL, CheckpointError, label
 
 LARGEST_INTEGER = 1 << 24
-"""Beyond any size or context of a model: what lies above is an error in the file or an attack."""
+"""Limit of sizes and contexts, above that of any model: a larger integer is an error in the file or an attack."""
 LARGEST_NUMBER = 1e12
+"""Limit of other numbers."""
 
 
 class Config:
-    """Values out of a file that nobody has looked at yet. A value that is null counts as absent.
+    """Unchecked values from a file, read through methods that check them. A null value counts as absent.
 
-    For messages, `names` gives the file's own name of a key where it is not the key itself, and `prefix` comes before.
+    A method that reads a value raises CheckpointError if the value is of another type or out of range, or if it is
+    absent and there is no default. In messages, `source` names the file, `names` gives the file's own name of a key
+    where it differs from the key, and `prefix` stands before the key.
     """
 
     def __init__(
@@ -28,25 +31,25 @@ class Config:
         self._prefix = prefix
 
     def get(self, key: str) -> object:
-        """As it is in the file; None if it is absent."""
+        """The unchecked value; None if it is absent."""
         return self._values.get(key)
 
     def integer(self, key: str, default: int | None = None, most: int = LARGEST_INTEGER) -> int:
-        """A positive integer, at most `most`."""
+        """An integer from 1 to `most`."""
         value = self._present(key, default)
         if type(value) is not int or not 1 <= value <= most:
             raise self.refusal(key, f"is {label(value)}, not an integer from 1 to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number."""
+        """A number above 0."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST_NUMBER:
             raise self.refusal(key, f"is {label(value)}, not a positive number")
         return float(value)
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
-        """A list of `count` positive numbers."""
+        """A list of `count` numbers above 0."""
         values = self._present(key, None)
         if not isinstance(values, list) or len(values) != count:
             raise self.refusal(key, f"is {label(values)}, not a list of {count} numbers")
@@ -84,27 +87,27 @@ class Config:
         return type(self)(value, self._source, prefix=f"{self._name(key)}.")
 
     def required(self, key: str) -> Self:
-        """The same for one that has to be there."""
+        """The object under `key` as a configuration of its own. Raises CheckpointError if it is absent."""
         section = self.section(key)
         if section is None:
             raise self.refusal(key, "is missing")
         return section
 
     def over(self, other: "Config") -> "Config":
-        """These values, and those of `other` where this says nothing."""
+        """A configuration with these values, and with the values of `other` for keys that are absent here."""
         present = {key: value for key, value in self._values.items() if value is not None}
         return Config({**other._values, **present}, self._source, self._names, self._prefix)
 
     def present(self) -> Iterable[str]:
-        """Those that have a value, in the file's order."""
+        """Keys that have a value, in the file's order."""
         return [key for key, value in self._values.items() if value is not None]
 
     def empty(self) -> "Config":
-        """The same file, but silent about everything."""
+        """A configuration of the same file in which every value is absent."""
         return Config({}, self._source)
 
     def require(self, key: str, expected: object) -> None:
-        """Refuse any other value than `expected`, which also stands for absent."""
+        """Raise CheckpointError if the value is present and is not `expected`."""
         value = self.get(key)
         if value is not None and (value != expected or type(value) is not type(expected)):
             raise self.refusal(key, f"is {label(value)}, which is not supported")
@@ -122,5 +125,5 @@ class Config:
 
     def _name(self, key: str) -> str:
         name = self._names.get(key, key)
-        # A key may itself come out of the file.
+        # The key itself may come from the file.
         return self._prefix + (name if name.isprintable() and len(name) <= LONGEST_LABEL else label(name))

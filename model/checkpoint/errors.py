@@ -1,4 +1,4 @@
-"""The one error of finding, fetching and reading models."""
+"""The error of finding, downloading and reading models."""
 
 import reprlib
 
@@ -6,11 +6,11 @@ LONGEST_LABEL = 100
 
 
 class CheckpointError(Exception):
-    """A model cannot be found, fetched or read: one line that names the file and says what is wrong with it."""
+    """A model cannot be found, downloaded or read. The message is one line, with the file's name and the reason."""
 
 
 def label(value: object) -> str:
-    """A value out of a file for such a line: escaped, so that it stays one line, and shortened."""
+    """A value from a file in a form for error messages: escaped, so that it stays on one line, and shortened."""
     shortener = reprlib.Repr()
     shortener.maxstring = LONGEST_LABEL
     return shortener.repr(value)

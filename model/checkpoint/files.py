@@ -1,7 +1,7 @@
-"""Reads from files that nobody vouches for: regular files only, a limit on every size, and one kind of error.
+"""Reads untrusted files: regular files only, with a limit on every size. Every failure is a CheckpointError.
 
-Data is read into arrays that the caller owns, not mapped: pages of a mapping would count as resident memory next
-to the weights made from them, and a file that shrinks under a mapping ends the process.
+Data is read into the caller's arrays and not mapped. Pages of a mapping would count as resident memory beside the
+weights made from them, and a mapped file that shrinks would end the process.
 """
 
 import json
@@ -17,15 +17,15 @@ import numpy.typing as npt
 from model.checkpoint.errors import CheckpointError
 
 LARGEST_JSON = 16 << 20
-"""Bytes of a JSON file that is parsed. Parsing takes some 20 times as much memory in the worst case."""
+"""Largest JSON file that is parsed, in bytes. Parsing takes up to about 20 times as much memory."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """The regular file at `path`, open for reading. What the system refuses in the block is a CheckpointError."""
+    """Open the regular file at `path` for reading. An OSError in the block becomes a CheckpointError."""
     try:
         if not path.is_file():
-            # A pipe or a device would block or never end.
+            # Reading a pipe or a device could block, or never end.
             raise CheckpointError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
         with path.open("rb") as file:
             yield file
@@ -34,7 +34,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 
 def present(path: Path) -> bool:
-    """Whether there is anything at `path`. What the system refuses to say is a CheckpointError."""
+    """Whether anything exists at `path`. Raises CheckpointError if the system cannot tell."""
     try:
         return path.exists()
     except OSError as error:
@@ -42,7 +42,7 @@ def present(path: Path) -> bool:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The whole file, if it has at most `limit` bytes."""
+    """The whole file. Raises CheckpointError if it has more than `limit` bytes."""
     with opened(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -51,12 +51,12 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path) -> Mapping[str, object]:
-    """The JSON object in a file."""
+    """The JSON object in a file. Raises CheckpointError."""
     return parse_json(read_bytes(path, LARGEST_JSON), str(path))
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text in a file."""
+    """The UTF-8 text in a file. Raises CheckpointError."""
     try:
         return read_bytes(path, LARGEST_JSON).decode()
     except UnicodeDecodeError:
@@ -64,12 +64,15 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(data: bytes, source: str) -> Mapping[str, object]:
-    """A JSON object in which no key appears twice. `source` begins the line of an error."""
+    """The JSON object in `data`. Raises CheckpointError if there is none, or if a key appears twice in an object.
+
+    The message begins with `source`.
+    """
     try:
         value = json.loads(data, object_pairs_hook=_unique)
     except RecursionError:
         raise CheckpointError(f"{source}: its JSON is nested too deep") from None
-    except ValueError as error:  # JSON, UTF-8, an endless number, or a key twice.
+    except ValueError as error:  # Invalid JSON or UTF-8, a number with too many digits, or a key that appears twice.
         raise CheckpointError(f"{source}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{source}: not a JSON object")
@@ -77,7 +80,7 @@ def parse_json(data: bytes, source: str) -> Mapping[str, object]:
 
 
 def fill(array: npt.NDArray[Any], file: BufferedReader, offset: int) -> None:
-    """Read as many bytes as the contiguous `array` holds into it."""
+    """Fill the contiguous `array` with bytes from `offset` of the file on. Raises CheckpointError if it ends early."""
     file.seek(offset)
     if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
         raise CheckpointError(f"{file.name}: the file became shorter while it was read")

@@ -1,7 +1,7 @@
 """Reads models from GGUF files (github.com/ggml-org/ggml, docs/gguf.md), versions 2 and 3, little-endian.
 
-The header is parsed here, not by the gguf package's reader: that one trusts the file, and makes several arrays of
-each of a vocabulary's strings, which takes seconds.
+The header is parsed here and not by the gguf package, whose reader trusts the file, and makes several arrays for every
+string of the vocabulary, which takes seconds.
 """
 
 import os
@@ -32,12 +32,12 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 
 LARGEST_HEADER = 32 << 20
-"""Bytes before the tensors' data: several times what the largest vocabularies take, and what bounds a lying file."""
+"""Limit of the bytes before the tensors' data; the largest vocabularies take a fraction of it."""
 MOST_ENTRIES = 1 << 16
-"""Metadata entries, and tensors."""
+"""Limit of metadata entries, and of tensors."""
 MOST_DIMENSIONS = 4
 BLOCKS_AT_ONCE = 4096
-"""Quantised blocks decoded in one go: the intermediate arrays stay in a core's cache."""
+"""Number of quantised blocks decoded at a time, few enough for the intermediate arrays to stay in a core's cache."""
 
 PLAIN_TYPES: dict[GGMLQuantizationType, DType] = {
     GGMLQuantizationType.F32: "F32",
@@ -67,7 +67,7 @@ class _Tensor:
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     offset: int
-    """From the start of the tensors' data."""
+    """Bytes from the start of the tensors' data."""
 
     @property
     def elements(self) -> int:
@@ -81,11 +81,14 @@ class _Tensor:
 
 SAMPLING_PREFIX = "general.sampling."
 SAMPLING_KEYS = {"temp": "temperature", "penalty_repeat": "repetition_penalty"}
-"""GGUF's names, and generation_config.json's where they differ."""
+"""The names in generation_config.json of GGUF's sampling keys, where they differ."""
 IDLE_SAMPLING = {"xtc_probability": 0, "mirostat": 0, "penalty_last_n": -1}
-"""Keys of GGUF alone, and the value at which each asks for nothing. A penalty looks at all tokens, as at -1."""
+"""Sampling keys that only GGUF has, each with the value at which it changes nothing.
+
+The server's repetition penalty looks at all tokens, as penalty_last_n does at -1.
+"""
 SAMPLING_DETAILS = {"xtc_threshold": "xtc_probability", "mirostat_tau": "mirostat", "mirostat_eta": "mirostat"}
-"""Keys that mean nothing but beside another one."""
+"""Sampling keys that refine another key, and that key, without which they change nothing."""
 
 
 class GgufCheckpoint:
@@ -159,7 +162,7 @@ class GgufCheckpoint:
 
 
 class _HeaderReader:
-    """Reads a header front to back. Nothing is allocated for a count or a length that the file cannot hold."""
+    """Reads a header from front to back. A count or length beyond the file's end is refused before it is allocated."""
 
     def __init__(self, file: BufferedReader, path: Path) -> None:
         self._file = file
@@ -168,7 +171,7 @@ class _HeaderReader:
         self.file_size = os.fstat(file.fileno()).st_size
 
     def counts(self) -> tuple[int, int]:
-        """Of tensors and of metadata entries, from the file's first 24 bytes."""
+        """Numbers of tensors and of metadata entries, from the first 24 bytes of the file."""
         if self.file_size < len(MAGIC) or self._take(len(MAGIC)) != MAGIC:
             raise self._error("not a GGUF file")
         version = self._uint32()
@@ -203,7 +206,7 @@ class _HeaderReader:
         rank = self._uint32()
         if not 1 <= rank <= MOST_DIMENSIONS:
             raise self._error(f"the tensor {label(name)} has {rank} dimensions; 1 to {MOST_DIMENSIONS} are possible")
-        # GGUF has the dimension that is contiguous in memory first.
+        # GGUF lists dimensions in reverse: the one that is contiguous in memory comes first.
         shape = tuple(self._uint64() for _ in range(rank))[::-1]
         kind = self._tensor_type(self._uint32(), name)
         if 0 in shape:
@@ -275,9 +278,9 @@ def _refuse_split(metadata: Mapping[str, object], path: Path) -> None:
 
 
 def _asks_for_nothing(key: str, sampling: Mapping[str, object]) -> bool:
-    """Whether a key under general.sampling leaves completions as they are."""
+    """Whether a key under general.sampling changes no completion, given the other keys."""
     if key == "penalty_repeat":
-        return sampling.get("penalty_last_n") == 0  # A penalty for none of the last tokens.
+        return sampling.get("penalty_last_n") == 0  # The penalty looks at none of the last tokens.
     if key == "penalty_last_n":
         return sampling[key] in (0, IDLE_SAMPLING[key]) or sampling.get("penalty_repeat", 1) == 1
     owner = SAMPLING_DETAILS.get(key, key)
@@ -292,7 +295,7 @@ def _alignment(metadata: Mapping[str, object], path: Path) -> int:
 
 
 def _check_layout(tensors: Mapping[str, _Tensor], alignment: int, data_size: int, path: Path) -> None:
-    """Every tensor is aligned, within the file, and apart from the others."""
+    """Raise CheckpointError unless every tensor is aligned and within the file, and no two overlap."""
     for name, tensor in tensors.items():
         if tensor.offset % alignment:
             raise CheckpointError(f"{path}: the tensor {label(name)} is not aligned to {alignment} bytes")
@@ -305,7 +308,7 @@ def _check_layout(tensors: Mapping[str, _Tensor], alignment: int, data_size: int
 
 
 def _dequantized(file: BufferedReader, tensor: _Tensor, offset: int) -> npt.NDArray[np.float32]:
-    """The tensor in float32, piece by piece: the codes of all of it would come on top."""
+    """The tensor in float32. It is decoded in pieces, so that codes and float32 numbers never both exist as a whole."""
     block_elements, _ = GGML_QUANT_SIZES[tensor.type]
     values = np.empty((tensor.elements // block_elements, block_elements), np.float32)
     start = 0
@@ -317,7 +320,7 @@ def _dequantized(file: BufferedReader, tensor: _Tensor, offset: int) -> npt.NDAr
 
 
 def _quantized(file: BufferedReader, tensor: _Tensor, offset: int) -> GroupQuantized:
-    """The matrix as integers and scales. Blocks are parts of rows, one after another."""
+    """The matrix [out, in] as codes and scales. Each row consists of whole blocks."""
     pieces = [*_decoded(file, tensor, offset)]
     rows = tensor.shape[0]
     offsets = [blocks.offsets for blocks in pieces if blocks.offsets is not None]
@@ -330,12 +333,12 @@ def _quantized(file: BufferedReader, tensor: _Tensor, offset: int) -> GroupQuant
 
 
 def _decoded(file: BufferedReader, tensor: _Tensor, offset: int) -> Iterator[GroupQuantized]:
-    """The tensor's blocks in pieces, each block as a row."""
+    """The tensor's blocks in pieces of up to `BLOCKS_AT_ONCE`, each piece [blocks, elements of a block]."""
     block_elements, block_bytes = GGML_QUANT_SIZES[tensor.type]
     count = tensor.elements // block_elements
     for start in range(0, count, BLOCKS_AT_ONCE):
         blocks = np.empty((min(BLOCKS_AT_ONCE, count - start), block_bytes), np.uint8)
         fill(blocks, file, offset + start * block_bytes)
-        with np.errstate(all="ignore"):  # A scale that is no number makes weights that are none; that is no warning.
+        with np.errstate(all="ignore"):  # A NaN or infinite scale gives such weights, without a warning.
             decoded = DECODERS[tensor.type](blocks)
         yield decoded

@@ -1,6 +1,6 @@
-"""Decodes GGUF's quantised blocks: what each struct of ggml's ggml-common.h holds, as integers, scales and offsets.
+"""Decodes GGUF's quantised blocks, which are structs of ggml's ggml-common.h, into codes, scales and offsets.
 
-Nothing is rounded: a product of a block's half-precision scale and a group's small integer is exact in float32.
+Nothing is rounded: the product of a block's float16 scale and a group's small integer is exact in float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 BlockDecoder = Callable[[Bytes], GroupQuantized]
-"""From blocks [count, bytes of one] to one row of codes a block."""
+"""Decodes blocks [count, bytes of a block] into a weight [count, elements of a block], one row for each block."""
 
 
 def _q4_0(blocks: Bytes) -> GroupQuantized:
@@ -53,7 +53,7 @@ def _q3_k(blocks: Bytes) -> GroupQuantized:
     group_low, group_high = _split(group_scales, 8, 4)
     signed = _joined(_fields(group_low, 4, 8), _fields(group_high, 2, 4), 4).astype(np.float32) - 32
     codes = _joined(_fields(low, 2, 32), _fields(high, 1, 32), 2)
-    # 4 stands for 0 in the block, and 8 in 4-bit codes.
+    # The code of 0 is 4 in the block, and 8 in centred 4-bit codes.
     return GroupQuantized(codes + np.uint8(4), _halves(scale) * signed, None, 4)
 
 
@@ -90,36 +90,38 @@ DECODERS: Mapping[GGMLQuantizationType, BlockDecoder] = {
 
 
 def _split(blocks: Bytes, *sizes: int) -> list[Bytes]:
-    """The fields of a struct, from their sizes in bytes."""
+    """The fields [count, size] of structs [count, bytes], from the fields' sizes in bytes."""
     return [np.ascontiguousarray(field) for field in np.split(blocks, np.cumsum(sizes)[:-1], axis=1)]
 
 
 def _fields(packed: Bytes, bits: int, run: int) -> Bytes:
-    """Integers of `bits` bits. Of every `run` bytes come all lowest ones first, then all next ones."""
+    """Unpack integers of `bits` bits. Every `run` bytes give all their lowest integers first, then the next ones."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     fields: Bytes = packed.reshape(len(packed), -1, 1, run) >> shifts & np.uint8((1 << bits) - 1)
     return fields.reshape(len(packed), -1)
 
 
 def _joined(low: Bytes, high: Bytes, low_bits: int) -> Bytes:
-    """Integers of which `low` has the lowest `low_bits` bits."""
+    """Integers made of their lowest `low_bits` bits `low` and the bits above, `high`."""
     return low | high << np.uint8(low_bits)
 
 
 def _centred(codes: Bytes, zero: int) -> Bytes:
-    """Codes of which `zero` stands for 0 as 8-bit codes centred on 128; signed ones wrap around to them."""
+    """Shift codes whose code for 0 is `zero` to 8-bit codes centred on 128; signed codes wrap around correctly."""
     return codes + np.uint8(128 - zero)
 
 
 def _halves(data: Bytes) -> Floats:
+    """float32 [count, n] from the bytes [count, 2 n] of float16 numbers."""
     return data.view(np.float16).astype(np.float32)
 
 
 def _k_scales(scale: Bytes, offset: Bytes, packed: Bytes) -> tuple[Floats, Floats]:
-    """Scales and offsets of the eight groups of Q4_K and Q5_K, whose 6-bit integers lie in 12 bytes.
+    """Scales and offsets, each [count, 8], of the eight groups in blocks of Q4_K and Q5_K.
 
-    The first four groups' are the low bits of bytes 0 to 7. The other four's have their low four bits in bytes 8 to
-    11 and their high two in the high bits of bytes 0 to 7.
+    Their 6-bit integers are packed in 12 bytes. The integers of groups 0 to 3 are the low six bits of bytes 0 to 3
+    (scales) and 4 to 7 (offsets). The integers of groups 4 to 7 have their low four bits in bytes 8 to 11, and their
+    high two bits in the high bits of bytes 0 to 7.
     """
     first, second, low = _split(packed, 4, 4, 4)
     low_scales, low_offsets = _split(_fields(low, 4, 4), 4, 4)

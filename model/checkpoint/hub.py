@@ -1,6 +1,6 @@
-"""Brings a model from the Hugging Face hub to this machine, into the hub library's own cache.
+"""Downloads a model from the Hugging Face hub into the hub library's own cache.
 
-HF_HUB_OFFLINE, HF_HOME, HF_TOKEN and the like mean what they mean to that library.
+The library reads HF_HUB_OFFLINE, HF_HOME, HF_TOKEN and its other environment variables as usual.
 """
 
 import re
@@ -13,12 +13,12 @@ from model.checkpoint.errors import CheckpointError
 HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 WANTED = ["*.json", "*.safetensors", "*.jinja"]
 UNWANTED = ["*/*", "consolidated*.safetensors"]
-"""Other formats in subfolders, and Mistral's second copy of the weights."""
+"""Files that are not downloaded: other formats in subfolders, and Mistral's second copy of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A repository on the hub, as in `org/name` or `org/name@revision`."""
+    """A repository on the hub, written `org/name` or `org/name@revision`."""
 
     repository: str
     revision: str | None = None
@@ -26,7 +26,7 @@ class HubId:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """None if `text` does not look like one; `models/name.gguf` is a path that does not exist, not an id."""
+        """Parse a hub id; None if `text` has another form. A text like `models/name.gguf` is taken for a path."""
         match = HUB_ID.fullmatch(text)
         if match is None or text.endswith(".gguf"):
             return None
@@ -34,15 +34,15 @@ class HubId:
 
 
 def fetch_snapshot(model: HubId) -> Path:
-    """The folder with the model's files, after downloading those that are not in the cache."""
-    # Importing it takes a quarter of a second, which a local model need not wait for.
+    """Download the files that are not in the cache, and return the folder with all files. Raises CheckpointError."""
+    # The import takes a quarter of a second, which a local model need not wait for.
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
             model.repository, revision=model.revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
         )
-    except Exception as error:  # The errors of its HTTP, file and storage libraries have no base of their own.
+    except Exception as error:  # The library's HTTP, file and storage errors share no other base class.
         raise CheckpointError(f"{model.repository}: {_reason(model, error)}") from error
     return Path(folder)
 

@@ -1,6 +1,6 @@
 """Reads models from a local Hugging Face folder: config.json, safetensors in one file or in shards, tokenizer files.
 
-How a folder comes to this machine is another module's affair. Nothing in a folder is executed or unpickled.
+Nothing in a folder is executed or unpickled. `model.checkpoint.hub` downloads folders.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,12 +25,15 @@ LARGEST_TOKENIZER = 256 << 20
 
 
 class HuggingFaceCheckpoint:
-    """A folder as a `Checkpoint`."""
+    """A Hugging Face folder as a `Checkpoint`."""
 
     format: Literal["huggingface"] = "huggingface"
 
     def __init__(self, folder: Path, *, weights: bool = True) -> None:
-        """Without `weights` none are looked for, and there are no tensors."""
+        """Open a folder. Without `weights`, weight files are not looked for, and there are no tensors.
+
+        Raises CheckpointError if a file is missing or malformed.
+        """
         self._folder = folder
         self.config = _config(folder)
         self._files, self.missing = _tensor_files(folder) if weights else ({}, {})
@@ -48,7 +51,7 @@ class HuggingFaceCheckpoint:
 
     @property
     def tokenizer(self) -> HuggingFaceTokenizer:
-        """Read anew at each call: the process that holds the weights has no use for it."""
+        """The tokenizer's files, read again at each call: the process that holds the weights does not need them."""
         path = self._folder / "tokenizer.json"
         if not present(path):
             raise CheckpointError(f"{self._folder}: has no tokenizer.json; other kinds of tokenizer are not supported")
@@ -108,7 +111,7 @@ def _config(folder: Path) -> Mapping[str, object]:
 
 
 def _tensor_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[str, str]]:
-    """The file that holds each tensor, and `Checkpoint.missing`."""
+    """The file of each tensor, and the tensors of `Checkpoint.missing`."""
     if present(folder / WEIGHTS):
         file = SafetensorsFile(folder / WEIGHTS)
         return dict.fromkeys(file.shapes, file), {}
@@ -120,7 +123,7 @@ def _tensor_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[
 
 
 def _sharded_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping[str, str]]:
-    """As `_tensor_files`. What a shard has counts though the index does not name it, as in a file without an index."""
+    """The same for a sharded model. Tensors that a shard has and the index does not name are included too."""
     path = folder / INDEX
     shard_names = read_json(path).get("weight_map")
     if not isinstance(shard_names, dict):
@@ -140,7 +143,7 @@ def _sharded_files(folder: Path) -> tuple[Mapping[str, SafetensorsFile], Mapping
 
 
 def _is_shard_name(name: str) -> bool:
-    """Whether it can only name a file in the folder itself, and prints as one line."""
+    """Whether `name` is that of a safetensors file in the folder itself, and prints on one line."""
     return name.endswith(".safetensors") and name.isprintable() and not {"/", "\\"} & set(name)
 
 

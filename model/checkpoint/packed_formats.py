@@ -1,7 +1,7 @@
-"""Hugging Face's group-quantised formats: how each packs a layer's weight into several tensors of 32-bit words.
+"""Hugging Face's group-quantised formats, which pack a layer's weight into several tensors of 32-bit words.
 
-It knows nothing of files and configurations. Which layers are packed is seen from the tensors that there are: a layer
-that was left out of the quantisation has a plain weight.
+A layer is packed if the file has its packed tensors; a layer that was left unquantised has a plain weight. Files and
+configurations are not known here.
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ Bits = Literal[4, 8]
 WORD_BITS = 32
 AWQ_BITS: Bits = 4
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
-"""Where in a word the output 8 i + j is, in fields from the lowest bits on, for j from 0."""
+"""Field of a word that holds output 8 i + j, for j from 0 to 7; fields are counted from the lowest bits."""
 
 
 class PackedFormat(Protocol):
-    """One format with the numbers that config.json gives. Tensors are called by what follows the layer's name."""
+    """A format with its parameters from config.json. Tensors go by the last part of their name, such as "qweight"."""
 
     @property
     def marker(self) -> str:
-        """The tensor that a packed layer has and no other: the codes."""
+        """The tensor of codes, which every packed layer has, and no other layer."""
         ...
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All tensors of 32-bit words, the marker first."""
+        """The tensors of 32-bit words, the marker first."""
         ...
 
     @property
@@ -46,39 +46,39 @@ class PackedFormat(Protocol):
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Tensors that need not be there; those that are no `words` are not read."""
+        """The tensors that may be absent; they are read only if they are also among `words`."""
         ...
 
     @property
     def group_size(self) -> int | None:
-        """None: a row is one group."""
+        """Number of inputs in a group; None: each row is one group."""
         ...
 
     def shapes(self, marker: Shape) -> Mapping[str, Shape]:
-        """Of "weight" [out, in] and of every tensor that is stored for it, from the two sizes of the marker."""
+        """Shapes of "weight", [out, in], and of every tensor that is stored for it, from the marker's shape."""
         ...
 
     def unpack(self, words: Mapping[str, Words], scales: Floats) -> GroupQuantized:
-        """The weight, from tensors of the right shapes. Raises PackingError."""
+        """The weight, from tensors whose shapes have been checked. Raises PackingError."""
         ...
 
 
 class PackingError(Exception):
-    """What is not supported about a packed weight, for the end of a line that names it."""
+    """A packed weight has a property that is not supported. The message continues a line that names the weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gptq:
     """AutoGPTQ's format (github.com/AutoGPTQ/AutoGPTQ), and GPTQModel's second version of it.
 
-    qweight [in / n, out] and qzeros [groups, out / n] hold n integers a word, scales is [groups, out].
-    w = scale * (code - zero).
+    w = scale * (code - zero). qweight [in / n, out] and qzeros [groups, out / n] hold n integers in each word; scales
+    is [groups, out].
     """
 
     bits: Bits
     group_size: int | None
     stored_zero: int
-    """What is stored for a zero of 0: the first version stores all less one."""
+    """The stored integer of a zero of 0: -1 in the first version, which stores every zero less 1; else 0."""
 
     marker: ClassVar[str] = "qweight"
     words: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "g_idx")
@@ -110,10 +110,10 @@ class Gptq:
 
 @dataclass(frozen=True, slots=True)
 class Awq:
-    """AutoAWQ's format (github.com/casper-hansen/AutoAWQ), version GEMM, always of 4 bits.
+    """AutoAWQ's format (github.com/casper-hansen/AutoAWQ), version GEMM, always with 4 bits.
 
-    qweight [in, out / 8] and qzeros [groups, out / 8] hold eight outputs a word, in the order of `AWQ_ORDER`; scales is
-    [groups, out]. w = scale * (code - zero).
+    w = scale * (code - zero). qweight [in, out / 8] and qzeros [groups, out / 8] hold eight outputs in each word, in
+    the order of `AWQ_ORDER`; scales is [groups, out].
     """
 
     group_size: int | None
@@ -142,8 +142,8 @@ class Awq:
 class PackQuantized:
     """The format pack-quantized of compressed-tensors (github.com/vllm-project/compressed-tensors).
 
-    weight_packed [out, in / n] and weight_zero_point [out / n, groups] hold n integers a word, signed ones with half
-    their range added; weight_scale is [out, groups]. w = scale * (code - zero).
+    w = scale * (code - zero). weight_packed [out, in / n] and weight_zero_point [out / n, groups] hold n integers in
+    each word; signed integers are stored with half their range added. weight_scale is [out, groups].
     """
 
     bits: Bits
@@ -183,12 +183,12 @@ def _groups(columns: int, group_size: int | None) -> int:
 
 
 def _words(count: int, bits: Bits) -> int:
-    """How many words hold `count` integers."""
+    """Number of words that hold `count` integers."""
     return -(-count * bits // WORD_BITS)
 
 
 def _fields(words: Words, bits: Bits, axis: Literal[0, 1]) -> Codes:
-    """The integers of every word, from its lowest bits on, one after another along `axis`."""
+    """Unpack the integers of every word, from its lowest bits on, and put them one after another along `axis`."""
     mask = np.uint32((1 << bits) - 1)
     fields = [(words >> np.uint32(shift) & mask).astype(np.uint8) for shift in range(0, WORD_BITS, bits)]
     rows, columns = words.shape
@@ -197,7 +197,7 @@ def _fields(words: Words, bits: Bits, axis: Literal[0, 1]) -> Codes:
 
 
 def _affine(codes: Codes, scales: Floats, zeros: Floats, bits: Bits) -> GroupQuantized:
-    """What means scale * (code - zero), with a zero [out, groups] for every group."""
+    """The weight scale * (code - zero), from codes [out, in], scales [out, groups] and zeros [out, groups]."""
     codes, scales = np.ascontiguousarray(codes), np.ascontiguousarray(scales)
     if (zeros == 1 << (bits - 1)).all():
         return GroupQuantized(codes, scales, None, bits)
@@ -207,18 +207,18 @@ def _affine(codes: Codes, scales: Floats, zeros: Floats, bits: Bits) -> GroupQua
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """Where one layer's weight is."""
+    """The shape of one packed weight, and the tensors that hold it."""
 
     shape: tuple[int, ...]
-    """[out, in]."""
+    """(out, in), unpacked."""
     parts: Mapping[str, str]
-    """Tensors by what the format calls them."""
+    """Full names of the tensors, by the format's own names for them."""
 
 
 def find_packed(shapes: Mapping[str, Shape], packing: PackedFormat, source: str) -> dict[str, PackedWeight]:
-    """Every packed weight among the tensors of `shapes`, under the name that it would have unpacked.
+    """Every packed weight among the tensors of `shapes`, by the name that it would have unpacked.
 
-    Raises CheckpointError, with `source` at the line's beginning, for a layer whose tensors do not fit each other.
+    Raises CheckpointError, with a message that begins with `source`, if the tensors of a layer do not fit together.
     """
     marker = f".{packing.marker}"
     layers = [name.removesuffix(marker) for name in shapes if name.endswith(marker)]

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder's configuration says about the form of its quantised weights: one table of formats."""
+"""Reads the format of quantised weights from config.json of a Hugging Face folder."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,9 +8,9 @@ from model.checkpoint.packed_formats import AWQ_BITS, Awq, Bits, Gptq, PackedFor
 
 
 def packed_format(config: Mapping[str, object], source: str) -> PackedFormat | None:
-    """What config.json's quantization_config describes; None without one.
+    """The format that quantization_config in config.json describes; None if there is no such key.
 
-    Raises CheckpointError, with `source` at the line's beginning, for what is not supported.
+    Raises CheckpointError, with a message that begins with `source`, for a format or a value that is not supported.
     """
     described = config.get("quantization_config")
     if described is None:
@@ -20,10 +20,10 @@ def packed_format(config: Mapping[str, object], source: str) -> PackedFormat | N
 
 
 class _Settings(Config):
-    """An object within quantization_config. What is not known there is refused: it would mean other weights."""
+    """An object within quantization_config. Unsupported values are refused, since they would give other weights."""
 
     def choice(self, key: str, *supported: str, default: str | None = None) -> str:
-        """One of `supported`, in lower case."""
+        """The value in lower case. Raises CheckpointError unless it is one of `supported`."""
         value = default if self.get(key) is None else self.get(key)
         if not isinstance(value, str) or value.lower() not in supported:
             raise self.unsupported(key, f"; {', '.join(supported)} {'is' if len(supported) == 1 else 'are'}")
@@ -36,11 +36,11 @@ class _Settings(Config):
         raise self.unsupported(key)
 
     def group_size(self, key: str) -> int | None:
-        """None where a row is one group, which files call -1."""
+        """Number of inputs in a group; None where each row is one group, which files write as -1."""
         return None if self.get(key) == -1 else self.integer(key)
 
     def require_none(self, *keys: str) -> None:
-        """Refuse all under `keys` that is not empty."""
+        """Raise CheckpointError if any of `keys` has a value other than null, false, 0 or empty."""
         for key in keys:
             if self.get(key):
                 raise self.unsupported(key)
@@ -79,7 +79,7 @@ def _config_group(settings: _Settings) -> PackQuantized:
     settings.require_none("input_activations", "output_activations")
     weights = settings.required("weights")
     weights.choice("type", "int")
-    # In any other order of activations, columns of a group are not neighbours.
+    # With any other activation order, the columns of a group are not neighbours.
     weights.choice("actorder", "weight", "static", default="weight")
     grouped = weights.choice("strategy", "group", "channel") == "group"
     return PackQuantized(
@@ -94,4 +94,4 @@ FORMATS: Mapping[str, Callable[[_Settings], PackedFormat]] = {
     "awq": _awq,
     "compressed-tensors": _compressed_tensors,
 }
-"""By the name that quantization_config has for them as its quant_method."""
+"""Readers of the supported formats, by the value of quant_method."""

@@ -1,6 +1,6 @@
 """Reads one file of tensors in the safetensors format (github.com/huggingface/safetensors, README).
 
-The library's own reader has no bfloat16 without torch, so the header, a JSON object, is read and checked here.
+The library's own reader cannot read bfloat16 without torch, so the header, a JSON object, is read and checked here.
 """
 
 import os
@@ -21,7 +21,7 @@ from model.checkpoint.files import LARGEST_JSON, fill, opened, parse_json
 LENGTH_BYTES = 8
 MOST_DIMENSIONS = 8
 LARGEST_DIMENSION = 1 << 48
-"""No file has that many bytes; beyond it lie the integers that NumPy cannot hold."""
+"""Limit of a dimension, above that of any file; far larger integers would overflow in NumPy."""
 
 ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
@@ -29,7 +29,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-"""Kinds that a file may hold. Those that cannot be read occur as unused buffers."""
+"""Bytes of a number in each dtype that a file may have. Some cannot be read, but occur in tensors that are not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """The tensors of one file, by name. Its structure is checked when it is opened."""
+    """The tensors of one file, by name. Opening it checks its structure, and raises CheckpointError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -53,12 +53,12 @@ class SafetensorsFile:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def read(self, name: str) -> RawTensor:
-        """The data of a tensor that is in `shapes`."""
+        """The numbers of a tensor in `shapes`. Raises CheckpointError if its dtype is not float."""
         dtype = _readable(self._entries[name].dtype, name, self._path)
         return RawTensor(self._read(name, NUMPY_DTYPES[dtype]), dtype)
 
     def read_words(self, name: str) -> npt.NDArray[np.uint32]:
-        """The data of a tensor in `shapes` that is of 32-bit integers."""
+        """The 32-bit words of a tensor in `shapes`. Raises CheckpointError if its dtype is another."""
         dtype = self._entries[name].dtype
         if dtype not in ("I32", "U32"):
             raise CheckpointError(f"{self._path}: the tensor {label(name)} is of type {dtype}, not of 32-bit integers")
@@ -73,7 +73,7 @@ class SafetensorsFile:
 
 
 def _header(file: BufferedReader, path: Path) -> tuple[Mapping[str, object], int]:
-    """The header, and where the data after it begins."""
+    """The header, and the byte at which the tensors' data begins."""
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if length > LARGEST_JSON:
         raise CheckpointError(f"{path}: not a safetensors file, or its header is larger than {LARGEST_JSON >> 20} MiB")
@@ -99,7 +99,7 @@ def _entry(name: str, value: object, path: Path) -> _Entry:
 
 
 def _check_layout(entries: Mapping[str, _Entry], data_size: int, path: Path) -> None:
-    """The format has neither gaps nor overlaps: one tensor begins where the one before it ends."""
+    """Raise CheckpointError unless every tensor begins where the one before it ends, as the format requires."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
         if entry.begin != end:

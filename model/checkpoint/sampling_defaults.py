@@ -1,4 +1,4 @@
-"""How a model's makers recommend to sample from it. What a request then asks for is not known here."""
+"""The sampling parameters that a model's makers recommend, as defaults for requests."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from model.checkpoint.config import Config
 from model.checkpoint.errors import LONGEST_LABEL, label
 
 APPLIED = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "eos_token_id"})
-"""Keys that are followed; the end tokens are the tokenizer's affair."""
+"""Keys that are applied; eos_token_id is read along with the tokenizer."""
 
 HARMLESS = frozenset(
     {
-        # The prompt is made by the tokenizer and its template; padding and the decoder's start are not needed.
+        # The tokenizer and its template make the prompt; padding and a start token of the decoder are not needed.
         *("bos_token_id", "pad_token_id", "decoder_start_token_id"),
-        # How something is computed, not what.
+        # These change the way of computing, and not the result.
         *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory", "prefill_chunk_size"),
         *("compile_config", "disable_compile", "continuous_batching_config", "renormalize_logits"),
         "remove_invalid_values",
@@ -22,15 +22,15 @@ HARMLESS = frozenset(
         *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
         *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
         *("target_lookbehind", "speculation_type", "use_mtp"),
-        # What a call of Python returns beside the tokens.
+        # These are about values that transformers' generate() returns beside the tokens.
         *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
-        # How beams are compared; whether there are any is another key's.
+        # These compare beams; num_beams, below, says whether there are any.
         *("early_stopping", "length_penalty"),
-        # Of the file.
+        # These describe the file.
         *("transformers_version", "_from_model_config", "_commit_hash"),
     }
 )
-"""Keys that change no completion, whatever their value."""
+"""Keys that change no completion, whichever value they have."""
 
 IDLE: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1,)),
@@ -47,12 +47,12 @@ IDLE: Mapping[str, tuple[object, ...]] = {
     "token_healing": (False,),
     "guidance_scale": (1,),
 }
-"""Keys that are not followed, and the values that ask for nothing; null is one of every key's."""
+"""Keys that are not applied, each with the values at which it would change nothing; null is always one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
-    """For requests that do not say; neutral where the makers recommend nothing."""
+    """Sampling parameters for requests that do not set them; neutral where the makers recommend nothing."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -60,22 +60,23 @@ class SamplingDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     not_applied: tuple[str, ...] = ()
-    """What else the makers ask for, each as `key=value`: no request gets it."""
+    """Recommendations that are not supported and reach no request, each as `key=value`."""
 
 
 NEUTRAL = SamplingDefaults()
 
 
 def read_sampling_defaults(values: Mapping[str, object], source: str) -> SamplingDefaults:
-    """The defaults under the names that generation_config.json has for them. Raises CheckpointError naming `source`.
+    """The defaults from values under the keys of generation_config.json.
 
-    A value that is absent or null is neutral. Where the makers do not sample, the temperature is 0.
+    A value that is absent or null is neutral. If do_sample is false, the temperature is 0. Raises CheckpointError, with
+    a message that begins with `source`, for an impossible value.
     """
     file = Config(values, source)
     temperature = file.within("temperature", NEUTRAL.temperature, 0, 2)
     return SamplingDefaults(
         temperature=temperature if file.flag("do_sample", True) else 0.0,
-        # -1, too, stands for all tokens.
+        # Both 0 and -1 stand for all tokens.
         top_k=max(int(file.within("top_k", NEUTRAL.top_k, -1, 2**31 - 1)), 0),
         top_p=file.within("top_p", NEUTRAL.top_p, math.ulp(0.0), 1),
         min_p=file.within("min_p", NEUTRAL.min_p, 0, 1),
@@ -85,16 +86,16 @@ def read_sampling_defaults(values: Mapping[str, object], source: str) -> Samplin
 
 
 def legacy_keys(config: Mapping[str, object]) -> Mapping[str, object]:
-    """What a model's own configuration says of sampling: such keys stood there before they had a file of their own."""
+    """The sampling keys in config.json, where old versions of transformers stored them."""
     return {key: value for key, value in config.items() if key in APPLIED or key in IDLE}
 
 
 def _is_followed(key: str, value: object) -> bool:
-    """Whether requests get what the key asks for, if that is anything."""
+    """Whether the value is applied, or would change nothing."""
     return value is None or key in APPLIED or key in HARMLESS or value in IDLE.get(key, ())
 
 
 def _shown(key: str, value: object) -> str:
-    # A key, too, comes out of the file.
+    # The key, like the value, comes from the file.
     plain = key.isprintable() and len(key) <= LONGEST_LABEL
     return f"{key if plain else label(key)}={label(value)}"

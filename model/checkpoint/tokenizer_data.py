@@ -1,4 +1,4 @@
-"""The raw material of a tokenizer, as a checkpoint holds it. It knows nothing of how a tokenizer is built from it."""
+"""The data of a tokenizer as a checkpoint stores it. The tokenizer itself is built elsewhere."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ class HuggingFaceTokenizer:
     """The files that describe the tokenizer of a Hugging Face folder."""
 
     tokenizer_json: bytes
-    """tokenizer.json as it is on disk."""
+    """Contents of tokenizer.json."""
     config: Mapping[str, object]
-    """tokenizer_config.json, or empty."""
+    """Contents of tokenizer_config.json; empty if there is no such file."""
     chat_template: str | None
-    """Jinja source: chat_template.jinja if there is one, else the configuration's."""
+    """Jinja source of the chat template, from chat_template.jinja or else from tokenizer_config.json."""
     eos_token_ids: tuple[int, ...]
-    """Of generation_config.json, else of config.json; empty where neither names one."""
+    """End tokens, from generation_config.json or else from config.json; empty if neither names any."""
     model_type: str = ""
-    """Of config.json: the tokenizers of some families are read by rules of their own."""
+    """Key of config.json; the tokenizers of some families are read by special rules."""
 
 
 @dataclass(frozen=True, slots=True)

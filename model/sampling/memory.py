@@ -1,7 +1,7 @@
-"""The tokens that requests have read and written, kept where the logits are, for draws that depend on them.
+"""The tokens of running requests, kept on the device for draws that depend on them (penalties).
 
-A request has a row for as long as it runs. What is drawn is added by the device that drew it: the host knows how many
-tokens a row has, and need not know the newest.
+Each request has a row of the table for as long as it runs. The device adds drawn tokens itself: the host knows the
+length of each row, and need not know the newest token.
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from model.transfer import stage
 
 @dataclass(frozen=True, slots=True)
 class Recollection:
-    """The rows of some draws. A token beyond a row's end is the row's first one again."""
+    """The tokens of some draws' requests; shorter rows are padded with the row's own first token."""
 
     tokens: Tensor
-    """int64 [draws, width]: first the prompt's distinct tokens, then the output."""
+    """[draws, width] int64: the distinct tokens of the prompt, then the output."""
     written: Tensor
-    """bool [draws, width]: where the output stands."""
+    """[draws, width] bool: whether an entry belongs to the output."""
 
 
 class TokenMemory:
-    """A table with a row for each request that runs, made when the first request needs it."""
+    """A table of tokens, one row for each running request; it grows when a request first needs a row."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
-        """`capacity` is how many tokens a request may have."""
+        """Make an empty table. `capacity` is the limit of a request's tokens, prompt and output together."""
         self._capacity = capacity
         self._tokens = torch.zeros(0, capacity, dtype=torch.int64, device=device)
         self._read: dict[int, int] = {}
-        """How many distinct tokens the prompt of each row's request has."""
+        """Number of distinct prompt tokens in each row."""
 
     def begin(self, draws: Sequence[Draw]) -> None:
-        """Take in what the requests have read and written so far that draw for the first time since they run."""
+        """Write the prompt and output so far of each fresh draw into its row, if the request needs them."""
         fresh = [draw for draw in draws if draw.fresh and draw.params.reads_output]
         if not fresh:
             return
@@ -50,7 +50,7 @@ class TokenMemory:
             self._tokens[draw.row, : len(tokens)] = tokens
 
     def add(self, draws: Sequence[Draw], tokens: Tensor) -> None:
-        """Append to each request's row the token that was drawn for it, int64 [draws]; a failed draw adds any token."""
+        """Append each drawn token of `tokens` [draws] int64 to its request's row; a failed draw appends token 0."""
         places = [(index, draw) for index, draw in enumerate(draws) if draw.params.reads_output]
         if places:
             columns = [[index for index, _ in places], [draw.row for _, draw in places]]
@@ -59,7 +59,7 @@ class TokenMemory:
             self._tokens[rows, ends] = tokens.index_select(0, sources).clamp(min=0)
 
     def recall(self, draws: Sequence[Draw]) -> Recollection:
-        """What the requests of `draws` have read and written; each has a token at least."""
+        """The tokens of the requests of `draws`. Each request must have a row, with at least one token."""
         lengths = [self._length(draw) for draw in draws]
         columns = [[draw.row for draw in draws], lengths, [self._read[draw.row] for draw in draws]]
         rows, ends, reads = stage([torch.tensor(column) for column in columns], self._tokens.device)

@@ -1,8 +1,8 @@
-"""The transforms of logits before a token is drawn, in their order.
+"""The transforms of logits before the draw, in order.
 
-Each edits a batch's logits [rows, vocab] float32 in place, row i as `draws[i]` asks, and nothing in the rows of draws
-that do not ask. It gathers the few entries that requests ask for into one indexed operation; a batch that does not use
-it costs nothing.
+Each transform edits a batch's logits [rows, vocab] float32 in place: row i as draws[i] asks, and rows that do not ask
+for it not at all. It gathers the edits of all rows into a few indexed operations, and costs nothing in a batch where no
+request uses it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from model.sampling.memory import TokenMemory
 from model.transfer import stage
 
 Entry = tuple[int, int, float]
-"""A row, a token, and a value for that logit."""
+"""(row, token, value to add to that logit)."""
 
 Transform = Callable[[Tensor, Sequence[Draw], TokenMemory], None]
 
 
 def add_bias(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """OpenAI's logit_bias: a number added to a token's logit."""
+    """Add OpenAI's logit_bias: for each listed token, a number added to its logit."""
     add_entries(
         logits,
         [(row, token, bias) for row, draw in enumerate(draws) for token, bias in draw.params.logit_bias],
@@ -30,9 +30,9 @@ def add_bias(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None
 
 
 def penalise_repetition(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Divide the positive logits of tokens in the prompt or the output, and multiply the negative ones.
+    """Weaken tokens of prompt and output: divide a positive logit by the penalty, multiply a negative one by it.
 
-    Keskar et al., arXiv 1909.05858, as transformers and vLLM do it.
+    Source: Keskar et al., arXiv 1909.05858, with negative logits treated as in transformers and vLLM.
     """
     rows = [row for row, draw in enumerate(draws) if draw.params.repetition_penalty != 1]
     if not rows:
@@ -41,12 +41,12 @@ def penalise_repetition(logits: Tensor, draws: Sequence[Draw], memory: TokenMemo
     penalties = _column([draws[row].params.repetition_penalty for row in rows], logits.device)
     flat = logits.view(-1)
     scores = flat.take(places)
-    # A token that stands in a row twice is written twice, with the same value.
+    # A token that occurs twice in a row is written twice with the same value, so the order does not matter.
     flat.put_(places, torch.where(scores > 0, scores / penalties, scores * penalties))
 
 
 def penalise_frequency(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """OpenAI's penalties: a token that is n > 0 times in the output loses presence + n * frequency."""
+    """Apply OpenAI's penalties: a token that occurs n > 0 times in the output loses presence + n * frequency."""
     rows = [
         row
         for row, draw in enumerate(draws)
@@ -59,7 +59,7 @@ def penalise_frequency(logits: Tensor, draws: Sequence[Draw], memory: TokenMemor
     frequency = _column([p.frequency_penalty for p in params], logits.device)
     presence = _column([p.presence_penalty for p in params], logits.device)
     flat, places = logits.view(-1), _places(logits, rows, recalled.tokens)
-    # What was only read gets the place of a written token, so that no two values are written to one place below.
+    # Entries of the prompt are redirected to the place of an output token, so that every place gets one value below.
     written = places.gather(1, recalled.written.int().argmax(1, keepdim=True))
     places = torch.where(recalled.written, places, written)
     flat.put_(places, flat.take(places) - presence)
@@ -67,7 +67,7 @@ def penalise_frequency(logits: Tensor, draws: Sequence[Draw], memory: TokenMemor
 
 
 def ban_early_stop(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Ban `stop_token_ids` until `min_tokens` are generated."""
+    """Ban `stop_token_ids` until `min_tokens` tokens have been generated."""
     add_entries(
         logits,
         [
@@ -80,7 +80,7 @@ def ban_early_stop(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -
 
 
 def allow_only(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Ban the tokens that a grammar, say, does not allow in this place."""
+    """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
     rows = [row for row, draw in enumerate(draws) if draw.allowed is not None]
     if not rows:
         return
@@ -92,9 +92,10 @@ def allow_only(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> No
 
 
 def keep_typical(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Keep the tokens whose information is nearest to the distribution's entropy, up to a mass of typical_p.
+    """Keep the tokens whose information is nearest to the distribution's entropy, until their mass reaches typical_p.
 
-    Meister et al., arXiv 2202.00666. The distribution is the one at the request's temperature; a greedy draw is left.
+    Source: Meister et al., arXiv 2202.00666. The distribution is taken at the request's temperature. Greedy draws are
+    not changed.
     """
     rows = [row for row, draw in enumerate(draws) if draw.params.typical_p < 1 and draw.params.temperature > 0]
     if not rows:
@@ -105,7 +106,7 @@ def keep_typical(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> 
     scores = logits[index]
     information = -(scores / temperature).log_softmax(-1)
     probability = information.neg().exp()
-    # 0 * inf is 0 here: what cannot be drawn carries no information.
+    # A token with probability 0 has infinite information, and contributes 0 to the entropy.
     entropy = torch.where(probability > 0, probability * information, 0.0).sum(-1, keepdim=True)
     order = (information - entropy).abs().sort(dim=-1, stable=True).indices
     ranked = probability.gather(1, order)
@@ -122,29 +123,32 @@ TRANSFORMS: tuple[Transform, ...] = (
     allow_only,
     keep_typical,
 )
-"""In the order of transformers and vLLM: the repetition penalty scales a logit that has its bias already, and a filter
-sees what is left. The backend then draws: temperature, top-k, top-p, min-p."""
+"""All transforms, in the order in which they run, which is that of transformers and vLLM.
+
+The repetition penalty scales logits that already have their bias, and filters see the result of all before them. The
+backend draws afterwards, with temperature, top-k, top-p and min-p in this order.
+"""
 
 
 def add_entries(logits: Tensor, entries: list[Entry]) -> None:
-    """Add each entry's value to its logit; those of one logit add up."""
+    """Add each entry's value to its logit; several entries for one logit add up."""
     if entries:
         rows, tokens, values = _to_columns(entries, logits.device)
         logits.index_put_((rows, tokens), values, accumulate=True)
 
 
 def _to_columns(entries: list[Entry], device: torch.device) -> list[Tensor]:
-    """Rows and tokens, int64, and values, float32, each [entries]."""
+    """The entries' rows and tokens, int64, and values, float32, each [entries], on `device`."""
     rows, tokens, values = zip(*entries, strict=True)
     return stage([torch.tensor(rows), torch.tensor(tokens), torch.tensor(values, dtype=torch.float32)], device)
 
 
 def _places(logits: Tensor, rows: list[int], tokens: Tensor) -> Tensor:
-    """Where the logits of `tokens` [rows, width] stand in all of `logits`, flattened."""
+    """Indices [rows, width] into the flattened logits of `tokens` [rows, width], where `rows` are rows of `logits`."""
     (starts,) = stage([torch.tensor(rows) * logits.shape[1]], logits.device)
     return starts[:, None] + tokens
 
 
 def _column(values: list[float], device: torch.device) -> Tensor:
-    """float32 [values, 1]."""
+    """A column [values, 1] float32 on `device`."""
     return stage([torch.tensor(values, dtype=torch.float32)], device)[0][:, None]
