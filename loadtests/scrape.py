@@ -17,6 +17,8 @@ from loadtests.figures import Figures
 PREFIXES = ("headlight_", "vllm:")
 TOLERANCE = 0.05
 """The largest difference of two figures that agree, as a share of the server's."""
+TRANSIT_SECONDS = 0.03
+"""The difference that two latencies may always have: connecting, and a load generator that is busy with other users."""
 
 
 @dataclass(slots=True)
@@ -128,12 +130,17 @@ def _latencies(server: Scrape, clients: Figures) -> Iterator[Comparison]:
         theirs = server.histograms.get(metric)
         if ours is None or theirs is None or not theirs.count:
             continue
-        yield _close(f"{name}, mean", ours.mean, theirs.sum / theirs.count)
+        yield _close(f"{name}, mean", ours.mean, theirs.sum / theirs.count, TRANSIT_SECONDS)
         for label, share, value in (("median", 0.5, ours.p50), ("95th percentile", 0.95, ours.p95)):
             low, high = theirs.quantile(share)
-            inside = low * (1 - TOLERANCE) <= value <= high * (1 + TOLERANCE)
+            inside = low - _slack(low, TRANSIT_SECONDS) <= value <= high + _slack(high, TRANSIT_SECONDS)
             yield Comparison(f"{name}, {label}", value, (low, high if math.isfinite(high) else None), inside)
 
 
-def _close(name: str, ours: float, theirs: float) -> Comparison:
-    return Comparison(name, ours, theirs, abs(ours - theirs) <= TOLERANCE * abs(theirs))
+def _close(name: str, ours: float, theirs: float, least: float = 0.0) -> Comparison:
+    return Comparison(name, ours, theirs, abs(ours - theirs) <= _slack(theirs, least))
+
+
+def _slack(value: float, least: float) -> float:
+    """How far from the server's value, in its own unit, another may lie: at least `least`."""
+    return max(TOLERANCE * abs(value), least)
