@@ -80,7 +80,7 @@ def conclusion(summary: Summary) -> list[str]:
     else:
         off = [comparison.figure for comparison in summary.server.comparisons if not comparison.agrees]
         lines.append(
-            f"server's own figures: {'differ in ' + '; '.join(off) if off else 'agree within 5% (latencies: or 30 ms)'}"
+            f"server's own figures: {'differ in ' + '; '.join(off) if off else 'agree within 5% (latencies: or 50 ms)'}"
         )
     return lines
 
