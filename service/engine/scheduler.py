@@ -22,8 +22,6 @@ from service.engine.request import Request
 
 OLDEST_SHARE = 4
 """The oldest prompt is certain of one part in this many of a step's budget for prompts: a quarter."""
-
-
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
 
 
@@ -224,8 +222,10 @@ class Scheduler:
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
         """Deal out `budget` tokens among the prompts, admitting waiting ones while it lasts."""
-        prompts = [request for request in self._running.values() if request.behind > 1]
-        prompts = sorted([*prompts, *self._waiting.values()], key=lambda request: (request.behind, request.arrival))
+        running = [request for request in self._running.values() if request.behind > 1]
+        # A full queue costs a decoding step nothing while nobody can be admitted.
+        waiting = self._waiting.values() if len(self._running) < self._max_running else ()
+        prompts = sorted([*running, *waiting], key=lambda request: (request.behind, request.arrival))
         oldest = next((request for request in sorted(prompts, key=_arrival) if not self._stays(request)), None)
         if oldest is None or not budget:
             return []
