@@ -19,9 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.byte_tokenizer import save_byte_tokenizer
 from tests.deploy.tools import tool
-from tests.service.servers import PATIENCE, free_port, status, wait_until
+from tests.service.servers import PATIENCE, free_port, save_dummy_llama, status, wait_until
 
 CONFIG = Path(__file__).parent / "nginx.conf"
 USERS = 4
@@ -36,21 +35,7 @@ TEARDOWN_SECONDS = 15
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of a small Llama, whose weights are random."""
     folder = tmp_path_factory.mktemp("model")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": 300,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_byte_tokenizer(folder)
+    save_dummy_llama(folder, 512)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Real server processes for tests that speak HTTP to them."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from tempfile import TemporaryFile
 
 import httpx
 
+from tests.byte_tokenizer import save_byte_tokenizer
+
 PATIENCE = 120.0
 """Seconds for what takes two or three on a machine that does nothing else."""
 
@@ -19,6 +22,25 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def save_dummy_llama(folder: Path, context: int) -> None:
+    """The configuration of a small Llama for `context` tokens, and a tokenizer; its weights are to be random."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_byte_tokenizer(folder)
 
 
 @contextmanager

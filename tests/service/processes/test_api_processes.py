@@ -23,8 +23,7 @@ from service.processes.api_keeper import ApiDead, ApiKeeper
 from service.processes.orders import Setup
 from service.processes.restarts import RestartPolicy
 from service.settings import Settings
-from tests.byte_tokenizer import save_byte_tokenizer
-from tests.service.servers import PATIENCE, serving, wait_until
+from tests.service.servers import PATIENCE, save_dummy_llama, serving, wait_until
 
 PROCESSES = 3
 CAPACITY = 5
@@ -37,21 +36,7 @@ LONG = 15_000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of a small Llama, whose weights are random."""
     folder = tmp_path_factory.mktemp("model")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": 300,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": LONG + 100,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_byte_tokenizer(folder)
+    save_dummy_llama(folder, LONG + 100)
     return folder
 
 
