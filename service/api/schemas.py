@@ -300,27 +300,31 @@ class CacheControl(Body):
     ttl: Annotated[str, Field(max_length=16)] | None = None
 
 
+_LABEL = "A label of the client's own; it changes nothing."
+_IGNORED = "ignored, and named in the answer's X-Headlight-Ignored."
+
+
 class Labels(Body):
     """A client's own labels, and hints. They change nothing in the answer."""
 
-    user: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
-    safety_identifier: Label | None = Field(None, description="Likewise.")
-    prompt_cache_key: Label | None = Field(None, description="Likewise; `cache_salt` is what parts the cache.")
-    session_id: Label | None = Field(None, description="Likewise.")
+    user: Label | None = Field(None, description=_LABEL)
+    safety_identifier: Label | None = Field(None, description=_LABEL)
+    prompt_cache_key: Label | None = Field(None, description=f"{_LABEL} `cache_salt` separates prefix caches.")
+    session_id: Label | None = Field(None, description=_LABEL)
     metadata: dict[Annotated[str, Field(max_length=64)], Label] | None = Field(
-        None, max_length=16, description="Likewise."
+        None, max_length=16, description="Labels of the client's own; they change nothing."
     )
-    store: bool | None = Field(
-        None, description="No answer is kept. The answer's X-Headlight-Ignored names it if true, and what follows too."
-    )
+    store: bool | None = Field(None, description=f"Answers are never stored. True is {_IGNORED}")
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = Field(
-        None, description="There is one."
+        None, description=f"All requests have one tier. Any but auto and default is {_IGNORED}"
     )
-    verbosity: Literal["low", "medium", "high"] | None = Field(None, description="Answers are as the model writes.")
+    verbosity: Literal["low", "medium", "high"] | None = Field(
+        None, description=f"The model decides. Any but medium is {_IGNORED}"
+    )
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
-        None, description="The prefix cache keeps what others leave room for."
+        None, description=f"Cached prefixes stay until their memory is needed. 24h is {_IGNORED}"
     )
-    prompt_cache_options: CacheOptions | None = Field(None, description="Likewise.")
+    prompt_cache_options: CacheOptions | None = Field(None, description=f"A caching hint, {_IGNORED}")
 
 
 class GenerationBody(Labels):
@@ -361,8 +365,12 @@ class GenerationBody(Labels):
     seed: Integer | None = Field(
         None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing."
     )
-    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Taken off the logit of every token generated.")
-    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="The same, times how often it was generated.")
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Subtracted from the logit of every token generated so far."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Subtracted from a token's logit for each time it was generated."
+    )
     repetition_penalty: float | None = Field(
         None,
         ge=0.01,
@@ -406,7 +414,7 @@ class TextPart(Body):
     type: Literal["text"]
     text: str
     cache_control: CacheControl | None = Field(None, description="A hint that changes nothing.")
-    prompt_cache_breakpoint: CacheOptions | None = Field(None, description="The same.")
+    prompt_cache_breakpoint: CacheOptions | None = Field(None, description="A hint that changes nothing.")
 
 
 Content = Annotated[
@@ -457,13 +465,15 @@ class ChatBody(GenerationBody):
         None, ge=1, le=2**31 - 1, description="Newer name of max_tokens; wins."
     )
     logprobs: bool = Field(False, description="Report the log-probability of each token.")
-    top_logprobs: Integer | None = Field(None, ge=0, description="And of this many likeliest tokens; needs logprobs.")
+    top_logprobs: Integer | None = Field(
+        None, ge=0, description="Report this many likeliest tokens as well; needs logprobs."
+    )
     add_generation_prompt: bool | None = Field(
         None, description="Begin the assistant's turn; true, unless continue_final_message is."
     )
     continue_final_message: bool = Field(False, description="Go on with the last message instead of a new one.")
     reasoning_effort: Effort | None = Field(None, description="For the chat template, if it reads it.")
-    chat_template_kwargs: TemplateVariables | None = Field(None, description="Likewise.")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="Variables for the chat template.")
     add_special_tokens: bool = Field(False, description="Begin as the model expects (BOS), before the template's text.")
 
 
@@ -476,8 +486,8 @@ class TokenizeBody(Body):
     add_special_tokens: bool | None = Field(None, description="By default true for a prompt, false for messages.")
     add_generation_prompt: bool | None = Field(None, description="For messages; true by default.")
     continue_final_message: bool = Field(False, description="For messages, as in a chat request.")
-    reasoning_effort: Effort | None = Field(None, description="The same.")
-    chat_template_kwargs: TemplateVariables | None = Field(None, description="The same.")
+    reasoning_effort: Effort | None = Field(None, description="For messages, as in a chat request.")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="For messages, as in a chat request.")
 
 
 class DetokenizeBody(Body):

@@ -58,7 +58,7 @@ class EngineCollector(Collector):
     def _totals(self, stats: EngineStats) -> Iterator[Metric]:
         for name, help, total in (
             ("prompt_tokens", "Prompt tokens taken in, computed or found in the prefix cache.", stats.prompt_tokens),
-            ("prompt_tokens_cached", "Those that were found.", stats.cached_prompt_tokens),
+            ("prompt_tokens_cached", "Prompt tokens found in the prefix cache.", stats.cached_prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries),
             ("prefix_cache_hits", "Prompt tokens found at the look-up.", stats.prefix_hits),
@@ -91,7 +91,7 @@ class EngineCollector(Collector):
         info = self._client.info or _UNKNOWN
         yield self._gauge(
             "headlight_build_info",
-            "What is running here; what the engine chose is empty until it has loaded a model.",
+            "Versions and the engine's choices, which are empty until it has loaded a model.",
             1,
             version=version_of("headlight"),
             python=platform.python_version(),
