@@ -8,7 +8,6 @@ import asyncio
 import gc
 import io
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -32,6 +31,7 @@ from service.observability.logs import configure
 from service.observability.metrics import Metrics
 from service.observability.shared_counts import share_counts
 from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
+from service.processes.orphan import end_as_orphan
 from service.processes.shared import Shared
 from service.settings import Settings, SettingsError
 
@@ -99,8 +99,7 @@ def _obey(
                 loop.call_soon_threadsafe(client.follow, status)
             case Drain():
                 loop.call_soon_threadsafe(server.drain)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+    end_as_orphan(folder)
 
 
 if __name__ == "__main__":

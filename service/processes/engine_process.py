@@ -9,7 +9,6 @@ import faulthandler
 import logging
 import os
 import pkgutil
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from service.engine.messages import Failed, Ready
 from service.engine.server import EngineServer
 from service.observability.logs import configure
 from service.processes.engine_config import EngineConfig
+from service.processes.orphan import end_as_orphan
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,7 @@ def main() -> None:
 def _end_with_parent(directory: Path) -> None:
     """Wait for the end of standard input, to which nobody writes; then remove the directory and exit at once."""
     os.read(sys.stdin.fileno(), 1)
-    shutil.rmtree(directory, ignore_errors=True)
-    os._exit(1)
+    end_as_orphan(directory)
 
 
 def _one_line(error: Exception) -> str:
