@@ -80,9 +80,7 @@ def make_case(bench: Bench, lengths: Lengths, cache_dtype: torch.dtype | None = 
         for block in stored.split(4096):  # In parts, so that the random numbers take little memory.
             block.copy_(torch.randn(block.shape, dtype=sizes.dtype, device=device))
     order = iter(torch.randperm(blocks).tolist())
-    chunks = [
-        Chunk([0] * new, total - new, [next(order) for _ in range(-(-total // size))], None) for total, new in lengths
-    ]
+    chunks = [Chunk([0] * new, total - new, [next(order) for _ in range(-(-total // size))]) for total, new in lengths]
     shape = Shape(lengths, sizes.heads, sizes.kv_heads, sizes.head_dim)
     q = bench.random(shape.queries, sizes.heads, sizes.head_dim)
     return Case(shape, q, cache.layers[0], batch_layout(chunks, size, device))

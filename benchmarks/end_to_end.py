@@ -156,7 +156,7 @@ def _chunks(sequences: int, context: int, new: int, block_size: int) -> Sequence
     """Chunks of `sequences` sequences with `context` tokens, the last `new` of them new; blocks are in random order."""
     width = -(-context // block_size)
     tables = torch.randperm(sequences * width).view(sequences, width).tolist()
-    return [Chunk([0] * new, context - new, blocks, None) for blocks in tables]
+    return [Chunk([0] * new, context - new, blocks) for blocks in tables]
 
 
 def _projections(decoder: Decoder, *, output: bool = True) -> list[Tensor]:

@@ -41,7 +41,7 @@ def calibrate(decoder: Decoder, block_size: int) -> Tensor:
     blocks = SEQUENCES * each
     cache = make_cache(spec, blocks=blocks, block_size=block_size, dtype=decoder.weights.dtype, device=device)
     tokens = torch.randint(spec.vocab_size, (SEQUENCES * length,), generator=torch.Generator().manual_seed(0))
-    chunks = [Chunk([0] * length, 0, range(index * each, (index + 1) * each), None) for index in range(SEQUENCES)]
+    chunks = [Chunk([0] * length, 0, range(index * each, (index + 1) * each)) for index in range(SEQUENCES)]
     layout = batch_layout(chunks, block_size, device)
     decoder.forward(tokens.to(device), layout, cache)
     ranges = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 INVALID_TOKEN = -1
-"""The entry of `StepResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
+"""The entry of `ChunkResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A request for one token, drawn from the logits of a chunk's last token."""
+    """A request for one token, drawn from the logits of a token of its chunk."""
 
     params: SamplingParams
     prompt: Sequence[int]
@@ -57,7 +57,8 @@ class Draw:
     index: int
     """Position of the drawn token in the output, from 0; it is also the counter of the random number generator.
 
-    It is len(output), or len(output) + 1 while the previous step is still drawing the token before this one.
+    It is len(output), or len(output) + 1 while the previous step is still drawing the token before this one. Each
+    draft of the chunk before the draw adds one.
     """
     row: int = 0
     """Number of the row in which the runner keeps this request's tokens; no two running requests share one."""
@@ -69,20 +70,35 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next tokens of one request; the step computes their keys and values."""
+    """The next tokens of one request; the step computes their keys and values.
+
+    Known tokens come first. Behind them there may be drafts: guesses of the tokens that follow, computed in the hope
+    that the draws before them give the same tokens. A draft is right if the draw from the token before it gives it;
+    what was drawn and computed behind a wrong draft is worthless. Only requests whose draws do not read their output
+    (`SamplingParams.reads_output`) get drafts.
+    """
 
     tokens: Sequence[int]
     start: int
     """Number of the request's tokens that are already in the KV cache; also the position of `tokens[0]`."""
     blocks: Sequence[int]
     """Block table of the request, in order; it has room for at least `start + len(tokens)` tokens."""
-    draw: Draw | None
-    """The token to draw after `tokens`; None while further known tokens of the request remain to be computed."""
+    draws: Sequence[Draw] = ()
+    """Tokens to draw from the logits of the last `len(draws)` of `tokens`: of the last known token and of each draft.
+
+    It is empty while further known tokens of the request remain to be computed.
+    """
     follows: int | None = None
     """Index of the previous step's draw that gives the last of `tokens`; None if that token is known.
 
-    Where it is set, the last of `tokens` is INVALID_TOKEN, and the runner puts the drawn token in its place.
+    Where it is set, the last of `tokens` is INVALID_TOKEN, and the runner puts the drawn token in its place. Draws are
+    counted over all chunks of a plan, in order.
     """
+
+    @property
+    def known(self) -> int:
+        """Number of leading tokens that are no drafts."""
+        return len(self.tokens) - max(0, len(self.draws) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +121,20 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """The tokens that one step drew: one entry for each chunk of the plan that has a draw, in the plan's order."""
+class ChunkResult:
+    """The results of one chunk."""
 
-    tokens: list[int]
+    tokens: Sequence[int] = ()
     """[draws]; INVALID_TOKEN where the draw failed."""
-    logprobs: list[TokenLogprobs | None]
+    logprobs: Sequence[TokenLogprobs | None] = ()
     """[draws]; None where the draw asked for none, or failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The results of one step: one entry for each chunk of the plan, in its order."""
+
+    chunks: Sequence[ChunkResult]
     forward_seconds: float = 0.0
     """Time of the forward pass, on the device's clock."""
     sample_seconds: float = 0.0

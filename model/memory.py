@@ -87,5 +87,5 @@ def largest_step(limits: ModelLimits, *, max_running: int, token_budget: int) ->
     for others in reversed(range(max_running)):
         count = max(1, min(limits.max_context, left - others))
         left -= count
-        chunks.append(Chunk([0] * count, limits.max_context - count, blocks, draw))
+        chunks.append(Chunk([0] * count, limits.max_context - count, blocks, [draw]))
     return StepPlan(chunks)

@@ -6,14 +6,14 @@ The scheduler decides which chunks make a step; the runner computes any plan.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.backend import BatchLayout, KVCache
-from model.contract import Chunk, DeviceLostError, Draw, ModelLimits, RunnerInfo, StepPlan, StepResult
+from model.contract import Chunk, ChunkResult, DeviceLostError, ModelLimits, RunnerInfo, StepPlan, StepResult
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder
 from model.recorded import RecordedDecoder
@@ -65,23 +65,23 @@ class ModelRunner:
         began = Moment(self._device)
         batch = make_batch(plan, self._cache.block_size, self._device)
         hidden = self._decoder.forward(batch.known_tokens(self._drawn), batch.layout, self._cache)
-        draws = [chunk.draw for chunk in plan.chunks if chunk.draw is not None]
+        draws = [draw for chunk in plan.chunks for draw in chunk.draws]
         if not draws:
             computed = Moment(self._device)
-            return RunningStep(draws, None, began, computed, computed)
+            return RunningStep(plan, None, began, computed, computed)
         logits = self._decoder.logits(hidden.index_select(0, batch.rows))
         computed = Moment(self._device)
         choice = choose(self._decoder.backend, logits, draws, self._memory)
         self._drawn = choice.tokens
         brought = Choice(fetch(choice.tokens), None if choice.logprobs is None else fetch(choice.logprobs))
-        return RunningStep(draws, brought, began, computed, Moment(self._device))
+        return RunningStep(plan, brought, began, computed, Moment(self._device))
 
 
 @dataclass(frozen=True, slots=True)
 class RunningStep:
     """`model.contract.PendingStep` between its start and its end. Durations are measured on the device's clock."""
 
-    draws: list[Draw]
+    plan: StepPlan
     choice: Choice | None
     """The drawn tokens in host memory, complete once the step has ended; None if there are no draws."""
     began: Moment
@@ -91,10 +91,17 @@ class RunningStep:
     def result(self) -> StepResult:
         with _device_errors():
             self.ended.wait()
-        tokens, logprobs = ([], []) if self.choice is None else read_choice(self.choice, self.draws)
         return StepResult(
-            tokens, logprobs, self.computed.seconds_since(self.began), self.ended.seconds_since(self.computed)
+            self._chunks(), self.computed.seconds_since(self.began), self.ended.seconds_since(self.computed)
         )
+
+    def _chunks(self) -> list[ChunkResult]:
+        chunks = self.plan.chunks
+        if self.choice is None:
+            return [ChunkResult()] * len(chunks)
+        tokens, logprobs = read_choice(self.choice, [draw for chunk in chunks for draw in chunk.draws])
+        ends = [*accumulate(len(chunk.draws) for chunk in chunks)]
+        return [ChunkResult(tokens[begin:end], logprobs[begin:end]) for begin, end in pairwise([0, *ends])]
 
 
 @contextmanager
@@ -114,7 +121,7 @@ class Batch:
     """[tokens] int64; the entries at `places` are not known yet."""
     layout: BatchLayout
     rows: Tensor
-    """[draws] int64: index in `tokens` of the last token of each chunk that has a draw, in the plan's order."""
+    """[draws] int64: index in `tokens` of the token from whose logits each draw is made, in the plan's order."""
     places: Tensor
     """[following] int64: indices in `tokens` of the tokens that the previous step draws."""
     sources: Tensor
@@ -135,12 +142,14 @@ def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
     order = sorted(range(len(plan.chunks)), key=lambda index: len(plan.chunks[index].tokens))
     chunks = [plan.chunks[index] for index in order]
     ends = accumulate(len(chunk.tokens) for chunk in chunks)
-    last = dict(zip(order, (end - 1 for end in ends), strict=True))
-    follows = {last[index]: chunk.follows for index, chunk in enumerate(plan.chunks) if chunk.follows is not None}
+    end = dict(zip(order, ends, strict=True))
+    follows = {end[index] - 1: chunk.follows for index, chunk in enumerate(plan.chunks) if chunk.follows is not None}
     layout = _host_layout(chunks, block_size)
     integers = {
         "tokens": [*chain.from_iterable(chunk.tokens for chunk in chunks)],
-        "rows": [last[index] for index, chunk in enumerate(plan.chunks) if chunk.draw is not None],
+        "rows": [
+            row for index, chunk in enumerate(plan.chunks) for row in range(end[index] - len(chunk.draws), end[index])
+        ],
         "places": [*follows],
         "sources": [*follows.values()],
     }

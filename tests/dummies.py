@@ -11,7 +11,7 @@ from kernels.backend import Backend, KVCache
 from kernels.gpu.launch import Target
 from kernels.load import load_backend
 from model.cache import make_cache
-from model.contract import Chunk, Draw, SamplingParams
+from model.contract import Chunk, Draw, SamplingParams, StepResult, TokenLogprobs
 from model.decoder import Decoder
 from model.dummy import dummy_weights
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
@@ -76,9 +76,19 @@ def empty_cache(
     return cache
 
 
-def drawing(params: SamplingParams = GREEDY, output: Sequence[int] = (), ahead: int = 0) -> Draw:
-    """The next draw of a request; `ahead` of so many tokens whose values are not known yet."""
-    return Draw(params, [1, 2], output, len(output) + ahead)
+def drawing(params: SamplingParams = GREEDY, output: Sequence[int] = (), ahead: int = 0) -> tuple[Draw]:
+    """The next draw of a request, alone in its chunk; `ahead` of so many tokens whose values are not known yet."""
+    return (Draw(params, [1, 2], output, len(output) + ahead),)
+
+
+def drawn(result: StepResult) -> list[int]:
+    """The tokens of all draws of a step."""
+    return [token for chunk in result.chunks for token in chunk.tokens]
+
+
+def drawn_logprobs(result: StepResult) -> list[TokenLogprobs | None]:
+    """The log-probabilities of all draws of a step."""
+    return [logprobs for chunk in result.chunks for logprobs in chunk.logprobs]
 
 
 def decoding(token: int, start: int, blocks: Sequence[int], params: SamplingParams = GREEDY) -> Chunk:

@@ -255,7 +255,7 @@ class TinyDecoder:
         self._lengths[sequence] = start + len(tokens)
         while len(table) * BLOCK_SIZE < self._lengths[sequence]:
             table.append(self._free.pop())
-        return Chunk(tokens, start, tuple(table), None)
+        return Chunk(tokens, start, tuple(table))
 
 
 def save(model: Any, folder: Path) -> Checkpoint:

@@ -88,12 +88,12 @@ class BlockPool:
         request.computed = len(found) * self.block_size
         return True
 
-    def grow(self, request: Request) -> bool:
-        """Give a request the blocks for all its tokens, promised ones included.
+    def grow(self, request: Request, drafts: int = 0) -> bool:
+        """Give a request the blocks for all its tokens, promised ones included, and for `drafts` more.
 
         The result is False if the pool runs out; the request then keeps those it got until then.
         """
-        while len(request.blocks) < self.blocks_for(request.length):
+        while len(request.blocks) < self.blocks_for(request.length + drafts):
             fresh = self.allocate(1)
             if fresh is None:
                 return False
@@ -102,8 +102,14 @@ class BlockPool:
 
     def can_grow(self, requests: Iterable[Request]) -> bool:
         """Whether the pool has enough blocks for all tokens of all these requests."""
-        missing = sum(self.blocks_for(request.length) - len(request.blocks) for request in requests)
+        missing = sum(max(0, self.blocks_for(request.length) - len(request.blocks)) for request in requests)
         return missing <= self.available
+
+    def shrink(self, request: Request) -> None:
+        """Take back the blocks that a request got for drafts which were wrong. They were never published."""
+        needed = self.blocks_for(request.length)
+        self._disown(request.blocks[needed:])
+        del request.blocks[needed:]
 
     def allocate(self, count: int, shared: Sequence[int] = (), reserve: int = 0) -> list[int] | None:
         """Take ownership of the blocks `shared` and of `count` fresh ones; returns the fresh ones.
@@ -135,14 +141,7 @@ class BlockPool:
 
     def release(self, request: Request) -> None:
         """End a request's ownership of its blocks. Published blocks stay findable until their space is needed."""
-        # The last block goes first: idle blocks are evicted in this order, and a chain is useless without its head.
-        for block in reversed(request.blocks):
-            self._owners[block] -= 1
-            if self._owners[block] == 0:
-                if self._keys[block] is None:
-                    self._free.append(block)
-                else:
-                    self._idle[block] = None
+        self._disown(request.blocks)
         request.blocks = []
         request.published = 0
 
@@ -176,6 +175,17 @@ class BlockPool:
             self._forget(block)
         self._owners[block] = 1
         return block
+
+    def _disown(self, blocks: Sequence[int]) -> None:
+        """End one owner's claim on each of `blocks`, which are in the order of their tokens."""
+        # The last block goes first: idle blocks are evicted in this order, and a chain is useless without its head.
+        for block in reversed(blocks):
+            self._owners[block] -= 1
+            if self._owners[block] == 0:
+                if self._keys[block] is None:
+                    self._free.append(block)
+                else:
+                    self._idle[block] = None
 
     def _forget(self, block: int) -> None:
         key = self._keys[block]

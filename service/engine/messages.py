@@ -67,7 +67,7 @@ class Delta(msgspec.Struct, frozen=True):
 
     id: int
     tokens: list[int]
-    """Newly drawn tokens, a stop token included; empty in an abort or an error."""
+    """Newly drawn tokens, a stop token included; several where drafts were right; empty in an abort or an error."""
     logprobs: list[TokenLogprobs] | None
     """Log-probabilities, one entry for each of `tokens`, if the request asked for them."""
     finish_reason: FinishReason | None = None
@@ -110,6 +110,10 @@ class EngineStats(msgspec.Struct, frozen=True):
     prefix_hits: int = 0
     """Prompt tokens found in the prefix cache when they were looked up."""
     preemptions: int = 0
+    drafted_tokens: int = 0
+    """Drafts that were computed: guesses of the tokens to come."""
+    accepted_tokens: int = 0
+    """Drafts among `drafted_tokens` that were right."""
     schedule_seconds: float = 0.0
     """Seconds of planning steps and taking in their results."""
     forward_seconds: float = 0.0

@@ -31,11 +31,17 @@ class Request:
     """Number of the request in the order in which the scheduler got them."""
     output: list[int] = field(default_factory=list)
     promised: int = 0
-    """Number of tokens whose draws are in flight."""
+    """Number of tokens whose draws are in flight, without those that depend on a draft."""
+    drafts: Sequence[int] = ()
+    """Drafts in flight: guesses of the tokens that follow, whose fate the step in flight decides."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)
     """Keys of the leading full blocks, as many as were needed so far; the pool appends to it."""
+    places: dict[tuple[int, ...], int] = field(default_factory=dict)
+    """Position behind the newest occurrence of each run of a few tokens, as far as drafts were looked up."""
+    placed: int = 0
+    """Number of known tokens whose runs are in `places`."""
     published: int = 0
     """Number of leading blocks that were found in the prefix cache or published to it."""
     cached_tokens: int | None = None
@@ -86,9 +92,15 @@ class Request:
             _between(self.first_drawn, self.last_drawn),
         )
 
-    def draw(self) -> Draw:
-        """The draw of the token that follows all others. It refers to `prompt` and `output` and copies neither."""
-        return Draw(self.params, self.prompt, self.output, self.drawn, self.row, self.fresh)
+    def draws(self) -> list[Draw]:
+        """The draws of the token that follows all others, and of one more behind each draft.
+
+        They refer to `prompt` and `output` and copy neither.
+        """
+        return [
+            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh)
+            for ahead in range(1 + len(self.drafts))
+        ]
 
     def tokens(self, start: int, stop: int) -> Sequence[int]:
         """The known tokens at positions `start` to `stop` - 1."""

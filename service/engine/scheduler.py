@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from model.contract import INVALID_TOKEN, Chunk, StepPlan, StepResult, TokenLogprobs
+from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepPlan, StepResult
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
+from service.engine.drafts import Guess, look_up
 from service.engine.leaders import Leaders
 from service.engine.messages import STEP_TOKENS, Delta, FinishReason, Refusal
 from service.engine.request import Request
@@ -38,6 +39,8 @@ class Counters:
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, *, token_budget: int, max_running: int, caller_limits: CallerLimits = NO_LIMITS
+        self,
+        pool: BlockPool,
+        *,
+        token_budget: int,
+        max_running: int,
+        caller_limits: CallerLimits = NO_LIMITS,
+        most_drafts: int = 0,
+        guess: Guess = look_up,
     ) -> None:
         """`token_budget` is the most tokens a step computes, `max_running` the most requests that own blocks.
+
+        A decoding request gets up to `most_drafts` drafts in a step, which `guess` makes.
 
         Raises ValueError if the budget does not give every running request a token.
         """
@@ -81,6 +93,8 @@ class Scheduler:
         self._pool = pool
         self._token_budget = token_budget
         self._max_running = max_running
+        self._most_drafts = most_drafts
+        self._guess = guess
         self._callers = Callers(caller_limits, max_running)
         self._leaders = Leaders(pool.block_size)
         self._waiting: dict[int, Request] = {}
@@ -145,12 +159,14 @@ class Scheduler:
             return None
         chunks, requests = [], []
         draws: dict[int, int] = {}
+        drawn = 0
         for request, tokens in self._shares():
             chunk = self._chunk(request, tokens)
             if request.planned is None:
                 request.planned = now
-            if chunk.draw is not None:
-                draws[request.id] = len(draws)
+            if chunk.draws:
+                draws[request.id] = drawn
+            drawn += len(chunk.draws)
             chunks.append(chunk)
             requests.append(request)
         if not chunks:
@@ -165,15 +181,13 @@ class Scheduler:
         """
         step = self._in_flight.popleft()
         self._count_step(step.plan)
-        drawn = zip(result.tokens, result.logprobs, strict=True)
         deltas = []
-        for request, chunk in zip(step.requests, step.plan.chunks, strict=True):
-            token, logprobs = next(drawn) if chunk.draw else (None, None)
+        for request, chunk, outcome in zip(step.requests, step.plan.chunks, result.chunks, strict=True):
             if request.ended:
                 continue
             self._count(request, chunk)
-            if token is not None:
-                deltas.append(self._accept(request, chunk, token, logprobs, now))
+            if chunk.draws:
+                deltas.append(self._accept(request, chunk, outcome, now))
         return deltas
 
     def fail(self, message: str) -> list[Delta]:
@@ -193,8 +207,8 @@ class Scheduler:
         self._count_step(step.plan)
         for request, chunk in zip(step.requests, step.plan.chunks, strict=True):
             if not request.ended:
-                known = replace(chunk, tokens=request.tokens(chunk.start, _stop(chunk)), follows=None)
-                self._in_flight.append(Step(StepPlan([known]), [request]))
+                tokens = [*request.tokens(chunk.start, _stop(chunk)), *request.drafts]
+                self._in_flight.append(Step(StepPlan([replace(chunk, tokens=tokens, follows=None)]), [request]))
         return [step.plan for step in self._in_flight]
 
     def check(self) -> None:
@@ -214,11 +228,34 @@ class Scheduler:
         decoding = [
             request
             for request in list(self._running.values())
-            if request.behind == 1 and request.id in self._running and self._grow(request)
+            if self._decodes(request) and request.id in self._running and self._grow(request)
         ]
         # A later request that grew may have preempted an earlier one of the list.
         decoding = [request for request in decoding if request.id in self._running]
-        return [(request, 1) for request in decoding] + self._prompt_shares(self._token_budget - len(decoding))
+        shares = [(request, 1) for request in decoding]
+        shares += self._prompt_shares(self._token_budget - len(decoding))
+        self._draft(decoding, self._token_budget - sum(tokens for _, tokens in shares))
+        return shares
+
+    def _draft(self, decoding: Sequence[Request], budget: int) -> None:
+        """Give decoding requests drafts from what is left of a step's budget and of the free blocks."""
+        for request in decoding:
+            most = min(budget, self._most_drafts, request.params.max_tokens - request.drawn - 1)
+            drafts = self._guess(request, most) if self._drafts(request) and most > 0 else ()
+            if drafts and self._pool.grow(request, len(drafts)):
+                request.drafts = drafts
+                budget -= len(drafts)
+                self.counters.drafted_tokens += len(drafts)
+            else:
+                self._pool.shrink(request)
+
+    def _drafts(self, request: Request) -> bool:
+        """Whether a request may get drafts. It then waits for its own draw before its next chunk is planned."""
+        return self._most_drafts > 0 and not request.params.reads_output
+
+    def _decodes(self, request: Request) -> bool:
+        """Whether a running request's next chunk is one token, and may be planned now."""
+        return request.behind == 1 and not (request.promised and self._drafts(request))
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
         """Deal out `budget` tokens among the prompts, admitting waiting ones while it lasts."""
@@ -308,14 +345,14 @@ class Scheduler:
         # A promised token is alone in its chunk: it was promised only because all tokens before it were planned.
         follows = self._draws[request.id] if stop > request.known else None
         chunk = Chunk(
-            tokens=request.tokens(start, stop) if follows is None else [INVALID_TOKEN],
+            tokens=[*request.tokens(start, stop), *request.drafts] if follows is None else [INVALID_TOKEN],
             start=start,
             blocks=request.blocks,
-            draw=request.draw() if stop == request.length else None,
+            draws=request.draws() if stop == request.length else (),
             follows=follows,
         )
         request.computed = stop
-        if chunk.draw is not None:
+        if chunk.draws:
             request.promised += 1
             request.fresh = False
         return chunk
@@ -334,32 +371,43 @@ class Scheduler:
             self.counters.cached_prompt_tokens += max(min(chunk.start, stop) - request.counted, 0)
             request.counted = stop
 
-    def _accept(self, request: Request, chunk: Chunk, token: int, logprobs: TokenLogprobs | None, now: float) -> Delta:
-        """Append a drawn token, and end the request if it was the last."""
-        if token == INVALID_TOKEN:
+    def _accept(self, request: Request, chunk: Chunk, outcome: ChunkResult, now: float) -> Delta:
+        """Append the drawn tokens, as far as the drafts were right, and end the request if one of them was the last."""
+        right = _agreement(request.drafts, outcome.tokens)
+        tokens, logprobs = outcome.tokens[: right + 1], outcome.logprobs[: right + 1]
+        if INVALID_TOKEN in tokens:
             return self._fail(request, "the model produced no finite logits")
+        self._settle_drafts(request, right)
+        tokens, reason = _ending(request, tokens)
+        request.output += tokens
         # Blocks are published only here and only this far: finite logits show that the computed values are sound.
-        self._pool.publish(request, _stop(chunk))
+        self._pool.publish(request, min(_stop(chunk) + right, request.known))
         self._leaders.remove(request)
-        request.promised -= 1
-        request.output.append(token)
         request.last_drawn = now
         if request.first_drawn is None:
             request.first_drawn = now
-        self.counters.generated_tokens += 1
-        self._callers.spend(request.caller, 1, now)
-        reason = _finish_reason(request, token)
+        self.counters.generated_tokens += len(tokens)
+        self._callers.spend(request.caller, len(tokens), now)
         if reason is not None:
             self._drop(request)
             self._pool.release(request)
+        elif chunk.known < len(chunk.tokens):
+            self._pool.shrink(request)
         return Delta(
             id=request.id,
-            tokens=[token],
-            logprobs=None if logprobs is None else [logprobs],
+            tokens=[*tokens],
+            logprobs=None if request.params.logprobs is None else [entry for entry in logprobs if entry][: len(tokens)],
             finish_reason=reason,
             cached_tokens=request.cached_tokens or 0,
             times=request.times,
         )
+
+    def _settle_drafts(self, request: Request, right: int) -> None:
+        """End the flight of a request's draws, `right` of whose drafts were right and so count as computed."""
+        request.promised -= 1
+        request.computed += right
+        request.drafts = ()
+        self.counters.accepted_tokens += right
 
     def _end(self, request: Request, reason: FinishReason) -> Delta:
         self._drop(request)
@@ -391,16 +439,24 @@ def _arrival(request: Request) -> int:
 
 
 def _stop(chunk: Chunk) -> int:
-    """Number of tokens of the request that are computed once the chunk is."""
-    return chunk.start + len(chunk.tokens)
+    """Number of known tokens of the request that are computed once the chunk is."""
+    return chunk.start + chunk.known
 
 
-def _finish_reason(request: Request, token: int) -> FinishReason | None:
-    if token in request.params.stop_token_ids:
-        return "stop"
-    if len(request.output) >= request.params.max_tokens:
-        return "length"
-    return None
+def _agreement(drafts: Sequence[int], drawn: Sequence[int]) -> int:
+    """Number of leading drafts that the draws before them gave as well."""
+    pairs = enumerate(zip(drafts, drawn, strict=False))
+    return next((index for index, (draft, token) in pairs if draft != token), len(drafts))
+
+
+def _ending(request: Request, tokens: Sequence[int]) -> tuple[Sequence[int], FinishReason | None]:
+    """Newly drawn `tokens` up to the one that ends the request, and the reason if one does."""
+    for length, token in enumerate(tokens, 1):
+        if token in request.params.stop_token_ids:
+            return tokens[:length], "stop"
+        if len(request.output) + length >= request.params.max_tokens:
+            return tokens[:length], "length"
+    return tokens, None
 
 
 def _expired(request: Request, now: float) -> bool:

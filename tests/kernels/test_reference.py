@@ -96,7 +96,7 @@ def test_attention_over_scattered_blocks_equals_naive_attention(
         keys.flatten(0, 1)[slots], values.flatten(0, 1)[slots] = k, v
         q = torch.randn(new, query_heads, 8, generator=generator)
         queries.append(q)
-        chunks.append(Chunk([0] * new, start, blocks, None))
+        chunks.append(Chunk([0] * new, start, blocks))
         expected.append(naive_attention(q, k, v, start, options))
     layout = batch_layout(chunks, block_size, CPU)
     out = BACKEND.attend(torch.cat(queries), LayerCache(keys, values), layout, options)
@@ -107,7 +107,7 @@ def test_a_sequence_that_pads_a_batch_attends_to_nothing_and_is_not_stored() -> 
     cache = KVCache(layers=1, blocks=2, block_size=4, kv_heads=1, head_dim=8, dtype=torch.float32, device=CPU)
     cache.layers[0].keys.fill_(float("nan"))
     cache.layers[0].values.fill_(float("nan"))
-    alone = batch_layout([Chunk([0], 0, [1], None)], 4, CPU)
+    alone = batch_layout([Chunk([0], 0, [1])], 4, CPU)
     padded = replace(
         alone,
         query_starts=torch.arange(3, dtype=torch.int32),

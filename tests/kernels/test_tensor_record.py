@@ -12,7 +12,7 @@ from tests.dummies import CPU
 
 
 def layout() -> BatchLayout:
-    return batch_layout([Chunk([1], 4, [0, 1], None), Chunk([1, 2], 0, [2], None)], 4, CPU)
+    return batch_layout([Chunk([1], 4, [0, 1]), Chunk([1, 2], 0, [2])], 4, CPU)
 
 
 def test_every_tensor_is_mapped_and_nothing_else() -> None:
@@ -31,4 +31,4 @@ def test_what_is_drawn_by_has_names_and_no_order() -> None:
 
 def test_chunks_out_of_order_make_no_layout() -> None:
     with pytest.raises(ValueError, match="fewer tokens come first"):
-        batch_layout([Chunk([1, 2], 0, [2], None), Chunk([1], 4, [0, 1], None)], 4, CPU)
+        batch_layout([Chunk([1, 2], 0, [2]), Chunk([1], 4, [0, 1])], 4, CPU)

@@ -26,7 +26,7 @@ def logits(decoder: Decoder, cache: KVCache, tokens: list[int]) -> Tensor:
     half, parts = len(tokens) // 2, []
     for start, chunk in ((0, tokens[:half]), (half, tokens[half:])):
         blocks = range(cache.blocks)
-        layout = batch_layout([Chunk(chunk, start, blocks, None)], cache.block_size, CPU)
+        layout = batch_layout([Chunk(chunk, start, blocks)], cache.block_size, CPU)
         parts.append(decoder.logits(decoder.forward(torch.tensor(chunk), layout, cache)))
     return torch.cat(parts)
 

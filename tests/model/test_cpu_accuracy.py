@@ -57,7 +57,7 @@ def log_probabilities(model: Path, backend: Backend, texts: list[list[int]]) -> 
     cache = make_cache(spec, blocks=blocks, block_size=BLOCK_SIZE, dtype=dtype, device=CPU)
     found = []
     for text in texts:
-        layout = batch_layout([Chunk(text, 0, tuple(range(blocks)), None)], BLOCK_SIZE, CPU)
+        layout = batch_layout([Chunk(text, 0, tuple(range(blocks)))], BLOCK_SIZE, CPU)
         hidden = decoder.forward(torch.tensor(text), layout, cache)
         found.append(decoder.logits(hidden).log_softmax(-1))
     return found

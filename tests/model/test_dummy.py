@@ -44,7 +44,7 @@ def test_they_have_the_shapes_of_the_models_own(case: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("spec", [SMALL, replace(SMALL, tied_embeddings=True), SCALED, LEARNED], ids=lambda s: s.family)
 def test_they_keep_numbers_in_range(spec: DecoderSpec) -> None:
     decoder = make_decoder(spec)
-    layout = batch_layout([Chunk([0] * 32, 0, range(8), None)], 4, CPU)
+    layout = batch_layout([Chunk([0] * 32, 0, range(8))], 4, CPU)
     hidden = decoder.forward(torch.arange(32), layout, empty_cache(decoder))
     assert 0.3 < float(hidden.pow(2).mean().sqrt()) < 3
     assert 0.1 < float(decoder.logits(hidden).std()) < 10

@@ -65,7 +65,7 @@ def batch(counts: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, BatchLa
     chunks = []
     for start, count in sorted(counts, key=lambda pair: pair[1]):
         blocks = [free.pop() for _ in range(-(-(start + count) // BLOCK_SIZE))]
-        chunks.append(Chunk([0] * count, start, blocks, None))
+        chunks.append(Chunk([0] * count, start, blocks))
     tokens = torch.randint(SMALL.vocab_size, (sum(count for _, count in counts),), generator=generator)
     return tokens, batch_layout(chunks, BLOCK_SIZE, CPU)
 

@@ -18,7 +18,7 @@ from model.contract import Chunk, RunnerConfig, StepPlan
 from model.loading import load_runner
 from model.machine import available_memory
 from model.memory import DeviceMemoryError
-from tests.dummies import GREEDY, drawing
+from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs
 from tests.tiny import LLAMA_LIKE, LONGROPE, YARN
 
 CONFIG = {
@@ -42,8 +42,8 @@ def dummy(tmp_path: Path) -> RunnerConfig:
 def test_a_configuration_alone_is_enough_for_a_dummy(dummy: RunnerConfig) -> None:
     runner = load_runner(dummy)
     assert (runner.limits.vocab_size, runner.limits.max_context) == (97, 64)
-    tokens = runner.start(StepPlan([PROMPT])).result().tokens
-    assert tokens == load_runner(dummy).start(StepPlan([PROMPT])).result().tokens
+    tokens = drawn(runner.start(StepPlan([PROMPT])).result())
+    assert tokens == drawn(load_runner(dummy).start(StepPlan([PROMPT])).result())
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_runner(replace(dummy, load_format="auto"))
 
@@ -53,7 +53,7 @@ def test_an_fp8_cache_holds_four_times_as_many_tokens_as_a_float32_one(dummy: Ru
     plain, fp8 = load_runner(dummy), load_runner(replace(dummy, cache_dtype="fp8"))
     assert plain.limits.num_blocks == 2**20 // BLOCK_BYTES
     assert fp8.limits.num_blocks == 2**20 // (BLOCK_BYTES // 4)
-    assert fp8.start(StepPlan([PROMPT])).result().tokens == plain.start(StepPlan([PROMPT])).result().tokens
+    assert drawn(fp8.start(StepPlan([PROMPT])).result()) == drawn(plain.start(StepPlan([PROMPT])).result())
 
 
 def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_use_for_it(dummy: RunnerConfig) -> None:
@@ -131,13 +131,13 @@ def test_longrope_follows_the_context_that_is_served(dummy: RunnerConfig) -> Non
     lists = {"short_factor": [1.0] * 8, "long_factor": [9.0] * 8, "partial_rotary_factor": 1.0}
     scaling = {**LONGROPE, **lists, "original_max_position_embeddings": 32}
     (Path(dummy.model) / "config.json").write_text(json.dumps({**CONFIG, "rope_scaling": scaling}))
-    prompt = replace(PROMPT, draw=drawing(replace(GREEDY, logprobs=0)))
+    prompt = replace(PROMPT, draws=drawing(replace(GREEDY, logprobs=0)))
 
     def logprob(max_context: int | None) -> float:
         runner = load_runner(replace(dummy, max_context=max_context))
-        (drawn,) = runner.start(StepPlan([prompt])).result().logprobs
-        assert drawn is not None
-        return drawn.chosen
+        (logprobs,) = drawn_logprobs(runner.start(StepPlan([prompt])).result())
+        assert logprobs is not None
+        return logprobs.chosen
 
     assert logprob(32) == logprob(8)
     assert logprob(33) == logprob(None)

@@ -34,7 +34,7 @@ from model.loading import load_runner
 from model.memory import DeviceMemoryError
 from model.runner import ModelRunner, batch_layout
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
-from tests.dummies import GREEDY, drawing, empty_cache, make_decoder
+from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs, empty_cache, make_decoder
 
 pytestmark = pytest.mark.gpu
 
@@ -97,7 +97,7 @@ def answers(
     found: list[Answer] = [([], []) for _ in prompts]
 
     def take(result: StepResult) -> None:
-        for (tokens, logprobs), token, logprob in zip(found, result.tokens, result.logprobs, strict=True):
+        for (tokens, logprobs), token, logprob in zip(found, drawn(result), drawn_logprobs(result), strict=True):
             tokens.append(token)
             logprobs.append(logprob)
 
@@ -180,23 +180,23 @@ def test_a_prompt_in_chunks_beside_others_is_answered_alike_to_the_bit(cache_dty
     def last(cuts: Sequence[int], beside: int) -> StepResult:
         """The result of the prompt's last chunk; `beside` copies of another prompt are in each step."""
         runner = native_runner(decoder, cache_dtype=cache_dtype)
-        company = [Chunk(other, 0, range(10 * index, 10 * index + 10), None) for index in range(beside)]
+        company = [Chunk(other, 0, range(10 * index, 10 * index + 10)) for index in range(beside)]
         *early, (start, _) = pairwise([0, *cuts, len(prompt)])
         for begin, end in early:
-            runner.start(StepPlan([*company, Chunk(prompt[begin:end], begin, table, None)])).result()
+            runner.start(StepPlan([*company, Chunk(prompt[begin:end], begin, table)])).result()
         return runner.start(StepPlan([*company, Chunk(prompt[start:], start, table, drawing(SAMPLED))])).result()
 
     whole = last([], beside=0)
     for seed in range(4):
         cuts = sorted(random.Random(seed).sample(range(2, len(prompt) - 1, 2), k=1 + seed))
         found = last(cuts, beside=2 * seed)
-        assert (found.tokens, found.logprobs) == (whole.tokens, whole.logprobs)
+        assert found.chunks[-1] == whole.chunks[-1]
 
 
 def test_the_decoder_comes_to_what_the_reference_comes_to() -> None:
     """In float32, prompts and decoding sequences in one batch."""
     ours, theirs = native_decoder(dtype=torch.float32), make_decoder(SPEC, load_backend(GPU, "reference"), device=GPU)
-    chunks = [Chunk([0], 3, [9], None), Chunk([0] * 20, 0, [3, 5], None), Chunk([0] * 70, 0, range(10, 15), None)]
+    chunks = [Chunk([0], 3, [9]), Chunk([0] * 20, 0, [3, 5]), Chunk([0] * 70, 0, range(10, 15))]
     layout = batch_layout(chunks, BLOCK_SIZE, GPU)
     tokens = torch.randint(1000, (91,), device=GPU, generator=torch.Generator(GPU).manual_seed(0))
 
@@ -250,7 +250,7 @@ def test_an_fp8_cache_from_end_to_end(dummy: RunnerConfig) -> None:
     fp8 = load_runner(replace(dummy, cache_memory=2**28, cache_dtype="fp8"))
     assert fp8.limits.num_blocks == 2 * plain.limits.num_blocks
     plan = StepPlan([Chunk([1, 2, 3], 0, [0], drawing(replace(GREEDY, logprobs=1)))])
-    (expected,), (found,) = plain.start(plan).result().logprobs, fp8.start(plan).result().logprobs
+    (expected,), (found,) = (drawn_logprobs(runner.start(plan).result()) for runner in (plain, fp8))
     assert expected is not None
     assert found is not None
     assert found.top_logprobs == pytest.approx(expected.top_logprobs, abs=0.2)

@@ -23,7 +23,7 @@ from kernels.backend import (
 )
 from kernels.gpu.launch import TARGETS
 from kernels.reference import ReferenceBackend
-from model.contract import INVALID_TOKEN, Chunk, Draw, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, SamplingParams, StepPlan, StepResult
 from model.decoder import Decoder
 from model.dummy import dummy_weights
 from model.runner import ModelRunner, batch_layout, make_batch
@@ -36,6 +36,8 @@ from tests.dummies import (
     SilentLauncher,
     decoding,
     drawing,
+    drawn,
+    drawn_logprobs,
     empty_cache,
     make_decoder,
     moved,
@@ -53,7 +55,7 @@ def test_every_token_has_its_position_and_its_own_slot(lens: list[tuple[int, int
     chunks, next_block = [], 0
     for start, count in lens:
         needed = -(-(start + count) // block_size) + 1  # One more than needed: a block for what comes next.
-        chunks.append(Chunk([0] * count, start, list(range(next_block, next_block + needed)), None))
+        chunks.append(Chunk([0] * count, start, list(range(next_block, next_block + needed))))
         next_block += needed
     layout = batch_layout(chunks, block_size, CPU)
 
@@ -82,10 +84,10 @@ def new_runner() -> ModelRunner:
 def generate(prompt: Sequence[int], count: int, params: SamplingParams = GREEDY) -> list[int]:
     """Alone, one token a step."""
     runner, blocks = new_runner(), range(16)
-    tokens = run(runner, Chunk(prompt, 0, blocks, drawing(params))).tokens
+    tokens = drawn(run(runner, Chunk(prompt, 0, blocks, drawing(params))))
     while len(tokens) < count:
         chunk = Chunk([tokens[-1]], len(prompt) + len(tokens) - 1, blocks, drawing(params, tokens))
-        tokens += run(runner, chunk).tokens
+        tokens += drawn(run(runner, chunk))
     return tokens
 
 
@@ -96,13 +98,14 @@ def test_results_come_in_the_order_of_the_plan(lengths: list[int], data: st.Data
     prompts = [[(7 * index + i) % 97 for i in range(length)] for index, length in enumerate(lengths)]
     draws = data.draw(st.lists(st.booleans(), min_size=len(prompts), max_size=len(prompts)))
     chunks = [
-        Chunk(prompt, 0, range(4 * index, 4 * index + 4), drawing() if draws[index] else None)
+        Chunk(prompt, 0, range(4 * index, 4 * index + 4), drawing() if draws[index] else ())
         for index, prompt in enumerate(prompts)
     ]
     alone = [generate(prompt, 1)[0] for prompt, draw in zip(prompts, draws, strict=True) if draw]
     result = run(new_runner(), *chunks)
-    assert result.tokens == alone
-    assert result.logprobs == [None] * len(alone)
+    assert [len(chunk.tokens) for chunk in result.chunks] == draws
+    assert drawn(result) == alone
+    assert drawn_logprobs(result) == [None] * len(alone)
 
 
 SAMPLED = SamplingParams(max_tokens=100, temperature=0.9, top_p=0.95, seed=3, min_tokens=3, stop_token_ids=(5, 6))
@@ -131,10 +134,10 @@ def test_a_step_that_follows_one_whose_tokens_are_not_known_draws_the_same(param
             for request in order
         ]
         following = runner.start(StepPlan(ahead))
-        for request, token in zip([0, 1, 2] if step == 1 else before, pending.result().tokens, strict=True):
+        for request, token in zip([0, 1, 2] if step == 1 else before, drawn(pending.result()), strict=True):
             outputs[request].append(token)
         pending = following
-    for request, token in zip(order, pending.result().tokens, strict=True):
+    for request, token in zip(order, drawn(pending.result()), strict=True):
         outputs[request].append(token)
     assert outputs == [generate(prompt, count, params) for prompt in prompts]
 
@@ -143,24 +146,24 @@ def test_what_follows_a_failed_draw_computes_something_and_spoils_nothing() -> N
     everything = replace(GREEDY, min_tokens=9, stop_token_ids=tuple(range(97)))
     runner = new_runner()
     first = run(runner, decoding(3, 0, [0], everything), decoding(4, 0, [1]))
-    assert first.tokens[0] == INVALID_TOKEN
+    assert drawn(first)[0] == INVALID_TOKEN
     second = run(
         runner,
         Chunk([INVALID_TOKEN], 1, [0], drawing(everything, ahead=1), follows=0),
         Chunk([INVALID_TOKEN], 1, [1], drawing(GREEDY, ahead=1), follows=1),
     )
-    assert [first.tokens[1], second.tokens[1]] == generate([4], 2)
+    assert [drawn(first)[1], drawn(second)[1]] == generate([4], 2)
 
 
 def test_a_failed_draw_is_a_token_of_the_vocabulary_to_what_follows() -> None:
-    plan = StepPlan([Chunk([INVALID_TOKEN], 1, [index], None, follows=index) for index in (2, 0, 1)])
+    plan = StepPlan([Chunk([INVALID_TOKEN], 1, [index], follows=index) for index in (2, 0, 1)])
     batch = make_batch(plan, 4, CPU)
     assert batch.known_tokens(torch.tensor([INVALID_TOKEN, 7, 5])).tolist() == [5, 0, 7]
 
 
 def test_a_step_that_draws_nothing_has_an_empty_result() -> None:
-    result = run(new_runner(), Chunk([1, 2, 3], 0, [0], None))
-    assert (result.tokens, result.logprobs) == ([], [])
+    result = run(new_runner(), Chunk([1, 2, 3], 0, [0]))
+    assert result.chunks == [ChunkResult()]
     assert result.forward_seconds > 0
 
 
@@ -241,7 +244,7 @@ def test_start_never_waits_for_the_device(backend: Callable[[], Backend], spec: 
         logprobs=4,
     )
     draw = Draw(everything, [1, 2], [3], 1)
-    first = StepPlan([decoding(3, 5, [1, 2]), Chunk([1] * 9, 4, range(4, 8), draw), Chunk([2] * 3, 0, [9], None)])
+    first = StepPlan([decoding(3, 5, [1, 2]), Chunk([1] * 9, 4, range(4, 8), [draw]), Chunk([2] * 3, 0, [9])])
     second = StepPlan([Chunk([INVALID_TOKEN], 6, [1, 2], drawing(ahead=1), follows=0)])
     with NoWaiting(), NoFactoriesFromHostData():
         runner.start(first)
@@ -279,3 +282,29 @@ def test_what_waits_for_the_device_is_seen(mistake: Callable[[Tensor], object]) 
     runner = ModelRunner(decoder, empty_cache(decoder), SMALL.max_context)
     with NoWaiting(), NoFactoriesFromHostData(), pytest.raises((RuntimeError, AssertionError)):
         runner.start(StepPlan([decoding(3, 5, [1, 2])]))
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("right", [0, 2, 4])
+def test_the_draws_behind_right_drafts_are_those_of_single_steps(params: SamplingParams, right: int) -> None:
+    """Beside a prompt and another request with drafts, whose draws are counted in the same result."""
+    prompt, other = [3, 1, 4, 1, 5], [9, 2]
+    expected, others = generate(prompt, 6, params), generate(other, 3, params)
+    drafts = [*expected[1 : 1 + right], *((token + 1) % 97 for token in expected[1 + right : 5])]
+    runner = new_runner()
+    run(runner, Chunk(prompt, 0, range(8)), Chunk(other, 0, range(8, 16)))
+
+    def verifying(known: Sequence[int], drafts: Sequence[int], start: int, blocks: Sequence[int]) -> Chunk:
+        draws = [draw for ahead in range(1 + len(drafts)) for draw in drawing(params, known, ahead)]
+        return Chunk([*known[-1:], *drafts], start, blocks, draws)
+
+    chunks = [
+        verifying(expected[:1], drafts, len(prompt), range(8)),
+        Chunk([7, 7, 7, 7, 7, 7], 0, range(16, 20)),
+        verifying(others[:1], others[1:2], len(other), range(8, 16)),
+    ]
+    first, nothing, second = run(runner, *chunks).chunks
+    assert [*first.tokens[: 1 + right]] == expected[1 : 2 + right]
+    assert len(first.tokens) == 5
+    assert not nothing.tokens
+    assert [*second.tokens] == others[1:]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from model.contract import (
     INVALID_TOKEN,
     Chunk,
+    ChunkResult,
     Draw,
     ModelLimits,
     RunnerInfo,
@@ -93,24 +94,33 @@ class FakeRunner:
         self._check_blocks(plan)
         if refusal is not None:
             raise refusal
-        if any(chunk.draw and chunk.draw.prompt[0] in self.faulty for chunk in plan.chunks):
+        if any(chunk.draws and chunk.draws[0].prompt[0] in self.faulty for chunk in plan.chunks):
             raise self.broken("a request that no step can be started with")
         for index, chunk in enumerate(plan.chunks):
             unsound = index in poisoned or failure is not None
             for position, token in enumerate(self._tokens(chunk), chunk.start):
                 self._slots[self._slot(chunk, position)] = POISON if unsound or token == INVALID_TOKEN else token
-        places = [chunk.draw.row for chunk in plan.chunks if chunk.draw]
+        places = [chunk.draws[0].row for chunk in plan.chunks if chunk.draws]
         if len(set(places)) != len(places):
             raise BrokenPromiseError("two requests have one place")
-        self._drawn = [(chunk.draw, self._draw(chunk, chunk.draw)) for chunk in plan.chunks if chunk.draw is not None]
-        tokens = [token for _, token in self._drawn]
-        logprobs = [
-            TokenLogprobs(-float(token), [token], [-float(token)]) if draw.params.logprobs else None
-            for draw, token in self._drawn
-        ]
-        result = StepResult(tokens, logprobs, forward_seconds=0.5, sample_seconds=0.25)
+        followed, self._drawn = self._drawn, []
+        chunks = [self._result(chunk, followed) for chunk in plan.chunks]
+        result = StepResult(chunks, forward_seconds=0.5, sample_seconds=0.25)
         self.in_flight.append(FakeStep(self, failure or result))
         return self.in_flight[-1]
+
+    def _result(self, chunk: Chunk, followed: list[tuple[Draw, int]]) -> ChunkResult:
+        """Draw what a chunk asks for; `followed` are the draws of the step before this one."""
+        if len(chunk.draws) > 1 and chunk.draws[0].params.reads_output:
+            raise BrokenPromiseError("a draw depends on a draft")
+        tokens = [self._draw(chunk, draw, ahead, followed) for ahead, draw in enumerate(chunk.draws)]
+        self._drawn += zip(chunk.draws, tokens, strict=True)
+        asked = [draw.params.logprobs is not None for draw in chunk.draws]
+        logprobs = [
+            TokenLogprobs(-float(token), [token], [-float(token)]) if asks else None
+            for asks, token in zip(asked, tokens, strict=True)
+        ]
+        return ChunkResult(tokens, logprobs)
 
     def _slot(self, chunk: Chunk, position: int) -> int:
         size = self.limits.block_size
@@ -139,13 +149,14 @@ class FakeRunner:
         if not self.in_flight or not 0 <= chunk.follows < len(self._drawn):
             raise BrokenPromiseError("a chunk follows a draw that is not in flight")
         draw, token = self._drawn[chunk.follows]
-        if chunk.draw is None or draw.output is not chunk.draw.output:
+        if len(chunk.draws) != 1 or draw.output is not chunk.draws[0].output:
             raise BrokenPromiseError("a chunk follows the draw of another request")
         return [*known, token]
 
-    def _draw(self, chunk: Chunk, draw: Draw) -> int:
-        ahead = chunk.follows is not None
-        if draw.index != len(draw.output) + ahead:
+    def _draw(self, chunk: Chunk, draw: Draw, drafts: int, followed: list[tuple[Draw, int]]) -> int:
+        """The token that is drawn behind so many of the chunk's drafts."""
+        promised = chunk.follows is not None
+        if draw.index != len(draw.output) + promised + drafts:
             raise BrokenPromiseError("a draw has the index of another token")
         if draw.index >= draw.params.max_tokens:
             raise BrokenPromiseError("a token is drawn that nobody asked for")
@@ -153,11 +164,11 @@ class FakeRunner:
             self._places[draw.row] = draw.output
         elif self._places.get(draw.row) is not draw.output:
             raise BrokenPromiseError("a draw has the place of another request")
-        stop = chunk.start + len(chunk.tokens)
-        stored = [self._slots[self._slot(chunk, position)] for position in range(stop)]
+        stop = chunk.start + chunk.known
+        stored = [self._slots[self._slot(chunk, position)] for position in range(stop + drafts)]
         if POISON in stored:
             return INVALID_TOKEN
-        followed = [token for other, token in self._drawn if other.output is draw.output] if ahead else []
-        if stored != [*draw.prompt, *draw.output, *followed]:
+        before = [token for other, token in followed if other.output is draw.output] if promised else []
+        if stored[:stop] != [*draw.prompt, *draw.output, *before]:
             raise BrokenPromiseError("the blocks hold other tokens than the request's")
         return next_token(stored)

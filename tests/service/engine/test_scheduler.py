@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from model.contract import INVALID_TOKEN, Chunk, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, Chunk, ChunkResult, SamplingParams, StepPlan, StepResult
 from service.engine.blocks import BlockPool
 from service.engine.messages import Delta
 from service.engine.request import Request
@@ -77,7 +77,7 @@ def test_a_prompt_is_computed_in_chunks_and_drawn_from_once_at_its_end() -> None
     request = bench.add(list(range(1, 8)) * 2 + [1, 2, 3])
     plans = [bench.step()[0] for _ in range(4)]
     assert [sizes(plan) for plan in plans] == [[8], [8], [1], [1]]
-    assert [plan.chunks[0].draw is not None for plan in plans] == [False, False, True, True]
+    assert [bool(plan.chunks[0].draws) for plan in plans] == [False, False, True, True]
     assert [plan.chunks[0].start for plan in plans] == [0, 8, 16, 17]
     assert len(request.output) == 2
 
@@ -98,7 +98,7 @@ def test_a_long_prompt_does_not_stall_decoding() -> None:
 def shares(bench: Bench) -> dict[int, int]:
     """How many tokens the next step computes for each request, by its first token."""
     plan, _ = bench.step()
-    return {chunk.draw.prompt[0] if chunk.draw else chunk.tokens[0]: len(chunk.tokens) for chunk in plan.chunks}
+    return {(chunk.draws[0].prompt if chunk.draws else chunk.tokens)[0]: len(chunk.tokens) for chunk in plan.chunks}
 
 
 def test_the_shortest_prompts_go_first_but_for_a_quarter_that_is_the_oldest_ones() -> None:
@@ -201,9 +201,9 @@ def test_a_plan_copies_nothing_that_grows_with_the_context() -> None:
     (chunk,) = bench.start().chunks
     assert len(chunk.tokens) == 1
     assert chunk.blocks is request.blocks
-    assert chunk.draw is not None
-    assert chunk.draw.prompt is request.prompt
-    assert chunk.draw.output is request.output
+    (draw,) = chunk.draws
+    assert draw.prompt is request.prompt
+    assert draw.output is request.output
 
 
 def test_the_newest_request_makes_room_and_loses_nothing() -> None:
@@ -219,7 +219,7 @@ def test_the_newest_request_makes_room_and_loses_nothing() -> None:
 
     bench.finish()
     chunks = [chunk for plan in bench.runner.plans[5:] for chunk in plan.chunks]
-    first = next(chunk for chunk in chunks if chunk.draw and chunk.draw.output is newest.output)
+    first = next(chunk for chunk in chunks if chunk.draws and chunk.draws[0].output is newest.output)
     assert (first.start, list(first.tokens)) == (0, [2, *newest.output[:4]])
     for request in [*requests, later]:
         assert request.output == output_alone(request.prompt, request.params)[0]
@@ -278,7 +278,7 @@ def test_logits_that_are_no_numbers_end_the_request_and_leave_nothing_to_find(st
     for _ in range(steps_before):
         bench.step()
     bench.scheduler.plan(NOW)
-    assert untimed(bench.scheduler.commit(StepResult([INVALID_TOKEN], [None]), NOW)) == [
+    assert untimed(bench.scheduler.commit(StepResult([ChunkResult([INVALID_TOKEN], [None])]), NOW)) == [
         Delta(0, [], None, finish_reason="error", error="the model produced no finite logits"),
     ]
     assert bench.pool.used == 0
@@ -362,7 +362,7 @@ def test_a_step_continues_what_the_step_in_flight_draws() -> None:
     assert (sizes(third), follows(third)) == ([1, 1, 1], [0, 1, 2])
     assert [chunk.tokens for chunk in third.chunks] == [[INVALID_TOKEN]] * 3
     assert [chunk.start for chunk in third.chunks] == [12, 3, 4]
-    assert [chunk.draw.index for chunk in third.chunks if chunk.draw] == [1, 1, 1]
+    assert [draw.index for chunk in third.chunks for draw in chunk.draws] == [1, 1, 1]
     assert long.output == []
     assert [delta.id for delta in bench.land()] == [0, 1, 2]
     bench.scheduler.cancel(0)
@@ -525,6 +525,16 @@ class Watched:
     may_fail: bool = False
 
 
+def half_wrong(request: Request, most: int) -> list[int]:
+    """Drafts of which about half are right, and some are rejected at every place."""
+    tokens = [*request.tokens(0, request.known)]
+    drafts: list[int] = []
+    while len(drafts) < most:
+        token = next_token([*tokens, *drafts])
+        drafts.append(token if sum(tokens) % 3 else (token + len(drafts)) % VOCAB_SIZE)
+    return drafts[: sum(tokens) % (most + 1)]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of requests, steps, cancellations, NaNs and failing steps keeps the promises."""
 
@@ -539,13 +549,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 16),
         max_running=st.integers(1, 6),
         spare=st.integers(0, 40),
+        most_drafts=st.sampled_from([0, 0, 1, 4]),
     )
-    def begin(self, num_blocks: int, block_size: int, max_running: int, spare: int) -> None:
+    def begin(self, num_blocks: int, block_size: int, max_running: int, spare: int, most_drafts: int) -> None:
         self.budget, self.max_running = max_running + spare, max_running
         self.capacity = num_blocks * block_size
         self.pool = BlockPool(num_blocks, block_size)
         self.runner = FakeRunner(num_blocks, block_size, self.lookahead)
-        self.scheduler = Scheduler(self.pool, token_budget=self.budget, max_running=max_running)
+        self.most_drafts = most_drafts
+        self.scheduler = Scheduler(
+            self.pool, token_budget=self.budget, max_running=max_running, most_drafts=most_drafts, guess=half_wrong
+        )
 
     @property
     def live(self) -> list[Watched]:
@@ -590,7 +604,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         if mishap == "poison":
             # Rather a chunk without a draw: what is wrong with it shows only later.
-            undrawn = [index for index, chunk in enumerate(plan.chunks) if chunk.draw is None]
+            undrawn = [index for index, chunk in enumerate(plan.chunks) if not chunk.draws]
             index = undrawn[0] if undrawn else index % len(plan.chunks)
             self.runner.poisoned_chunks.add(index)
             self.mark(plan.chunks[index])
@@ -612,20 +626,29 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def plan(self) -> StepPlan | None:
         live = self.live
-        due = [watched.request for watched in live if watched.request.blocks and watched.request.behind == 1]
+        due = [watched.request for watched in live if watched.request.blocks and self.is_due(watched.request)]
+        waits = bool(live) and self.waits(live[0].request)
         plan = self.scheduler.plan(NOW)
         assert self.scheduler.running <= self.max_running
         if plan is None:
             assert self.in_flight or not live
             return None
         assert 1 <= sum(sizes(plan)) <= self.budget
-        drawing = {id(chunk.blocks) for chunk in plan.chunks if chunk.draw is not None}
+        drawing = {id(chunk.blocks) for chunk in plan.chunks if chunk.draws}
         assert all(id(request.blocks) in drawing for request in due if request.blocks)
         oldest = live[0].request
         # Without blocks it waits for some, or for another that computes what it needs.
-        if oldest.blocks and oldest.behind:
+        if oldest.blocks and oldest.behind and not waits:
             assert any(chunk.blocks is oldest.blocks for chunk in plan.chunks)
         return plan
+
+    def waits(self, request: Request) -> bool:
+        """Whether a request, which may get drafts, waits for its own draw."""
+        return bool(self.most_drafts and request.promised and not request.params.reads_output)
+
+    def is_due(self, request: Request) -> bool:
+        """Whether the next step owes a request a token."""
+        return request.behind == 1 and not self.waits(request)
 
     @precondition(lambda self: self.in_flight)
     @rule()
@@ -671,6 +694,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert sum(watched.request.blocks != [] for watched in self.watched) == self.scheduler.running
 
     @invariant()
+    def nobody_keeps_blocks_of_wrong_drafts(self) -> None:
+        for watched in self.live:
+            if not watched.request.drafts:
+                assert len(watched.request.blocks) <= self.pool.blocks_for(watched.request.length)
+
+    @invariant()
     def statistics_count_every_token_once(self) -> None:
         requests = [watched.request for watched in self.watched]
         if requests:
@@ -710,7 +739,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert watched.emitted == tokens[: len(watched.emitted)]
         assert watched.request.output == watched.emitted
         if delta.finish_reason is None:
-            assert len(delta.tokens) == 1
+            assert 1 <= len(delta.tokens) <= 1 + self.most_drafts
             return
         watched.final = delta
         if delta.finish_reason == "abort":
