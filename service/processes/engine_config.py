@@ -25,7 +25,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     caller_limits: CallerLimits = NO_LIMITS
     log_level: str = "info"
     log_format: LogFormat = "text"
-    loader: str = "model.loading:load_runner"
+    loader: str = "model.loading.load:load_runner"
     """A loader's module:function, from a RunnerConfig to a Runner; imported in the engine process alone."""
 
 

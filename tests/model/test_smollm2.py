@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from model.checkpoint.source import open_checkpoint
 from model.contract import RunnerConfig, SamplingParams
-from model.loading import load_runner
+from model.loading.load import load_runner
 from service.engine.core import EngineCore
 from service.engine.messages import Submit
 from service.text.tokenizer import Tokenizer, load_tokenizer

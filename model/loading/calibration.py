@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kernels.backend import KVCache
-from model.cache import make_cache
 from model.contract import Chunk
 from model.decoder import Decoder
+from model.loading.cache import make_cache
 from model.runner import batch_layout
 
 TOKENS = 256
