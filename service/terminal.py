@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from model.contract import SamplingParams
 from service.engine.client import EngineClient
 from service.generation import Generation, GenerationRequest, drawable
-from service.launch import Launch, locate, prepare
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
+from service.served_model import ServedModel, locate, read_served_model
 from service.settings import Settings
 from service.text.chat import TemplateError
 
@@ -22,35 +22,35 @@ class CommandError(Exception):
 
 async def complete_in_terminal(settings: Settings, text: str, max_tokens: int, temperature: float) -> None:
     """Print a continuation of `text`. Raises EngineDead, CheckpointError and CommandError."""
-    async with _running(settings) as (launch, client):
-        prompt = launch.tokenizer.encode(text, add_special_tokens=True, parse_special=True)
+    async with _running(settings) as (served, client):
+        prompt = served.tokenizer.encode(text, add_special_tokens=True, parse_special=True)
         room = _room(client, prompt)
-        await _generate(launch, client, prompt, min(max_tokens, room), temperature)
+        await _generate(served, client, prompt, min(max_tokens, room), temperature)
         print()
 
 
 async def chat_in_terminal(settings: Settings, system: str | None) -> None:
     """Take turns until the input ends. Each turn sends the whole conversation; the prefix cache makes that cheap."""
-    async with _running(settings) as (launch, client):
-        if launch.template is None:
-            raise CommandError(f"{launch.model_name} has no chat template; use headlight complete")
-        print(f"{launch.model_name}: an empty line or Ctrl-D ends the chat, Ctrl-C ends the program.")
+    async with _running(settings) as (served, client):
+        if served.template is None:
+            raise CommandError(f"{served.model_name} has no chat template; use headlight complete")
+        print(f"{served.model_name}: an empty line or Ctrl-D ends the chat, Ctrl-C ends the program.")
         messages = [{"role": "system", "content": system}] if system else []
         while text := await _ask():
             messages.append({"role": "user", "content": text})
             try:
-                prompt = launch.template.encode(messages, launch.tokenizer, add_generation_prompt=True)
+                prompt = served.template.encode(messages, served.tokenizer, add_generation_prompt=True)
             except TemplateError as error:
                 raise CommandError(str(error)) from None
-            answer = await _generate(launch, client, prompt, _room(client, prompt))
+            answer = await _generate(served, client, prompt, _room(client, prompt))
             print()
             messages.append({"role": "assistant", "content": answer})
 
 
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[tuple[Launch, EngineClient]]:
+async def _running(settings: Settings) -> AsyncIterator[tuple[ServedModel, EngineClient]]:
     source = locate(settings)
-    launch = prepare(settings, source)
+    served = read_served_model(settings, source)
     client = EngineClient()
     keeper = EngineKeeper(
         engine_config(settings, source), client.follow, timeout_seconds=settings.engine_timeout_seconds
@@ -58,7 +58,7 @@ async def _running(settings: Settings) -> AsyncIterator[tuple[Launch, EngineClie
     await keeper.start()
     try:
         await client.ready()
-        yield launch, client
+        yield served, client
     finally:
         await keeper.stop()
 
@@ -87,10 +87,10 @@ def _room(client: EngineClient, prompt: list[int]) -> int:
 
 
 async def _generate(
-    launch: Launch, client: EngineClient, prompt: list[int], max_tokens: int, temperature: float | None = None
+    served: ServedModel, client: EngineClient, prompt: list[int], max_tokens: int, temperature: float | None = None
 ) -> str:
     """Print a completion as it comes, and return it."""
-    sampling = launch.sampling
+    sampling = served.sampling
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=sampling.temperature if temperature is None else temperature,
@@ -99,10 +99,10 @@ async def _generate(
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
         seed=secrets.randbits(63),
-        stop_token_ids=drawable(launch.tokenizer.eos_token_ids, client.limits),
+        stop_token_ids=drawable(served.tokenizer.eos_token_ids, client.limits),
     )
     text = ""
-    with Generation(client, launch.tokenizer, GenerationRequest(prompt=prompt, params=params)) as generation:
+    with Generation(client, served.tokenizer, GenerationRequest(prompt=prompt, params=params)) as generation:
         async for piece in generation.pieces():
             sys.stdout.write(piece.text)
             sys.stdout.flush()

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.api.errors import ApiError, path_of
-from service.api.schemas import HINTS, Body, ChatBody, TokenizeBody, asks_for_nothing
+from service.api.schemas.idle import HINTS, asks_for_nothing
+from service.api.schemas.requests import Body, ChatBody, TokenizeBody
 from service.text.chat import ChatTemplate
 
 _MOST_NAMED = 16

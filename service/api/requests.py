@@ -17,7 +17,15 @@ from service.api.context import Context
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
 from service.api.fields import ignored_fields, template_variables
-from service.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
+from service.api.schemas.requests import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    Message,
+    TokenizeBody,
+)
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.chat import TemplateError

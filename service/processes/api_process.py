@@ -26,13 +26,13 @@ from service.app import create_app
 from service.engine.client import EngineClient
 from service.engine.messages import Failed
 from service.engine.status import EngineStatus
-from service.launch import prepare
 from service.observability.logs import configure
 from service.observability.metrics import Metrics
 from service.observability.shared_counts import share_counts
 from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
 from service.processes.orphan import end_as_orphan
 from service.processes.shared import Shared
+from service.served_model import read_served_model
 from service.settings import Settings, SettingsError
 
 
@@ -68,10 +68,10 @@ def build(setup: Setup, client: EngineClient, alive: Callable[[], None]) -> Serv
     configure(settings.log_format, settings.log_level, "api")
     shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
     shared.enter()
-    launch = prepare(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
-    metrics = Metrics(client, launch.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
+    served = read_served_model(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
+    metrics = Metrics(client, served.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
     admission = Admission(settings.max_running + settings.max_waiting, Places(shared.places, shared.slot, shared.slots))
-    app = create_app(settings, launch, client, admission, metrics, started=setup.started)
+    app = create_app(settings, served, client, admission, metrics, started=setup.started)
     return Server(app, settings, admission, client, alive)
 
 

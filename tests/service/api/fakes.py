@@ -22,8 +22,8 @@ from service.api.server import Server
 from service.app import create_app
 from service.engine.messages import Delta, EngineStats, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
-from service.launch import Launch
 from service.observability.metrics import Metrics
+from service.served_model import ServedModel
 from service.settings import Settings, listed
 from service.text.chat import TemplateError
 
@@ -243,9 +243,9 @@ def build(
         places = Places(Path(folder) / "places", slot=0, slots=1)
     admission = Admission(chosen.max_running + chosen.max_waiting, places)
     names = listed(chosen.served_model_name) or (MODEL,)
-    launch = Launch(names, FakeTokenizer(), template, sampling)  # type: ignore[arg-type]
+    served = ServedModel(names, FakeTokenizer(), template, sampling)  # type: ignore[arg-type]
     metrics = Metrics(engine, MODEL)  # type: ignore[arg-type]
-    app = create_app(chosen, launch, engine, admission, metrics, started=0)  # type: ignore[arg-type]
+    app = create_app(chosen, served, engine, admission, metrics, started=0)  # type: ignore[arg-type]
     return app, chosen, engine, admission
 
 

@@ -284,9 +284,7 @@ async def test_a_failed_first_load_is_final(
     await client.keeper.stop()
 
 
-async def test_an_engine_that_cannot_be_launched_is_final(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_engine_that_cannot_be_spawned_is_final(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     client = KeptClient(config)
     await client.keeper.start()
@@ -355,7 +353,7 @@ async def test_stop_ends_open_streams(client: KeptClient, script: Path) -> None:
     await client.keeper.stop()
 
 
-@pytest.mark.parametrize("moment", ["unstarted", "launching", "loading"])
+@pytest.mark.parametrize("moment", ["unstarted", "spawning", "loading"])
 async def test_stop_at_an_early_moment(config: EngineConfig, script: Path, temporary: Path, moment: str) -> None:
     command(script, "wait")
     client = KeptClient(config, grace_seconds=0.1)

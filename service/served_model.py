@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class ServedModel:
     """A model on this machine, without its weights: all that turning text into tokens and back needs."""
 
     model_names: tuple[str, ...]
@@ -54,11 +54,11 @@ def locate(settings: Settings) -> Source:
     return source
 
 
-def prepare(settings: Settings, source: Source) -> Launch:
+def read_served_model(settings: Settings, source: Source) -> ServedModel:
     """Read the model's tokenizer and template. Raises CheckpointError with one line that says what is wrong."""
     checkpoint = open_checkpoint(source.path, weights=settings.load_format != "dummy")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    return Launch(
+    return ServedModel(
         model_names=served_names(settings, source),
         tokenizer=tokenizer,
         template=ChatTemplate.of(tokenizer),
