@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.model.test_loading import CONFIG
+from tests.model.loading.test_load import CONFIG
 
 from service import cli
 from tests.byte_tokenizer import save_byte_tokenizer
