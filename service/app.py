@@ -22,7 +22,7 @@ from service.api.leftovers import Leftovers
 from service.api.observe import Observe
 from service.api.origins import AllowOrigins
 from service.api.paths import PlainPath
-from service.engine.client import EngineClient
+from service.engine.interface import EngineClient
 from service.observability import route
 from service.observability.loop_lag import watch_loop
 from service.observability.metrics import Metrics

@@ -10,8 +10,9 @@ from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
 from service.settings import Settings, listed
-from service.text.chat import ChatTemplate
-from service.text.tokenizer import Tokenizer, load_tokenizer
+from service.text.chat import JinjaTemplate
+from service.text.interface import ChatTemplate, Tokenizer
+from service.text.tokenizer import load_tokenizer
 
 MOST_SHOWN = 20
 """Number of recommendations that one log line shows at most."""
@@ -61,7 +62,7 @@ def read_served_model(settings: Settings, source: Source) -> ServedModel:
     return ServedModel(
         model_names=served_names(settings, source),
         tokenizer=tokenizer,
-        template=ChatTemplate.of(tokenizer),
+        template=JinjaTemplate.of(tokenizer),
         sampling=_sampling(settings, source, checkpoint),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from model.contract import SamplingParams
-from service.engine.client import EngineClient
+from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationRequest, drawable
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
@@ -39,7 +39,7 @@ async def chat_in_terminal(settings: Settings, system: str | None) -> None:
         while text := await _ask():
             messages.append({"role": "user", "content": text})
             try:
-                prompt = served.template.encode(messages, served.tokenizer, add_generation_prompt=True)
+                prompt = served.template.encode(messages, add_generation_prompt=True)
             except TemplateError as error:
                 raise CommandError(str(error)) from None
             answer = await _generate(served, client, prompt, _room(client, prompt))
@@ -48,10 +48,10 @@ async def chat_in_terminal(settings: Settings, system: str | None) -> None:
 
 
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[tuple[ServedModel, EngineClient]]:
+async def _running(settings: Settings) -> AsyncIterator[tuple[ServedModel, ChannelClient]]:
     source = locate(settings)
     served = read_served_model(settings, source)
-    client = EngineClient()
+    client = ChannelClient()
     keeper = EngineKeeper(
         engine_config(settings, source), client.follow, timeout_seconds=settings.engine_timeout_seconds
     )
@@ -78,7 +78,7 @@ async def _ask() -> str:
     return sys.stdin.readline().strip()
 
 
-def _room(client: EngineClient, prompt: list[int]) -> int:
+def _room(client: ChannelClient, prompt: list[int]) -> int:
     """Number of tokens that may follow a prompt. Raises CommandError if there is no room for any."""
     room = client.limits.capacity - len(prompt)
     if not prompt or room < 1:
@@ -87,7 +87,7 @@ def _room(client: EngineClient, prompt: list[int]) -> int:
 
 
 async def _generate(
-    served: ServedModel, client: EngineClient, prompt: list[int], max_tokens: int, temperature: float | None = None
+    served: ServedModel, client: ChannelClient, prompt: list[int], max_tokens: int, temperature: float | None = None
 ) -> str:
     """Print a completion as it comes, and return it."""
     sampling = served.sampling

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("benchmarks", "kernels", "model", "service", "loadtests")
 
-CLIENT_SIDE = {"service.engine.client", "service.engine.messages", "service.engine.status"}
+CLIENT_SIDE = {"service.engine.interface", "service.engine.messages", "service.engine.status"}
 """What of the engine's package is for those who use an engine."""
 
 # The first rule whose prefix fits a module holds for it: which of our own modules it may import, and which

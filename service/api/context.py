@@ -9,12 +9,11 @@ from fastapi import Depends, Request
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from service.api.admission import Admission
 from service.api.errors import ApiError
-from service.engine.client import EngineClient
+from service.engine.interface import EngineClient
 from service.engine.status import EngineDead
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.text.chat import ChatTemplate
-from service.text.tokenizer import Tokenizer
+from service.text.interface import ChatTemplate, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,7 +184,6 @@ async def _encode_messages(
     def render() -> list[int]:
         return template.encode(
             turns,
-            context.tokenizer,
             add_generation_prompt=begin,
             continue_final_message=body.continue_final_message,
             variables=variables,

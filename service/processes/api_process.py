@@ -23,7 +23,7 @@ from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
-from service.engine.client import EngineClient
+from service.engine.client import ChannelClient
 from service.engine.messages import Failed
 from service.engine.status import EngineStatus
 from service.observability.logs import configure
@@ -45,7 +45,7 @@ def main() -> None:
     orders = io.FileIO(sys.stdin.fileno(), closefd=False)
     say = _voice()
     setup = msgspec.json.decode(orders.readline(), type=Setup)
-    client = EngineClient()
+    client = ChannelClient()
     try:
         server = build(setup, client, alive=lambda: say(Alive()))
     except (CheckpointError, SettingsError, OSError) as error:
@@ -62,7 +62,7 @@ def main() -> None:
         runner.run(server.serve(sockets=[listener]))
 
 
-def build(setup: Setup, client: EngineClient, alive: Callable[[], None]) -> Server:
+def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> Server:
     """Build the HTTP server. Raises CheckpointError and SettingsError."""
     settings = Settings(**setup.settings)
     configure(settings.log_format, settings.log_level, "api")
@@ -90,7 +90,7 @@ def _voice() -> Callable[[FromApi], None]:
 
 
 def _obey(
-    orders: io.FileIO, loop: asyncio.AbstractEventLoop, client: EngineClient, server: Server, folder: Path
+    orders: io.FileIO, loop: asyncio.AbstractEventLoop, client: ChannelClient, server: Server, folder: Path
 ) -> None:
     """Read orders in a thread of its own and hand them to the event loop; exit at once when the supervisor is gone."""
     for order in orders:

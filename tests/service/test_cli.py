@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.model.loading.test_load import CONFIG
 
 from service import cli
 from tests.byte_tokenizer import save_byte_tokenizer
+from tests.model.loading.test_load import CONFIG
 
 
 def failure(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

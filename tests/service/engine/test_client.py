@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from model.contract import SamplingParams
-from service.engine.client import CompletionStream, EngineClient
+from service.engine.client import ChannelClient, CompletionStream
 from service.engine.messages import Delta
 from service.engine.status import EngineDead
 from service.processes.engine_config import EngineConfig
@@ -32,7 +32,7 @@ ENDLESS = SamplingParams(max_tokens=500)
 AT_ONCE = RestartPolicy(limit=5, backoff_seconds=0.01)
 
 
-class KeptClient(EngineClient):
+class KeptClient(ChannelClient):
     """A client in the process that keeps the engine."""
 
     def __init__(self, config: EngineConfig, **options: Any) -> None:
@@ -392,12 +392,12 @@ async def test_a_long_temporary_path(config: EngineConfig, temporary: Path, monk
 PARENT = """
 import asyncio, sys
 import msgspec
-from service.engine.client import EngineClient
+from service.engine.client import ChannelClient
 from service.processes.engine_keeper import EngineKeeper
 from service.processes.engine_config import EngineConfig
 
 async def main():
-    client = EngineClient()
+    client = ChannelClient()
     keeper = EngineKeeper(msgspec.json.decode(sys.argv[1], type=EngineConfig), client.follow)
     await keeper.start()
     await client.ready()
