@@ -15,27 +15,10 @@ from model.checkpoint.source import list_aliases, resolve
 from service.engine.status import EngineDead
 from service.processes.api_keeper import ApiDead
 from service.processes.supervisor import run_server
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import RUNNER_SETTINGS, Settings, SettingsError, load_settings
 from service.terminal import CommandError, chat_in_terminal, complete_in_terminal
 
-ENGINE_SETTINGS = (
-    "home",
-    "device",
-    "dtype",
-    "load_format",
-    "backend",
-    "graphs",
-    "batch_invariant",
-    "threads",
-    "max_context",
-    "block_size",
-    "cache_memory",
-    "cache_dtype",
-    "memory_share",
-    "token_budget",
-    "sampling_defaults",
-    "log_level",
-)
+ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "sampling_defaults", "log_level")
 """Settings that matter to the terminal commands, which serve nobody over HTTP."""
 
 

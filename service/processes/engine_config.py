@@ -1,6 +1,5 @@
 """The configuration of an engine process. The supervisor makes it of the settings, which the engine never loads."""
 
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,10 +11,6 @@ from service.observability.logs import LogFormat
 if TYPE_CHECKING:
     from model.checkpoint.source import Source
     from service.settings import Settings
-
-
-_RUNNER_SETTINGS = {field.name for field in fields(RunnerConfig)} - {"model"}
-"""Names that settings and a runner's configuration share."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +27,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
     """The engine's configuration for the model `source`."""
     return EngineConfig(
-        runner=RunnerConfig(model=str(source.path), **settings.model_dump(include=_RUNNER_SETTINGS)),
+        runner=settings.runner(str(source.path)),
         caller_limits=CallerLimits(
             running=settings.max_running_per_key,
             waiting=settings.max_waiting_per_key,
