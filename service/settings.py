@@ -248,6 +248,11 @@ class Settings(BaseSettings):
         keys = self.api_keys.get_secret_value() if self.api_keys else None
         return self.model_dump(mode="json") | {"api_keys": keys}
 
+    @property
+    def max_open(self) -> int:
+        """Completions that may be open at the same time, running or waiting."""
+        return self.max_running + self.max_waiting
+
     def runner(self, model: str) -> RunnerConfig:
         """The configuration of a runner for the model at a path of this machine."""
         return RunnerConfig(model=model, **self.model_dump(include={*RUNNER_SETTINGS}))

@@ -70,7 +70,7 @@ def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> Ser
     shared.enter()
     served = read_served_model(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
     metrics = Metrics(client, served.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
-    admission = Admission(settings.max_running + settings.max_waiting, Places(shared.places, shared.slot, shared.slots))
+    admission = Admission(settings.max_open, Places(shared.places, shared.slot, shared.slots))
     app = create_app(settings, served, client, admission, metrics, started=setup.started)
     return Server(app, settings, admission, client, alive)
 

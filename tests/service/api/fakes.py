@@ -245,7 +245,7 @@ def build(
     engine = FakeClient()
     with TemporaryDirectory() as folder:
         places = Places(Path(folder) / "places", slot=0, slots=1)
-    admission = Admission(chosen.max_running + chosen.max_waiting, places)
+    admission = Admission(chosen.max_open, places)
     names = listed(chosen.served_model_name) or (MODEL,)
     served = ServedModel(names, FakeTokenizer(), template, sampling)
     metrics = Metrics(engine, MODEL)
