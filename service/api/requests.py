@@ -398,9 +398,9 @@ def _logit_bias(entries: dict[str, float], vocab_size: int) -> tuple[tuple[int, 
     return tuple(bias.items())
 
 
-def _check_at_most(param: str, value: int | None, most: int, unit: str) -> None:
+def _check_at_most(param: str, value: int | None, most: int, items: str) -> None:
     if value is not None and value > most:
-        raise _refusal(param, f"{value} {unit} are more than the {most} that this server allows")
+        raise _refusal(param, f"{value} {items} are more than the {most} that this server allows")
 
 
 def _refusal(param: str, problem: str) -> ApiError:

@@ -100,7 +100,7 @@ def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
 
-def _at_most(most: int | str, unit: str) -> BeforeValidator:
+def _at_most(most: int | str, items: str) -> BeforeValidator:
     """A bound on the length of a list or map, checked before its elements: a number, or the name of a setting.
 
     The settings are pydantic's validation context.
@@ -109,8 +109,8 @@ def _at_most(most: int | str, unit: str) -> BeforeValidator:
     def check(value: Any, info: ValidationInfo) -> Any:
         bound = getattr(info.context, most) if isinstance(most, str) else most
         if isinstance(value, list | dict) and len(value) > bound:
-            told = {"count": len(value), "unit": unit, "bound": bound}
-            raise PydanticCustomError("many", "{count} {unit} are more than the {bound} that this server allows", told)
+            told = {"count": len(value), "items": items, "bound": bound}
+            raise PydanticCustomError("many", "{count} {items} are more than the {bound} that this server allows", told)
         return value
 
     return BeforeValidator(check)
