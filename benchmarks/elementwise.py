@@ -10,13 +10,13 @@ from benchmarks.bench import Bench
 from benchmarks.report import GIGABYTES, MICROSECONDS, Row, Unit
 from kernels.backend import KVCache, Rotation, SamplingBatch
 
-TOKENS = (1, 64, 8192)
+TOKEN_COUNTS = (1, 64, 8192)
 DRAWS = (1, 32, 128)
 
 
 def measure_elementwise(bench: Bench) -> None:
     """Measure bandwidths. The floor is the time to read every input and write every output once."""
-    for count in TOKENS:
+    for count in TOKEN_COUNTS:
         tokens = bench.sizes.tokens(count)
         _norms(bench, count, tokens)
         _activation(bench, count, tokens)

@@ -9,15 +9,15 @@ from torch import Tensor
 from benchmarks.bench import Bench, Sizes
 from benchmarks.elementwise import draws
 from benchmarks.matmul import COST
-from benchmarks.report import MILLISECONDS, TOKENS, Row
+from benchmarks.report import MILLISECONDS, TOKENS_A_SECOND, Row
 from benchmarks.transformers_peer import TransformersPeer
 from kernels.backend import KVCache
 from kernels.load import load_backend
-from model.cache import make_cache
 from model.contract import Chunk
 from model.decoder import Decoder
-from model.dummy import dummy_weights
 from model.graphs import CudaCapture, GraphedDecoder
+from model.loading.cache import make_cache
+from model.loading.dummy import dummy_weights
 from model.runner import batch_layout
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 
@@ -130,7 +130,7 @@ def _measure_prefill(bench: Bench, decoder: Decoder, form: str, count: int) -> N
     projections = _weight_operations(decoder, output=False) * length
     floor = bench.rates.computing(attention + projections)
     seconds = bench.timer.steady(step, runs=5)
-    _add(bench, Row(f"prefill, {form}", _prefill_case(count), TOKENS, seconds, floor, length))
+    _add(bench, Row(f"prefill, {form}", _prefill_case(count), TOKENS_A_SECOND, seconds, floor, length))
 
 
 def _add(bench: Bench, row: Row) -> None:

@@ -25,8 +25,8 @@ MICROSECONDS = Unit("us", 1e6)
 MILLISECONDS = Unit("ms", 1e3)
 TERAFLOPS = Unit("TFLOP/s", 1e-12, rate=True)
 GIGABYTES = Unit("GB/s", 1e-9, rate=True)
-TOKENS = Unit("tokens/s", 1.0, rate=True)
-UNITS = {unit.name: unit for unit in (MICROSECONDS, MILLISECONDS, TERAFLOPS, GIGABYTES, TOKENS)}
+TOKENS_A_SECOND = Unit("tokens/s", 1.0, rate=True)
+UNITS = {unit.name: unit for unit in (MICROSECONDS, MILLISECONDS, TERAFLOPS, GIGABYTES, TOKENS_A_SECOND)}
 
 
 @dataclass(slots=True)

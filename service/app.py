@@ -22,11 +22,11 @@ from service.api.leftovers import Leftovers
 from service.api.observe import Observe
 from service.api.origins import AllowOrigins
 from service.api.paths import PlainPath
-from service.engine.client import EngineClient
-from service.launch import Launch
+from service.engine.interface import EngineClient
 from service.observability import route
 from service.observability.loop_lag import watch_loop
 from service.observability.metrics import Metrics
+from service.served_model import ServedModel
 from service.settings import Settings, SettingsError, listed
 from service.versions import version_of
 
@@ -43,7 +43,13 @@ field's default. Streams are server-sent events that end with `data: [DONE]`."""
 
 
 def create_app(
-    settings: Settings, launch: Launch, client: EngineClient, admission: Admission, metrics: Metrics, *, started: int
+    settings: Settings,
+    served: ServedModel,
+    client: EngineClient,
+    admission: Admission,
+    metrics: Metrics,
+    *,
+    started: int,
 ) -> FastAPI:
     """Build the ASGI app. It answers /health and /ready at once, while the engine is still loading.
 
@@ -54,7 +60,7 @@ def create_app(
     keys = ApiKeys(settings)
     root_path = settings.root_path or ""
     hosts, origins = listed(settings.allowed_hosts), listed(settings.allowed_origins)
-    traces = _open_traces(settings.otlp_endpoint, launch.model_name) if settings.otlp_endpoint else None
+    traces = _open_traces(settings.otlp_endpoint, served.model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,11 +97,11 @@ def create_app(
     )
     app.state.context = Context(
         settings=settings,
-        model_names=launch.model_names,
+        model_names=served.model_names,
         client=client,
-        tokenizer=launch.tokenizer,
-        template=launch.template,
-        sampling=launch.sampling,
+        tokenizer=served.tokenizer,
+        template=served.template,
+        sampling=served.sampling,
         admission=admission,
         metrics=metrics,
         started=started,
@@ -110,7 +116,7 @@ def create_app(
     @app.get("/", include_in_schema=False)
     async def landing() -> dict[str, str]:
         places = {"docs": "/docs", "api": "/v1", "metrics": "/metrics"}
-        return {"name": "Headlight", "model": launch.model_name} | {
+        return {"name": "Headlight", "model": served.model_name} | {
             name: root_path + path for name, path in places.items()
         }
 

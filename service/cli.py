@@ -12,30 +12,13 @@ from typing import Any
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import list_aliases, resolve
+from service.command_error import CommandError
 from service.engine.status import EngineDead
 from service.processes.api_keeper import ApiDead
 from service.processes.supervisor import run_server
-from service.settings import Settings, SettingsError, load_settings
-from service.terminal import CommandError, chat_in_terminal, complete_in_terminal
+from service.settings import RUNNER_SETTINGS, Settings, SettingsError, load_settings
 
-ENGINE_SETTINGS = (
-    "home",
-    "device",
-    "dtype",
-    "load_format",
-    "backend",
-    "graphs",
-    "batch_invariant",
-    "threads",
-    "max_context",
-    "block_size",
-    "cache_memory",
-    "cache_dtype",
-    "memory_share",
-    "token_budget",
-    "sampling_defaults",
-    "log_level",
-)
+ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "sampling_defaults", "log_level")
 """Settings that matter to the terminal commands, which serve nobody over HTTP."""
 
 
@@ -70,12 +53,16 @@ def serve(**flags: Any) -> None:
 
 def chat(system: str | None, **flags: Any) -> None:
     """Talk with a model in the terminal."""
+    from service.terminal import chat_in_terminal
+
     asyncio.run(chat_in_terminal(load_settings(**flags), system))
 
 
-def complete(text: str, max_tokens: int, temperature: float, **flags: Any) -> None:
+def complete(text: str, max_tokens: float | str, temperature: float | str, **flags: Any) -> None:
     """Continue a text and print what comes."""
-    asyncio.run(complete_in_terminal(load_settings(**flags), text, max_tokens, temperature))
+    from service.terminal import complete_in_terminal
+
+    asyncio.run(complete_in_terminal(load_settings(**flags), text, max_tokens=max_tokens, temperature=temperature))
 
 
 def fetch(**flags: Any) -> None:
@@ -128,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "complete", complete, ENGINE_SETTINGS)
     command.add_argument("text", help="what to continue")
     _add_model(command, positional=False)
-    command.add_argument("--max-tokens", type=_positive, default=64, help="tokens to generate (default: 64)")
-    command.add_argument("--temperature", type=_temperature, default=0.0, help="0 is greedy (default: 0)")
+    command.add_argument("--max-tokens", type=_number, default=64, help="tokens to generate (default: 64)")
+    command.add_argument("--temperature", type=_number, default=0.0, help="0 is greedy (default: 0)")
 
     command = _command(commands, "fetch", fetch, ("home",))
     _add_model(command, positional=True)
@@ -162,18 +149,12 @@ def _add_model(command: argparse.ArgumentParser, *, positional: bool) -> None:
         command.add_argument("--model", default=argparse.SUPPRESS, metavar="MODEL", help=text)
 
 
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _temperature(value: str) -> float:
-    number = float(value)
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError("must lie between 0 and 100")
-    return number
+def _number(value: str) -> float | str:
+    """A number if it is one; other text stays as it is, and the schema of requests refuses it."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from model.contract import ModelLimits, SamplingParams, TokenLogprobs
-from service.engine.client import EngineClient
+from service.engine.interface import EngineClient
 from service.engine.messages import Refusal, RequestTimes
 from service.engine.status import EngineLost
 from service.text.detokenizer import Detokenizer
-from service.text.tokenizer import Tokenizer
+from service.text.interface import Tokenizer
 
 
 class GenerationError(Exception):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +14,9 @@ from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
 
 PREFIX = "HEADLIGHT_"
 _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
-"""Source of the defaults for settings that have the same name in a runner's configuration."""
+"""Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
+RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
+"""Settings that are a runner's configuration, where they have the same names."""
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 """Endings of the variables that Kubernetes sets in every pod for services named like the prefix."""
 _KEYS = (f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE")
@@ -119,36 +122,41 @@ class Settings(BaseSettings):
         1, le=64, description="Processes that answer HTTP for the engine; more than 1 if one is busy all the time."
     )
     home: Path = Field(Path("~/.cache/headlight"), description="Folder for downloaded models.", validate_default=True)
-    device: str = Field("auto", description="Device to compute on: auto, cpu, cuda or cuda:N.")
+    device: str = Field(_RUNNER.device, description="Device to compute on: auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format to compute in, and of the KV cache unless cache_dtype says otherwise."
     )
     load_format: Literal["auto", "dummy"] = Field(
-        "auto", description="Weights: auto reads them; dummy makes random ones for the model's configuration."
+        "auto",
+        description="Weights: auto reads them; dummy makes random ones for the model's configuration.",
     )
-    backend: str = Field("auto", description="Kernels to compute with: auto, reference, triton or cpu.")
-    graphs: bool = Field(True, description="Whether decoding on a GPU is replayed from captured graphs.")
+    backend: str = Field(_RUNNER.backend, description="Kernels to compute with: auto, reference, triton or cpu.")
+    graphs: bool = Field(_RUNNER.graphs, description="Whether decoding on a GPU is replayed from captured graphs.")
     batch_invariant: bool = Field(
-        False, description="Whether no bit of a completion may depend on what else runs; not for the reference backend."
+        _RUNNER.batch_invariant,
+        description="Whether no bit of a completion may depend on what else runs; not for the reference backend.",
     )
-    threads: Count | None = Field(None, description="Threads of the engine process; by default it chooses.")
+    threads: Count | None = Field(_RUNNER.threads, description="Threads of the engine process; by default it chooses.")
 
     sampling_defaults: Literal["model", "neutral"] = Field(
         "model",
         description="How requests are sampled that do not say: as the model's makers recommend, or with temperature 1.",
     )
     max_context: Count | None = Field(
-        None, description="Tokens of a prompt and its completion together; by default what the model was made for."
+        _RUNNER.max_context,
+        description="Tokens of a prompt and its completion together; by default what the model was made for.",
     )
     block_size: Count = Field(_RUNNER.block_size, description="Tokens in a block of the KV cache.")
     cache_memory: Bytes | None = Field(
-        None, description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from memory_share."
+        _RUNNER.cache_memory,
+        description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from memory_share.",
     )
     cache_dtype: Literal["auto", "fp8"] = Field(
-        "auto", description="Number format of the KV cache: auto is that of dtype, fp8 takes half or a quarter of it."
+        "auto",
+        description="Number format of the KV cache: auto is that of dtype, fp8 takes half or a quarter of it.",
     )
     memory_share: float | None = Field(
-        None,
+        _RUNNER.memory_share,
         gt=0,
         le=1,
         description=f"Share of a GPU's memory for all of the engine (by default {GPU_SHARE}), "
@@ -239,6 +247,15 @@ class Settings(BaseSettings):
         """Every value as JSON, with the keys in the clear: for a pipe to a process of ours, never for a log."""
         keys = self.api_keys.get_secret_value() if self.api_keys else None
         return self.model_dump(mode="json") | {"api_keys": keys}
+
+    @property
+    def max_open(self) -> int:
+        """Completions that may be open at the same time, running or waiting."""
+        return self.max_running + self.max_waiting
+
+    def runner(self, model: str) -> RunnerConfig:
+        """The configuration of a runner for the model at a path of this machine."""
+        return RunnerConfig(model=model, **self.model_dump(include={*RUNNER_SETTINGS}))
 
     @property
     def home_path(self) -> Path:

@@ -1,64 +1,97 @@
-"""Chat and completion in a terminal: the engine without HTTP, each token printed as it comes."""
+"""Chat and completion in a terminal: the engine without HTTP, each token printed as it comes.
+
+A command's input is a body like any client's: it is read and checked where those are.
+"""
 
 import asyncio
-import secrets
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
-from model.contract import SamplingParams
-from service.engine.client import EngineClient
-from service.generation import Generation, GenerationRequest, drawable
-from service.launch import Launch, locate, prepare
+from pydantic import TypeAdapter
+
+from service.api.bodies import read_body
+from service.api.context import JobContext
+from service.api.envelope import Envelope
+from service.api.errors import ApiError, describe
+from service.api.requests import Job, chat_job, completion_job
+from service.api.schemas.requests import ChatBody, CompletionBody
+from service.command_error import CommandError
+from service.engine.client import ChannelClient
+from service.generation import Generation, GenerationError, GenerationRefused
+from service.observability.record import RequestRecord
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
+from service.served_model import locate, read_served_model
 from service.settings import Settings
-from service.text.chat import TemplateError
+
+T = TypeVar("T")
 
 
-class CommandError(Exception):
-    """A command cannot go on; the message is one line that says why."""
+async def complete_in_terminal(settings: Settings, text: str, **sampling: Any) -> None:
+    """Print a continuation of `text`; `sampling` are fields of a completion request.
 
-
-async def complete_in_terminal(settings: Settings, text: str, max_tokens: int, temperature: float) -> None:
-    """Print a continuation of `text`. Raises EngineDead, CheckpointError and CommandError."""
-    async with _running(settings) as (launch, client):
-        prompt = launch.tokenizer.encode(text, add_special_tokens=True, parse_special=True)
-        room = _room(client, prompt)
-        await _generate(launch, client, prompt, min(max_tokens, room), temperature)
-        print()
+    Raises EngineDead, CheckpointError and CommandError.
+    """
+    body = _body(CompletionBody, {"prompt": text, **sampling}, settings)
+    async with _running(settings) as context:
+        await _print(await completion_job(body, context, _envelope()), context)
 
 
 async def chat_in_terminal(settings: Settings, system: str | None) -> None:
     """Take turns until the input ends. Each turn sends the whole conversation; the prefix cache makes that cheap."""
-    async with _running(settings) as (launch, client):
-        if launch.template is None:
-            raise CommandError(f"{launch.model_name} has no chat template; use headlight complete")
-        print(f"{launch.model_name}: an empty line or Ctrl-D ends the chat, Ctrl-C ends the program.")
-        messages = [{"role": "system", "content": system}] if system else []
+    messages = [{"role": "system", "content": system}] if system else []
+    if messages:
+        _body(ChatBody, {"messages": messages}, settings)  # Before anything slow, as far as it can be checked.
+    async with _running(settings) as context:
+        if context.template is None:
+            raise CommandError(f"{context.model_name} has no chat template; use headlight complete")
+        print(f"{context.model_name}: an empty line or Ctrl-D ends the chat, Ctrl-C ends the program.")
         while text := await _ask():
             messages.append({"role": "user", "content": text})
-            try:
-                prompt = launch.template.encode(messages, launch.tokenizer, add_generation_prompt=True)
-            except TemplateError as error:
-                raise CommandError(str(error)) from None
-            answer = await _generate(launch, client, prompt, _room(client, prompt))
-            print()
+            body = _body(ChatBody, {"messages": messages}, settings)
+            answer = await _print(await chat_job(body, context, _envelope()), context)
             messages.append({"role": "assistant", "content": answer})
 
 
+def _body(schema: type[T], fields: dict[str, Any], settings: Settings) -> T:
+    """The body with these fields. Raises CommandError if it is not valid."""
+    try:
+        return read_body(json.dumps(fields).encode(), TypeAdapter(schema), settings)
+    except ApiError as error:
+        raise CommandError(error.detail) from None
+
+
+def _envelope() -> Envelope:
+    return Envelope(RequestRecord(method="other"), caller="", patience=None)
+
+
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[tuple[Launch, EngineClient]]:
+async def _running(settings: Settings) -> AsyncIterator[JobContext]:
+    """An engine and all that a job for it is made with. Refusals of the block are raised as CommandError."""
     source = locate(settings)
-    launch = prepare(settings, source)
-    client = EngineClient()
+    served, client = read_served_model(settings, source), ChannelClient()
+    context = JobContext(
+        settings=settings,
+        model_names=served.model_names,
+        client=client,
+        tokenizer=served.tokenizer,
+        template=served.template,
+        sampling=served.sampling,
+    )
     keeper = EngineKeeper(
         engine_config(settings, source), client.follow, timeout_seconds=settings.engine_timeout_seconds
     )
     await keeper.start()
     try:
         await client.ready()
-        yield launch, client
+        yield context
+    except (ApiError, GenerationError, GenerationRefused) as error:
+        raise CommandError(describe(error).detail) from None
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise CommandError(f"the terminal's encoding is {error.encoding}, which this text does not fit") from None
     finally:
         await keeper.stop()
 
@@ -78,33 +111,13 @@ async def _ask() -> str:
     return sys.stdin.readline().strip()
 
 
-def _room(client: EngineClient, prompt: list[int]) -> int:
-    """Number of tokens that may follow a prompt. Raises CommandError if there is no room for any."""
-    room = client.limits.capacity - len(prompt)
-    if not prompt or room < 1:
-        raise CommandError(f"{len(prompt)} tokens of text: the model takes between 1 and {len(prompt) + room - 1}")
-    return room
-
-
-async def _generate(
-    launch: Launch, client: EngineClient, prompt: list[int], max_tokens: int, temperature: float | None = None
-) -> str:
-    """Print a completion as it comes, and return it."""
-    sampling = launch.sampling
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=sampling.temperature if temperature is None else temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        seed=secrets.randbits(63),
-        stop_token_ids=drawable(launch.tokenizer.eos_token_ids, client.limits),
-    )
+async def _print(job: Job, context: JobContext) -> str:
+    """Print the completion of a job with one choice as it comes, and return it."""
     text = ""
-    with Generation(client, launch.tokenizer, GenerationRequest(prompt=prompt, params=params)) as generation:
+    with Generation(context.client, context.tokenizer, job.choices[0]) as generation:
         async for piece in generation.pieces():
             sys.stdout.write(piece.text)
             sys.stdout.flush()
             text += piece.text
+    print()
     return text

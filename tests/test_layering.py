@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("benchmarks", "kernels", "model", "service", "loadtests")
 
-CLIENT_SIDE = {"service.engine.client", "service.engine.messages", "service.engine.status"}
+CLIENT_SIDE = {"service.engine.interface", "service.engine.messages", "service.engine.status"}
 """What of the engine's package is for those who use an engine."""
 
 # The first rule whose prefix fits a module holds for it: which of our own modules it may import, and which
@@ -23,8 +23,9 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("kernels", {"kernels"}, {"fastapi", "zmq", "msgspec", "tokenizers", "transformers"}),
     ("model.contract", set(), {"torch", "numpy", "msgspec"}),
     ("model.spec", set(), {"torch", "numpy", "msgspec"}),
-    ("model.machine", set(), {"torch", "numpy", "msgspec"}),
+    ("model.loading.machine", set(), {"torch", "numpy", "msgspec"}),
     ("model.checkpoint", {"model.checkpoint"}, {"torch", "msgspec", "fastapi"}),
+    ("model.families", {"model.families", "model.checkpoint", "model.spec"}, {"torch", "msgspec", "fastapi"}),
     ("model", {"model", "kernels"}, {"fastapi", "zmq", "msgspec", "pydantic", "tokenizers", "transformers"}),
     ("service.engine", {"service.engine", "model.contract"}, {"fastapi", "torch", "numpy"}),
     ("service.observability.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),

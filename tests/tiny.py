@@ -23,9 +23,9 @@ from model.checkpoint.source import open_checkpoint
 from model.checkpoint.tokenizer_data import TokenizerData
 from model.contract import Chunk
 from model.decoder import Decoder
-from model.families import read_spec
+from model.families.reader import read_spec
+from model.loading.weights import load_weights
 from model.runner import batch_layout
-from model.weights import load_weights
 
 CPU = torch.device("cpu")
 VOCAB = 97

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kernels.backend import Linear, QuantizedWeight
 from kernels.gpu.launch import Launcher, Target
-from kernels.gpu.packed import PackedWeight, dequantize, integers, rearrange, unit
+from kernels.gpu.packed import PackedWeight, code_unit, dequantize, integers, rearrange
 
 FUSED_TOKENS = 256
 """The largest number of tokens for which `_matmul` is faster than `dequantize` and torch's matmul. `_matmul` converts
@@ -313,7 +313,7 @@ def _sum_quantized(
                 # A dot with ones: the tensor cores are not busy, and a sum across the lanes of a warp would be slower.
                 values_sum = tl.dot(ones, values, values_sum, input_precision=precision, out_dtype=tl.float32)
             if (start + WIDTH) % GROUP == 0 or start + WIDTH == TILE:
-                total += (tile_scales[start // GROUP].to(tl.float32) * unit(dtype))[:, None] * part
+                total += (tile_scales[start // GROUP].to(tl.float32) * code_unit(dtype))[:, None] * part
                 if offsets is not None:
                     total += tile_offsets[start // GROUP].to(tl.float32)[:, None] * values_sum
     return total

@@ -107,14 +107,14 @@ def dequantize(launch: Launcher, weight: PackedWeight, dtype: torch.dtype) -> Te
 
 
 @triton.constexpr_function
-def unit(dtype):
+def code_unit(dtype):
     """The power of two by which results of `integers` must be multiplied to give code - zero."""
     return 2.0**9 if dtype == tl.float16 else 2.0**6 if dtype == tl.bfloat16 else 2.0**22
 
 
 @triton.jit
 def integers(words, FIELD: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr, dtype: tl.constexpr):
-    """(code - zero) / unit(dtype), exact, of one field of a tile's words: [ROWS, WORDS] -> [ROWS, WIDTH] in `dtype`.
+    """(code - zero) / code_unit(dtype), exact, of one field of the words: [ROWS, WORDS] -> [ROWS, WIDTH] in `dtype`.
 
     The bits of a small integer, reinterpreted as a floating-point number, have the value of that integer times the
     smallest positive number of the dtype. This holds for subnormals and for the first normal exponent. One
@@ -129,7 +129,7 @@ def integers(words, FIELD: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,
     # [ROWS, WORDS, 2]
     tiny = tl.join(low.to(dtype, bitcast=True), high.to(dtype, bitcast=True))
     lift: tl.constexpr = 2.0**15 if dtype == tl.float16 else 2.0**127
-    return tiny.reshape(words.shape[0], 2 * words.shape[1]) * lift - ZERO / unit(dtype)
+    return tiny.reshape(words.shape[0], 2 * words.shape[1]) * lift - ZERO / code_unit(dtype)
 
 
 @triton.jit
@@ -161,7 +161,7 @@ def _dequantize(
     for field in tl.static_range(FIELDS):
         start = (tile * FIELDS + field) * WIDTH
         group = start // GROUP * outputs + n  # [OUTPUTS]
-        scale = tl.load(scales + group, mask=there, other=0.0).to(tl.float32) * unit(tl.float32)  # [OUTPUTS]
+        scale = tl.load(scales + group, mask=there, other=0.0).to(tl.float32) * code_unit(tl.float32)  # [OUTPUTS]
         values = integers(words, field, BITS, ZERO, tl.float32) * scale[:, None]  # [OUTPUTS, WIDTH]
         if offsets is not None:
             values += tl.load(offsets + group, mask=there, other=0.0).to(tl.float32)[:, None]

@@ -206,7 +206,7 @@ def _affine(codes: Codes, scales: Floats, zeros: Floats, bits: Bits) -> GroupQua
 
 
 @dataclass(frozen=True, slots=True)
-class PackedWeight:
+class PackedTensor:
     """The shape of one packed weight, and the tensors that hold it."""
 
     shape: tuple[int, ...]
@@ -215,17 +215,17 @@ class PackedWeight:
     """Full names of the tensors, by the format's own names for them."""
 
 
-def find_packed(shapes: Mapping[str, Shape], packing: PackedFormat, source: str) -> dict[str, PackedWeight]:
+def find_packed(shapes: Mapping[str, Shape], packing: PackedFormat, source: str) -> dict[str, PackedTensor]:
     """Every packed weight among the tensors of `shapes`, by the name that it would have unpacked.
 
     Raises CheckpointError, with a message that begins with `source`, if the tensors of a layer do not fit together.
     """
     marker = f".{packing.marker}"
     layers = [name.removesuffix(marker) for name in shapes if name.endswith(marker)]
-    return {f"{layer}.weight": _packed_weight(layer, shapes, packing, source) for layer in layers}
+    return {f"{layer}.weight": _packed_tensor(layer, shapes, packing, source) for layer in layers}
 
 
-def _packed_weight(layer: str, shapes: Mapping[str, Shape], packing: PackedFormat, source: str) -> PackedWeight:
+def _packed_tensor(layer: str, shapes: Mapping[str, Shape], packing: PackedFormat, source: str) -> PackedTensor:
     marker = f"{layer}.{packing.marker}"
     if len(shapes[marker]) != 2 or f"{layer}.weight" in shapes:
         raise CheckpointError(f"{source}: the tensor {label(marker)} is no matrix, or stands beside the same unpacked")
@@ -244,4 +244,4 @@ def _packed_weight(layer: str, shapes: Mapping[str, Shape], packing: PackedForma
     out, columns = expected["weight"]
     if columns % (packing.group_size or columns):
         raise CheckpointError(f"{source}: rows of {label(marker)} are not whole groups of {packing.group_size}")
-    return PackedWeight((out, columns), parts)
+    return PackedTensor((out, columns), parts)

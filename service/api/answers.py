@@ -16,7 +16,7 @@ from starlette.responses import Response
 from service.api.context import Context
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
-from service.api.schemas import PromptTokensDetails, Usage
+from service.api.schemas.answers import PromptTokensDetails, Usage
 from service.api.sse import DONE, ClientLeft, EventStream, event, while_connected
 from service.generation import Generation, Piece, interleave
 from service.observability.record import RequestRecord, record_of

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from email.message import Message as MimeHeaders
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -18,6 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.context import Context
 from service.api.errors import ApiError, explain
+from service.settings import Settings
+
+T = TypeVar("T")
 
 _INLINE_BYTES = 16_384
 """Larger bodies are read in a thread."""
@@ -112,17 +115,19 @@ class _StrictRequest(Request):
         body = await self.body()
         context: Context = self.app.state.context
         if len(body) <= _INLINE_BYTES:
-            return self._read(body, context)
+            return read_body(body, self._schema, context.settings)
         # One large body at a time: several threads together would keep the interpreter from the event loop.
         async with context.large_bodies:
-            return await asyncio.to_thread(self._read, body, context)
+            return await asyncio.to_thread(read_body, body, self._schema, context.settings)
 
-    def _read(self, body: bytes, context: Context) -> Any:
-        value = parse(body)
-        try:
-            return self._schema.validate_python(value, from_attributes=True, context=context.settings)
-        except ValidationError as error:
-            raise explain(error) from None
+
+def read_body(body: bytes, schema: TypeAdapter[T], settings: Settings) -> T:
+    """The object of a schema that a JSON text holds. Raises ApiError."""
+    value = parse(body)
+    try:
+        return schema.validate_python(value, from_attributes=True, context=settings)
+    except ValidationError as error:
+        raise explain(error) from None
 
 
 def parse(body: bytes) -> Any:

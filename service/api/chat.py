@@ -14,8 +14,7 @@ from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite
 from service.api.requests import chat_job
-from service.api.schemas import (
-    ChatBody,
+from service.api.schemas.answers import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -27,6 +26,7 @@ from service.api.schemas import (
     TopLogprob,
     Usage,
 )
+from service.api.schemas.requests import ChatBody
 from service.generation import Piece
 
 router = APIRouter(tags=["chat"], route_class=EngineRoute)

@@ -16,9 +16,10 @@ from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite
 from service.api.requests import Job, completion_job
-from service.api.schemas import Completion, CompletionBody, CompletionChoice, CompletionLogprobs, Usage
+from service.api.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
+from service.api.schemas.requests import CompletionBody
 from service.generation import Piece
-from service.text.tokenizer import Tokenizer
+from service.text.interface import Tokenizer
 
 router = APIRouter(tags=["completions"], route_class=EngineRoute)
 

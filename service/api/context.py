@@ -9,17 +9,16 @@ from fastapi import Depends, Request
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from service.api.admission import Admission
 from service.api.errors import ApiError
-from service.engine.client import EngineClient
+from service.engine.interface import EngineClient
 from service.engine.status import EngineDead
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.text.chat import ChatTemplate
-from service.text.tokenizer import Tokenizer
+from service.text.interface import ChatTemplate, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """The parts of a running server."""
+class JobContext:
+    """The parts with which a body is made a job for the engine."""
 
     settings: Settings
     model_names: tuple[str, ...]
@@ -30,12 +29,6 @@ class Context:
     """None for a model without a chat template, which takes no chat requests."""
     sampling: SamplingDefaults
     """Sampling of requests that do not say how to sample."""
-    admission: Admission
-    metrics: Metrics
-    started: int
-    """Start of the server, in Unix seconds."""
-    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a large body is read in a thread."""
     long_texts: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a thread works on a very long text."""
 
@@ -61,6 +54,18 @@ class Context:
                 param="model",
                 code="model_not_found",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context(JobContext):
+    """The parts of a running server."""
+
+    admission: Admission
+    metrics: Metrics
+    started: int
+    """Start of the server, in Unix seconds."""
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large body is read in a thread."""
 
     def check_ready(self) -> None:
         """Raise ApiError: 503 while the engine is loading, draining or dead, 429 while the queue is full."""

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from service.api.schemas import ErrorBody, ErrorDetail
+from service.api.schemas.answers import ErrorBody, ErrorDetail
 from service.engine.status import EngineDead, EngineLost
 from service.generation import GenerationError, GenerationRefused
 from service.observability.record import record_of

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.api.errors import ApiError, path_of
-from service.api.schemas import HINTS, Body, ChatBody, TokenizeBody, asks_for_nothing
-from service.text.chat import ChatTemplate
+from service.api.schemas.idle import HINTS, asks_for_nothing
+from service.api.schemas.requests import Body, ChatBody, TokenizeBody
+from service.text.interface import ChatTemplate
 
 _MOST_NAMED = 16
 _LONGEST_NAME = 64

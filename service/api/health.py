@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from service.api.context import Served
-from service.api.schemas import Health, Version
+from service.api.schemas.answers import Health, Version
 from service.versions import version_of
 
 router = APIRouter(tags=["operation"])

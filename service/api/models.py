@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from service.api.context import Context, Served
-from service.api.schemas import ModelCard, ModelList
+from service.api.schemas.answers import ModelCard, ModelList
 
 router = APIRouter(tags=["models"])
 

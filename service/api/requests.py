@@ -13,11 +13,19 @@ from typing import Any, TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.contract import ModelLimits, SamplingParams
-from service.api.context import Context
+from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
 from service.api.fields import ignored_fields, template_variables
-from service.api.schemas import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, Message, TokenizeBody
+from service.api.schemas.requests import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    Message,
+    TokenizeBody,
+)
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.chat import TemplateError
@@ -64,7 +72,7 @@ class Job:
         return len(self.choices) // len(self.prompts)
 
 
-async def completion_job(body: CompletionBody, context: Context, envelope: Envelope) -> Job:
+async def completion_job(body: CompletionBody, context: JobContext, envelope: Envelope) -> Job:
     """A completion request as a job. Raises ApiError."""
     _check_shared(body, context, envelope.record)
     if body.echo and body.logprobs is not None:
@@ -88,7 +96,7 @@ async def completion_job(body: CompletionBody, context: Context, envelope: Envel
     )
 
 
-async def chat_job(body: ChatBody, context: Context, envelope: Envelope) -> Job:
+async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> Job:
     """A chat request as a job. Raises ApiError."""
     _check_shared(body, context, envelope.record)
     if body.top_logprobs and not body.logprobs:
@@ -115,7 +123,7 @@ async def chat_job(body: ChatBody, context: Context, envelope: Envelope) -> Job:
     )
 
 
-async def tokenized(body: TokenizeBody, context: Context, record: RequestRecord) -> list[int]:
+async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
     """The token ids that a completion or chat request would make of the same input. Raises ApiError."""
     _check_fields(body, context, record)
     context.check_model(body.model)
@@ -135,7 +143,7 @@ async def tokenized(body: TokenizeBody, context: Context, record: RequestRecord)
     return await _encode_text(body.prompt, body.add_special_tokens is not False, context)
 
 
-async def detokenized(body: DetokenizeBody, context: Context, record: RequestRecord) -> str:
+async def detokenized(body: DetokenizeBody, context: JobContext, record: RequestRecord) -> str:
     """The text of token ids. Raises ApiError."""
     _check_fields(body, context, record)
     context.check_model(body.model)
@@ -145,7 +153,7 @@ async def detokenized(body: DetokenizeBody, context: Context, record: RequestRec
     )
 
 
-def _check_prompts(param: str, prompts: list[list[int]], context: Context) -> None:
+def _check_prompts(param: str, prompts: list[list[int]], context: JobContext) -> None:
     """Refuse tokens that the model cannot read, whether a client sent them or its text or the template made them."""
     for prompt in prompts:
         _check_token_ids(param, prompt, context.client.limits.vocab_size)
@@ -158,7 +166,7 @@ def _check_token_ids(param: str, tokens: list[int], bound: int) -> None:
 
 
 async def _encode_messages(
-    body: ChatBody | TokenizeBody, messages: list[Message], context: Context, *, add_special_tokens: bool
+    body: ChatBody | TokenizeBody, messages: list[Message], context: JobContext, *, add_special_tokens: bool
 ) -> list[int]:
     """The conversation through the model's chat template, as token ids. Raises ApiError."""
     template = context.template
@@ -176,7 +184,6 @@ async def _encode_messages(
     def render() -> list[int]:
         return template.encode(
             turns,
-            context.tokenizer,
             add_generation_prompt=begin,
             continue_final_message=body.continue_final_message,
             variables=variables,
@@ -202,13 +209,13 @@ def _prompt_list(prompt: Any) -> list[str] | list[list[int]]:
     return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
-async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, context: Context) -> list[int]:
+async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, context: JobContext) -> list[int]:
     if isinstance(prompt, str):
         return await _encode_text(prompt, add_special_tokens, context)
     return prompt
 
 
-async def _encode_text(text: str, add_special_tokens: bool, context: Context) -> list[int]:
+async def _encode_text(text: str, add_special_tokens: bool, context: JobContext) -> list[int]:
     return await off_loop(
         context,
         len(text),
@@ -216,7 +223,7 @@ async def _encode_text(text: str, add_special_tokens: bool, context: Context) ->
     )
 
 
-async def off_loop(context: Context, characters: int, work: Callable[[], T]) -> T:
+async def off_loop(context: JobContext, characters: int, work: Callable[[], T]) -> T:
     """The result of `work` on this many characters or tokens; large work is done in a thread."""
     if characters <= _INLINE_CHARACTERS:
         return work()
@@ -226,19 +233,19 @@ async def off_loop(context: Context, characters: int, work: Callable[[], T]) -> 
         return await asyncio.to_thread(work)
 
 
-async def _echoed(prompt: str | list[int], context: Context) -> str:
+async def _echoed(prompt: str | list[int], context: JobContext) -> str:
     if isinstance(prompt, str):
         return prompt
     return await off_loop(context, len(prompt), lambda: context.tokenizer.decode(prompt, skip_special_tokens=False))
 
 
-def _check_fields(body: Body, context: Context, record: RequestRecord) -> None:
+def _check_fields(body: Body, context: JobContext, record: RequestRecord) -> None:
     """Note the fields without an effect in the record; refuse unknown ones if the settings say so."""
     refuse = context.settings.unknown_fields == "refuse"
     record.ignored = ignored_fields(body, refuse_unknown=refuse, template=context.template)
 
 
-def _check_shared(body: GenerationBody, context: Context, record: RequestRecord) -> None:
+def _check_shared(body: GenerationBody, context: JobContext, record: RequestRecord) -> None:
     """Refuse all that can be refused without tokenising."""
     settings = context.settings
     _check_fields(body, context, record)
@@ -256,15 +263,15 @@ def _check_shared(body: GenerationBody, context: Context, record: RequestRecord)
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
 
 
-def _check_choices(body: GenerationBody, prompts: int, context: Context) -> None:
+def _check_choices(body: GenerationBody, prompts: int, context: JobContext) -> None:
     _check_at_most("n", body.n, context.settings.max_n, "choices")
-    most = min(context.settings.max_choices, context.admission.capacity)
+    most = min(context.settings.max_choices, context.settings.max_open)
     _check_at_most("n", body.n * prompts, most, "choices over all prompts")
 
 
 def _job(
     body: GenerationBody,
-    context: Context,
+    context: JobContext,
     envelope: Envelope,
     prompts: list[list[int]],
     *,
@@ -340,7 +347,7 @@ def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> Samp
     return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
 
 
-def _cache_salt(body: GenerationBody, context: Context, caller: str) -> str:
+def _cache_salt(body: GenerationBody, context: JobContext, caller: str) -> str:
     """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
     salt = body.cache_salt or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
@@ -391,9 +398,9 @@ def _logit_bias(entries: dict[str, float], vocab_size: int) -> tuple[tuple[int, 
     return tuple(bias.items())
 
 
-def _check_at_most(param: str, value: int | None, most: int, unit: str) -> None:
+def _check_at_most(param: str, value: int | None, most: int, items: str) -> None:
     if value is not None and value > most:
-        raise _refusal(param, f"{value} {unit} are more than the {most} that this server allows")
+        raise _refusal(param, f"{value} {items} are more than the {most} that this server allows")
 
 
 def _refusal(param: str, problem: str) -> ApiError:

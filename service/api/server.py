@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from service.api.admission import Admission
 from service.api.connections import Connection, Limits
-from service.engine.client import EngineClient
+from service.engine.interface import EngineClient
 from service.settings import Settings
 
 _TICKS = 10

@@ -9,7 +9,8 @@ from service.api.bodies import JsonRoute
 from service.api.context import Context, Served
 from service.api.errors import REFUSALS
 from service.api.requests import detokenized, off_loop, tokenized
-from service.api.schemas import DetokenizeBody, Text, TokenizeBody, Tokens
+from service.api.schemas.answers import Text, Tokens
+from service.api.schemas.requests import DetokenizeBody, TokenizeBody
 from service.observability.record import record_of
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute)

@@ -17,7 +17,7 @@ from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStat
 
 
 class CompletionStream:
-    """The deltas of one request, in order, up to the one with a finish reason.
+    """A `DeltaStream` whose deltas come from outside.
 
     They queue here without a limit of their own (max_tokens bounds them), so that a slow reader delays nobody else.
     Leaving the `with` before the last delta cancels the request.
@@ -45,7 +45,6 @@ class CompletionStream:
         self.cancel()
 
     def cancel(self) -> None:
-        """Cancel the request; without effect on a finished one."""
         self._abandon(self.id)
 
     def __aiter__(self) -> Self:
@@ -59,23 +58,14 @@ class CompletionStream:
         return delta
 
 
-class EngineClient:
-    """One client of an engine. However the engine ends, every open stream gets a last delta with reason "lost"."""
-
-    stats: EngineStats
-    """Statistics of the latest report, over all clients; all zero while there is no engine."""
-    restarts: int
-    """Number of times that the engine was started again."""
-    info: RunnerInfo | None
-    """Properties of the runner (device, dtype, backend); None before a model was first loaded."""
-    pid: int | None
-    """Process id of the engine; None while it has no model."""
+class ChannelClient:
+    """An `EngineClient` of an engine in another process."""
 
     def __init__(self) -> None:
         self.stats = EngineStats()
         self.restarts = 0
-        self.info = None
-        self.pid = None
+        self.info: RunnerInfo | None = None
+        self.pid: int | None = None
         self._limits: ModelLimits | None = None
         self._health = STARTING
         self._settled = asyncio.Event()
@@ -86,13 +76,11 @@ class EngineClient:
 
     @property
     def limits(self) -> ModelLimits:
-        """Limits of the loaded model. Raises EngineDead before a model was first loaded."""
         if self._limits is None:
             raise EngineDead(self._health.reason)
         return self._limits
 
     def health(self) -> EngineHealth:
-        """The engine's state as far as this client knows."""
         return self._health
 
     async def ready(self) -> None:
@@ -115,7 +103,6 @@ class EngineClient:
             self._settled.clear()
 
     def stop(self) -> None:
-        """Leave the engine, which goes on without this client; open requests end."""
         self.follow(EngineStatus(EngineHealth("dead", "the engine was stopped"), self.restarts, final=True))
 
     def submit(
@@ -127,11 +114,6 @@ class EngineClient:
         patience: float | None = None,
         ended: Callable[[], object] = lambda: None,
     ) -> CompletionStream:
-        """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
-
-        `caller` and `patience` are as in `Submit`. `ended` is called once, as soon as the request's last delta has
-        arrived, whether or not the earlier ones have been read.
-        """
         if self._channel is None:
             raise EngineDead(self._health.reason)
         stream = CompletionStream(next(self._ids), self._abandon, ended)

@@ -12,7 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from model.contract import RunnerInfo
-from service.engine.client import EngineClient
+from service.engine.interface import EngineClient
 from service.engine.messages import STEP_TOKENS, EngineStats
 from service.engine.status import EngineDead
 from service.versions import version_of

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from service.engine.client import EngineClient
+from service.engine.interface import EngineClient
 from service.observability.engine_series import EngineCollector
 from service.observability.process_series import ApiProcessCollector
 

@@ -10,7 +10,7 @@ import msgspec
 
 from service.engine.messages import Failed
 from service.engine.status import EngineStatus
-from service.processes.child import Child, launch
+from service.processes.child import Child, spawn
 from service.processes.keeper import Keeper
 from service.processes.orders import Alive, Drain, FromApi, Setup, line
 from service.processes.restarts import DEFAULT_RESTARTS, RestartPolicy
@@ -70,9 +70,9 @@ class ApiKeeper(Keeper):
             self._process.kill()
 
     @asynccontextmanager
-    async def _launched(self) -> AsyncIterator[Child]:
+    async def _spawned(self) -> AsyncIterator[Child]:
         module = "service.processes.api_process"
-        async with launch(self._name, module, files=[self._setup.listener], output=PIPE) as process:
+        async with spawn(self._name, module, files=[self._setup.listener], output=PIPE) as process:
             process.tell(line(self._setup))
             process.tell(line(self._status))
             if self._leaving.is_set():

@@ -23,16 +23,16 @@ from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
-from service.engine.client import EngineClient
+from service.engine.client import ChannelClient
 from service.engine.messages import Failed
 from service.engine.status import EngineStatus
-from service.launch import prepare
 from service.observability.logs import configure
 from service.observability.metrics import Metrics
 from service.observability.shared_counts import share_counts
 from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
 from service.processes.orphan import end_as_orphan
 from service.processes.shared import Shared
+from service.served_model import read_served_model
 from service.settings import Settings, SettingsError
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     orders = io.FileIO(sys.stdin.fileno(), closefd=False)
     say = _voice()
     setup = msgspec.json.decode(orders.readline(), type=Setup)
-    client = EngineClient()
+    client = ChannelClient()
     try:
         server = build(setup, client, alive=lambda: say(Alive()))
     except (CheckpointError, SettingsError, OSError) as error:
@@ -62,16 +62,16 @@ def main() -> None:
         runner.run(server.serve(sockets=[listener]))
 
 
-def build(setup: Setup, client: EngineClient, alive: Callable[[], None]) -> Server:
+def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> Server:
     """Build the HTTP server. Raises CheckpointError and SettingsError."""
     settings = Settings(**setup.settings)
     configure(settings.log_format, settings.log_level, "api")
     shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
     shared.enter()
-    launch = prepare(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
-    metrics = Metrics(client, launch.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
-    admission = Admission(settings.max_running + settings.max_waiting, Places(shared.places, shared.slot, shared.slots))
-    app = create_app(settings, launch, client, admission, metrics, started=setup.started)
+    served = read_served_model(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
+    metrics = Metrics(client, served.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
+    admission = Admission(settings.max_open, Places(shared.places, shared.slot, shared.slots))
+    app = create_app(settings, served, client, admission, metrics, started=setup.started)
     return Server(app, settings, admission, client, alive)
 
 
@@ -90,7 +90,7 @@ def _voice() -> Callable[[FromApi], None]:
 
 
 def _obey(
-    orders: io.FileIO, loop: asyncio.AbstractEventLoop, client: EngineClient, server: Server, folder: Path
+    orders: io.FileIO, loop: asyncio.AbstractEventLoop, client: ChannelClient, server: Server, folder: Path
 ) -> None:
     """Read orders in a thread of its own and hand them to the event loop; exit at once when the supervisor is gone."""
     for order in orders:

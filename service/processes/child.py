@@ -1,4 +1,4 @@
-"""A child process: its launch, its lifeline, its silence, its certain end. Knows nothing of the child's work.
+"""A child process: its birth, its lifeline, its silence, its certain end. Knows nothing of the child's work.
 
 The lifeline is the child's standard input. It carries messages from this process, and its end means that this process
 is gone, however that came about.
@@ -50,7 +50,7 @@ class Child:
 
 
 @asynccontextmanager
-async def launch(
+async def spawn(
     name: str,
     module: str,
     *arguments: str | bytes,

@@ -1,6 +1,5 @@
 """The configuration of an engine process. The supervisor makes it of the settings, which the engine never loads."""
 
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 
-_RUNNER_SETTINGS = {field.name for field in fields(RunnerConfig)} - {"model"}
-"""Names that settings and a runner's configuration share."""
-
-
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Configuration of an engine process. It travels as JSON on the command line, so it holds no secrets."""
 
@@ -25,14 +20,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     caller_limits: CallerLimits = NO_LIMITS
     log_level: str = "info"
     log_format: LogFormat = "text"
-    loader: str = "model.loading:load_runner"
+    loader: str = "model.loading.load:load_runner"
     """A loader's module:function, from a RunnerConfig to a Runner; imported in the engine process alone."""
 
 
 def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
     """The engine's configuration for the model `source`."""
     return EngineConfig(
-        runner=RunnerConfig(model=str(source.path), **settings.model_dump(include=_RUNNER_SETTINGS)),
+        runner=settings.runner(str(source.path)),
         caller_limits=CallerLimits(
             running=settings.max_running_per_key,
             waiting=settings.max_waiting_per_key,

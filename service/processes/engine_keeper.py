@@ -16,7 +16,7 @@ from service.engine.channel import EngineChannel
 from service.engine.endpoint import short_parent
 from service.engine.messages import Failed, FromEngine, Ready, Report, Shutdown
 from service.engine.status import STARTING, EngineHealth, EngineStatus
-from service.processes.child import Child, launch
+from service.processes.child import Child, spawn
 from service.processes.engine_config import EngineConfig
 from service.processes.keeper import Keeper
 from service.processes.restarts import DEFAULT_RESTARTS, RestartPolicy
@@ -75,7 +75,7 @@ class EngineKeeper(Keeper):
         return reason
 
     @asynccontextmanager
-    async def _launched(self) -> AsyncIterator[Child]:
+    async def _spawned(self) -> AsyncIterator[Child]:
         with ExitStack() as stack:
             temporary = tempfile.TemporaryDirectory(prefix="headlight-", dir=short_parent())
             self._directory = Path(stack.enter_context(temporary))
@@ -85,7 +85,7 @@ class EngineKeeper(Keeper):
                 raise OSError(str(error)) from error
             stack.callback(channel.close)
             arguments = (str(self._directory), msgspec.json.encode(self._config))
-            async with launch(self._name, "service.processes.engine_process", *arguments) as process:
+            async with spawn(self._name, "service.processes.engine_process", *arguments) as process:
                 try:
                     yield process
                 finally:

@@ -36,7 +36,7 @@ class Keeper(ABC):
         """Set when the process is not to be started again."""
 
     @abstractmethod
-    def _launched(self) -> AbstractAsyncContextManager[Child]:
+    def _spawned(self) -> AbstractAsyncContextManager[Child]:
         """Launch the process; leaving the context ends it. Raises OSError if it cannot be started."""
 
     def _told(self, reason: str) -> str:
@@ -70,12 +70,12 @@ class Keeper(ABC):
         return reason
 
     async def _live(self) -> str:
-        """Run one life, from its launch until the process is gone; returns one line on how it ended."""
+        """Run one life, from its start until the process is gone; returns one line on how it ended."""
         self._serves = asyncio.Event()
         self._failure = asyncio.get_running_loop().create_future()
         self._patience = self._timeout_seconds
         try:
-            async with self._launched() as self._process:
+            async with self._spawned() as self._process:
                 try:
                     return self._told(await self._death(self._process))
                 finally:

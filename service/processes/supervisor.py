@@ -17,12 +17,12 @@ from model.checkpoint.source import Source
 from model.contract import ModelLimits
 from service.api.keys import ApiKeys
 from service.engine.status import STARTING, EngineDead, EngineStatus
-from service.launch import locate, served_names
 from service.observability.logs import configure
 from service.processes.api_keeper import ApiDead, ApiKeeper
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
 from service.processes.orders import Setup
+from service.served_model import locate, served_names
 from service.settings import Settings
 
 _BANNER = """

@@ -12,34 +12,33 @@ from typing import Any, Self
 from model.checkpoint.errors import CheckpointError, label
 from service.text.markers import is_unmistakable, template_markers
 from service.text.sandbox import SandboxedTemplate, TemplateError
-from service.text.tokenizer import Tokenizer
+from service.text.tokenizer import VocabularyTokenizer
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["ChatTemplate", "TemplateError"]
+__all__ = ["JinjaTemplate", "TemplateError"]
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 """Characters without a meaning of their own; unused ones stand in for others while a template renders."""
 
 
-class ChatTemplate:
-    """A model's chat template. Threads may share it."""
+class JinjaTemplate:
+    """The `ChatTemplate` that a template in Jinja's language is, for one tokenizer."""
 
-    def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
-        """`named_tokens` are the values of bos_token and its like for the template. Raises TemplateError."""
+    def __init__(self, source: str, tokenizer: VocabularyTokenizer) -> None:
+        """The tokenizer gives the template the values of bos_token and its like. Raises TemplateError."""
         self._template = SandboxedTemplate(source)
-        self._named_tokens = dict(named_tokens)
+        self._tokenizer = tokenizer
         self.variables = self._template.names
-        """Names of the template's variables, including those that it sets itself."""
-        self._characters = frozenset(source).union(*named_tokens.values())
+        self._characters = frozenset(source).union(*tokenizer.named_tokens.values())
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Self | None:
+    def of(cls, tokenizer: VocabularyTokenizer) -> Self | None:
         """The template that came with a tokenizer; None for base models. Raises CheckpointError if it is broken."""
         if tokenizer.chat_template is None:
             return None
         try:
-            template = cls(tokenizer.chat_template, tokenizer.named_tokens)
+            template = cls(tokenizer.chat_template, tokenizer)
         except TemplateError as error:
             raise CheckpointError(f"the chat template cannot be read: {error}") from None
         _warn_of_unknown_markers(tokenizer.chat_template, tokenizer)
@@ -48,33 +47,28 @@ class ChatTemplate:
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tokenizer: Tokenizer,
         *,
         add_generation_prompt: bool,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """The tokens of a conversation of at least one message.
-
-        `add_generation_prompt` opens the assistant's turn; `continue_final_message` leaves the last message open
-        instead. `variables` go to the template by name. Raises TemplateError, and InvalidTextError for lone surrogates.
-        """
         given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None, **(variables or {})}
-        disguise = _Disguise(tokenizer, self._characters.union(*_strings(given)))
+        disguise = _Disguise(self._tokenizer, self._characters.union(*_strings(given)))
         hidden = disguise.put_on(given)
         if continue_final_message:
             hidden["messages"][-1] = _left_open(hidden["messages"][-1], disguise.mark)
-        text = self._template.render({**self._named_tokens, "add_generation_prompt": add_generation_prompt, **hidden})
+        named = self._tokenizer.named_tokens
+        text = self._template.render({**named, "add_generation_prompt": add_generation_prompt, **hidden})
         if continue_final_message:
             text = _cut_at(text, disguise.mark)
-        pieces = tokenizer.split(text)
-        return tokenizer.encode_pieces(
+        pieces = self._tokenizer.split(text)
+        return self._tokenizer.encode_pieces(
             disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces
         )
 
 
-def _warn_of_unknown_markers(source: str, tokenizer: Tokenizer) -> None:
+def _warn_of_unknown_markers(source: str, tokenizer: VocabularyTokenizer) -> None:
     """Warn of markers that the model reads as ordinary words; some models learnt them so, others cannot follow."""
     unknown = sorted(
         marker
@@ -98,7 +92,7 @@ class _Disguise:
     Other values stay as they are, so that templates can search them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, used: frozenset[str]) -> None:
+    def __init__(self, tokenizer: VocabularyTokenizer, used: frozenset[str]) -> None:
         firsts = sorted({text[0] for text in tokenizer.special_texts})
         unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
         stand_ins = list(islice(unused, len(firsts) + 1))

@@ -3,8 +3,8 @@
 import codecs
 from collections.abc import Sequence
 
+from service.text.interface import Tokenizer
 from service.text.stop import StopMatcher
-from service.text.tokenizer import Tokenizer
 
 
 class Detokenizer:

@@ -24,15 +24,15 @@ class InvalidTextError(ValueError):
     """The text is no Unicode text: it holds lone surrogates."""
 
 
-def load_tokenizer(data: TokenizerData) -> "Tokenizer":
+def load_tokenizer(data: TokenizerData) -> "VocabularyTokenizer":
     """Build a checkpoint's tokenizer. Raises CheckpointError if it is broken or of an unsupported kind."""
     if isinstance(data, GgufTokenizer):
-        return Tokenizer(gguf_vocabulary(data))
-    return Tokenizer(huggingface_vocabulary(data))
+        return VocabularyTokenizer(gguf_vocabulary(data))
+    return VocabularyTokenizer(huggingface_vocabulary(data))
 
 
-class Tokenizer:
-    """One model's tokenizer. Immutable once built, so threads may share it."""
+class VocabularyTokenizer:
+    """The `Tokenizer` of one model's vocabulary. Immutable once built, so threads may share it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._backend = vocabulary.backend
@@ -40,13 +40,11 @@ class Tokenizer:
         self._suffix_ids = list(vocabulary.suffix_ids)
         self.bos_token_id = vocabulary.bos_token_id
         self.eos_token_ids = vocabulary.eos_token_ids
-        """All tokens that end a completion."""
         if not self.eos_token_ids:
             logger.warning("the model's files name no token that ends a completion: each runs to its full length")
         self.named_tokens = vocabulary.named_tokens
         self.chat_template = vocabulary.chat_template
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        """One more than the highest id that has a text; the logits may be wider or narrower."""
 
         self._added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, added in self._added.items() if added.special)
@@ -69,12 +67,6 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
-        """The tokens of a whole text.
-
-        `add_special_tokens` frames it as the model expects, usually with a beginning-of-sequence token. With
-        `parse_special`, special tokens written out in the text become those tokens; without it they are plain text.
-        Raises InvalidTextError.
-        """
         ids = self.encode_pieces(self.split(text, parse_special=parse_special))
         return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special_tokens else ids
 
@@ -126,26 +118,18 @@ class Tokenizer:
         ) or any(piece in self._special_ids for piece in self.split(text))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to running text; empty for an id beyond the vocabulary (padded logits)."""
         known = self._bytes.get(token)
         if known is None:
             known = self._bytes[token] = self._spell(token)
         return known
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is structure rather than text."""
         return token in self._special_ids
 
     def special_token(self, text: str) -> int | None:
-        """The special token that a text spells out as a whole, or None."""
         return self._special_by_text.get(text)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
-        """The text of tokens; bytes that are not UTF-8 become U+FFFD.
-
-        A whole text loses the space that SentencePiece put before its first word. With `continuation` the text
-        continues another one, and keeps that space.
-        """
         skipped = self._special_ids if skip_special_tokens else frozenset()
         data = b"".join(self.token_bytes(token) for token in tokens if token not in skipped)
         text = data.decode(errors="replace")

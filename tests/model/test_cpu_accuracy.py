@@ -9,18 +9,18 @@ from torch import Tensor
 from kernels.backend import Backend
 from kernels.cpu.backend import CpuBackend
 from kernels.reference import ReferenceBackend
-from model.cache import make_cache
 from model.checkpoint.source import open_checkpoint
 from model.contract import Chunk, RunnerConfig, SamplingParams
 from model.decoder import Decoder
-from model.families import read_spec
-from model.loading import load_runner
+from model.families.reader import read_spec
+from model.loading.cache import make_cache
+from model.loading.load import load_runner
+from model.loading.weights import load_weights
 from model.runner import batch_layout
-from model.weights import load_weights
 from service.engine.core import EngineCore
 from service.engine.messages import Submit
-from service.text.chat import ChatTemplate
-from service.text.tokenizer import Tokenizer, load_tokenizer
+from service.text.chat import JinjaTemplate
+from service.text.tokenizer import VocabularyTokenizer, load_tokenizer
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -42,7 +42,7 @@ KOREAN = """세종대왕은 조선의 네 번째 임금으로, 1443년에 훈민
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm2: Path) -> Tokenizer:
+def tokenizer(smollm2: Path) -> VocabularyTokenizer:
     return load_tokenizer(open_checkpoint(smollm2).tokenizer)
 
 
@@ -63,7 +63,7 @@ def log_probabilities(model: Path, backend: Backend, texts: list[list[int]]) -> 
     return found
 
 
-def test_probabilities_are_close_to_those_in_float32(smollm2: Path, tokenizer: Tokenizer) -> None:
+def test_probabilities_are_close_to_those_in_float32(smollm2: Path, tokenizer: VocabularyTokenizer) -> None:
     texts = [tokenizer.encode(text, add_special_tokens=True, parse_special=True) for text in (ENGLISH, KOREAN)]
     assert min(map(len, texts)) > 250
     expected = log_probabilities(smollm2, ReferenceBackend(), texts)
@@ -76,12 +76,12 @@ def test_probabilities_are_close_to_those_in_float32(smollm2: Path, tokenizer: T
         assert agreement > 0.98
 
 
-def test_the_capital_of_france_is_paris(smollm2: Path, tokenizer: Tokenizer) -> None:
+def test_the_capital_of_france_is_paris(smollm2: Path, tokenizer: VocabularyTokenizer) -> None:
     """Its likeliest first token leads the next one by no more than 0.08, after which there is no Paris."""
-    template = ChatTemplate.of(tokenizer)
+    template = JinjaTemplate.of(tokenizer)
     assert template is not None
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    text = template.encode(question, tokenizer, add_generation_prompt=True)
+    text = template.encode(question, add_generation_prompt=True)
     (reference,), (logits,) = (
         log_probabilities(smollm2, backend, [text]) for backend in (ReferenceBackend(), CpuBackend(2))
     )

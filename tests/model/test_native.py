@@ -30,8 +30,8 @@ from model.contract import (
 )
 from model.decoder import Decoder
 from model.graphs import CudaCapture, GraphedDecoder
-from model.loading import load_runner
-from model.memory import DeviceMemoryError
+from model.loading.load import load_runner
+from model.loading.memory import DeviceMemoryError
 from model.runner import ModelRunner, batch_layout
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs, empty_cache, make_decoder

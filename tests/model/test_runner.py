@@ -25,7 +25,7 @@ from kernels.gpu.launch import TARGETS
 from kernels.reference import ReferenceBackend
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, SamplingParams, StepPlan, StepResult
 from model.decoder import Decoder
-from model.dummy import dummy_weights
+from model.loading.dummy import dummy_weights
 from model.runner import ModelRunner, batch_layout, make_batch
 from tests.dummies import (
     CPU,

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from model.checkpoint.source import open_checkpoint
 from model.contract import RunnerConfig, SamplingParams
-from model.loading import load_runner
+from model.loading.load import load_runner
 from service.engine.core import EngineCore
 from service.engine.messages import Submit
-from service.text.tokenizer import Tokenizer, load_tokenizer
+from service.text.tokenizer import VocabularyTokenizer, load_tokenizer
 
 PROMPTS = [
     "The capital of France is",
@@ -42,7 +42,7 @@ TIE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm2: Path) -> Tokenizer:
+def tokenizer(smollm2: Path) -> VocabularyTokenizer:
     return load_tokenizer(open_checkpoint(smollm2).tokenizer)
 
 
@@ -70,7 +70,9 @@ def greedy(engine: EngineCore, prompts: list[list[int]]) -> list[list[int]]:
     return list(outputs.values())
 
 
-def test_greedy_tokens_equal_transformers(engine: EngineCore, reference: torch.nn.Module, tokenizer: Tokenizer) -> None:
+def test_greedy_tokens_equal_transformers(
+    engine: EngineCore, reference: torch.nn.Module, tokenizer: VocabularyTokenizer
+) -> None:
     """All prompts in one batch, chunked by the budget; each output is fed to the reference as a whole.
 
     If every token is the reference's choice after those before it, then its own greedy output is the same.
@@ -86,7 +88,7 @@ def test_greedy_tokens_equal_transformers(engine: EngineCore, reference: torch.n
             assert token == top.indices[position, 0] or tied, (text, position, first - second)
 
 
-def test_the_prefix_cache_changes_no_token(engine: EngineCore, tokenizer: Tokenizer) -> None:
+def test_the_prefix_cache_changes_no_token(engine: EngineCore, tokenizer: VocabularyTokenizer) -> None:
     text = "The history of the printing press begins in Mainz, where Johannes Gutenberg around 1440 " * 3
     prompt = tokenizer.encode(text, add_special_tokens=True, parse_special=True)
     fresh = greedy(engine, [prompt])

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from service.cli import _listen, main
+from service.command_error import CommandError
 from service.processes.supervisor import _banner
 from service.settings import load_settings
-from service.terminal import CommandError
 
 
 @pytest.mark.parametrize(

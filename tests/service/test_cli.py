@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,7 +12,7 @@ import pytest
 
 from service import cli
 from tests.byte_tokenizer import save_byte_tokenizer
-from tests.model.test_loading import CONFIG
+from tests.model.loading.test_load import CONFIG
 
 
 def failure(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -52,7 +54,58 @@ def test_what_the_system_refuses(
 
 def test_a_cache_beyond_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In a process of its own, the engine's."""
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    save_byte_tokenizer(tmp_path)
-    flags = ("--load-format", "dummy", "--device", "cpu", "--cache-memory", "1000TB")
-    assert "lower cache_memory" in failure(capfd, "complete", "hi", "--model", str(tmp_path), *flags)
+    flags = (*dummy(tmp_path), "--cache-memory", "1000TB")
+    assert "lower cache_memory" in failure(capfd, "complete", "hi", *flags)
+
+
+def dummy(folder: Path, template: str = "") -> tuple[str, ...]:
+    """The flags of a command for a tiny model, which is put into a folder: random weights, a token for each byte."""
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 256, "eos_token_id": 0}))
+    save_byte_tokenizer(folder)
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    flags = ("--load-format", "dummy", "--device", "cpu", "--backend", "reference", "--cache-memory", "1MB")
+    return ("--model", str(folder), *flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("\udcff",), "surrogate"),
+        (("a\0b",), "NUL"),
+        (("",), "no tokens"),
+        (("hi " * 200,), "leaves no room"),
+        (("hi", "--max-tokens", "100"), "max_tokens of 100"),
+        (("hi", "--max-tokens", "0"), "max_tokens"),
+        (("hi", "--max-tokens", "many"), "max_tokens: should be a valid integer"),
+        (("hi", "--temperature", "3"), "temperature: should be less than or equal to 2"),
+        (("hi", "--temperature", "nan"), "NaN"),
+    ],
+)
+def test_what_a_request_would_be_refused_for(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert words in failure(capfd, "complete", *arguments, *dummy(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "errors", "words"),
+    [
+        (("--system", "\udcff"), b"", "strict", "surrogate"),
+        ((), b"hi\n", "strict", "has no chat template"),
+        ((), b"\xff\n", "strict", "encoding is utf-8"),
+        ((), b"\xff\n", "surrogateescape", "surrogate"),
+        ((), b"hi " * 200, "strict", "leaves no room"),
+    ],
+)
+def test_what_a_chat_would_be_refused_for(
+    arguments: tuple[str, ...], line: bytes, errors: str, words: str, tmp_path: Path
+) -> None:
+    template = "" if "template" in words else "{% for message in messages %}{{ message.content }}{% endfor %}"
+    command = [sys.executable, "-m", "service.cli", "chat", *arguments, *dummy(tmp_path, template)[1:]]
+    environment = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}
+    done = subprocess.run(command, input=line, capture_output=True, env=environment, check=False)
+    assert done.returncode == 1
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith("headlight: ")
+    assert words in said

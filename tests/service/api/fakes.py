@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from fastapi import FastAPI
@@ -22,8 +22,8 @@ from service.api.server import Server
 from service.app import create_app
 from service.engine.messages import Delta, EngineStats, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
-from service.launch import Launch
 from service.observability.metrics import Metrics
+from service.served_model import ServedModel
 from service.settings import Settings, listed
 from service.text.chat import TemplateError
 
@@ -74,8 +74,7 @@ class FakeTemplate:
 
     def encode(
         self,
-        messages: Sequence[dict[str, str]],
-        tokenizer: FakeTokenizer,
+        messages: Sequence[Mapping[str, str]],
         *,
         add_generation_prompt: bool,
         continue_final_message: bool = False,
@@ -90,7 +89,7 @@ class FakeTemplate:
             text = text.removesuffix("|")
         if add_generation_prompt:
             text += "assistant:"
-        return tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+        return FakeTokenizer().encode(text, add_special_tokens=False, parse_special=False)
 
 
 TEMPLATE = FakeTemplate()
@@ -185,9 +184,14 @@ class FakeClient:
         while True:
             for token in self.text if endless else [*self.text, EOS]:
                 count += 1
-                reason = "stop" if token in params.stop_token_ids else "length" if count == params.max_tokens else None
+                reason = self._reason(token, count, params)
                 logprobs = None if params.logprobs is None else [fake_logprobs(token, params.logprobs)]
                 yield Delta(0, [token], logprobs, reason, self.cached_tokens, times=TIMES)
+
+    def _reason(self, token: int, count: int, params: SamplingParams) -> Literal["stop", "length"] | None:
+        if token in params.stop_token_ids:
+            return "stop"
+        return "length" if count == params.max_tokens else None
 
     def stop(self) -> None:
         self.stopped = True
@@ -241,11 +245,11 @@ def build(
     engine = FakeClient()
     with TemporaryDirectory() as folder:
         places = Places(Path(folder) / "places", slot=0, slots=1)
-    admission = Admission(chosen.max_running + chosen.max_waiting, places)
+    admission = Admission(chosen.max_open, places)
     names = listed(chosen.served_model_name) or (MODEL,)
-    launch = Launch(names, FakeTokenizer(), template, sampling)  # type: ignore[arg-type]
-    metrics = Metrics(engine, MODEL)  # type: ignore[arg-type]
-    app = create_app(chosen, launch, engine, admission, metrics, started=0)  # type: ignore[arg-type]
+    served = ServedModel(names, FakeTokenizer(), template, sampling)
+    metrics = Metrics(engine, MODEL)
+    app = create_app(chosen, served, engine, admission, metrics, started=0)
     return app, chosen, engine, admission
 
 
@@ -268,7 +272,7 @@ async def serving(template: FakeTemplate | None = TEMPLATE, **settings: Any) -> 
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = Server(app, chosen, admission, engine, alive=lambda: None)  # type: ignore[arg-type]
+        server = Server(app, chosen, admission, engine, alive=lambda: None)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
             running = Running(http, engine, admission, url, server, task)

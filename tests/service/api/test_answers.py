@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import openai
 import pytest
@@ -11,7 +11,6 @@ from openai import AsyncOpenAI
 from model.contract import TokenLogprobs
 from service.api.completions import LogprobsWriter
 from service.generation import Piece
-from service.text.tokenizer import Tokenizer
 from tests.service.api.fakes import BOS, EOS, HI, MODEL, FakeTokenizer, Running, calling, events, serving
 
 
@@ -174,7 +173,7 @@ async def test_the_chosen_token_is_among_the_likeliest() -> None:
 
 def test_the_chosen_token_keeps_its_value_among_others_of_its_name() -> None:
     """Tokens beyond the vocabulary share the empty name, as a byte token and a letter share theirs."""
-    writer = LogprobsWriter(cast(Tokenizer, FakeTokenizer()), skip_special=True)
+    writer = LogprobsWriter(FakeTokenizer(), skip_special=True)
     for top in ([300, 65, 301, 66], [301, 65, 300, 66], [300, 65, 66]):
         logprobs = TokenLogprobs(-2.5, top, [-0.5 - index for index in range(len(top))])
         [likeliest] = writer.write([Piece("", 301, logprobs, None)]).top_logprobs

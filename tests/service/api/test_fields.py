@@ -10,7 +10,8 @@ import pytest
 from openai.types import chat, completion_create_params
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from service.api.schemas import UNSUPPORTED, Body, ChatBody, CompletionBody, Message, StreamOptions, TextPart
+from service.api.schemas.idle import UNSUPPORTED
+from service.api.schemas.requests import Body, ChatBody, CompletionBody, Message, StreamOptions, TextPart
 from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
 
 SHARED: dict[str, Any] = {

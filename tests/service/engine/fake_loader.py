@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from model.contract import RunnerConfig, StepPlan
+from model.contract import Runner, RunnerConfig, StepPlan
 from tests.service.engine.fakes import FakeRunner, FakeStep
 
 BLOCKS = 256
@@ -45,7 +45,7 @@ class ScriptedRunner(FakeRunner):
         return super().start(plan)
 
 
-def load_runner(config: RunnerConfig) -> ScriptedRunner:
+def load_runner(config: RunnerConfig) -> Runner:
     script = Path(config.model)
     while (order := script.read_text()) == "wait":
         time.sleep(0.005)

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from model.contract import SamplingParams
-from service.engine.client import CompletionStream, EngineClient
+from service.engine.client import ChannelClient, CompletionStream
 from service.engine.messages import Delta
 from service.engine.status import EngineDead
 from service.processes.engine_config import EngineConfig
@@ -32,7 +32,7 @@ ENDLESS = SamplingParams(max_tokens=500)
 AT_ONCE = RestartPolicy(limit=5, backoff_seconds=0.01)
 
 
-class KeptClient(EngineClient):
+class KeptClient(ChannelClient):
     """A client in the process that keeps the engine."""
 
     def __init__(self, config: EngineConfig, **options: Any) -> None:
@@ -284,9 +284,7 @@ async def test_a_failed_first_load_is_final(
     await client.keeper.stop()
 
 
-async def test_an_engine_that_cannot_be_launched_is_final(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_engine_that_cannot_be_spawned_is_final(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     client = KeptClient(config)
     await client.keeper.start()
@@ -355,7 +353,7 @@ async def test_stop_ends_open_streams(client: KeptClient, script: Path) -> None:
     await client.keeper.stop()
 
 
-@pytest.mark.parametrize("moment", ["unstarted", "launching", "loading"])
+@pytest.mark.parametrize("moment", ["unstarted", "spawning", "loading"])
 async def test_stop_at_an_early_moment(config: EngineConfig, script: Path, temporary: Path, moment: str) -> None:
     command(script, "wait")
     client = KeptClient(config, grace_seconds=0.1)
@@ -394,12 +392,12 @@ async def test_a_long_temporary_path(config: EngineConfig, temporary: Path, monk
 PARENT = """
 import asyncio, sys
 import msgspec
-from service.engine.client import EngineClient
+from service.engine.client import ChannelClient
 from service.processes.engine_keeper import EngineKeeper
 from service.processes.engine_config import EngineConfig
 
 async def main():
-    client = EngineClient()
+    client = ChannelClient()
     keeper = EngineKeeper(msgspec.json.decode(sys.argv[1], type=EngineConfig), client.follow)
     await keeper.start()
     await client.ready()

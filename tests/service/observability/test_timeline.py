@@ -30,7 +30,7 @@ def generation(prompt: int = 5, cached: int = 0, times: RequestTimes = RequestTi
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(FakeClient(), "toy")  # type: ignore[arg-type]
+    return Metrics(FakeClient(), "toy")
 
 
 def values(metrics: Metrics) -> dict[str, float]:

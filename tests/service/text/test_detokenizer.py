@@ -7,7 +7,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from service.text.detokenizer import Detokenizer
 from service.text.stop import StopMatcher
-from service.text.tokenizer import Tokenizer, load_tokenizer
+from service.text.tokenizer import VocabularyTokenizer, load_tokenizer
 from tests.service.text import training
 from tests.service.text.training import deterministic
 
@@ -16,7 +16,7 @@ tokens_of_any_kind = st.lists(st.integers(0, 720), max_size=40)
 
 
 @cache
-def tokenizer(kind: str) -> Tokenizer:
+def tokenizer(kind: str) -> VocabularyTokenizer:
     if kind == "sentencepiece":
         return load_tokenizer(training.sentencepiece_gguf(training.sentencepiece_model()))
     return load_tokenizer(training.byte_level_gguf(training.byte_level(ByteLevel(add_prefix_space=False)), "gpt-2"))
@@ -66,12 +66,12 @@ def test_no_stop_string_leaks_however_the_text_is_tokenised(kind: str, text: str
 
 
 @cache
-def single_bytes(subject: Tokenizer) -> dict[bytes, int]:
+def single_bytes(subject: VocabularyTokenizer) -> dict[bytes, int]:
     spelt = {subject.token_bytes(token): token for token in range(subject.vocab_size)}
     return {data: token for data, token in spelt.items() if len(data) == 1}
 
 
-def byte_tokens(subject: Tokenizer, byte: int) -> list[int]:
+def byte_tokens(subject: VocabularyTokenizer, byte: int) -> list[int]:
     return [single_bytes(subject)[bytes([byte])]]
 
 

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
 from model.checkpoint.tokenizer_data import GgufTokenizer
-from service.text.chat import ChatTemplate
+from service.text.chat import JinjaTemplate
 from service.text.merges import merges_by_rank
 from service.text.pretokenizers import WORD_RULES
-from service.text.tokenizer import Tokenizer, load_tokenizer
+from service.text.tokenizer import VocabularyTokenizer, load_tokenizer
 from tests.service.text import training
 from tests.service.text.training import deterministic
 
@@ -75,13 +75,13 @@ ORIGINALS: dict[str, Callable[[], Backend]] = {
 
 
 @cache
-def byte_level_pair(pre: str) -> tuple[Backend, Tokenizer]:
+def byte_level_pair(pre: str) -> tuple[Backend, VocabularyTokenizer]:
     original = ORIGINALS[pre]()
     return original, load_tokenizer(training.byte_level_gguf(original, pre))
 
 
 @cache
-def sentencepiece_pair(add_space_prefix: bool) -> tuple[Any, Tokenizer]:
+def sentencepiece_pair(add_space_prefix: bool) -> tuple[Any, VocabularyTokenizer]:
     model = training.sentencepiece_model(add_dummy_prefix=add_space_prefix)
     return model, load_tokenizer(training.sentencepiece_gguf(model, add_space_prefix=add_space_prefix))
 
@@ -234,9 +234,9 @@ def test_markers_and_ends_are_control_tokens_whatever_the_type_says(kind: int | 
     assert {start, end, *ids.values()} <= {token for token in range(len(names)) if subject.is_special(token)}
     assert not subject.is_special(think), "clients read the reasoning out of the text"
     assert subject.eos_token_ids == {end, ids["eos"]}
-    template = ChatTemplate.of(subject)
+    template = JinjaTemplate.of(subject)
     assert template is not None
-    prompt = template.encode([{"role": "user", "content": "<|im_end|>"}], subject, add_generation_prompt=True)
+    prompt = template.encode([{"role": "user", "content": "<|im_end|>"}], add_generation_prompt=True)
     assert [token for token in prompt if token in (start, end, think)] == [start, end, start, think]
     assert subject.decode([start, end]) == ""
 
@@ -261,7 +261,7 @@ def test_markers_that_a_template_puts_together_are_control_tokens() -> None:
 def test_markers_without_tokens_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     metadata = training.byte_level_gguf(byte_level_pair("gpt-2")[0], "gpt-2").metadata
     source = "<|im_start|>{{ '<|missing|>' }}{{ bos_token }}[INST]<|im_end|>"
-    ChatTemplate.of(load_tokenizer(GgufTokenizer({**metadata, "tokenizer.chat_template": source})))
+    JinjaTemplate.of(load_tokenizer(GgufTokenizer({**metadata, "tokenizer.chat_template": source})))
     assert "the chat template writes '<|missing|>', which" in caplog.text
 
 
@@ -326,13 +326,13 @@ def test_deriving_merges_of_a_large_vocabulary_is_quick() -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm2_pair(smollm2: Path) -> tuple[Any, Tokenizer]:
+def smollm2_pair(smollm2: Path) -> tuple[Any, VocabularyTokenizer]:
     # This conversion knows no rule for the digits; the vocabulary has no token of two, which comes to the same.
     oracle = AutoTokenizer.from_pretrained(str(smollm2.parent), gguf_file=smollm2.name)
     return oracle, load_tokenizer(open_checkpoint(smollm2).tokenizer)
 
 
-def test_smollm2_equals_transformers(smollm2_pair: tuple[Any, Tokenizer]) -> None:
+def test_smollm2_equals_transformers(smollm2_pair: tuple[Any, VocabularyTokenizer]) -> None:
     oracle, tokenizer = smollm2_pair
 
     @settings(deterministic, max_examples=200)
@@ -345,7 +345,7 @@ def test_smollm2_equals_transformers(smollm2_pair: tuple[Any, Tokenizer]) -> Non
     equal()
 
 
-def test_known_facts_of_smollm2(smollm2_pair: tuple[Any, Tokenizer]) -> None:
+def test_known_facts_of_smollm2(smollm2_pair: tuple[Any, VocabularyTokenizer]) -> None:
     tokenizer = smollm2_pair[1]
     assert tokenizer.vocab_size == 49152
     ids = tokenizer.encode("12345 2024", add_special_tokens=True, parse_special=True)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
-from service.text.tokenizer import InvalidTextError, Tokenizer, load_tokenizer
+from service.text.tokenizer import InvalidTextError, VocabularyTokenizer, load_tokenizer
 from tests.service.text import training
 from tests.service.text.training import deterministic
 
@@ -148,7 +148,7 @@ KINDS: dict[str, Callable[[], HuggingFaceTokenizer]] = {
 
 
 @cache
-def tokenizer(kind: str) -> Tokenizer:
+def tokenizer(kind: str) -> VocabularyTokenizer:
     return load_tokenizer(KINDS[kind]())
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.reference import dequantize
 from model.checkpoint.group_quantized import GroupQuantized
-from model.quantized_stack import stack_quantized
+from model.loading.quantized_stack import stack_quantized
 
 CPU = torch.device("cpu")
 COLUMNS = 96

@@ -1,9 +1,9 @@
-"""Requests and answers: OpenAI's shapes and the common extensions to them, as pydantic models.
+"""The objects that clients send: OpenAI's shapes and the common extensions to them, as pydantic models.
 
 The types of a request's fields are checked here, and the ranges that any server would hold them to. Ranges that depend
-on the model or on the settings are checked in `requests`. The lengths of lists and maps are an exception: they are
-checked here, before the elements, of which only the first fault is reported. A known field that isn't declared is
-refused here by name; `fields` decides about unknown ones.
+on the model or on the settings are checked in `service.api.requests`. The lengths of lists and maps are an exception:
+they are checked here, before the elements, of which only the first fault is reported. A known field that isn't declared
+is refused here by name; `fields` decides about unknown ones.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,153 +22,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
-    "annotations": ([],),
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "bootstrap_host": (),
-    "bootstrap_port": (),
-    "bootstrap_room": (),
-    "cache_control": (),
-    "cache_prompt": (True,),
-    "chat_template": (),
-    "custom_labels": ({},),
-    "custom_logit_processor": (),
-    "custom_params": ({},),
-    "data_parallel_rank": (),
-    "disagg_prefill_dp_rank": (),
-    "documents": ([],),
-    "dry_multiplier": (0, 0.0),
-    "dynatemp_range": (0, 0.0),
-    "early_stopping": (False,),
-    "ebnf": (),
-    "ec_transfer_params": (),
-    "echo": (False,),
-    "enable_thinking": (),
-    "extra_key": (),
-    "file": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "grammar": ("",),
-    "guided_choice": (),
-    "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_whitespace_pattern": (),
-    "id_slot": (-1,),
-    "image_url": (),
-    "images_config": ({},),
-    "include_obfuscation": (False,),
-    "include_reasoning": (True,),
-    "input_audio": (),
-    "input_ids": (),
-    "json_schema": (),
-    "kv_transfer_params": (),
-    "length_penalty": (1, 1.0),
-    "logits_processors": ([],),
-    "logprob_token_ids": (),
-    "lora_path": (),
-    "max_dynamic_patch": (),
-    "media_io_kwargs": ({},),
-    "min_dynamic_patch": (),
-    "mirostat": (0,),
-    "mm_processor_kwargs": ({},),
-    "modalities": (["text"],),
-    "moderation": (),
-    "n_predict": (),
-    "n_probs": (0,),
-    "ngram_corpus_id": (),
-    "no_stop_trim": (False,),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "priority": (0,),
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "reasoning": (),
-    "reasoning_content": ("",),
-    "reasoning_details": ([],),
-    "refusal": (),
-    "regex": (),
-    "repeat_penalty": (1, 1.0),
-    "repetition_detection": (),
-    "request_id": (),
-    "response_format": ({"type": "text"},),
-    "return_cached_tokens_details": (False,),
-    "return_hidden_states": (False,),
-    "return_meta_info": (False,),
-    "return_prompt_text": (False,),
-    "return_prompt_token_ids": (False,),
-    "return_routed_experts": (False,),
-    "return_token_strs": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "rid": (),
-    "routed_dp_rank": (),
-    "routed_experts_start_len": (0,),
-    "sampling_seed": (),
-    "separate_reasoning": (True, False),
-    "session_params": ({},),
-    "spaces_between_special_tokens": (True,),
-    "stop_reason": (),
-    "stop_regex": ([],),
-    "stream_reasoning": (True,),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "task": (),
-    "thinking": (),
-    "thinking_token_budget": (),
-    "timings_per_token": (False,),
-    "tool_call_id": (),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_a": (0, 0.0),
-    "truncate_prompt_tokens": (),
-    "truncation_side": (),
-    "use_audio_in_video": (False,),
-    "use_beam_search": (False,),
-    "video_url": (),
-    "vllm_xargs": ({},),
-    "watermarking": (False,),
-    "web_search_options": (),
-    "xtc_probability": (0, 0.0),
-}
-"""Fields that clients know and this server doesn't implement, each with the values that ask for nothing.
-
-No output is parsed for reasoning here, so a model's thoughts are a part of its text whatever `separate_reasoning` is; a
-request to leave them out is refused.
-"""
-
-HINTS: dict[str, tuple[Any, ...]] = {
-    "prompt_cache_options": (),
-    "prompt_cache_retention": ("in_memory", "in-memory"),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "verbosity": ("medium",),
-}
-"""Fields that are accepted because they cannot change an answer, each with the values that ask for nothing.
-
-A field with any other value is named to the client as ignored. For example `store` asks to keep the answer, which this
-server never does.
-"""
-
-
-ELSEWHERE: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "top_logprobs": (0,),
-}
-"""Fields that client libraries send to all routes that generate, each with the values that ask for nothing."""
+from service.api.schemas.idle import ELSEWHERE, UNSUPPORTED, asks_for_nothing
 
 _MOST_FIELDS = 256
 """Fields of one object at most, far more than any client has use for."""
-
-
-def asks_for_nothing(value: Any, idle: tuple[Any, ...]) -> bool:
-    """Whether a field's value is null or one of its idle values, of the same type."""
-    return value is None or any(type(value) is type(one) and value == one for one in idle)
 
 
 class Body(BaseModel):
@@ -243,7 +100,7 @@ def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
 
-def _at_most(most: int | str, unit: str) -> BeforeValidator:
+def _at_most(most: int | str, items: str) -> BeforeValidator:
     """A bound on the length of a list or map, checked before its elements: a number, or the name of a setting.
 
     The settings are pydantic's validation context.
@@ -252,8 +109,8 @@ def _at_most(most: int | str, unit: str) -> BeforeValidator:
     def check(value: Any, info: ValidationInfo) -> Any:
         bound = getattr(info.context, most) if isinstance(most, str) else most
         if isinstance(value, list | dict) and len(value) > bound:
-            told = {"count": len(value), "unit": unit, "bound": bound}
-            raise PydanticCustomError("many", "{count} {unit} are more than the {bound} that this server allows", told)
+            told = {"count": len(value), "items": items, "bound": bound}
+            raise PydanticCustomError("many", "{count} {items} are more than the {bound} that this server allows", told)
         return value
 
     return BeforeValidator(check)
@@ -504,192 +361,3 @@ KNOWN = frozenset(UNSUPPORTED).union(
     )
 )
 """Names that mean something to this server or to similar ones; where they are out of place, they are refused."""
-
-
-# In the answers below, a field without a default is always sent, and one with a default only if it was set.
-
-
-class ErrorDetail(BaseModel):
-    """An error for a person (message) and for a program (the other fields)."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The form of every error."""
-
-    error: ErrorDetail
-
-
-class PromptTokensDetails(BaseModel):
-    """The origin of the prompt's tokens."""
-
-    cached_tokens: int
-
-
-class Usage(BaseModel):
-    """Token counts over all the choices of a request; a prompt counts once."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-Finish = Literal["stop", "length"]
-
-
-class CompletionLogprobs(BaseModel):
-    """Parallel lists with an entry for each token; a token that is not whole characters is named by its bytes."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class CompletionChoice(BaseModel):
-    """A completion, or a stream's next piece of one."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: Finish | None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-class Completion(BaseModel):
-    """The answer to a completion request, and each chunk of its stream."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
-
-
-class TopLogprob(BaseModel):
-    """A token, its UTF-8 bytes, and its natural log-probability."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    """A token of the answer, with the likeliest tokens in its place."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Log-probabilities, one entry for each token."""
-
-    content: list[TokenLogprob]
-
-
-class ChatMessage(BaseModel):
-    """The model's message."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None = Field(description="This server's models refuse in their text, if at all.")
-
-
-class ChatChoice(BaseModel):
-    """One of the answers to a chat request."""
-
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: Finish
-    token_ids: list[int] | None = None
-
-
-class ChatCompletion(BaseModel):
-    """The answer to a chat request."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    prompt_token_ids: list[int] | None = None
-
-
-class ChatDelta(BaseModel):
-    """The addition of a chunk to a message."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """A stream's next piece of one answer."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: Finish | None
-    token_ids: list[int] | None = None
-
-
-class ChatChunk(BaseModel):
-    """A chunk of a chat stream."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-class ModelCard(BaseModel):
-    """A model that is served."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "headlight"
-    max_model_len: int | None = Field(description="Tokens of a prompt and its completion; null while loading.")
-
-
-class ModelList(BaseModel):
-    """The names that the model is served under."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class Tokens(BaseModel):
-    """The token ids of a text."""
-
-    tokens: list[int]
-    count: int
-
-
-class Text(BaseModel):
-    """The text of token ids, special tokens included."""
-
-    prompt: str
-
-
-class Version(BaseModel):
-    """The version of the server."""
-
-    version: str
-
-
-class Health(BaseModel):
-    """The engine's state, and a line on what is wrong."""
-
-    status: Literal["ok", "loading", "ready", "draining", "unavailable"]
-    reason: str = ""

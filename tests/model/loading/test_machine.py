@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model.machine import available_memory, usable_cores
+from model.loading.machine import available_memory, usable_cores
 
 NOWHERE = Path("/nonexistent")
 

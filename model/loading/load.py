@@ -7,21 +7,21 @@ import torch
 
 from kernels.backend import Backend, KVCache, RecordingBackend
 from kernels.load import load_backend
-from model.cache import block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
-from model.calibration import calibrate, set_scales
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
 from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
 from model.decoder import Decoder
-from model.device import choose_device
-from model.dummy import dummy_weights
-from model.families import read_spec
+from model.families.reader import read_spec
 from model.graphs import CudaCapture, GraphedDecoder, buckets
-from model.machine import available_memory, usable_cores
-from model.memory import Probe, fitting, largest_step, measure
+from model.loading.cache import block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
+from model.loading.calibration import calibrate, set_scales
+from model.loading.device import choose_device
+from model.loading.dummy import dummy_weights
+from model.loading.machine import available_memory, usable_cores
+from model.loading.memory import Probe, fitting, largest_step, measure
+from model.loading.weights import load_weights
 from model.recorded import RecordedDecoder
 from model.runner import ModelRunner
-from model.weights import load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FP8 = torch.float8_e4m3fn

@@ -13,8 +13,9 @@ from kernels.backend import Backend, QuantizedWeight
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.families import read_spec
-from model.weights import DecoderWeights, load_weights
+from model.families.reader import read_spec
+from model.loading.weights import load_weights
+from model.weights import DecoderWeights
 from tests.tiny import CPU, TINY_MODELS, QuantizedBackend, TinyDecoder, random_tokens, save
 from tests.tiny_packed import PACKINGS, save_packed
 

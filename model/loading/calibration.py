@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from kernels.backend import KVCache
-from model.cache import make_cache
 from model.contract import Chunk
 from model.decoder import Decoder
+from model.loading.cache import make_cache
 from model.runner import batch_layout
 
-TOKENS = 256
+MEASURED_TOKENS = 256
 SEQUENCES = 4
 """Number of sequences among which the tokens are divided: the first tokens of a sequence have keys unlike any others,
 so several beginnings are measured."""
@@ -36,7 +36,7 @@ def calibrate(decoder: Decoder, block_size: int) -> Tensor:
     the same at every call.
     """
     spec, device = decoder.spec, decoder.weights.device
-    length = min(TOKENS // SEQUENCES, spec.max_context)
+    length = min(MEASURED_TOKENS // SEQUENCES, spec.max_context)
     each = -(-length // block_size)
     blocks = SEQUENCES * each
     cache = make_cache(spec, blocks=blocks, block_size=block_size, dtype=decoder.weights.dtype, device=device)

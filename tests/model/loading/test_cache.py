@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.cache import CacheSizeError, DeviceMemory, block_bytes, blocks_within, cache_bytes_left, useful_blocks
+from model.loading.cache import (
+    CacheSizeError,
+    DeviceMemory,
+    block_bytes,
+    blocks_within,
+    cache_bytes_left,
+    useful_blocks,
+)
 from model.spec import DecoderSpec, LayerSpec
 from tests.dummies import empty_cache, make_decoder
 

@@ -1,4 +1,4 @@
-"""The paged KV cache and its size, in bytes and blocks. How free memory is measured stands in `model.memory`."""
+"""The paged KV cache and its size, in bytes and blocks. Free memory is measured in `memory`."""
 
 from dataclasses import dataclass
 

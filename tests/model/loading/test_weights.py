@@ -17,8 +17,9 @@ from kernels.reference import ReferenceBackend
 from model.checkpoint.checkpoint import Checkpoint, RawTensor
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.families import read_spec
-from model.weights import DecoderWeights, load_weights
+from model.families.reader import read_spec
+from model.loading.weights import load_weights
+from model.weights import DecoderWeights
 from tests.tiny import CPU, TINY_MODELS, MemoryCheckpoint, TinyDecoder, random_tokens, reference_logits, save
 
 
@@ -79,7 +80,7 @@ def test_a_tie_is_what_transformers_makes_of_it(
     rename(tmp_path, change)
     tokens = random_tokens(9)
     ours = TinyDecoder(open_checkpoint(tmp_path)).step({0: tokens})[0]
-    lines = [record.getMessage() for record in caplog.records if record.name == "model.weights"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "model.loading.weights"]
     assert [("lm_head.weight is not the embedding" in line) for line in lines] == [True] * warnings
     model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     torch.testing.assert_close(ours, reference_logits(model, tokens), atol=1e-4, rtol=0)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
-from model.families import FAMILIES, read_spec
-from model.weights import load_weights
+from model.families.reader import read_spec
+from model.families.table import FAMILIES
+from model.loading.weights import load_weights
 from tests.tiny import CPU, LONGROPE, TINY_MODELS, MemoryCheckpoint, save
 
 Checkpoints = Callable[[str], MemoryCheckpoint]

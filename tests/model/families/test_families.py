@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.load import load_backend
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.source import open_checkpoint
-from model.families import read_spec
+from model.families.reader import read_spec
 from model.spec import LinearScaling, RopeSpec
 from tests.tiny import CPU, TINY_MODELS, TinyDecoder, random_tokens, reference_logits, save
 

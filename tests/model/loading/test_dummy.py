@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kernels.load import load_backend
 from model.contract import Chunk
-from model.dummy import dummy_weights
-from model.families import read_spec
+from model.families.reader import read_spec
+from model.loading.dummy import dummy_weights
+from model.loading.weights import load_weights
 from model.runner import batch_layout
 from model.spec import DecoderSpec
-from model.weights import load_weights
 from tests.dummies import CPU, LEARNED, SCALED, SMALL, empty_cache, make_decoder
 from tests.tiny import TINY_MODELS, save
 

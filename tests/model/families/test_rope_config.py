@@ -11,7 +11,7 @@ import transformers
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.families import read_spec
+from model.families.reader import read_spec
 from model.spec import FactorsScaling, LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 from tests.tiny import (
     LINEAR,

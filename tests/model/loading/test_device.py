@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels.reference import ReferenceBackend
-from model.device import choose_device
-from model.loading import _step_threads
+from model.loading.device import choose_device
+from model.loading.load import _step_threads
 
 
 @dataclass

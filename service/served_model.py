@@ -10,8 +10,9 @@ from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
 from service.settings import Settings, listed
-from service.text.chat import ChatTemplate
-from service.text.tokenizer import Tokenizer, load_tokenizer
+from service.text.chat import JinjaTemplate
+from service.text.interface import ChatTemplate, Tokenizer
+from service.text.tokenizer import load_tokenizer
 
 MOST_SHOWN = 20
 """Number of recommendations that one log line shows at most."""
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class ServedModel:
     """A model on this machine, without its weights: all that turning text into tokens and back needs."""
 
     model_names: tuple[str, ...]
@@ -54,14 +55,14 @@ def locate(settings: Settings) -> Source:
     return source
 
 
-def prepare(settings: Settings, source: Source) -> Launch:
+def read_served_model(settings: Settings, source: Source) -> ServedModel:
     """Read the model's tokenizer and template. Raises CheckpointError with one line that says what is wrong."""
     checkpoint = open_checkpoint(source.path, weights=settings.load_format != "dummy")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    return Launch(
+    return ServedModel(
         model_names=served_names(settings, source),
         tokenizer=tokenizer,
-        template=ChatTemplate.of(tokenizer),
+        template=JinjaTemplate.of(tokenizer),
         sampling=_sampling(settings, source, checkpoint),
     )
 

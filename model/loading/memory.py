@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
-from model.cache import DeviceMemory
 from model.contract import Chunk, Draw, ModelLimits, SamplingParams, StepPlan
-from model.machine import available_memory
+from model.loading.cache import DeviceMemory
+from model.loading.machine import available_memory
 
 Probe = Callable[[torch.device, Callable[[], object]], DeviceMemory]
 """Runs a step on a device and measures the memory in use afterwards."""

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from kernels.backend import Backend
 from model.checkpoint.group_quantized import GroupQuantized
-from model.families import FAMILIES
+from model.families.table import FAMILIES
+from model.loading.weights import assemble_weights
 from model.spec import DecoderSpec
-from model.weights import DecoderWeights, assemble_weights
+from model.weights import DecoderWeights
 
 SPREAD = 0.02
 """Standard deviation of norms about 1 and of biases about 0."""
@@ -29,7 +30,7 @@ def dummy_weights(spec: DecoderSpec, backend: Backend, dtype: torch.dtype, devic
 
 @dataclass(frozen=True, slots=True)
 class _RandomReader:
-    """`model.tensor_reader.TensorReader` that has a random tensor for every name and shape."""
+    """`model.loading.tensor_reader.TensorReader` that has a random tensor for every name and shape."""
 
     device: torch.device
     dtype: torch.dtype

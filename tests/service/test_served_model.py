@@ -8,8 +8,8 @@ import pytest
 
 from model.checkpoint.sampling_defaults import NEUTRAL
 from model.contract import RunnerConfig
-from service.launch import locate, prepare
 from service.processes.engine_config import engine_config
+from service.served_model import locate, read_served_model
 from service.settings import Settings
 from tests.byte_tokenizer import save_byte_tokenizer
 
@@ -53,11 +53,11 @@ def test_recommendations_are_applied_or_named_once_and_neutral_turns_all_off(
     recommended = {"repetition_penalty": 1.25, "do_sample": False, "typical_p": 0.5, "num_beams": 3, "new_key": 1}
     (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
     settings = Settings(model=str(tmp_path), load_format="dummy")
-    launch = prepare(settings, locate(settings))
-    assert (launch.sampling.repetition_penalty, launch.sampling.temperature) == (1.25, 0)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.launch"]
+    served = read_served_model(settings, locate(settings))
+    assert (served.sampling.repetition_penalty, served.sampling.temperature) == (1.25, 0)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.served_model"]
     assert line.endswith("typical_p=0.5, num_beams=3, new_key=1")
     caplog.clear()
     neutral = settings.model_copy(update={"sampling_defaults": "neutral"})
-    assert prepare(neutral, locate(neutral)).sampling == NEUTRAL
-    assert [record for record in caplog.records if record.name == "service.launch"] == []
+    assert read_served_model(neutral, locate(neutral)).sampling == NEUTRAL
+    assert [record for record in caplog.records if record.name == "service.served_model"] == []

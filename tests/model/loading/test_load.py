@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from kernels.cpu import target
-from model import loading
-from model.cache import CacheSizeError
 from model.checkpoint.errors import CheckpointError
 from model.contract import Chunk, RunnerConfig, StepPlan
-from model.loading import load_runner
-from model.machine import available_memory
-from model.memory import DeviceMemoryError
+from model.loading import load
+from model.loading.cache import CacheSizeError
+from model.loading.load import load_runner
+from model.loading.machine import available_memory
+from model.loading.memory import DeviceMemoryError
 from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs
 from tests.tiny import LLAMA_LIKE, LONGROPE, YARN
 
@@ -84,12 +84,12 @@ def test_on_a_cpu_float32_is_for_compiled_kernels_and_the_rest_for_the_reference
 
 
 def test_without_numba_the_server_can_be_imported() -> None:
-    code = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None; import model.loading, service.cli"
+    code = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None; import model.loading.load, service.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_kernels_are_compiled_where_nothing_can_be_kept(dummy: RunnerConfig) -> None:
-    code = "from model.loading import load_runner, RunnerConfig\n"
+    code = "from model.loading.load import load_runner, RunnerConfig\n"
     code += f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))"
     environment = {**os.environ, "HOME": os.devnull, "NUMBA_CACHE_DIR": ""}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
@@ -151,7 +151,7 @@ def test_memory_that_runs_out_anywhere_is_one_line(
     def exhausted(*_: object, **__: object) -> None:
         torch.empty(2**50)
 
-    monkeypatch.setattr(loading, part, exhausted)
+    monkeypatch.setattr(load, part, exhausted)
     with pytest.raises(DeviceMemoryError, match=r"did not fit into the .* GiB that were free on cpu"):
         load_runner(replace(dummy, cache_dtype="fp8"))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model.checkpoint.checkpoint import RawTensor
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.families import read_spec
+from model.families.reader import read_spec
 from tests.tiny import TINY_MODELS, MemoryCheckpoint, TinyDecoder, TinyModel, random_tokens, reference_logits
 from tests.tiny_gguf import write_gguf
 

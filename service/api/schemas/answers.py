@@ -1,0 +1,194 @@
+"""The objects that clients get: OpenAI's shapes and the common extensions to them, as pydantic models.
+
+A field without a default is always sent, and one with a default only if it was set.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class ErrorDetail(BaseModel):
+    """An error for a person (message) and for a program (the other fields)."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The form of every error."""
+
+    error: ErrorDetail
+
+
+class PromptTokensDetails(BaseModel):
+    """The origin of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Token counts over all the choices of a request; a prompt counts once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+Finish = Literal["stop", "length"]
+
+
+class CompletionLogprobs(BaseModel):
+    """Parallel lists with an entry for each token; a token that is not whole characters is named by its bytes."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """A completion, or a stream's next piece of one."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Finish | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Completion(BaseModel):
+    """The answer to a completion request, and each chunk of its stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(BaseModel):
+    """A token, its UTF-8 bytes, and its natural log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, with the likeliest tokens in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities, one entry for each token."""
+
+    content: list[TokenLogprob]
+
+
+class ChatMessage(BaseModel):
+    """The model's message."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = Field(description="This server's models refuse in their text, if at all.")
+
+
+class ChatChoice(BaseModel):
+    """One of the answers to a chat request."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(BaseModel):
+    """The answer to a chat request."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class ChatDelta(BaseModel):
+    """The addition of a chunk to a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """A stream's next piece of one answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish | None
+    token_ids: list[int] | None = None
+
+
+class ChatChunk(BaseModel):
+    """A chunk of a chat stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "headlight"
+    max_model_len: int | None = Field(description="Tokens of a prompt and its completion; null while loading.")
+
+
+class ModelList(BaseModel):
+    """The names that the model is served under."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Tokens(BaseModel):
+    """The token ids of a text."""
+
+    tokens: list[int]
+    count: int
+
+
+class Text(BaseModel):
+    """The text of token ids, special tokens included."""
+
+    prompt: str
+
+
+class Version(BaseModel):
+    """The version of the server."""
+
+    version: str
+
+
+class Health(BaseModel):
+    """The engine's state, and a line on what is wrong."""
+
+    status: Literal["ok", "loading", "ready", "draining", "unavailable"]
+    reason: str = ""

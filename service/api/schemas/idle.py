@@ -1,0 +1,147 @@
+"""Fields without an effect on this server, each with the values at which it asks for nothing."""
+
+from typing import Any
+
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
+    "annotations": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "bootstrap_host": (),
+    "bootstrap_port": (),
+    "bootstrap_room": (),
+    "cache_control": (),
+    "cache_prompt": (True,),
+    "chat_template": (),
+    "custom_labels": ({},),
+    "custom_logit_processor": (),
+    "custom_params": ({},),
+    "data_parallel_rank": (),
+    "disagg_prefill_dp_rank": (),
+    "documents": ([],),
+    "dry_multiplier": (0, 0.0),
+    "dynatemp_range": (0, 0.0),
+    "early_stopping": (False,),
+    "ebnf": (),
+    "ec_transfer_params": (),
+    "echo": (False,),
+    "enable_thinking": (),
+    "extra_key": (),
+    "file": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "id_slot": (-1,),
+    "image_url": (),
+    "images_config": ({},),
+    "include_obfuscation": (False,),
+    "include_reasoning": (True,),
+    "input_audio": (),
+    "input_ids": (),
+    "json_schema": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "logprob_token_ids": (),
+    "lora_path": (),
+    "max_dynamic_patch": (),
+    "media_io_kwargs": ({},),
+    "min_dynamic_patch": (),
+    "mirostat": (0,),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n_predict": (),
+    "n_probs": (0,),
+    "ngram_corpus_id": (),
+    "no_stop_trim": (False,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "reasoning": (),
+    "reasoning_content": ("",),
+    "reasoning_details": ([],),
+    "refusal": (),
+    "regex": (),
+    "repeat_penalty": (1, 1.0),
+    "repetition_detection": (),
+    "request_id": (),
+    "response_format": ({"type": "text"},),
+    "return_cached_tokens_details": (False,),
+    "return_hidden_states": (False,),
+    "return_meta_info": (False,),
+    "return_prompt_text": (False,),
+    "return_prompt_token_ids": (False,),
+    "return_routed_experts": (False,),
+    "return_token_strs": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "rid": (),
+    "routed_dp_rank": (),
+    "routed_experts_start_len": (0,),
+    "sampling_seed": (),
+    "separate_reasoning": (True, False),
+    "session_params": ({},),
+    "spaces_between_special_tokens": (True,),
+    "stop_reason": (),
+    "stop_regex": ([],),
+    "stream_reasoning": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "task": (),
+    "thinking": (),
+    "thinking_token_budget": (),
+    "timings_per_token": (False,),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_a": (0, 0.0),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_audio_in_video": (False,),
+    "use_beam_search": (False,),
+    "video_url": (),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
+    "web_search_options": (),
+    "xtc_probability": (0, 0.0),
+}
+"""Fields that clients know and this server doesn't implement, each with the values that ask for nothing.
+
+No output is parsed for reasoning here, so a model's thoughts are a part of its text whatever `separate_reasoning` is; a
+request to leave them out is refused.
+"""
+
+HINTS: dict[str, tuple[Any, ...]] = {
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": ("medium",),
+}
+"""Fields that are accepted because they cannot change an answer, each with the values that ask for nothing.
+
+A field with any other value is named to the client as ignored. For example `store` asks to keep the answer, which this
+server never does.
+"""
+
+ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "top_logprobs": (0,),
+}
+"""Fields that client libraries send to all routes that generate, each with the values that ask for nothing."""
+
+
+def asks_for_nothing(value: Any, idle: tuple[Any, ...]) -> bool:
+    """Whether a field's value is null or one of its idle values, of the same type."""
+    return value is None or any(type(value) is type(one) and value == one for one in idle)

@@ -1,0 +1,65 @@
+"""A model's tokenizer and chat template as their users see them. The tests' stand-ins have these interfaces too."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back. Threads may share it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id that has a text; the logits may be wider or narrower."""
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    @property
+    def eos_token_ids(self) -> Collection[int]:
+        """All tokens that end a completion."""
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
+        """The tokens of a whole text.
+
+        `add_special_tokens` frames it as the model expects, usually with a beginning-of-sequence token. With
+        `parse_special`, special tokens written out in the text become those tokens; without it they are plain text.
+        Raises InvalidTextError.
+        """
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
+        """The text of tokens; bytes that are not UTF-8 become U+FFFD.
+
+        A whole text loses the space that SentencePiece put before its first word. With `continuation` the text
+        continues another one, and keeps that space.
+        """
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to running text; empty for an id beyond the vocabulary (padded logits)."""
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is structure rather than text."""
+
+    def special_token(self, text: str) -> int | None:
+        """The special token that a text spells out as a whole, or None."""
+
+
+class ChatTemplate(Protocol):
+    """A conversation to tokens, for the model whose template it is. Threads may share it."""
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names of the template's variables, including those that it sets itself."""
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens of a conversation of at least one message.
+
+        `add_generation_prompt` opens the assistant's turn; `continue_final_message` leaves the last message open
+        instead. `variables` go to the template by name. Raises TemplateError, and InvalidTextError for lone surrogates.
+        """
