@@ -280,9 +280,6 @@ def _job(
     top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
-    stop = _stop_strings(body)
-    # A stop string that is one special token also stops the engine itself. Text matching stays: words may spell it too.
-    spelt = [token for text in stop if (token := context.tokenizer.special_token(text)) is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -298,7 +295,7 @@ def _job(
             params=SamplingParams(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=drawable((*end_tokens, *body.stop_token_ids, *spelt), limits),
+                stop_token_ids=drawable((*end_tokens, *body.stop_token_ids), limits),
                 temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, defaults.top_p),
@@ -311,7 +308,7 @@ def _job(
                 logit_bias=bias,
                 logprobs=logprobs,
             ),
-            stop=stop,
+            stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
             cache_salt=_cache_salt(body, context, envelope.caller),

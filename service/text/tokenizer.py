@@ -50,8 +50,7 @@ class Tokenizer:
 
         self._added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, added in self._added.items() if added.special)
-        self._special_by_text = {self._added[token].content: token for token in self._special_ids}
-        self.special_texts = frozenset(self._special_by_text)
+        self.special_texts = frozenset(self._added[token].content for token in self._special_ids) - {""}
         self._special_beginnings = frozenset(
             text[:length] for text in self.special_texts for length in range(1, len(text))
         )
@@ -123,7 +122,11 @@ class Tokenizer:
         end = text.rstrip()
         return any(
             end[-length:] in self._special_beginnings for length in range(1, min(len(end), self._longest_beginning) + 1)
-        ) or any(piece in self._special_ids for piece in self.split(text))
+        ) or self.spells_special(text)
+
+    def spells_special(self, text: str) -> bool:
+        """Whether a text contains a special token written out. Raises InvalidTextError."""
+        return any(piece in self._special_ids for piece in self.split(text))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token adds to running text; empty for an id beyond the vocabulary (padded logits)."""
@@ -136,9 +139,9 @@ class Tokenizer:
         """Whether a token is structure rather than text."""
         return token in self._special_ids
 
-    def special_token(self, text: str) -> int | None:
-        """The special token that a text spells out as a whole, or None."""
-        return self._special_by_text.get(text)
+    def special_text(self, token: int) -> str | None:
+        """How a special token is spelt, or None for any other token."""
+        return self._added[token].content if token in self._special_ids else None
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         """The text of tokens; bytes that are not UTF-8 become U+FFFD.

@@ -120,7 +120,7 @@ async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: A
         ("repetition_penalty", 1.1, 1.1),
         ("logit_bias", {"5": 100, "0": -100}, ((5, 100.0), (0, -100.0))),
         ("stop_token_ids", [3, EOS, 3], (EOS, 3)),
-        ("stop", ["x", "<s>"], (EOS, BOS)),
+        ("stop", ["x", "<s>"], (EOS,)),
         ("ignore_eos", True, ()),
         ("ignore_eos", False, (EOS,)),
         ("max_tokens", 9, 9),
