@@ -251,8 +251,6 @@ def _check_shared(body: GenerationBody, context: Context, record: RequestRecord)
     if "" in stop:
         raise _refusal("stop", "has an empty string")
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
-    if stop and body.min_tokens:
-        raise _refusal("min_tokens", "is not supported together with stop")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
 
 

@@ -344,7 +344,7 @@ class GenerationBody(Labels):
         0,
         ge=0,
         le=2**31 - 1,
-        description="Tokens before which no stop token is drawn; not with stop.",
+        description="Tokens before which no stop token is drawn and no stop string is looked for.",
     )
     temperature: float | None = Field(
         None,

@@ -217,7 +217,6 @@ REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 255}, "max_tokens"),
     ({"min_tokens": 17, "max_tokens": 16}, "min_tokens"),
-    ({"min_tokens": 1, "stop": "x"}, "min_tokens"),
     ({"n": 0}, "n"),
     ({"n": 9}, "n"),
     ({"n": 10**9}, "n"),
