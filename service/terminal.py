@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from model.contract import SamplingParams
 from service.engine.client import EngineClient
 from service.generation import Generation, GenerationRequest, drawable
-from service.launch import Launch, locate, prepare
+from service.launch import Launch, check_ends, locate, prepare
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
 from service.settings import Settings
@@ -58,6 +58,7 @@ async def _running(settings: Settings) -> AsyncIterator[tuple[Launch, EngineClie
     await keeper.start()
     try:
         await client.ready()
+        check_ends(launch, client.limits)
         yield launch, client
     finally:
         await keeper.stop()
