@@ -83,7 +83,13 @@ class Generation:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.times = RequestTimes()
-        self._detokenizer = Detokenizer(tokenizer, request.stop, request.include_stop, request.skip_special_tokens)
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            request.stop,
+            request.include_stop,
+            request.skip_special_tokens,
+            request.params.min_tokens,
+        )
         self._stream = client.submit(
             request.prompt,
             request.params,
@@ -133,7 +139,7 @@ class Generation:
     def _piece(self, token: int, logprobs: TokenLogprobs | None, reason: Literal["stop", "length"] | None) -> Piece:
         self.completion_tokens += 1
         if reason == "stop" and not self.request.include_stop:
-            return Piece(self._detokenizer.finish(), token, None, reason)
+            return Piece(self._detokenizer.end(token), token, None, reason)
         text = self._detokenizer.push(token)
         if self._detokenizer.stopped:
             return Piece(text, token, logprobs, "stop")

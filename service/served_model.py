@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
+from model.contract import ModelLimits
 from service.settings import Settings, listed
 from service.text.chat import JinjaTemplate
 from service.text.interface import ChatTemplate, Tokenizer
@@ -65,6 +66,17 @@ def read_served_model(settings: Settings, source: Source) -> ServedModel:
         template=JinjaTemplate.of(tokenizer),
         sampling=_sampling(settings, source, checkpoint),
     )
+
+
+def check_ends(served: ServedModel, limits: ModelLimits) -> None:
+    """Log the tokens that should end a completion and that the loaded model cannot draw."""
+    ends = sorted(token for token in served.tokenizer.eos_token_ids if token >= limits.vocab_size)
+    if ends:
+        log.warning(
+            "the model's files end completions with tokens %s, which it cannot draw: its logits have %d columns",
+            ", ".join(map(str, ends)),
+            limits.vocab_size,
+        )
 
 
 def _sampling(settings: Settings, source: Source, checkpoint: Checkpoint) -> SamplingDefaults:

@@ -24,7 +24,7 @@ from service.generation import Generation, GenerationError, GenerationRefused
 from service.observability.record import RequestRecord
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
-from service.served_model import locate, read_served_model
+from service.served_model import check_ends, locate, read_served_model
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -87,6 +87,7 @@ async def _running(settings: Settings) -> AsyncIterator[JobContext]:
     await keeper.start()
     try:
         await client.ready()
+        check_ends(served, client.limits)
         yield context
     except (ApiError, GenerationError, GenerationRefused) as error:
         raise CommandError(describe(error).detail) from None

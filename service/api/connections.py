@@ -4,6 +4,7 @@ uvicorn reads and writes HTTP; its own timer closes connections that are idle be
 """
 
 import time
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,6 +36,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._header_bytes = 0
+        """Bytes of the URL and headers of the request that is read."""
         self._began = False
         self._asked: float | None = time.monotonic()
         """Moment since which a request is awaited; None between requests, and while one is answered."""
@@ -70,6 +72,11 @@ class Connection(HttpToolsProtocol):
         """Answer a request that is not HTTP, or whose headers are too large; uvicorn calls this."""
         if self._answering():
             self.transport.close()
+        elif self._header_bytes > MAX_HEADER_BYTES:
+            most = f"{MAX_HEADER_BYTES} bytes"
+            self._turn_away(
+                ApiError(431, f"The request's URL and headers are more than {most}.", code="headers_too_large")
+            )
         else:
             self._turn_away(ApiError(400, msg))
 
@@ -103,7 +110,7 @@ class Connection(HttpToolsProtocol):
 
     def _turn_away(self, error: ApiError) -> None:
         body = error.body.model_dump_json().encode()
-        reason = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status_code]
+        reason = HTTPStatus(error.status_code).phrase
         head = f"HTTP/1.1 {error.status_code} {reason}\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         if self.transport.can_write_eof():

@@ -34,6 +34,39 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 """Refusals of a route, for the API's documentation."""
 
+RETRY_SECONDS = 10
+"""Wait that clients are told while there is no engine; a large model takes longer to load."""
+
+_PROBLEMS = {
+    "bool_type": "should be true or false",
+    "dict_type": "should be a JSON object",
+    "finite_number": "should be a finite number",
+    "float_type": "should be a number",
+    "greater_than": "should be more than {gt}",
+    "greater_than_equal": "should be at least {ge}",
+    "int_parsing_size": "is too large an integer",
+    "int_type": "should be an integer",
+    "less_than": "should be less than {lt}",
+    "less_than_equal": "should be at most {le}",
+    "list_type": "should be a list",
+    "literal_error": "should be {expected}",
+    "missing": "is required",
+    "model_attributes_type": "should be a JSON object",
+    "model_type": "should be a JSON object",
+    "string_too_long": "should have at most {max_length} characters",
+    "string_too_short": "should not be empty",
+    "string_type": "should be a string",
+    "too_long": "should have at most {max_length} entries",
+    "too_short": "should not be empty",
+}
+"""The words for each kind of fault that pydantic finds, by its name for it; {} stands for a value of its context.
+
+No schema wants more than one character or entry, so what is too short is empty.
+"""
+
+_OWN_PROBLEMS = frozenset({"many", "shape", "too_many_fields", "unsupported"})
+"""Kinds of faults that the schemas find; they bring their words."""
+
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 _MESSAGES = {404: "There is no such route.", 405: "This route doesn't take this method."}
 
@@ -76,9 +109,11 @@ def describe(error: Exception) -> ApiError:
             wait = max(1, ceil(refusal.retry_after))
             return ApiError(status, f"Try again later: {refusal.reason}.", code=refusal.code, retry_after=wait)
         case EngineLost():
-            return ApiError(503, f"The request was lost: {error}.", code="engine_unavailable", retry_after=10)
+            return ApiError(
+                503, f"The request was lost: {error}.", code="engine_unavailable", retry_after=RETRY_SECONDS
+            )
         case EngineDead():
-            return ApiError(503, "The engine is not running.", code="engine_unavailable", retry_after=10)
+            return ApiError(503, "The engine is not running.", code="engine_unavailable", retry_after=RETRY_SECONDS)
         case GenerationError():
             return ApiError(500, f"The engine failed: {error}", code="engine_error")
         case _:
@@ -118,16 +153,24 @@ def _explain(errors: Sequence[Any]) -> ApiError:
     first = min(errors, key=lambda error: error["type"] != "unsupported")
     location = first["loc"][1:]
     code = None
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
     if first["type"] == "unsupported":
         location = (*location, first["ctx"]["field"])
         code = "unsupported_parameter"
-    elif first["type"] == "model_attributes_type":
-        message = "should be a JSON object"
-    elif first["type"] == "missing":
-        message = "is required"
+    message = _problem(first)
     path = path_of(location)
     return ApiError(400, f"{path or 'The body'}: {message}.", param=path or None, code=code)
+
+
+def _problem(error: Any) -> str:
+    if error["type"] in _OWN_PROBLEMS:
+        return str(error["msg"])
+    words = _PROBLEMS.get(error["type"], "is not valid")
+    return words.format_map({name: _plain(value) for name, value in error.get("ctx", {}).items()})
+
+
+def _plain(value: Any) -> Any:
+    """A bound as a client would write it: pydantic has integers of more than 64 bits as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def path_of(location: Sequence[str | int]) -> str:

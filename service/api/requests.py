@@ -258,8 +258,6 @@ def _check_shared(body: GenerationBody, context: JobContext, record: RequestReco
     if "" in stop:
         raise _refusal("stop", "has an empty string")
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
-    if stop and body.min_tokens:
-        raise _refusal("min_tokens", "is not supported together with stop")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
 
 
@@ -287,9 +285,6 @@ def _job(
     top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
-    stop = _stop_strings(body)
-    # A stop string that is one special token also stops the engine itself. Text matching stays: words may spell it too.
-    spelt = [token for text in stop if (token := context.tokenizer.special_token(text)) is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -305,7 +300,7 @@ def _job(
             params=SamplingParams(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=drawable((*end_tokens, *body.stop_token_ids, *spelt), limits),
+                stop_token_ids=drawable((*end_tokens, *body.stop_token_ids), limits),
                 temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, defaults.top_p),
@@ -318,7 +313,7 @@ def _job(
                 logit_bias=bias,
                 logprobs=logprobs,
             ),
-            stop=stop,
+            stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
             cache_salt=_cache_salt(body, context, envelope.caller),

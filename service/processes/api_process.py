@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -32,7 +33,7 @@ from service.observability.shared_counts import share_counts
 from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
 from service.processes.orphan import end_as_orphan
 from service.processes.shared import Shared
-from service.served_model import read_served_model
+from service.served_model import ServedModel, check_ends, read_served_model
 from service.settings import Settings, SettingsError
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     setup = msgspec.json.decode(orders.readline(), type=Setup)
     client = ChannelClient()
     try:
-        server = build(setup, client, alive=lambda: say(Alive()))
+        server, served = build(setup, client, alive=lambda: say(Alive()))
     except (CheckpointError, SettingsError, OSError) as error:
         say(Failed(" ".join(str(error).split())))
         sys.exit(1)
@@ -57,13 +58,14 @@ def main() -> None:
         socket.socket(fileno=setup.listener) as listener,
         asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
     ):
-        obey = (orders, runner.get_loop(), client, server, Path(setup.folder))
+        follow = partial(_follow, client, served, setup.slot == 0)
+        obey = (orders, runner.get_loop(), follow, server, Path(setup.folder))
         Thread(target=_obey, args=obey, daemon=True).start()
         runner.run(server.serve(sockets=[listener]))
 
 
-def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> Server:
-    """Build the HTTP server. Raises CheckpointError and SettingsError."""
+def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> tuple[Server, ServedModel]:
+    """Build the HTTP server of a model. Raises CheckpointError and SettingsError."""
     settings = Settings(**setup.settings)
     configure(settings.log_format, settings.log_level, "api")
     shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
@@ -72,7 +74,14 @@ def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> Ser
     metrics = Metrics(client, served.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
     admission = Admission(settings.max_open, Places(shared.places, shared.slot, shared.slots))
     app = create_app(settings, served, client, admission, metrics, started=setup.started)
-    return Server(app, settings, admission, client, alive)
+    return Server(app, settings, admission, client, alive), served
+
+
+def _follow(client: ChannelClient, served: ServedModel, first: bool, status: EngineStatus) -> None:
+    """Tell the client about the engine; the first of the processes checks the model when it is loaded."""
+    client.follow(status)
+    if first and status.ready is not None and status.restarts == 0:
+        check_ends(served, status.ready.limits)
 
 
 def _voice() -> Callable[[FromApi], None]:
@@ -90,13 +99,17 @@ def _voice() -> Callable[[FromApi], None]:
 
 
 def _obey(
-    orders: io.FileIO, loop: asyncio.AbstractEventLoop, client: ChannelClient, server: Server, folder: Path
+    orders: io.FileIO,
+    loop: asyncio.AbstractEventLoop,
+    follow: Callable[[EngineStatus], None],
+    server: Server,
+    folder: Path,
 ) -> None:
     """Read orders in a thread of its own and hand them to the event loop; exit at once when the supervisor is gone."""
     for order in orders:
         match msgspec.json.decode(order, type=ToApi):
             case EngineStatus() as status:
-                loop.call_soon_threadsafe(client.follow, status)
+                loop.call_soon_threadsafe(follow, status)
             case Drain():
                 loop.call_soon_threadsafe(server.drain)
     end_as_orphan(folder)

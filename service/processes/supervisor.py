@@ -30,9 +30,11 @@ Headlight serves {model}
   API        {url}/v1
   API docs   {url}/docs
 
-  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\{authorization}
     -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 """
+_AUTHORIZATION = """
+    -H 'Authorization: Bearer YOUR_API_KEY' \\"""
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +46,11 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     doesn't load, and ApiDead if an API process does not stay alive.
     """
     configure(settings.log_format, settings.log_level, "supervisor")
-    ApiKeys(settings)  # Only a check that the keys can be read; each API process reads them for itself.
+    # Checks also that the keys can be read; each API process reads them for itself.
+    with_key = ApiKeys(settings).required
     source = locate(settings)
     with tempfile.TemporaryDirectory(prefix="headlight-", ignore_cleanup_errors=True) as folder:
-        asyncio.run(Supervisor(settings, source, listener, Path(folder)).run())
+        asyncio.run(Supervisor(settings, source, listener, Path(folder), with_key).run())
 
 
 class Supervisor:
@@ -56,10 +59,15 @@ class Supervisor:
     A second signal ends it at once.
     """
 
-    def __init__(self, settings: Settings, source: Source, listener: socket.socket, folder: Path) -> None:
-        """`folder` is an empty folder for the files that the API processes share."""
+    def __init__(
+        self, settings: Settings, source: Source, listener: socket.socket, folder: Path, with_key: bool
+    ) -> None:
+        """`folder` is an empty folder for the files that the API processes share.
+
+        `with_key` says whether clients need an API key.
+        """
         self._settings = settings
-        self._banner = _banner(served_names(settings, source)[0], listener)
+        self._banner = _banner(served_names(settings, source)[0], listener, with_key)
         self._ever_ready = False
         self._draining = False
         self._failure: Exception | None = None
@@ -145,10 +153,10 @@ def _tell_ready(limits: ModelLimits) -> None:
         )
 
 
-def _banner(model: str, listener: socket.socket) -> str:
+def _banner(model: str, listener: socket.socket, with_key: bool) -> str:
     host, port = listener.getsockname()[:2]
     # An address that stands for every interface is shown as the loopback address, which a browser can open.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     # A URL writes the % of an interface's name, as in fe80::1%eth0, as %25.
     url = f"http://[{host.replace('%', '%25')}]:{port}" if ":" in host else f"http://{host}:{port}"
-    return _BANNER.format(model=model, url=url)
+    return _BANNER.format(model=model, url=url, authorization=_AUTHORIZATION if with_key else "")

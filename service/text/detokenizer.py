@@ -11,21 +11,27 @@ class Detokenizer:
     """The text of one completion. It continues a prompt, so a leading space is part of it.
 
     The results of `push` and `finish`, joined, are `tokenizer.decode(tokens, continuation=True)` up to the first stop
-    string. A stop string that is a special token ends the text too, even where the text leaves such tokens out. The
-    work for a token does not grow with the length of the text.
+    string. A stop string that contains the text of a special token is found where that token is, even if the text
+    leaves such tokens out. The work for a token does not grow with the length of the text.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), include_stop: bool = False, skip_special: bool = True
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special: bool = True,
+        min_tokens: int = 0,
     ) -> None:
-        """With `include_stop` the text ends with its stop string; `skip_special` leaves out special tokens."""
+        """With `include_stop` the text ends with its stop string; `skip_special` leaves out special tokens.
+
+        No stop string ends the text with its first `min_tokens` tokens.
+        """
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = StopMatcher(stop, include_stop)
-        spelt = {tokenizer.special_token(string): string for string in stop} if skip_special else {}
-        self._hidden_stops = {token: string for token, string in spelt.items() if token is not None}
-        """Stop strings that are special tokens, by token; no text will show them."""
+        self._stop = StopMatcher(stop, include_stop, across=list(filter(tokenizer.spells_special, stop)))
+        self._unsearched = min_tokens
 
     @property
     def stopped(self) -> str | None:
@@ -34,15 +40,26 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that is certain with this token; empty while a character or a possible stop string is incomplete."""
-        if self._skip_special and self._tokenizer.is_special(token):
-            stop = self._hidden_stops.get(token)
-            return "" if stop is None else self._end_with(stop)
+        if self._skip_special and (special := self._tokenizer.special_text(token)) is not None:
+            return self._hide(special)
+        self._count()
         return self._stop.push(self._characters.decode(self._tokenizer.token_bytes(token)))
 
-    def _end_with(self, stop: str) -> str:
-        text = self._stop.push(self._characters.decode(b"", final=True))
-        return text if self._stop.stopped else text + self._stop.stop(stop)
+    def end(self, token: int) -> str:
+        """The rest of the text, when `token` ends the completion and is left out of the text."""
+        special = self._tokenizer.special_text(token)
+        text = "" if special is None else self._hide(special)
+        return text if self._stop.stopped else text + self.finish()
 
     def finish(self) -> str:
         """The text held back so far, when the completion ends without a stop string."""
         return self._stop.push(self._characters.decode(b"", final=True)) + self._stop.finish()
+
+    def _hide(self, special: str) -> str:
+        self._count()
+        incomplete, _ = self._characters.getstate()
+        return self._stop.hide(special, incomplete.decode(errors="replace"))
+
+    def _count(self) -> None:
+        self._stop.searching = self._unsearched == 0
+        self._unsearched = max(self._unsearched - 1, 0)

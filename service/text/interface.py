@@ -39,8 +39,11 @@ class Tokenizer(Protocol):
     def is_special(self, token: int) -> bool:
         """Whether a token is structure rather than text."""
 
-    def special_token(self, text: str) -> int | None:
-        """The special token that a text spells out as a whole, or None."""
+    def special_text(self, token: int) -> str | None:
+        """How a special token is spelt, or None for any other token."""
+
+    def spells_special(self, text: str) -> bool:
+        """Whether a text contains a special token written out. Raises InvalidTextError."""
 
 
 class ChatTemplate(Protocol):

@@ -48,8 +48,7 @@ class VocabularyTokenizer:
 
         self._added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, added in self._added.items() if added.special)
-        self._special_by_text = {self._added[token].content: token for token in self._special_ids}
-        self.special_texts = frozenset(self._special_by_text)
+        self.special_texts = frozenset(self._added[token].content for token in self._special_ids) - {""}
         self._special_beginnings = frozenset(
             text[:length] for text in self.special_texts for length in range(1, len(text))
         )
@@ -115,7 +114,10 @@ class VocabularyTokenizer:
         end = text.rstrip()
         return any(
             end[-length:] in self._special_beginnings for length in range(1, min(len(end), self._longest_beginning) + 1)
-        ) or any(piece in self._special_ids for piece in self.split(text))
+        ) or self.spells_special(text)
+
+    def spells_special(self, text: str) -> bool:
+        return any(piece in self._special_ids for piece in self.split(text))
 
     def token_bytes(self, token: int) -> bytes:
         known = self._bytes.get(token)
@@ -126,8 +128,8 @@ class VocabularyTokenizer:
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
 
-    def special_token(self, text: str) -> int | None:
-        return self._special_by_text.get(text)
+    def special_text(self, token: int) -> str | None:
+        return self._added[token].content if token in self._special_ids else None
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         skipped = self._special_ids if skip_special_tokens else frozenset()

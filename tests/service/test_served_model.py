@@ -3,13 +3,14 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from model.checkpoint.sampling_defaults import NEUTRAL
-from model.contract import RunnerConfig
+from model.contract import ModelLimits, RunnerConfig
 from service.processes.engine_config import engine_config
-from service.served_model import locate, read_served_model
+from service.served_model import ServedModel, check_ends, locate, read_served_model
 from service.settings import Settings
 from tests.byte_tokenizer import save_byte_tokenizer
 
@@ -61,3 +62,14 @@ def test_recommendations_are_applied_or_named_once_and_neutral_turns_all_off(
     neutral = settings.model_copy(update={"sampling_defaults": "neutral"})
     assert read_served_model(neutral, locate(neutral)).sampling == NEUTRAL
     assert [record for record in caplog.records if record.name == "service.served_model"] == []
+
+
+@pytest.mark.parametrize(("columns", "named"), [(260, []), (258, []), (257, ["257"]), (200, ["256, 257"])])
+def test_ends_that_the_model_cannot_draw_are_said(
+    columns: int, named: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    served = ServedModel(("toy",), SimpleNamespace(eos_token_ids=frozenset({257, 256})), None)  # type: ignore[arg-type]
+    check_ends(served, ModelLimits(vocab_size=columns, max_context=8, num_blocks=1, block_size=8))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == len(named)
+    assert all(f"tokens {ids}," in line and str(columns) in line for ids, line in zip(named, told, strict=True))

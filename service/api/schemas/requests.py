@@ -198,7 +198,10 @@ class GenerationBody(Labels):
     )
     max_tokens: Integer | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
     min_tokens: Integer = Field(
-        0, ge=0, le=2**31 - 1, description="Tokens before which no stop token is drawn; not with stop."
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Tokens before which no stop token is drawn and no stop string is looked for.",
     )
     temperature: float | None = Field(
         None,
@@ -237,7 +240,11 @@ class GenerationBody(Labels):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
     ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
-    stop: Stop | None = Field(None, description="Strings that end the completion and are left out of it.")
+    stop: Stop | None = Field(
+        None,
+        description="Strings that end the completion and are left out of it. Special tokens in them are found even "
+        "where the text leaves such tokens out.",
+    )
     stop_token_ids: Annotated[Integers, _at_most("max_stop_token_ids", "ids")] = Field(
         default_factory=list, description="Tokens that end the completion."
     )

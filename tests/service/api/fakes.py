@@ -59,8 +59,11 @@ class FakeTokenizer:
     def is_special(self, token: int) -> bool:
         return token in SPECIAL
 
-    def special_token(self, text: str) -> int | None:
-        return {spelt: token for token, spelt in SPECIAL.items()}.get(text)
+    def special_text(self, token: int) -> str | None:
+        return SPECIAL.get(token)
+
+    def spells_special(self, text: str) -> bool:
+        return any(spelt in text for spelt in SPECIAL.values())
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         kept = [t for t in tokens if not (skip_special_tokens and self.is_special(t))]
@@ -152,7 +155,7 @@ class FakeClient:
         self.pid: int | None = os.getpid()
         self.state = EngineHealth("ready", "")
         self.streams: list[FakeStream] = []
-        self.text = b"Hello, world"
+        self.text: Sequence[int] = b"Hello, world"
         self.cached_tokens = 0
         self.failure: Delta | None = None
         self.running = asyncio.Event()

@@ -192,7 +192,16 @@ def test_the_chosen_token_keeps_its_value_among_others_of_its_name() -> None:
         ({"stop_token_ids": [ord("w")]}, "Hello, ", "stop"),
         ({"stop_token_ids": [ord("w")], "include_stop_str_in_output": True}, "Hello, w", "stop"),
         ({"stop_token_ids": [ord("w")], "stop": ", worm"}, "Hello, ", "stop"),
-        ({"stop": "</s>", "ignore_eos": True}, "Hello, world", "stop"),
+        ({"stop": "world</s>"}, "Hello, ", "stop"),
+        ({"stop": "world</s>", "include_stop_str_in_output": True}, "Hello, world</s>", "stop"),
+        ({"stop": "world</s>", "skip_special_tokens": False}, "Hello, ", "stop"),
+        ({"stop": "</s>\n"}, "Hello, world", "stop"),
+        ({"stop": "l", "min_tokens": 2}, "He", "stop"),
+        ({"stop": "l", "min_tokens": 3}, "Hel", "stop"),
+        ({"stop": "l", "min_tokens": 4}, "Hello, wor", "stop"),
+        ({"stop": "lo, w", "min_tokens": 7}, "Hel", "stop"),
+        ({"stop": "lo, w", "min_tokens": 8}, "Hello, world", "stop"),
+        ({"stop": ["lo, w", "d"], "min_tokens": 12, "max_tokens": 12}, "Hello, world", "length"),
         ({"stop": ["worm", "</s>"], "include_stop_str_in_output": True}, "Hello, world</s>", "stop"),
         ({"stop": "</s>", "skip_special_tokens": False}, "Hello, world", "stop"),
         (
@@ -210,6 +219,40 @@ async def test_where_the_text_ends(fields: dict[str, Any], text: str, reason: st
         answers = events(response)[:-1] if stream else [response.json()]
         assert "".join(answer["choices"][0]["text"] for answer in answers) == text
         assert [answer["choices"][0]["finish_reason"] for answer in answers][-1] == reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "text", "drawn"),
+    [
+        ({"stop": "</s>"}, "Hello", 6),
+        ({"stop": "</s>", "include_stop_str_in_output": True}, "Hello</s>", 6),
+        ({"stop": "</s>", "skip_special_tokens": False}, "Hello", 6),
+        ({"stop": "</s>", "min_tokens": 6}, "Hello, world", 14),
+        ({"stop": "</s>, w"}, "Hello", 9),
+        ({"stop": "llo</s>"}, "He", 6),
+        ({"stop": "llo</s>, w"}, "He", 9),
+        ({"stop": ["llo</s>, worm", "o<s>"]}, "Hello, world", 16),
+    ],
+)
+async def test_stop_strings_find_special_tokens_that_are_drawn_on_the_way(
+    fields: dict[str, Any], text: str, drawn: int, chat: bool, n: int, stream: bool
+) -> None:
+    async with calling() as caller:
+        caller.engine.text = [*b"Hello", EOS, *b", world", EOS, BOS, BOS]
+        ask = caller.chat if chat else caller.complete
+        usage = {"stream_options": {"include_usage": True}} if stream else {}
+        response = await ask(**fields, **usage, ignore_eos=True, max_tokens=16, n=n, stream=stream)
+        answers = events(response)[:-1] if stream else [response.json()]
+        choices = [choice for answer in answers for choice in answer["choices"]]
+        for index in range(n):
+            parts = [choice for choice in choices if choice["index"] == index]
+            told = (choice.get("delta") or choice.get("message") or {"content": choice.get("text")} for choice in parts)
+            assert "".join(part.get("content") or "" for part in told) == text
+            assert parts[-1]["finish_reason"] == ("length" if drawn == 16 else "stop")
+        assert answers[-1]["usage"]["completion_tokens"] == drawn * n
 
 
 @pytest.mark.parametrize("stream", [False, True])

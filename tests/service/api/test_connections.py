@@ -87,22 +87,22 @@ async def test_who_does_not_finish_a_request_is_closed(sent: bytes, status: byte
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("sent", "status"),
     [
-        b"nonsense\r\n\r\n",
-        b"GET /ready HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 70_000 + b"\r\n\r\n",
-        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
-        HEAD.encode() + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        HEAD.encode() + b"content-length: many\r\n\r\n",
-        HEAD.encode() + b"transfer-encoding: chunked\r\n\r\nmany\r\n",
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /ready HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 431),
+        (HEAD.encode() + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (HEAD.encode() + b"content-length: many\r\n\r\n", 400),
+        (HEAD.encode() + b"transfer-encoding: chunked\r\n\r\nmany\r\n", 400),
     ],
 )
-async def test_what_is_not_http_is_refused_in_the_form_of_other_errors(sent: bytes) -> None:
+async def test_what_is_not_http_is_refused_in_the_form_of_other_errors(sent: bytes, status: int) -> None:
     async with serving() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", port(server))
         writer.write(sent)
         head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400 ")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
         assert (await server.complete()).status_code == 200
         writer.close()

@@ -2,16 +2,33 @@
 
 import asyncio
 import logging
+import re
 import threading
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
 from openai.types import chat, completion_create_params
+from pydantic import ValidationError
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
+from service.api.errors import explain
 from service.api.schemas.idle import UNSUPPORTED
-from service.api.schemas.requests import Body, ChatBody, CompletionBody, Message, StreamOptions, TextPart
+from service.api.schemas.requests import (
+    Body,
+    CacheControl,
+    CacheOptions,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    Message,
+    StreamOptions,
+    TemplateVariables,
+    TextPart,
+    TokenizeBody,
+)
+from service.settings import Settings
 from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
 
 SHARED: dict[str, Any] = {
@@ -121,7 +138,7 @@ async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: A
         ("repetition_penalty", 1.1, 1.1),
         ("logit_bias", {"5": 100, "0": -100}, ((5, 100.0), (0, -100.0))),
         ("stop_token_ids", [3, EOS, 3], (EOS, 3)),
-        ("stop", ["x", "<s>"], (EOS, BOS)),
+        ("stop", ["x", "<s>"], (EOS,)),
         ("ignore_eos", True, ()),
         ("ignore_eos", False, (EOS,)),
         ("max_tokens", 9, 9),
@@ -218,7 +235,6 @@ REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 255}, "max_tokens"),
     ({"min_tokens": 17, "max_tokens": 16}, "min_tokens"),
-    ({"min_tokens": 1, "stop": "x"}, "min_tokens"),
     ({"n": 0}, "n"),
     ({"n": 9}, "n"),
     ({"n": 10**9}, "n"),
@@ -357,6 +373,93 @@ async def test_what_does_not_fit_is_refused_by_name(route: str, cases: list[tupl
             assert error["message"]
             assert error["type"] == "invalid_request_error"
         assert caller.engine.streams == []
+
+
+WRONG = [
+    *("", "x", "x" * 2000, True, 1.5, -1, -3, 0, 300, -(2**70), 2**70, 10**400, 1e300, -1e300),
+    *([], [[]], ["x"], [1.5], [-1, "x"], [[1.5]], [{}], [{"type": "text"}], [{"role": 1}], [{"role": "user"}]),
+    *({}, {"x": 1}, {"5": "x"}, {"5": 1e9}, {"5": -1e9}, {str(key): 1 for key in range(400)}),
+    {str(key): "x" for key in range(99)},
+]
+PYDANTICS = re.compile(
+    r"\b(input|valid|instance|String|List|Dictionary|Value|Field|items?|dict|int|str|bool|parse|union|tag)\b"
+    r"|\d\.0\b|\de[+-]?\d|keyword|None"
+)
+
+
+def inner_fields(body: type[Body]) -> list[tuple[str, Callable[[Any], dict[str, Any]]]]:
+    """Every field of a body, those of its objects included, as a way to put a value there."""
+    part = {"type": "text", "text": "x"}
+    places = [(name, lambda value, name=name: {name: value}) for name in body.model_fields]
+    for name, of in {
+        "stream_options": StreamOptions,
+        "prompt_cache_options": CacheOptions,
+        "chat_template_kwargs": TemplateVariables,
+    }.items():
+        if name in body.model_fields:
+            places += [
+                (f"{name}.{inner}", lambda value, name=name, inner=inner: {name: {inner: value}})
+                for inner in of.model_fields
+            ]
+    if "messages" in body.model_fields:
+        places += [
+            (name, lambda value, name=name: {"messages": [HI[0] | {name: value}]}) for name in Message.model_fields
+        ]
+        places += [
+            (name, lambda value, name=name: {"messages": [HI[0] | {"content": [part | {name: value}]}]})
+            for name in TextPart.model_fields
+        ]
+        places += [
+            (name, lambda value, name=name: {"messages": [HI[0] | {"cache_control": {name: value}}]})
+            for name in CacheControl.model_fields
+        ]
+    return places
+
+
+@pytest.mark.parametrize("body", [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody])
+def test_refusals_are_in_plain_words(body: type[Body]) -> None:
+    needed = {"messages": HI} if body is ChatBody else {"prompt": "hi"} if body is CompletionBody else {}
+    limits, told = Settings(), set()
+    for name, put in inner_fields(body):
+        for value in WRONG:
+            try:
+                body.model_validate(needed | put(value), context=limits)
+            except ValidationError as error:
+                message = explain(error).body.error.message
+                problem = re.sub("'[^']*'", "", message.rpartition(": ")[2])
+                assert not PYDANTICS.search(problem), (name, value, message)
+                told.add(problem)
+    assert "should be a string." in told
+    assert "is not valid." not in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": []}, "messages: should not be empty."),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content: should not be empty."),
+        ({"cache_salt": ""}, "cache_salt: should not be empty."),
+        ({"user": "x" * 513}, "user: should have at most 512 characters."),
+        ({"metadata": {str(key): "" for key in range(17)}}, "metadata: should have at most 16 entries."),
+        ({"seed": -(2**63) - 1}, "seed: should be at least -9223372036854775808."),
+        ({"seed": 2**63}, "seed: should be less than 9223372036854775808."),
+        ({"max_tokens": 2**31}, "max_tokens: should be at most 2147483647."),
+        ({"max_tokens": 10**400}, "max_tokens: should be at most 2147483647."),
+        ({"max_tokens": 1.5}, "max_tokens: should be an integer."),
+        ({"temperature": 2.5}, "temperature: should be at most 2."),
+        ({"temperature": True}, "temperature: should be a number."),
+        ({"repetition_penalty": 0}, "repetition_penalty: should be at least 0.01."),
+        ({"top_p": 0}, "top_p: should be more than 0."),
+        ({"stream": "yes"}, "stream: should be true or false."),
+        ({"stop": 1}, "stop: should be a string or a list of strings."),
+        ({"logit_bias": []}, "logit_bias: should be a JSON object."),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs: should be a JSON object."),
+        ({"verbosity": "loud"}, "verbosity: should be 'low', 'medium' or 'high'."),
+    ],
+)
+async def test_the_words_of_a_refusal(fields: dict[str, Any], message: str) -> None:
+    async with calling() as caller:
+        assert (await caller.chat(**fields)).json()["error"]["message"] == message
 
 
 async def test_unsupported_fields_are_refused_and_their_idle_values_are_not() -> None:

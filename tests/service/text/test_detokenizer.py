@@ -97,27 +97,107 @@ def test_a_completion_keeps_its_leading_space() -> None:
     assert stream(Detokenizer(subject), tokens) == " capital"
 
 
+def special(subject: VocabularyTokenizer, text: str) -> int:
+    [token] = subject.encode(text, add_special_tokens=False, parse_special=True)
+    assert subject.is_special(token)
+    return token
+
+
+STOPS_WITH_SPECIAL_TOKENS = {
+    "<|im_end|>": "Hi the",
+    "<|im_end|>\n": "Hi the",
+    "the<|im_end|>": "Hi ",
+    " the<|im_end|>\n": "Hi",
+    "e<|im_end|>\n<|im_start|>user": "Hi th",
+    "<|im_end|>\n<|im_start|>": "Hi the",
+    "<|im_start|>u": "Hi the\n",
+    "\n<|im_start|>": "Hi the",
+    "the\nu": "Hi ",
+    "<|im_end|>user": None,
+    "<|im_start|>\n": None,
+    "im_end": None,
+}
+"""Where stop strings cut "Hi the<|im_end|>\\n<|im_start|>user", whose special tokens are left out; None for nowhere."""
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize(("stop", "before"), STOPS_WITH_SPECIAL_TOKENS.items(), ids=STOPS_WITH_SPECIAL_TOKENS)
+def test_a_stop_string_is_found_across_special_tokens_that_the_text_leaves_out(
+    stop: str, before: str | None, include: bool
+) -> None:
+    subject = tokenizer("byte-level")
+    tokens = [
+        *(token for byte in b"Hi the" for token in byte_tokens(subject, byte)),
+        special(subject, "<|im_end|>"),
+        *byte_tokens(subject, ord("\n")),
+        special(subject, "<|im_start|>"),
+        *(token for byte in b"user" for token in byte_tokens(subject, byte)),
+    ]
+    detokenizer = Detokenizer(subject, ["nothing", stop], include)
+    text = "Hi the\nuser" if before is None else before + stop * include
+    assert stream(detokenizer, tokens) == text
+    assert detokenizer.stopped == (stop if before is not None else None)
+
+
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("include", [True, False])
-def test_a_stop_string_that_is_a_special_token_stops_on_its_id(skip: bool, include: bool) -> None:
+def test_a_stop_string_that_is_a_special_token_stops_on_it(skip: bool, include: bool) -> None:
     subject = tokenizer("byte-level")
-    end = subject.special_token("<|im_end|>")
-    assert end is not None
     detokenizer = Detokenizer(subject, ["there", "<|im_end|>"], include, skip)
     tokens = subject.encode("Hi the", add_special_tokens=False, parse_special=False)
-    assert stream(detokenizer, [*tokens, end, *tokens]) == "Hi the" + "<|im_end|>" * include
+    assert stream(detokenizer, [*tokens, special(subject, "<|im_end|>"), *tokens]) == "Hi the" + "<|im_end|>" * include
     assert detokenizer.stopped == "<|im_end|>"
 
 
 def test_a_special_token_that_ends_the_text_is_found_in_its_spelling_too() -> None:
     subject = tokenizer("byte-level")
-    detokenizer = Detokenizer(subject, ["<|im_end|>"])
-    assert stream(detokenizer, subject.encode("a<|im_end|>b", add_special_tokens=False, parse_special=False)) == "a"
+    for stop in ("<|im_end|>", "a<|im_end|>", "<|im_end|>b"):
+        detokenizer = Detokenizer(subject, [stop])
+        spelt = subject.encode("a<|im_end|>b", add_special_tokens=False, parse_special=False)
+        assert stream(detokenizer, spelt) == "a".removesuffix(stop[0])
 
 
-def test_an_incomplete_character_before_a_special_stop_is_replaced() -> None:
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_token_that_ends_the_completion_may_complete_a_stop_string(skip: bool) -> None:
     subject = tokenizer("byte-level")
-    detokenizer = Detokenizer(subject, ["</s>"])
-    end = subject.special_token("</s>")
-    assert end is not None
-    assert stream(detokenizer, [*byte_tokens(subject, "한".encode()[0]), end]) == "\ufffd"
+    end = special(subject, "</s>")
+    for stop, text in {"the</s>": "Hi ", "thee": "Hi the", "the</s>\n": "Hi the"}.items():
+        detokenizer = Detokenizer(subject, [stop], skip_special=skip)
+        tokens = subject.encode("Hi the", add_special_tokens=False, parse_special=False)
+        assert "".join(map(detokenizer.push, tokens)) + detokenizer.end(end) == text
+
+
+@pytest.mark.parametrize("stop", ["</s>", "x</s>", "\ufffd</s>"])
+def test_an_incomplete_character_before_a_special_stop_is_replaced(stop: str) -> None:
+    subject = tokenizer("byte-level")
+    tokens = [*byte_tokens(subject, ord("x")), *byte_tokens(subject, "한".encode()[0]), special(subject, "</s>")]
+    detokenizer = Detokenizer(subject, [stop])
+    assert stream(detokenizer, tokens) == "x\ufffd"
+    assert detokenizer.stopped == ("</s>" if stop == "</s>" else None)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "stop", "text"),
+    [
+        (0, "ab", ""),
+        (1, "ab", ""),
+        (2, "ab", "ab"),
+        (3, "ab", "ab"),
+        (4, "ab", "abab"),
+        (9, "ab", "ababab"),
+        (2, "ba", "a"),
+        (3, "ba", "aba"),
+        (3, "abab", ""),
+        (4, "b</s>", "aba"),
+        (5, "</s>", "ababab"),
+        (4, "</s>", "abab"),
+        (5, "</s>a", "abab"),
+        (6, "</s>a", "ababab"),
+    ],
+)
+def test_no_stop_string_is_looked_for_in_the_first_min_tokens(minimum: int, stop: str, text: str) -> None:
+    """A string that is complete with a later token counts, wherever it begins."""
+    subject = tokenizer("byte-level")
+    a, b, end = *byte_tokens(subject, ord("a")), *byte_tokens(subject, ord("b")), special(subject, "</s>")
+    detokenizer = Detokenizer(subject, [stop], min_tokens=minimum)
+    assert stream(detokenizer, [a, b, a, b, end, a, b]) == text

@@ -3,10 +3,12 @@ import time
 import unicodedata
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, normalizers
@@ -40,6 +42,19 @@ GPT4O = (
 )
 
 DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")
+_DEEPSEEK_LETTERS = (
+    "[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ"
+    "-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ"
+    "-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+)
+DEEPSEEK_LLM = (
+    r"[\r\n]",
+    r"\s?" + _DEEPSEEK_LETTERS,
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-\ud7ff]+",
+    r"\p{N}+",
+)
 DEFAULT = (
     r"[\p{P}\$\+<=>\^~\|]+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
@@ -70,6 +85,7 @@ ORIGINALS: dict[str, Callable[[], Backend]] = {
     "deepseek-r1-qwen": lambda: training.byte_level(split(QWEN2), normalizers.NFC()),
     "a.x-4.0": lambda: training.byte_level(ByteLevel(add_prefix_space=False)),
     "deepseek-coder": lambda: training.byte_level(split(*DEEPSEEK_CODER)),
+    "deepseek-llm": lambda: training.byte_level(split(*DEEPSEEK_LLM)),
     "": lambda: training.byte_level(split(*DEFAULT)),
 }
 
@@ -179,6 +195,58 @@ def test_words_of_a_rule(pre: str) -> None:
     words = WORD_RULES[pre or "default"].pre_tokenizer()
     cuts = {text: [text[start:end] for _, (start, end) in words.pre_tokenize_str(text)] for text in WORDS[pre]}
     assert cuts == WORDS[pre]
+
+
+SCRIPTS = {
+    "letters": "azAZéÀßŁǅƻʰª",
+    "Greek and Cyrillic": "λΣώἀжЯѝҰ",
+    "cased beyond": "ԱբႠაᎠꭰᲐⰀꙀ𐐀𞤀",
+    "Semitic": "مرحبאבגَّ",
+    "Indic and Thai": "नमस्तेসা กำ่ខល",
+    "Hangul": "한국어ᄒㅎ\u1112\u1161\u11ab",
+    "kana and Chinese": "あアー々你好世界龥龦㐀𠀀",
+    "emoji": "🚀👩‍👧🇰🇷👍🏽❤️",
+    "digits": "0159٣५Ⅷ①½²３",
+    "spaces": " \t\n\r\u00a0\u2003\u2028\u3000",
+    "marks": "!#$'+-/<=>@^_`{|}~¿«»“”‘…—、。，（％￥€§",
+}
+MIXED = st.lists(
+    st.one_of(*(st.text(characters, max_size=4) for characters in SCRIPTS.values()), st.text(" \n\t", max_size=5)),
+    max_size=8,
+).map("".join)
+
+
+def cut_in_turn(expressions: tuple[str, ...], text: str) -> list[str]:
+    """The definition, on another engine: each expression cuts its matches out of the parts that the last one left."""
+    parts = [text]
+    for expression in expressions:
+        cuts = [(part, [match.span() for match in regex.finditer(expression, part)]) for part in parts]
+        bounds = [(part, sorted({0, len(part), *(at for span in spans for at in span)})) for part, spans in cuts]
+        parts = [part[start:end] for part, at in bounds for start, end in pairwise(at)]
+    return parts
+
+
+PUBLISHED = {
+    "deepseek-llm": DEEPSEEK_LLM,
+    "deepseek-coder": DEEPSEEK_CODER,
+    "default": DEFAULT,
+    "llama-bpe": (LLAMA3,),
+    "qwen2": (QWEN2,),
+    "tekken": (TEKKEN,),
+    "gpt-4o": (GPT4O,),
+}
+
+
+@pytest.mark.parametrize("pre", PUBLISHED)
+@settings(deterministic, max_examples=300)
+@given(text=MIXED)
+def test_words_are_those_of_the_published_expressions(pre: str, text: str) -> None:
+    words = WORD_RULES[pre].pre_tokenizer().pre_tokenize_str(text)
+    assert [text[start:end] for _, (start, end) in words] == cut_in_turn(PUBLISHED[pre], text)
+
+
+def test_every_rule_by_expressions_has_a_reference() -> None:
+    assert {rule.splits for rule in WORD_RULES.values() if rule.splits} == {WORD_RULES[pre].splits for pre in PUBLISHED}
 
 
 def test_the_letters_of_deepseek_llm() -> None:
