@@ -19,7 +19,7 @@ from model.graphs import GraphedDecoder
 from model.recorded import RecordedDecoder
 from model.sampling.choice import Choice, choose, read_choice
 from model.sampling.memory import TokenMemory
-from model.transfer import Moment, fetch, stage_named
+from model.transfer import Moment, to_host, stage_named
 
 
 class ModelRunner:
@@ -73,7 +73,7 @@ class ModelRunner:
         computed = Moment(self._device)
         choice = choose(self._decoder.backend, logits, draws, self._memory)
         self._drawn = choice.tokens
-        brought = Choice(fetch(choice.tokens), None if choice.logprobs is None else fetch(choice.logprobs))
+        brought = Choice(to_host(choice.tokens), None if choice.logprobs is None else to_host(choice.logprobs))
         return RunningStep(plan, brought, began, computed, Moment(self._device))
 
 

@@ -43,7 +43,7 @@ def stage_named(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str
     return dict(zip(tensors, stage([*tensors.values()], device), strict=True))
 
 
-def fetch(tensor: Tensor) -> Tensor:
+def to_host(tensor: Tensor) -> Tensor:
     """A copy of `tensor` in host memory, complete once a `Moment` created after this call has passed."""
     if tensor.device.type != "cuda":
         return tensor

@@ -190,7 +190,7 @@ class EngineCore:
 
     def _start(self, plan: StepPlan) -> "_Started":
         tokens = sum(len(chunk.tokens) for chunk in plan.chunks)
-        self._announce(self._pace.patience(tokens))
+        self._announce(self._pace.quiet_seconds(tokens))
         began = self._clock()
         return _Started(self._runner.start(plan), tokens, began)
 

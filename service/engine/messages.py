@@ -143,7 +143,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 
     deltas: list[Delta]
     stats: EngineStats
-    patience: float | None = 0.0
+    quiet_seconds: float | None = 0.0
     """Seconds within which the next report will come; above 0 only if a long step begins. None means that no step of
     this size has been seen and its time is unknown, because kernels may be compiled for it."""
 

@@ -19,7 +19,7 @@ class Pace:
         size = _size(tokens)
         self._slowest[size] = max(self._slowest.get(size, 0.0), seconds)
 
-    def patience(self, tokens: int) -> float | None:
+    def quiet_seconds(self, tokens: int) -> float | None:
         """Seconds that a step of `tokens` tokens may take; None until a step of at least half its size was seen."""
         size = _size(tokens)
         known = [seconds * 2.0 ** (size - seen) for seen, seconds in self._slowest.items() if size - 1 <= seen <= size]

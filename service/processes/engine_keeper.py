@@ -95,10 +95,10 @@ class EngineKeeper(Keeper):
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Report(patience=patience):
+            case Report(quiet_seconds=quiet_seconds):
                 self._signs += 1
-                asked = UNSEEN * self._timeout_seconds if patience is None else patience
-                self._patience = max(self._timeout_seconds, asked)
+                asked = UNSEEN * self._timeout_seconds if quiet_seconds is None else quiet_seconds
+                self._silence = max(self._timeout_seconds, asked)
             case Ready():
                 self._served()
                 health = EngineHealth("ready", "")

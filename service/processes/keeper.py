@@ -23,7 +23,7 @@ class Keeper(ABC):
         """A process that has served and gives no sign of life for `timeout_seconds` counts as hung."""
         self._name = name
         self._timeout_seconds = timeout_seconds
-        self._patience = timeout_seconds
+        self._silence = timeout_seconds
         """Seconds for which the process may be silent now."""
         self._history = Restarts(restart_policy)
         self._restarts = 0
@@ -73,7 +73,7 @@ class Keeper(ABC):
         """Run one life, from its start until the process is gone; returns one line on how it ended."""
         self._serves = asyncio.Event()
         self._failure = asyncio.get_running_loop().create_future()
-        self._patience = self._timeout_seconds
+        self._silence = self._timeout_seconds
         try:
             async with self._spawned() as self._process:
                 try:
@@ -102,6 +102,6 @@ class Keeper(ABC):
     async def _hang(self, process: Child) -> str:
         """Wait until a process that served has been silent for too long, and kill it; returns one line on it."""
         await self._serves.wait()
-        await silence(lambda: self._signs, lambda: self._patience)
+        await silence(lambda: self._signs, lambda: self._silence)
         process.kill()
-        return f"{self._name} hung: it gave no sign of life for {self._patience:g} seconds"
+        return f"{self._name} hung: it gave no sign of life for {self._silence:g} seconds"

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.transfer import ALIGNMENT, Moment, fetch, stage
+from model.transfer import ALIGNMENT, Moment, to_host, stage
 
 CPU = torch.device("cpu")
 DTYPES = [torch.int64, torch.int32, torch.float32, torch.float64, torch.uint8]
@@ -29,7 +29,7 @@ def test_what_is_staged_arrives(sent: list[torch.Tensor]) -> None:
 def test_on_a_cpu_everything_is_there_at_once() -> None:
     began = Moment(CPU)
     tensor = torch.arange(5)
-    assert torch.equal(fetch(tensor), tensor)
+    assert torch.equal(to_host(tensor), tensor)
     ended = Moment(CPU)
     ended.wait()
     assert ended.seconds_since(began) >= 0

@@ -77,8 +77,8 @@ def dummy(folder: Path, template: str = "") -> tuple[str, ...]:
         (("hi " * 200,), "leaves no room"),
         (("hi", "--max-tokens", "100"), "max_tokens of 100"),
         (("hi", "--max-tokens", "0"), "max_tokens"),
-        (("hi", "--max-tokens", "many"), "max_tokens: should be a valid integer"),
-        (("hi", "--temperature", "3"), "temperature: should be less than or equal to 2"),
+        (("hi", "--max-tokens", "many"), "max_tokens: should be an integer"),
+        (("hi", "--temperature", "3"), "temperature: should be"),
         (("hi", "--temperature", "nan"), "NaN"),
     ],
 )

@@ -14,15 +14,15 @@ from tests.service.engine.fakes import FakeRunner
 
 def test_a_step_may_take_several_times_as_long_as_the_slowest_of_its_size() -> None:
     pace = Pace()
-    assert pace.patience(1) is None
+    assert pace.quiet_seconds(1) is None
     pace.add(1, 0.01)
     pace.add(1, 0.02)
     pace.add(512, 3.0)
-    assert pace.patience(1) == SLACK * 0.02
-    assert pace.patience(300) == SLACK * 3.0
-    assert pace.patience(1024) == SLACK * 6.0
-    assert pace.patience(32) is None, "a step of one token says little of one of 32"
-    assert pace.patience(4096) is None
+    assert pace.quiet_seconds(1) == SLACK * 0.02
+    assert pace.quiet_seconds(300) == SLACK * 3.0
+    assert pace.quiet_seconds(1024) == SLACK * 6.0
+    assert pace.quiet_seconds(32) is None, "a step of one token says little of one of 32"
+    assert pace.quiet_seconds(4096) is None
 
 
 def test_every_step_is_announced_before_it_begins() -> None:
@@ -49,13 +49,13 @@ def test_every_step_is_announced_before_it_begins() -> None:
     assert told == [None, None, SLACK * 7.0]
 
 
-@pytest.mark.parametrize(("patience", "silent"), [(0.0, 1), (30.0, 30), (None, UNSEEN)])
-def test_a_keeper_waits_for_a_step_that_was_announced(patience: float | None, silent: int) -> None:
+@pytest.mark.parametrize(("quiet_seconds", "silent"), [(0.0, 1), (30.0, 30), (None, UNSEEN)])
+def test_a_keeper_waits_for_a_step_that_was_announced(quiet_seconds: float | None, silent: int) -> None:
     async def main() -> None:
         keeper = EngineKeeper(cast(EngineConfig, None), lambda status: None, timeout_seconds=1.0)
-        keeper._receive(Report([], EngineStats(), patience))
-        assert keeper._patience == silent
+        keeper._receive(Report([], EngineStats(), quiet_seconds))
+        assert keeper._silence == silent
         keeper._receive(Report([], EngineStats()))
-        assert keeper._patience == 1.0
+        assert keeper._silence == 1.0
 
     asyncio.run(main())
