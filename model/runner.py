@@ -19,7 +19,7 @@ from model.graphs import GraphedDecoder
 from model.recorded import RecordedDecoder
 from model.sampling.choice import Choice, choose, read_choice
 from model.sampling.memory import TokenMemory
-from model.transfer import Moment, to_host, stage_named
+from model.transfer import Moment, stage_named, to_host
 
 
 class ModelRunner:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.transfer import ALIGNMENT, Moment, to_host, stage
+from model.transfer import ALIGNMENT, Moment, stage, to_host
 
 CPU = torch.device("cpu")
 DTYPES = [torch.int64, torch.int32, torch.float32, torch.float64, torch.uint8]
