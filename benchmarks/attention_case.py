@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks.bench import Bench
 from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache
+from model.batch import batch_layout
 from model.contract import Chunk
-from model.runner import batch_layout
 
 FP8 = torch.float8_e4m3fn
 Lengths = Sequence[tuple[int, int]]

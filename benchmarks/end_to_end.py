@@ -13,12 +13,12 @@ from benchmarks.report import MILLISECONDS, TOKENS_A_SECOND, Row
 from benchmarks.transformers_peer import TransformersPeer
 from kernels.backend import KVCache
 from kernels.load import load_backend
+from model.batch import batch_layout
 from model.contract import Chunk
 from model.decoder import Decoder
 from model.graphs import CudaCapture, GraphedDecoder
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
-from model.runner import batch_layout
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 
 CONTEXT = 1024

@@ -247,6 +247,12 @@ class Backend(Protocol):
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         """Causal attention of queries [tokens, heads, head_dim] over the paged cache; returns the same shape."""
 
+    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+        """The weights with which `attend` adds up values, for sequences with one new token each.
+
+        Queries [seqs, heads, head_dim] give weights [seqs, heads, max_context] float32, with 0 beyond each context.
+        """
+
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         """The activation of each element of `x`, which may have any shape."""
 

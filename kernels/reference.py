@@ -85,6 +85,9 @@ class ReferenceBackend:
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(q, cache, layout, options)
 
+    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+        return attention_weights(q, cache, layout, options)
+
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(x, kind)
 
@@ -181,10 +184,34 @@ def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: Attention
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
+def attention_weights(q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+    """See `Backend.attention_weights`."""
+    weights = _weights(q, cache, layout, options, 0, len(layout.context_lens))[0]
+    return weights.flatten(1, 2)[:, :, 0, : layout.max_context]
+
+
 def _attend_padded(
     q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions, first: int, last: int
 ) -> Tensor:
     """`attend` for the sequences first to last - 1 alone."""
+    weights, blocks, real = _weights(q, cache, layout, options, first, last)
+    values = decode(cache.values[blocks], cache.value_scales).flatten(1, 2).transpose(1, 2)
+    lens = layout.context_lens[first:last]
+    # Slots beyond the end of a sequence hold old or uninitialised data, and a weight of 0 times a NaN is a NaN.
+    beyond = torch.arange(values.shape[2], device=q.device) >= lens[:, None]
+    values = values.masked_fill(beyond[:, None, :, None], 0.0)
+    out = (weights.flatten(2, 3) @ values).masked_fill_((lens == 0)[:, None, None, None], 0.0)
+    return out.view(*weights.shape[:4], -1).permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)
+
+
+def _weights(
+    q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions, first: int, last: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention weights of the sequences first to last - 1, padded to the most new tokens among them.
+
+    Returns the weights [seqs, kv_heads, group, queries, keys] float32, the cache blocks [seqs, blocks] of the keys, and
+    which queries [seqs, queries] are no padding.
+    """
     starts, lens = layout.query_starts[first:last], layout.context_lens[first:last]
     counts = layout.query_starts[first + 1 : last + 1] - starts
     offsets = torch.arange(int(counts.max()), device=q.device)
@@ -200,10 +227,8 @@ def _attend_padded(
     # At least one block, for a group of padding sequences alone.
     blocks = layout.block_table[first:last, : max(1, -(-int(lens.max()) // cache.keys.shape[1]))].long()
     keys = decode(cache.keys[blocks], cache.key_scales).flatten(1, 2).permute(0, 2, 3, 1)
-    values = decode(cache.values[blocks], cache.value_scales).flatten(1, 2).transpose(1, 2)
 
-    key_at = torch.arange(keys.shape[-1], device=q.device)
-    distance = query_at[:, :, None] - key_at
+    distance = query_at[:, :, None] - torch.arange(keys.shape[-1], device=q.device)
     visible = distance >= 0
     if options.window is not None:
         visible &= distance < options.window
@@ -215,12 +240,7 @@ def _attend_padded(
         slopes = options.alibi_slopes.view(1, kv_heads, -1, 1, 1)
         scores = scores - slopes * distance[:, None, None]
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
-    # Slots beyond the end of a sequence hold old or uninitialised data, and a weight of 0 times a NaN is a NaN.
-    values = values.masked_fill((key_at >= lens[:, None])[:, None, :, None], 0.0)
     if options.sinks is not None:
         sinks = options.sinks.view(1, kv_heads, -1, 1, 1).expand(*shape, 1)
-        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
-    else:
-        weights = torch.softmax(scores, dim=-1)
-    out = (weights.flatten(2, 3) @ values).masked_fill_((lens == 0)[:, None, None, None], 0.0)
-    return out.view(*shape, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)
+        return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1], blocks, real
+    return torch.softmax(scores, dim=-1), blocks, real

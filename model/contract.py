@@ -6,7 +6,7 @@ msgspec encodes these dataclasses as they are. It knows nothing of text, HTTP or
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 INVALID_TOKEN = -1
 """The entry of `ChunkResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
@@ -45,6 +45,48 @@ class SamplingParams:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A wish to look inside the decoder at positions of one request. Positions count from its first token."""
+
+    positions: Sequence[int] = ()
+    """Ascending positions of the prompt."""
+    generated: bool = False
+    """Whether the positions from whose logits tokens are drawn are recorded too, beginning with the prompt's last."""
+    heads: Sequence[tuple[int, int]] = ()
+    """(layer, head) pairs whose attention weights are recorded."""
+    stream: bool = False
+    """Whether the residual stream's norms are recorded, and those of what attention and MLP add to it."""
+    lens: int | None = None
+    """Number of likeliest tokens that each layer's residual stream would give; None: no such logit lens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The wishes of a request beside the tokens that are drawn for it."""
+
+    prompt_logprobs: int | None = None
+    """Number n of likeliest tokens that are reported beside each prompt token's own log-probability; None: nothing."""
+    pooling: Literal["first", "last", "mean"] | None = None
+    """The prompt's hidden rows that make up its embedding; None: no embedding."""
+    trace: Trace | None = None
+
+    def first(self, prompt: int) -> int | None:
+        """The first position that must be computed and not found in a cache, in a prompt of so many tokens.
+
+        It is None if nothing is wanted of the prompt.
+        """
+        needed = [0] if self.prompt_logprobs is not None or self.pooling in ("first", "mean") else []
+        if self.pooling == "last" or (self.trace is not None and self.trace.generated):
+            needed.append(prompt - 1)
+        if self.trace is not None:
+            needed += self.trace.positions[:1]
+        return min(needed, default=None)
+
+
+NOTHING = Wanted()
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """A request for one token, drawn from the logits of a token of its chunk."""
@@ -66,6 +108,18 @@ class Draw:
     """Whether this is the request's first draw in its row, which until then holds tokens of another request."""
     allowed: bytes | None = None
     """Mask of the tokens that may be drawn, one bit each; token 0 is the lowest bit of byte 0. None: all may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A wish for the log-probabilities of a chunk's tokens, each under the logits of the token before it.
+
+    The first is that of `tokens[first + 1]`, the last that of `Chunk.next` if it is known.
+    """
+
+    first: int
+    top: int
+    """Number of likeliest tokens that are reported beside each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +149,15 @@ class Chunk:
     counted over all chunks of a plan, in order.
     """
 
+    next: int | None = None
+    """The token behind `tokens`; None if it is to be drawn, or nobody wants its log-probability."""
+    scores: Scores | None = None
+    """Known tokens whose log-probabilities are wanted."""
+    pooled: tuple[int, int] | None = None
+    """The range of `tokens` whose hidden rows are to be added up, as begin and end; None: no hidden rows are wanted."""
+    trace: Trace | None = None
+    """A look inside at those of the request's positions that are in this chunk."""
+
     @property
     def known(self) -> int:
         """Number of leading tokens that are no drafts."""
@@ -113,11 +176,36 @@ class TokenLogprobs:
     """Natural log-probabilities under the model's own distribution, before bias, penalties, temperature and filters."""
 
     chosen: float
-    """The drawn token's."""
+    """The drawn token's, or the known one's."""
     top_tokens: list[int]
     """The likeliest tokens, in descending order."""
     top_logprobs: list[float]
     """The log-probability of each of `top_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Numbers as little-endian float32 in C order."""
+
+    shape: Sequence[int]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """The recorded inside of the decoder at some positions of one request; what was not asked for is None."""
+
+    positions: Sequence[int]
+    attention: Array | None = None
+    """[heads, positions, keys]: attention weights, in the order of `Trace.heads`; 0 where a position sees no key."""
+    stream: Array | None = None
+    """[2 * layers + 1, positions]: the L2 norm of the residual stream, which begins as the embedding; attention and MLP
+    of each layer add to it in turn."""
+    added: Array | None = None
+    """[2 * layers, positions]: the L2 norm of what each of those adds."""
+    lens: Sequence[Sequence[TokenLogprobs]] | None = None
+    """[layers + 1][positions]: log-probabilities that the embedding and each layer's stream would give; `chosen` is the
+    token that follows, known or drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +216,11 @@ class ChunkResult:
     """[draws]; INVALID_TOKEN where the draw failed."""
     logprobs: Sequence[TokenLogprobs | None] = ()
     """[draws]; None where the draw asked for none, or failed."""
+    scores: Sequence[TokenLogprobs] = ()
+    """Log-probabilities that `Chunk.scores` asked for, in the order of the tokens."""
+    pooled: Array | None = None
+    """[hidden]: the sum of the rows that `Chunk.pooled` names."""
+    inside: Inside | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ It knows the mathematics of a transformer (Vaswani et al., arXiv 1706.03762, pre
 requests or sampling.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,19 @@ from kernels.backend import AttentionOptions, Backend, BatchLayout, HeadNorms, K
 from model.positions import alibi_slopes, rope_frequencies
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from model.weights import DecoderWeights, LayerWeights, Norm
+
+Logits = Callable[[Tensor], Tensor]
+"""Makes logits [rows, vocab] float32 of rows [rows, hidden]."""
+
+
+class Probe(Protocol):
+    """Looks at a forward pass while it runs. It must copy what it keeps: later operations may overwrite the tensors."""
+
+    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+        """Queries [tokens, heads, head_dim] of a layer, once all keys are in the cache and before values are added."""
+
+    def stream(self, residual: Tensor) -> None:
+        """The residual stream [tokens, hidden]: the embedding, then the stream after each attention and each MLP."""
 
 
 class Decoder:
@@ -31,7 +47,7 @@ class Decoder:
             for layer in spec.layers
         ]
 
-    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
+    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
         """Run token ids [tokens] int64 through all layers; returns hidden rows [tokens, hidden] after the final norm.
 
         `layout` says which sequence, position and cache slot each token has. Keys and values are stored in `cache`.
@@ -42,14 +58,24 @@ class Decoder:
         }
         x = self._embed(tokens, layout.positions)
         residual: Tensor | None = None
-        for spec, weights, options, layer_cache in zip(
-            self.spec.layers, self.weights.layers, self._options, cache.layers, strict=True
+        for layer, (spec, weights, layer_cache) in enumerate(
+            zip(self.spec.layers, self.weights.layers, cache.layers, strict=True)
         ):
-            x, residual = self._norm(x, residual, weights.attention_norm)
-            x = self._attention(x, spec, weights, options, rotations, layer_cache, layout)
-            x, residual = self._norm(x, residual, weights.mlp_norm)
+            x, residual = self._add_norm(x, residual, weights.attention_norm, probe)
+            q = self._queries(x, spec, weights, rotations, layer_cache, layout)
+            if probe is not None:
+                probe.attention(layer, q, layer_cache, self._options[layer])
+            x = self._attention(q, weights, self._options[layer], layer_cache, layout)
+            x, residual = self._add_norm(x, residual, weights.mlp_norm, probe)
             x = self._mlp(x, weights)
-        return self._norm(x, residual, self.weights.final_norm)[0]
+        return self._add_norm(x, residual, self.weights.final_norm, probe)[0]
+
+    def lens(self, residual: Tensor) -> Tensor:
+        """Logits [rows, vocab] float32 that a residual stream [rows, hidden] would give if it ended where it is.
+
+        Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
+        """
+        return self.logits(self._norm(residual, None, self.weights.final_norm)[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [rows, vocab] float32 of hidden rows [rows, hidden], soft-capped where the spec says so."""
@@ -64,21 +90,30 @@ class Decoder:
             x = self._norm(x, None, self.weights.embedding_norm)[0]
         return x
 
-    def _attention(
+    def _add_norm(self, x: Tensor, residual: Tensor | None, norm: Norm, probe: Probe | None) -> tuple[Tensor, Tensor]:
+        x, residual = self._norm(x, residual, norm)
+        if probe is not None:
+            probe.stream(residual)
+        return x, residual
+
+    def _queries(
         self,
         x: Tensor,
         spec: LayerSpec,
         weights: LayerWeights,
-        options: AttentionOptions,
         rotations: dict[RopeSpec, Rotation],
         cache: LayerCache,
         layout: BatchLayout,
     ) -> Tensor:
+        """Queries [tokens, heads, head_dim]; the keys and values of the same tokens are stored in the cache."""
         qkv = self.backend.linear(x, weights.qkv)
         rotation = None if spec.rope is None else rotations[spec.rope]
-        q = self.backend.rotate_and_store(
-            qkv, self.spec.heads, self._head_norms(weights), rotation, cache, layout.slots
-        )
+        norms = self._head_norms(weights)
+        return self.backend.rotate_and_store(qkv, self.spec.heads, norms, rotation, cache, layout.slots)
+
+    def _attention(
+        self, q: Tensor, weights: LayerWeights, options: AttentionOptions, cache: LayerCache, layout: BatchLayout
+    ) -> Tensor:
         attended = self.backend.attend(q, cache, layout, options)
         out = self.backend.linear(attended.flatten(1), weights.attention_output)
         return self._post_norm(out, weights.post_attention_norm)

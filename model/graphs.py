@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import BatchLayout, KVCache
-from model.decoder import Decoder
+from model.decoder import Decoder, Probe
 
 Replay = Callable[[], Tensor]
 """Runs a captured computation again; every call returns the same tensor, with new contents."""
@@ -63,6 +63,7 @@ class GraphedDecoder:
         self.weights = decoder.weights
         self.backend = decoder.backend
         self.logits = decoder.logits
+        self.lens = decoder.lens
         self._decoder = decoder
         self._cache = cache
         self._capture = capture
@@ -70,12 +71,12 @@ class GraphedDecoder:
         self._static = _StaticBatch.of(max_batch, max_context, cache.block_size, decoder.weights.device)
         self._replays: dict[int, Replay] = {}
 
-    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
+    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
         """See `Decoder.forward`. The next call may overwrite the returned tensor, in the device's order of work."""
         static = self._static.layout
         fits = layout.max_context <= static.max_context and len(tokens) <= len(self._static.tokens)
-        if cache is not self._cache or layout.max_query > 1 or not fits:
-            return self._decoder.forward(tokens, layout, cache)
+        if probe is not None or cache is not self._cache or layout.max_query > 1 or not fits:
+            return self._decoder.forward(tokens, layout, cache, probe)
         bucket = next(size for size in self._buckets if size >= len(tokens))
         self._static.fill(bucket, tokens, layout)
         if bucket not in self._replays:

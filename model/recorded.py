@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import BatchLayout, KVCache, RecordingBackend
-from model.decoder import Decoder
+from model.decoder import Decoder, Probe
 
 
 class RecordedDecoder:
@@ -18,6 +18,7 @@ class RecordedDecoder:
         self.weights = decoder.weights
         self.backend = backend
         self.logits = decoder.logits
+        self.lens = decoder.lens
         self._decoder = decoder
         self._cache = cache
         self._max_tokens = max_tokens
@@ -36,9 +37,9 @@ class RecordedDecoder:
         )
         self._program, self._hidden = backend.record(lambda: decoder.forward(batch, layout, cache))
 
-    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache) -> Tensor:
+    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
         """See `Decoder.forward`. The next call overwrites the returned tensor."""
-        if cache is not self._cache or len(tokens) > self._max_tokens:
-            return self._decoder.forward(tokens, layout, cache)
+        if probe is not None or cache is not self._cache or len(tokens) > self._max_tokens:
+            return self._decoder.forward(tokens, layout, cache, probe)
         self.backend.replay(self._program, tokens, layout)
         return self._hidden[: len(tokens)]

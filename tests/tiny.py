@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.backend import Backend, KVCache
 from kernels.load import load_backend
 from kernels.reference import ReferenceBackend
+from model.batch import batch_layout
 from model.checkpoint.checkpoint import Checkpoint, Format, RawTensor
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.group_quantized import GroupQuantized
@@ -25,7 +26,6 @@ from model.contract import Chunk
 from model.decoder import Decoder
 from model.families.reader import read_spec
 from model.loading.weights import load_weights
-from model.runner import batch_layout
 
 CPU = torch.device("cpu")
 VOCAB = 97

@@ -39,6 +39,7 @@ from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import dot_path
+from kernels.reference import attention_weights
 from kernels.reference_sampling import sample
 
 STEP_WORDS = 16
@@ -171,6 +172,9 @@ class CpuBackend:
         )
         self._run(attend_operation(STORED[cache.keys.dtype], dim, block, plain), record)
         return out
+
+    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+        return attention_weights(q, cache, layout, options)
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()

@@ -23,7 +23,7 @@ from kernels.gpu.matmul import linear, pack
 from kernels.gpu.norm import add_layer_norm, add_rms_norm
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
-from kernels.reference import embed, rotation
+from kernels.reference import attention_weights, embed, rotation
 
 
 class TritonBackend:
@@ -75,6 +75,9 @@ class TritonBackend:
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(self._launch, q, cache, layout, options)
+
+    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+        return attention_weights(q, cache, layout, options)
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(self._launch, x, kind)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kernels.backend import KVCache
+from model.batch import batch_layout
 from model.contract import Chunk
 from model.decoder import Decoder
 from model.loading.cache import make_cache
-from model.runner import batch_layout
 
 MEASURED_TOKENS = 256
 SEQUENCES = 4

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, SamplingBatch
 from model.contract import INVALID_TOKEN, Draw, TokenLogprobs
+from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import TRANSFORMS
-from model.transfer import stage_named
+from model.transfer import stage_named, to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Choice:
     Each row has the drawn token's log-probability, then the `most` highest ones in descending order, then their
     token ids. None if no row asks for log-probabilities.
     """
+
+    def to_host(self) -> "Choice":
+        """The choice in host memory, as `model.transfer.to_host` brings it."""
+        return Choice(to_host(self.tokens), None if self.logprobs is None else to_host(self.logprobs))
 
 
 def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> Choice:
@@ -58,10 +63,9 @@ def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[
     tokens: list[int] = choice.tokens.tolist()
     logprobs: list[TokenLogprobs | None] = [None] * len(draws)
     if choice.logprobs is not None:
-        for row, (chosen, *tops) in zip(_asking(draws), choice.logprobs.tolist(), strict=True):
-            most, top = len(tops) // 2, draws[row].params.logprobs or 0
+        for row, entry in zip(_asking(draws), choice.logprobs.tolist(), strict=True):
             if tokens[row] != INVALID_TOKEN:
-                logprobs[row] = TokenLogprobs(chosen, [int(token) for token in tops[most:][:top]], tops[:top])
+                logprobs[row] = read_entry(entry, draws[row].params.logprobs or 0)
     return tokens, logprobs
 
 
@@ -81,14 +85,3 @@ def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
         seed=torch.tensor([p.seed for p in params], dtype=torch.int64),
         counter=torch.tensor([draw.index for draw in draws], dtype=torch.int64),
     )
-
-
-def logprob_table(scores: Tensor, tokens: Tensor, most: int) -> Tensor:
-    """`Choice.logprobs` made from log-probabilities `scores` [rows, vocab] and the drawn `tokens` [rows].
-
-    `most` is limited to the size of the vocabulary. The row of an `INVALID_TOKEN` has no meaning.
-    """
-    chosen = scores.gather(1, tokens.clamp(min=0)[:, None])
-    top_scores, top_tokens = scores.topk(min(most, scores.shape[1]))
-    # All columns share one tensor, so that one transfer suffices; float64 holds token ids exactly.
-    return torch.cat([chosen.double(), top_scores.double(), top_tokens.double()], dim=1)

@@ -59,11 +59,8 @@ class BlockPool:
         return -(-tokens // self.block_size)
 
     def match(self, request: Request) -> list[int]:
-        """The cached blocks that hold the longest prefix of a request, in order. Takes no ownership.
-
-        At least one token is left out, because the next token's logits come from computing one.
-        """
-        full = (request.known - 1) // self.block_size
+        """The cached blocks that hold the longest reusable prefix of a request, in order. Takes no ownership."""
+        full = request.reusable // self.block_size
         self._extend_chain(request, full)
         found = []
         for key in request.chain[:full]:

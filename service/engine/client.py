@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from model.contract import ModelLimits, RunnerInfo, SamplingParams
+from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
 from service.engine.channel import EngineChannel
 from service.engine.messages import Cancel, Delta, EngineStats, FromEngine, Report, Submit
 from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStatus
@@ -113,12 +113,13 @@ class ChannelClient:
         caller: str = "",
         patience: float | None = None,
         ended: Callable[[], object] = lambda: None,
+        wanted: Wanted = NOTHING,
     ) -> CompletionStream:
         if self._channel is None:
             raise EngineDead(self._health.reason)
         stream = CompletionStream(next(self._ids), self._abandon, ended)
         self._streams[stream.id] = stream
-        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience))
+        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience, wanted))
         return stream
 
     def _abandon(self, id: int) -> None:

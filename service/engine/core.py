@@ -103,6 +103,7 @@ class EngineCore:
             cache_salt=message.cache_salt,
             caller=message.caller,
             patience=message.patience,
+            wanted=message.wanted,
             submitted=self._clock(),
         )
         self._note(self._scheduler.add(request))

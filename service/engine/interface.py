@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
-from model.contract import ModelLimits, RunnerInfo, SamplingParams
+from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
 from service.engine.messages import Delta, EngineStats
 from service.engine.status import EngineHealth
 
@@ -49,11 +49,12 @@ class EngineClient(Protocol):
         caller: str = "",
         patience: float | None = None,
         ended: Callable[[], object] = lambda: None,
+        wanted: Wanted = NOTHING,
     ) -> DeltaStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
 
-        `caller` and `patience` are as in `Submit`. `ended` is called once, as soon as the request's last delta has
-        arrived, whether or not the earlier ones have been read.
+        `caller`, `patience` and `wanted` are as in `Submit`. `ended` is called once, as soon as the request's last
+        delta has arrived, whether or not the earlier ones have been read.
         """
 
     def stop(self) -> None:

@@ -3,11 +3,21 @@
 A request is named by the id its engine client gave it, never by anything an HTTP client sent.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
+from model.contract import (
+    NOTHING,
+    Array,
+    Inside,
+    ModelLimits,
+    RunnerInfo,
+    SamplingParams,
+    TokenLogprobs,
+    Wanted,
+)
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
 """Reasons why a request ended.
@@ -18,7 +28,10 @@ refused: it never began, see `Refusal`. lost: the engine is gone, a reason that 
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Start generating. The prompt has at least one token, and prompt and max_tokens fit the limits."""
+    """Start a request: to generate tokens, to score or embed its prompt, to look inside, or all of these together.
+
+    The prompt has at least one token, and prompt and max_tokens fit the limits. With max_tokens 0 nothing is generated.
+    """
 
     id: int
     prompt: list[int]
@@ -29,6 +42,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Label of the API key that sent the request, for the limits of each caller."""
     patience: float | None = None
     """Seconds that the request may wait for its first step; None means without limit."""
+    wanted: Wanted = NOTHING
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -63,7 +77,7 @@ class RequestTimes(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """One step's addition to one request. Exactly one delta of a request has a finish reason: the last."""
+    """One step's news of one request. Exactly one delta of a request has a finish reason: the last."""
 
     id: int
     tokens: list[int]
@@ -77,6 +91,13 @@ class Delta(msgspec.Struct, frozen=True):
     """One line for the operator's log and the client; only with reason "error" or "lost"."""
     refusal: Refusal | None = None
     """The reason for a refusal; only with reason "refused"."""
+    scores: Sequence[TokenLogprobs] = ()
+    """Log-probabilities of further prompt tokens, in order; the prompt's first token has none."""
+    pooled: Array | None = None
+    """[hidden]: a part of the request's embedding, which is the sum of all parts, for the mean divided by the number of
+    prompt tokens."""
+    inside: Inside | None = None
+    """A look inside at further positions."""
     times: RequestTimes | None = None
     """Present in every delta, because a client that finds a stop string reads no further one; None if the engine never
     took the request."""

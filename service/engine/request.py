@@ -6,7 +6,7 @@ It does not know the queue it stands in, how blocks are found, or text.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model.contract import Draw, SamplingParams
+from model.contract import NOTHING, Draw, SamplingParams, Wanted
 from service.engine.messages import RequestTimes
 
 
@@ -27,6 +27,9 @@ class Request:
     caller: str = ""
     patience: float | None = None
     """Seconds that the request may wait for its first step; None means without limit."""
+    wanted: Wanted = NOTHING
+    collected: int = 0
+    """Number of leading positions of which everything that is wanted has been reported."""
     arrival: int = 0
     """Number of the request in the order in which the scheduler got them."""
     output: list[int] = field(default_factory=list)
@@ -76,7 +79,17 @@ class Request:
         """Number of tokens to compute: known and promised ones, except the last that `max_tokens` allows, which no
         token follows.
         """
-        return len(self.prompt) + min(self.drawn, self.params.max_tokens - 1)
+        return len(self.prompt) + min(self.drawn, max(0, self.params.max_tokens - 1))
+
+    @property
+    def reusable(self) -> int:
+        """Number of leading tokens whose keys and values may come from the prefix cache instead of being computed.
+
+        At least one token is computed, because the next token's logits come from it, and so is every position of which
+        something is still wanted.
+        """
+        first = self.wanted.first(len(self.prompt))
+        return self.known - 1 if first is None else min(self.known - 1, max(first, self.collected))
 
     @property
     def behind(self) -> int:

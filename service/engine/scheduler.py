@@ -20,6 +20,7 @@ from service.engine.drafts import Guess, look_up
 from service.engine.leaders import Leaders
 from service.engine.messages import STEP_TOKENS, Delta, FinishReason, Refusal
 from service.engine.request import Request
+from service.engine.wishes import wishes
 
 OLDEST_SHARE = 4
 """The oldest prompt is certain of one part in this many of a step's budget for prompts: a quarter."""
@@ -188,6 +189,11 @@ class Scheduler:
             self._count(request, chunk)
             if chunk.draws:
                 deltas.append(self._accept(request, chunk, outcome, now))
+            elif not request.params.max_tokens and _stop(chunk) == request.length:
+                deltas.append(self._complete(request, outcome, now))
+            elif chunk.scores or chunk.pooled or chunk.trace:
+                deltas.append(_delta(request, outcome))
+            request.collected = max(request.collected, _stop(chunk))
         return deltas
 
     def fail(self, message: str) -> list[Delta]:
@@ -250,8 +256,12 @@ class Scheduler:
                 self._pool.shrink(request)
 
     def _drafts(self, request: Request) -> bool:
-        """Whether a request may get drafts. It then waits for its own draw before its next chunk is planned."""
-        return self._most_drafts > 0 and not request.params.reads_output
+        """Whether a request may get drafts. It then waits for its own draw before its next chunk is planned.
+
+        A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
+        """
+        looks = request.wanted.trace is not None and request.wanted.trace.generated
+        return self._most_drafts > 0 and not request.params.reads_output and not looks
 
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""
@@ -336,7 +346,8 @@ class Scheduler:
         request.row, request.fresh = self._rows.pop(), True
         self._callers.wait(request.caller, -1)
         self._callers.run(request.caller)
-        self._leaders.add(request)
+        if request.params.max_tokens:
+            self._leaders.add(request)
         return True
 
     def _chunk(self, request: Request, count: int) -> Chunk:
@@ -348,8 +359,9 @@ class Scheduler:
             tokens=[*request.tokens(start, stop), *request.drafts] if follows is None else [INVALID_TOKEN],
             start=start,
             blocks=request.blocks,
-            draws=request.draws() if stop == request.length else (),
+            draws=request.draws() if stop == request.length and request.params.max_tokens else (),
             follows=follows,
+            **wishes(request, start, stop),
         )
         request.computed = stop
         if chunk.draws:
@@ -393,14 +405,14 @@ class Scheduler:
             self._pool.release(request)
         elif chunk.known < len(chunk.tokens):
             self._pool.shrink(request)
-        return Delta(
-            id=request.id,
-            tokens=[*tokens],
-            logprobs=None if request.params.logprobs is None else [entry for entry in logprobs if entry][: len(tokens)],
-            finish_reason=reason,
-            cached_tokens=request.cached_tokens or 0,
-            times=request.times,
-        )
+        return _delta(request, replace(outcome, tokens=tokens, logprobs=logprobs[: len(tokens)]), reason)
+
+    def _complete(self, request: Request, outcome: ChunkResult, now: float) -> Delta:
+        """End a request that generates nothing. No drawn token shows that its blocks are sound: they go unpublished."""
+        request.first_drawn = request.last_drawn = now
+        self._drop(request)
+        self._pool.release(request)
+        return _delta(request, outcome, "length")
 
     def _settle_drafts(self, request: Request, right: int) -> None:
         """End the flight of a request's draws, `right` of whose drafts were right and so count as computed."""
@@ -466,6 +478,21 @@ def _expired(request: Request, now: float) -> bool:
 
 def _refused(request: Request, refusal: Refusal) -> Delta:
     return Delta(id=request.id, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times)
+
+
+def _delta(request: Request, outcome: ChunkResult, reason: FinishReason | None = None) -> Delta:
+    """The news that a step brought for a request."""
+    return Delta(
+        id=request.id,
+        tokens=[*outcome.tokens],
+        logprobs=None if request.params.logprobs is None else [entry for entry in outcome.logprobs if entry],
+        finish_reason=reason,
+        cached_tokens=request.cached_tokens or 0,
+        scores=outcome.scores,
+        pooled=outcome.pooled,
+        inside=outcome.inside,
+        times=request.times,
+    )
 
 
 def _final(request: Request, reason: FinishReason, error: str | None = None) -> Delta:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernels.backend import AttentionOptions, HeadNorms, KVCache, LayerCache, QuantizedWeight, Rotation
 from kernels.reference import ReferenceBackend, decode, dequantize
+from model.batch import batch_layout
 from model.contract import Chunk
-from model.runner import batch_layout
 
 BACKEND = ReferenceBackend()
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels.backend import BatchLayout, SamplingBatch
+from model.batch import batch_layout
 from model.contract import Chunk
-from model.runner import batch_layout
 from tests.dummies import CPU
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kernels.backend import Backend, BatchLayout, KVCache
 from kernels.load import load_backend
+from model.batch import batch_layout
 from model.contract import Chunk
 from model.decoder import Decoder
 from model.graphs import GraphedDecoder, buckets
-from model.runner import batch_layout
 from model.spec import DecoderSpec
 from tests.dummies import CPU, LEARNED, SCALED, SMALL, empty_cache, make_decoder
 

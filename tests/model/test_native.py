@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels.load import load_backend
+from model.batch import batch_layout
 from model.checkpoint.source import DEFAULT_MODEL, list_aliases, open_checkpoint, resolve
 from model.contract import (
     INVALID_TOKEN,
@@ -32,7 +33,7 @@ from model.decoder import Decoder
 from model.graphs import CudaCapture, GraphedDecoder
 from model.loading.load import load_runner
 from model.loading.memory import DeviceMemoryError
-from model.runner import ModelRunner, batch_layout
+from model.runner import ModelRunner
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs, empty_cache, make_decoder
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from kernels.backend import KVCache
 from kernels.load import load_backend
+from model.batch import batch_layout
 from model.checkpoint.source import open_checkpoint
 from model.contract import Chunk
 from model.decoder import Decoder
 from model.families.reader import read_spec
 from model.loading.calibration import LARGEST, MARGIN, calibrate, set_scales
 from model.loading.weights import load_weights
-from model.runner import batch_layout
 from service.text.tokenizer import load_tokenizer
 from tests.dummies import CPU, SMALL, empty_cache, make_decoder
 

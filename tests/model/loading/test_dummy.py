@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kernels.load import load_backend
+from model.batch import batch_layout
 from model.contract import Chunk
 from model.families.reader import read_spec
 from model.loading.dummy import dummy_weights
 from model.loading.weights import load_weights
-from model.runner import batch_layout
 from model.spec import DecoderSpec
 from tests.dummies import CPU, LEARNED, SCALED, SMALL, empty_cache, make_decoder
 from tests.tiny import TINY_MODELS, save

@@ -15,7 +15,7 @@ import httpx
 from fastapi import FastAPI
 
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
-from model.contract import ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs
+from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs, Wanted
 from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
@@ -104,6 +104,7 @@ class FakeStream:
 
     caller: str
     patience: float | None
+    wanted: Wanted
 
     def __init__(
         self,
@@ -173,11 +174,13 @@ class FakeClient:
         caller: str = "",
         patience: float | None = None,
         ended: Callable[[], object] = lambda: None,
+        wanted: Wanted = NOTHING,
     ) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
         self.streams.append(FakeStream(self, prompt, params, cache_salt, ended))
         self.streams[-1].caller, self.streams[-1].patience = caller, patience
+        self.streams[-1].wanted = wanted
         return self.streams[-1]
 
     def script(self, params: SamplingParams) -> Iterator[Delta]:

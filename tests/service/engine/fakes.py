@@ -120,7 +120,17 @@ class FakeRunner:
             TokenLogprobs(-float(token), [token], [-float(token)]) if asks else None
             for asks, token in zip(asked, tokens, strict=True)
         ]
-        return ChunkResult(tokens, logprobs)
+        return ChunkResult(tokens, logprobs, self._scores(chunk))
+
+    def _scores(self, chunk: Chunk) -> Sequence[TokenLogprobs]:
+        """Each scored token's log-probability is its position, and its top token is itself."""
+        if chunk.scores is None:
+            return ()
+        known = [*chunk.tokens[1:], *([] if chunk.next is None else [chunk.next])]
+        return [
+            TokenLogprobs(float(chunk.start + index + 1), [known[index]], [0.0])
+            for index in range(chunk.scores.first, len(known))
+        ]
 
     def _slot(self, chunk: Chunk, position: int) -> int:
         size = self.limits.block_size

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from model.contract import INVALID_TOKEN, Chunk, ChunkResult, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, Chunk, ChunkResult, SamplingParams, StepPlan, StepResult, Wanted
 from service.engine.blocks import BlockPool
 from service.engine.messages import Delta
 from service.engine.request import Request
@@ -520,6 +520,8 @@ class Watched:
     request: Request
     expected: tuple[list[int], str]
     emitted: list[int] = field(default_factory=list)
+    scored: list[tuple[int, int]] = field(default_factory=list)
+    """Position and token of each prompt token whose log-probability was told."""
     final: Delta | None = None
     cancelled: bool = False
     may_fail: bool = False
@@ -577,16 +579,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 40),
         stops=st.sets(st.integers(0, VOCAB_SIZE - 1), max_size=1),
         penalty=st.sampled_from([0.0, 0.0, 0.0, 1.0]),
+        wanted=st.sampled_from([Wanted(), Wanted(), Wanted(prompt_logprobs=1)]),
     )
     def add(
-        self, document: int, share: int, tail: list[int], salt: str, max_tokens: int, stops: set[int], penalty: float
+        self,
+        document: int,
+        share: int,
+        tail: list[int],
+        salt: str,
+        max_tokens: int,
+        stops: set[int],
+        penalty: float,
+        wanted: Wanted,
     ) -> None:
         """`share` percent of the cache as a prompt that starts like the other prompts of its document."""
         length = max(1, self.capacity * share // 100)
         prompt = [(position * (position + document)) % VOCAB_SIZE for position in range(length)] + tail
         max_tokens = min(max_tokens, max(1, self.capacity - length))
         params = SamplingParams(max_tokens=max_tokens, stop_token_ids=tuple(stops), presence_penalty=penalty)
-        watched = Watched(Request(len(self.watched), prompt, params, salt), output_alone(prompt, params))
+        request = Request(len(self.watched), prompt, params, salt, wanted=wanted)
+        watched = Watched(request, output_alone(prompt, params))
         self.watched.append(watched)
         delta = self.scheduler.add(watched.request)
         if len(prompt) + max_tokens > self.capacity:
@@ -735,11 +747,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert delta.cached_tokens == (watched.request.cached_tokens or 0)
         assert self.somebody_else_knew(watched.request, delta.cached_tokens)
         watched.emitted += delta.tokens
+        watched.scored += [(int(entry.chosen), entry.top_tokens[0]) for entry in delta.scores]
+        asked = watched.request.wanted.prompt_logprobs is not None
+        every = [*enumerate(watched.request.prompt)][1:] if asked else []
+        assert watched.scored == every[: len(watched.scored)]
+        assert watched.scored == every or not watched.emitted
         tokens, reason = watched.expected
         assert watched.emitted == tokens[: len(watched.emitted)]
         assert watched.request.output == watched.emitted
         if delta.finish_reason is None:
-            assert 1 <= len(delta.tokens) <= 1 + self.most_drafts
+            assert len(delta.tokens) <= 1 + self.most_drafts
+            assert delta.tokens or delta.scores
             return
         watched.final = delta
         if delta.finish_reason == "abort":

@@ -1,0 +1,83 @@
+"""Looking inside a step: probes that copy what requests want to see of the decoder.
+
+How much a request may ask for is decided where requests are read.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.backend import AttentionOptions, Backend, LayerCache
+from model.batch import batch_layout
+from model.contract import Array, Chunk, Inside, TokenLogprobs, Trace
+from model.decoder import Probe
+from model.transfer import stage
+
+
+class Recorder:
+    """`model.decoder.Probe` that keeps what one chunk's trace asks for."""
+
+    def __init__(self, chunk: Chunk, trace: Trace, begin: int, block_size: int, backend: Backend) -> None:
+        """`begin` is the row of the chunk's first token in the batch."""
+        self._chunk = chunk
+        self._trace = trace
+        self._places = torch.tensor([begin + position - chunk.start for position in trace.positions])
+        self._block_size = block_size
+        self._backend = backend
+        self._layers = {layer for layer, _ in trace.heads}
+        self.weights: dict[int, Tensor] = {}
+        """Attention weights [positions, heads, keys] float32 of the layers that the trace names."""
+        self.streams: list[Tensor] = []
+        """Residual streams [positions, hidden], in the order of `Probe.stream`."""
+
+    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+        """See `Probe.attention`."""
+        if layer in self._layers:
+            (rows,) = stage([self._places], q.device)
+            # Each position becomes a sequence that ends with it.
+            ends = [Chunk([0], position, self._chunk.blocks) for position in self._trace.positions]
+            layout = batch_layout(ends, self._block_size, q.device)
+            self.weights[layer] = self._backend.attention_weights(q.index_select(0, rows), cache, layout, options)
+
+    def stream(self, residual: Tensor) -> None:
+        """See `Probe.stream`."""
+        if self._trace.stream or self._trace.lens is not None:
+            (rows,) = stage([self._places], residual.device)
+            self.streams.append(residual.index_select(0, rows))
+
+    def inside(self, lens: Sequence[Sequence[TokenLogprobs]] | None) -> Inside:
+        """The positions as the trace asked to see them; `lens` is their logit lens. Waits for the device."""
+        trace = self._trace
+        streams = torch.stack(self.streams).float() if trace.stream else None
+        maps = [self.weights[layer][:, head] for layer, head in trace.heads]
+        return Inside(
+            positions=trace.positions,
+            attention=to_array(torch.stack(maps)) if maps else None,
+            stream=None if streams is None else to_array(streams.norm(dim=-1)),
+            added=None if streams is None else to_array(streams.diff(dim=0).norm(dim=-1)),
+            lens=lens,
+        )
+
+
+class Probes:
+    """Several probes as one."""
+
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        self._probes = probes
+
+    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+        """See `Probe.attention`."""
+        for probe in self._probes:
+            probe.attention(layer, q, cache, options)
+
+    def stream(self, residual: Tensor) -> None:
+        """See `Probe.stream`."""
+        for probe in self._probes:
+            probe.stream(residual)
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy of a tensor in host memory, for the other side of the contract. Waits for the device."""
+    host = tensor.to("cpu", torch.float32).contiguous()
+    return Array(tuple(host.shape), host.numpy().astype("<f4", copy=False).tobytes())

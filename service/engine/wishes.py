@@ -1,0 +1,50 @@
+"""Wishes of a chunk beside draws: the part of its request's wishes that concerns its own tokens."""
+
+from bisect import bisect_left
+from dataclasses import replace
+from typing import TypedDict
+
+from model.contract import Scores, Trace
+from service.engine.request import Request
+
+
+class Wishes(TypedDict, total=False):
+    """Fields of a `Chunk`."""
+
+    next: int | None
+    scores: Scores | None
+    pooled: tuple[int, int] | None
+    trace: Trace | None
+
+
+def wishes(request: Request, start: int, stop: int) -> Wishes:
+    """The wishes at positions `start` to `stop` - 1 that have not been fulfilled by an earlier chunk."""
+    wanted, prompt = request.wanted, request.prompt
+    begin = max(start, request.collected)
+    if wanted.first(len(prompt)) is None or begin >= stop:
+        return {}
+    found: Wishes = {"next": prompt[stop] if stop < len(prompt) else None}
+    if wanted.prompt_logprobs is not None and begin < min(stop, len(prompt) - 1):
+        found["scores"] = Scores(begin - start, wanted.prompt_logprobs)
+    if pooled := _pooled(request, begin, stop):
+        found["pooled"] = (pooled[0] - start, pooled[1] - start)
+    if wanted.trace is not None and (positions := _looked_at(wanted.trace, len(prompt), begin, stop)):
+        found["trace"] = replace(wanted.trace, positions=positions)
+    return found
+
+
+def _pooled(request: Request, begin: int, stop: int) -> tuple[int, int] | None:
+    """The positions among `begin` to `stop` - 1 whose hidden rows the embedding needs."""
+    last = len(request.prompt) - 1
+    ends = {"first": (0, 1), "last": (last, last + 1), "mean": (0, last + 1), None: (0, 0)}
+    first, end = ends[request.wanted.pooling]
+    begin, stop = max(begin, first), min(stop, end)
+    return (begin, stop) if begin < stop else None
+
+
+def _looked_at(trace: Trace, prompt: int, begin: int, stop: int) -> list[int]:
+    """The positions among `begin` to `stop` - 1 that a trace names, in a prompt of so many tokens."""
+    named = trace.positions[bisect_left(trace.positions, begin) : bisect_left(trace.positions, stop)]
+    if not trace.generated:
+        return [*named]
+    return sorted({*named, *range(max(begin, prompt - 1), stop)})

@@ -1,0 +1,242 @@
+"""What is wanted beside tokens equals transformers, however prompts are cut, cached, batched or preempted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from kernels.backend import Backend
+from kernels.load import load_backend
+from model.contract import Array, Inside, SamplingParams, TokenLogprobs, Trace, Wanted
+from model.runner import ModelRunner
+from service.engine.core import EngineCore
+from service.engine.messages import Delta, Submit
+from tests.tiny import BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save
+
+GREEDY = SamplingParams(max_tokens=0, temperature=0)
+PROMPT = random_tokens(21, seed=5)
+
+
+@dataclass
+class Found:
+    """What a request got, all deltas together."""
+
+    tokens: list[int] = field(default_factory=list)
+    scores: list[TokenLogprobs] = field(default_factory=list)
+    parts: list[NDArray[np.float32]] = field(default_factory=list)
+    insides: list[Inside] = field(default_factory=list)
+    last: Delta | None = None
+
+    @property
+    def pooled(self) -> NDArray[np.float32]:
+        return np.sum(self.parts, axis=0)
+
+    def positions(self) -> list[int]:
+        return [position for inside in self.insides for position in inside.positions]
+
+    def maps(self, keys: int) -> NDArray[np.float32]:
+        """[heads, positions, keys]."""
+        maps = [to_numpy(inside.attention) for inside in self.insides]
+        return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, keys - part.shape[2]))) for part in maps], axis=1)
+
+    def joined(self, name: str) -> NDArray[np.float32]:
+        return np.concatenate([to_numpy(getattr(inside, name)) for inside in self.insides], axis=1)
+
+    def lens(self) -> list[list[TokenLogprobs]]:
+        """[stages][positions]."""
+        stages = [inside.lens for inside in self.insides if inside.lens is not None]
+        return [[entry for part in stages for entry in part[stage]] for stage in range(len(stages[0]))]
+
+
+def to_numpy(array: Array | None) -> NDArray[np.float32]:
+    assert array is not None
+    return np.frombuffer(array.data, "<f4").reshape(*array.shape)
+
+
+class Engine:
+    """An engine on a tiny model of some family."""
+
+    def __init__(
+        self, family: str, folder: Path, *, token_budget: int, blocks: int = BLOCKS, backend: Backend | None = None
+    ) -> None:
+        self.model = TINY_MODELS[family].build()
+        tiny = TinyDecoder(save(self.model, folder), backend)
+        self.spec = tiny.decoder.spec
+        tiny._cache.blocks = blocks
+        self.core = EngineCore(ModelRunner(tiny.decoder, tiny._cache, 64), token_budget=token_budget, max_running=4)
+
+    def run(self, *requests: tuple[Sequence[int], SamplingParams, Wanted]) -> list[Found]:
+        found = [Found() for _ in requests]
+        for id, (prompt, params, wanted) in enumerate(requests):
+            self.core.submit(Submit(id, [*prompt], params, wanted=wanted))
+        while report := self.core.step():
+            for delta in report.deltas:
+                mine = found[delta.id]
+                assert delta.finish_reason in (None, "length"), delta.error
+                mine.tokens += delta.tokens
+                mine.scores += delta.scores
+                mine.parts += [to_numpy(delta.pooled)] if delta.pooled else []
+                mine.insides += [delta.inside] if delta.inside else []
+                mine.last = delta
+        self.core.check()
+        return found
+
+    def everything(self, positions: Sequence[int] = (), *, generated: bool = False) -> Wanted:
+        heads = [(layer, head) for layer in range(len(self.spec.layers)) for head in range(self.spec.heads)]
+        trace = Trace(positions=positions, generated=generated, heads=heads, stream=True, lens=3)
+        return Wanted(prompt_logprobs=3, pooling="mean", trace=trace)
+
+
+@dataclass
+class Expected:
+    """What transformers computes of a text."""
+
+    logprobs: torch.Tensor
+    hidden: torch.Tensor
+    """[tokens, hidden] after the final norm."""
+    streams: list[torch.Tensor]
+    """[tokens, hidden] before each layer."""
+    maps: torch.Tensor
+    """[layers * heads, tokens, tokens]."""
+    lens: list[torch.Tensor]
+
+
+@torch.inference_mode()
+def by_transformers(model: Any, tokens: Sequence[int]) -> Expected:
+    out = model(torch.tensor([tokens]), output_attentions=True, output_hidden_states=True)
+    base = getattr(model, "model", None) or model.transformer
+    base = getattr(base, "language_model", base)
+    norm = getattr(base, "norm", None) or base.ln_f
+    *streams, hidden = (state[0] for state in out.hidden_states)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def logprobs(normed: torch.Tensor) -> torch.Tensor:
+        logits = model.lm_head(normed)
+        return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
+
+    lens = [*(logprobs(norm(stream)) for stream in streams), logprobs(hidden)]
+    return Expected(
+        out.logits[0].log_softmax(-1), hidden, streams, torch.cat([part[0] for part in out.attentions]), lens
+    )
+
+
+def check_inside(found: Found, expected: Expected, tokens: Sequence[int], positions: Sequence[int]) -> None:
+    assert found.positions() == [*positions]
+    np.testing.assert_allclose(found.maps(len(tokens)), expected.maps[:, positions].numpy(), atol=1e-5)
+    norms = np.stack([stream[positions].norm(dim=-1).numpy() for stream in expected.streams])
+    np.testing.assert_allclose(found.joined("stream")[::2][:-1], norms, rtol=1e-4)
+    assert found.joined("added").shape == (2 * len(expected.streams), len(positions))
+    for stage, logprobs in zip(found.lens(), expected.lens, strict=True):
+        check_logprobs(stage, logprobs[positions], [[*tokens, 0][position + 1] for position in positions])
+
+
+def check_logprobs(found: Sequence[TokenLogprobs], logprobs: torch.Tensor, targets: Sequence[int]) -> None:
+    assert len(found) == len(targets)
+    for entry, row, target in zip(found, logprobs, targets, strict=True):
+        assert entry.chosen == pytest.approx(row[target].item(), abs=1e-4)
+        assert entry.top_logprobs == pytest.approx(row.topk(len(entry.top_tokens)).values.tolist(), abs=1e-4)
+        assert row[entry.top_tokens].tolist() == pytest.approx(entry.top_logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_a_prompt_in_chunks_beside_others(family: str, tmp_path: Path) -> None:
+    engine = Engine(family, tmp_path, token_budget=8)
+    company = (random_tokens(9, seed=1), SamplingParams(max_tokens=8), Wanted())
+    positions = range(len(PROMPT))
+    found, other = engine.run((PROMPT, GREEDY, engine.everything(positions)), company)
+    expected = by_transformers(engine.model, PROMPT)
+    assert found.tokens == []
+    check_logprobs(found.scores, expected.logprobs[:-1], PROMPT[1:])
+    np.testing.assert_allclose(found.pooled / len(PROMPT), expected.hidden.mean(0).numpy(), atol=1e-4)
+    assert len(other.tokens) == 8
+    # The token behind the last position is not known, and nothing is said of it.
+    found.insides[-1] = without_last(found.insides[-1])
+    check_inside(found, expected, PROMPT, positions[:-1])
+
+
+def without_last(inside: Inside) -> Inside:
+    assert inside.lens is not None
+    return Inside(
+        positions=inside.positions[:-1],
+        attention=cut(inside.attention),
+        stream=cut(inside.stream),
+        added=cut(inside.added),
+        lens=[stage[:-1] for stage in inside.lens],
+    )
+
+
+def cut(array: Array | None) -> Array:
+    part = to_numpy(array)[:, :-1]
+    return Array(part.shape, part.tobytes())
+
+
+def test_the_compiled_backend_shows_what_the_reference_shows(tmp_path: Path) -> None:
+    """Its forward pass is recorded; one that is looked at is not."""
+    engine = Engine("llama", tmp_path, token_budget=8, backend=load_backend(CPU, "cpu"))
+    positions = range(len(PROMPT) - 1)
+    (found,) = engine.run((PROMPT, GREEDY, engine.everything(positions)))
+    check_inside(found, by_transformers(engine.model, PROMPT), PROMPT, positions)
+
+
+def test_generated_tokens_are_looked_at_as_they_are_drawn(tmp_path: Path) -> None:
+    engine = Engine("llama", tmp_path, token_budget=8)
+    params = SamplingParams(max_tokens=6, temperature=0, logprobs=2)
+    company = (random_tokens(9, seed=1), params, Wanted())
+    alone = engine.run((PROMPT, params, Wanted()))[0].tokens
+    found, _ = engine.run((PROMPT, params, engine.everything([3, 7], generated=True)), company)
+    assert found.tokens == alone
+    text = [*PROMPT, *found.tokens]
+    positions = [3, 7, *range(len(PROMPT) - 1, len(text) - 1)]
+    check_inside(found, by_transformers(engine.model, text), text, positions)
+
+
+def test_a_cached_prefix_is_computed_again_where_it_is_looked_at(tmp_path: Path) -> None:
+    engine = Engine("llama", tmp_path, token_budget=64)
+    engine.run((PROMPT, SamplingParams(max_tokens=2), Wanted()))
+    expected = by_transformers(engine.model, PROMPT)
+    wanted = Wanted(trace=engine.everything([17, 19]).trace, pooling="last")
+    (found,) = engine.run((PROMPT, GREEDY, wanted))
+    assert found.last is not None
+    assert found.last.cached_tokens == 16
+    check_inside(found, expected, PROMPT, [17, 19])
+    np.testing.assert_allclose(found.pooled, expected.hidden[-1].numpy(), atol=1e-4)
+    (whole,) = engine.run((PROMPT, GREEDY, Wanted(prompt_logprobs=0, pooling="first")))
+    assert whole.last is not None
+    assert whole.last.cached_tokens == 0
+    check_logprobs(whole.scores, expected.logprobs[:-1], PROMPT[1:])
+    np.testing.assert_allclose(whole.pooled, expected.hidden[0].numpy(), atol=1e-4)
+
+
+def test_a_preempted_request_tells_everything_once(tmp_path: Path) -> None:
+    """The cache has room for one of the two only."""
+    engine = Engine("llama", tmp_path, token_budget=8, blocks=9)
+    params = SamplingParams(max_tokens=10, temperature=0)
+    first = (random_tokens(8, seed=1), params, Wanted())
+    _, found = engine.run(first, (PROMPT[:12], params, engine.everything(range(11), generated=True)))
+    assert engine.core.stats().preemptions
+    text = [*PROMPT[:12], *found.tokens]
+    expected = by_transformers(engine.model, text)
+    check_logprobs(found.scores, expected.logprobs[:11], text[1:12])
+    np.testing.assert_allclose(found.pooled / 12, expected.hidden[:12].mean(0).numpy(), atol=1e-4)
+    check_inside(found, expected, text, range(len(text) - 1))
+
+
+def test_nobody_else_notices(tmp_path: Path) -> None:
+    engine = Engine("llama", tmp_path, token_budget=16)
+    params = SamplingParams(max_tokens=8, seed=7, logprobs=1)
+    company = [(random_tokens(9, seed=1), params, Wanted()), (random_tokens(4, seed=2), params, Wanted())]
+    alone = [engine.run(one)[0].tokens for one in company]
+    looked_at = (PROMPT, params, engine.everything(range(20), generated=True))
+    assert [found.tokens for found in engine.run(looked_at, *company)[1:]] == alone
+
+
+def test_a_prompt_of_one_token(tmp_path: Path) -> None:
+    engine = Engine("llama", tmp_path, token_budget=16)
+    (found,) = engine.run(([5], GREEDY, engine.everything([0])))
+    assert (found.scores, found.positions()) == ([], [0])
+    assert found.maps(1).tolist() == [[[1.0]]] * 12
