@@ -50,28 +50,17 @@ def multiply_tile(
 
 def _emit(builder: ir.IRBuilder, form: Format, tokens: int, arguments: Sequence[v.Value]) -> None:
     panel, x, x_stride, sums, sums_stride, groups, out, out_stride = arguments
-    zero = ir.Constant(groups.type, 0)
     xs = [builder.add(x, builder.mul(x_stride, ir.Constant(x.type, t))) for t in range(tokens)]
     scales = [builder.add(sums, builder.mul(sums_stride, ir.Constant(x.type, t))) for t in range(tokens)]
-    before, body, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(body)
-    builder.position_at_end(body)
-    group = builder.phi(groups.type)
-    group.add_incoming(zero, before)
-    totals = [builder.phi(v.vector(v.F32, LANES)) for _ in range(tokens)]
-    for total in totals:
-        total.add_incoming(v.filled(v.F32, LANES, 0.0), before)
-    at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
-    inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
-    factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, SUMS_BYTES))) for base in scales]
-    added = _add_group(builder, form, at, inputs, factors, totals)
-    following = builder.add(group, ir.Constant(group.type, 1))
-    group.add_incoming(following, body)
-    for total, value in zip(totals, added, strict=True):
-        total.add_incoming(value, body)
-    builder.cbranch(builder.icmp_signed("<", following, groups), body, after)
-    builder.position_at_end(after)
-    for t, value in enumerate(added):
+
+    def add(group: v.Value, totals: list[v.Value]) -> list[v.Value]:
+        at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
+        inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
+        factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, SUMS_BYTES))) for base in scales]
+        return _add_group(builder, form, at, inputs, factors, totals)
+
+    zero = v.filled(v.F32, LANES, 0.0)
+    for t, value in enumerate(v.repeat(builder, groups, [zero] * tokens, add)):
         v.store(builder, value, builder.add(out, builder.mul(out_stride, ir.Constant(out.type, t))))
 
 
