@@ -47,7 +47,6 @@ _float32_at = _pointer(types.float32, v.F32)
 _int64_at = _pointer(types.int64, v.I64)
 _int32_at = _pointer(types.int32, v.I32)
 _uint16_at = _pointer(types.uint16, v.I16)
-_int16_at = _pointer(types.int16, v.I16)
 _uint8_at = _pointer(types.uint8, v.I8)
 _int8_at = _pointer(types.int8, v.I8)
 
@@ -68,12 +67,6 @@ def words(address: int, count: int) -> Any:
 def integers(address: int, count: int) -> Any:
     """The `count` int32 numbers at `address`."""
     return carray(_int32_at(address), count)
-
-
-@njit(inline="always")
-def shorts(address: int, count: int) -> Any:
-    """The `count` int16 numbers at `address`."""
-    return carray(_int16_at(address), count)
 
 
 @njit(inline="always")

@@ -143,6 +143,11 @@ def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[V
     return _neighbours(builder, summed)
 
 
+def rint(builder: ir.IRBuilder, x: Value) -> Value:
+    """The integers nearest to float32 numbers, ties to even, as float32."""
+    return _call(builder, f"llvm.rint.{_suffix(x)}", x.type, [x])
+
+
 def exp(builder: ir.IRBuilder, x: Value) -> Value:
     """e^x of float32, a scalar or a vector, to 2 units in the last place; 0 for x up to -87.3, and NaN for NaN.
 
@@ -150,7 +155,7 @@ def exp(builder: ir.IRBuilder, x: Value) -> Value:
     """
     lowest = like(x, -87.3)
     bounded = smaller(builder, larger(builder, x, lowest), like(x, 88.7))
-    n = _call(builder, f"llvm.rint.{_suffix(x)}", x.type, [builder.fmul(bounded, like(x, 1.4426950408889634))])
+    n = rint(builder, builder.fmul(bounded, like(x, 1.4426950408889634)))
     # ln 2 in two parts; n times the first one, which has few bits, is exact.
     r = fma(builder, n, like(x, 2.12194440e-4), fma(builder, n, like(x, -0.693359375), bounded))
     p = like(x, 1.9875691500e-4)
