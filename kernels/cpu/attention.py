@@ -1,6 +1,7 @@
-"""Causal attention over the paged cache, one block of keys at a time, with an online softmax.
+"""Causal attention over the paged cache, one tile of keys at a time, with an online softmax.
 
-Sources: online softmax, Milakov and Gimelshein, arXiv 1805.02867; blocks of keys, Dao et al., arXiv 2205.14135.
+Sources: online softmax, Milakov and Gimelshein, arXiv 1805.02867; tiles of keys, Dao et al., arXiv 2205.14135. The
+arithmetic stands in `attention_tile.py`.
 """
 
 from functools import cache
@@ -9,152 +10,243 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.elementwise import tanh
-from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, integers, words
+from kernels.cpu.attention_tile import (
+    KEYS,
+    LANES,
+    ROWS_AT_ONCE,
+    VECTORS_AT_ONCE,
+    find_peak,
+    load_keys,
+    load_value,
+    multiply_rows,
+    take_exp,
+)
+from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, words
 from kernels.cpu.operation import Operation, operation
-from kernels.cpu.storage import fetch
 
-QUERIES = 16
-"""Number of tokens of a sequence in a tile; their queries share each block that is read from the cache."""
+ROWS = 96
+"""Rows in a tile, as far as whole tokens fit: each is one token's query of one head; all share the keys read."""
 LOWEST = np.float32(-3.0e38)
 """Initial peak of scores; unlike -inf, it leaves no NaN when it is subtracted from itself."""
+PLACES_BYTES = 2 * 8 * KEYS
+"""Bytes of the addresses of a tile's keys and values."""
+MOST_ROWS, MOST_VECTORS = ROWS_AT_ONCE[0], VECTORS_AT_ONCE[0]
+
+
+def scratch_bytes(dim: int, group: int) -> int:
+    """Bytes of scratch memory that attention needs, with heads of `dim` and `group` query heads for each KV head."""
+    width = -(-dim // LANES) * LANES
+    rows = max(ROWS, group)
+    return 2 * PLACES_BYTES + 4 * KEYS * (dim + width) + 4 * (rows + LANES) * (3 + dim + width + KEYS)
 
 
 @cache
 def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operation:
     """Attention with heads of `dim` over a cache in blocks of `block` tokens; `stored` is their form (`storage.py`).
 
-    A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is one tile of `QUERIES` tokens for one KV
-    head.
+    A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is the tokens of one tile for one KV head.
 
     Record: step, queries, heads, kv_heads, keys, values, key scales (0: none), value scales, scale (float32 bits),
     window (0: none), softcap (float32 bits; 0: none), ALiBi slopes (0: none), sinks (0: none), out. Queries and out are
     [tokens, heads, dim] float32; keys and values are [blocks, block, kv_heads, dim].
+
+    A row's sums have one order, whatever its batch: tiles of keys begin at multiples of `KEYS`, and keys that a row
+    does not see have the weight 0.
     """
+    width = -(-dim // LANES) * LANES
+    flag = int(plain)
 
     def run(record: int, chunk: int, scratch: int) -> int:
         r = words(record, 14)
         step, heads, kv_heads = words(r[0], 9), r[2], r[3]
-        sequences = step[1]
-        starts, contexts = integers(step[2], sequences + 1), integers(step[3], sequences)
+        starts, contexts = integers(step[2], step[1] + 1), integers(step[3], step[1])
+        group = heads // kv_heads
+        tokens = max(1, ROWS // group)
         if chunk < 0:
-            tiles = 0
-            for sequence in range(sequences):
-                tiles += (starts[sequence + 1] - starts[sequence] + QUERIES - 1) // QUERIES
-            return tiles * kv_heads
-        # A batch has its sequences with most tokens last; they are computed first.
-        sequence, tile = sequences - 1, chunk // kv_heads
-        while True:
-            tiles = (starts[sequence + 1] - starts[sequence] + QUERIES - 1) // QUERIES
-            if tile < tiles:
-                break
-            tile -= tiles
-            sequence -= 1
-        tile = tiles - 1 - tile
-        kv_head, group = chunk % kv_heads, heads // kv_heads
-        first = starts[sequence] + tile * QUERIES
-        count = min(QUERIES, starts[sequence + 1] - first)
-        context = contexts[sequence]
-        # The position of the tile's first query.
-        position = context - (starts[sequence + 1] - first)
-        scale = from_bits(np.int32(r[8]))
-        window, cap = r[9], from_bits(np.int32(r[10]))
-        key_scale, value_scale = np.float32(1), np.float32(1)
-        if r[6] != 0:
-            key_scale, value_scale = floats(r[6], kv_heads)[kv_head], floats(r[7], kv_heads)[kv_head]
-        rows = count * group
-        keys = floats(scratch, block * dim)
-        values = floats(scratch + block * dim * 4, block * dim)
-        peaks = floats(scratch + 2 * block * dim * 4, rows)
-        masses = floats(scratch + 2 * block * dim * 4 + rows * 4, rows)
-        weights = floats(scratch + 2 * block * dim * 4 + rows * 8, block)
-        for row in range(rows):
-            head = kv_head * group + row % group
-            peaks[row], masses[row] = LOWEST, np.float32(0)
-            if r[12] != 0:
-                peaks[row], masses[row] = floats(r[12], heads)[head], np.float32(1)
-            out = floats(r[13] + ((first + row // group) * heads + head) * dim * 4, dim)
-            for d in range(dim):
-                out[d] = np.float32(0)
+            return _count_tiles(starts, step[1], tokens) * kv_heads
+        kv_head = chunk % kv_heads
+        sequence, tile = _find_tile(starts, step[1], tokens, chunk // kv_heads)
+        first = starts[sequence] + tile * tokens
+        rows = min(tokens, starts[sequence + 1] - first) * group
+        # The position of the tile's first token, and the end of what its last one sees.
+        position = contexts[sequence] - (starts[sequence + 1] - first)
+        end = min(contexts[sequence], position + rows // group)
+
+        places, coming = scratch, scratch + PLACES_BYTES
+        keys = scratch + 2 * PLACES_BYTES
+        values = keys + 4 * KEYS * dim
+        padded = (rows + LANES - 1) // LANES * LANES
+        peaks = values + 4 * KEYS * width
+        masses, shrinks = peaks + 4 * padded, peaks + 8 * padded
+        queries = peaks + 12 * padded
+        sums = queries + 4 * rows * dim
+        scores = sums + 4 * rows * width
+        _begin(r, first, kv_head, dim, width, rows, queries, sums, peaks, masses)
         table = integers(step[4] + sequence * step[5] * 4, step[5])
-        begin = 0 if window == 0 else max(0, position - window + 1)
-        for index in range(begin // block, (min(context, position + count) + block - 1) // block):
-            at = table[index] * block
-            base = index * block
-            present = min(block, context - base)
-            for j in range(present):
-                token = ((at + j) * kv_heads + kv_head) * dim * stored
-                fetch(stored, r[4] + token, keys[j * dim : j * dim + dim], dim, key_scale)
-                fetch(stored, r[5] + token, values[j * dim : j * dim + dim], dim, value_scale)
-            for row in range(rows):
-                query_at = position + row // group
-                low = 0 if window == 0 else max(0, query_at - window + 1 - base)
-                high = min(present, query_at + 1 - base)
-                if high <= low:
-                    continue
-                head = kv_head * group + row % group
-                place = ((first + row // group) * heads + head) * dim * 4
-                query, out = floats(r[1] + place, dim), floats(r[13] + place, dim)
-                for j in range(low, high):
-                    total = np.float32(0)
-                    for d in range(dim):
-                        total += query[d] * keys[j * dim + d]
-                    weights[j] = total * scale
-                if not plain:
-                    if cap != 0:
-                        for j in range(low, high):
-                            weights[j] = cap * tanh(weights[j] / cap)
-                    if r[11] != 0:
-                        slope = floats(r[11], heads)[head]
-                        for j in range(low, high):
-                            weights[j] += slope * np.float32(base + j - query_at)
-                peak = peaks[row]
-                for j in range(low, high):
-                    peak = max(peak, weights[j])
-                mass = np.float32(0)
-                for j in range(low, high):
-                    weights[j] = exp(weights[j] - peak)
-                    mass += weights[j]
-                if peak != peaks[row]:
-                    shrink = exp(peaks[row] - peak)
-                    for d in range(dim):
-                        out[d] *= shrink
-                    masses[row] *= shrink
-                    peaks[row] = peak
-                masses[row] += mass
-                _add_weighted(out, weights, values, low, high, dim)
-        for row in range(rows):
-            head = kv_head * group + row % group
-            out = floats(r[13] + ((first + row // group) * heads + head) * dim * 4, dim)
-            if masses[row] != 0:
-                inverse = np.float32(1) / masses[row]
-                for d in range(dim):
-                    out[d] *= inverse
+        begin = 0 if r[9] == 0 else max(0, position - r[9] + 1) // KEYS * KEYS
+        if begin < end:
+            _locate(stored, dim, block, r, table, begin, end, kv_head, places)
+        for base in range(begin, end, KEYS):
+            present = min(KEYS, end - base)
+            if base + KEYS < end:
+                _locate(stored, dim, block, r, table, base + KEYS, end, kv_head, coming)
+            _load(stored, dim, width, present, places, keys, values)
+            vectors = (present + LANES - 1) // LANES
+            _multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
+            _find_peaks(flag, r, kv_head, position - base, rows, vectors, scores, peaks, shrinks)
+            _take_exps(rows, vectors, scores, peaks, masses, shrinks)
+            _multiply(rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
+            places, coming = coming, places
+        _end(r, first, kv_head, dim, width, rows, sums, masses)
         return 0
 
     return operation(run)
 
 
-@njit(inline="always", fastmath=FLAGS)
-def _add_weighted(out: Any, weights: Any, values: Any, low: int, high: int, dim: int) -> None:
-    """Add weights[low:high] times the rows low to high of `values` [block, dim] to `out` [dim].
+@njit(inline="always")
+def _count_tiles(starts: Any, sequences: int, tokens: int) -> int:
+    """The number of tiles of up to `tokens` new tokens of one sequence."""
+    tiles = 0
+    for sequence in range(sequences):
+        tiles += (starts[sequence + 1] - starts[sequence] + tokens - 1) // tokens
+    return tiles
 
-    Four rows are added at a time, so that `out` is read and written a quarter as often.
+
+@njit(inline="always")
+def _find_tile(starts: Any, sequences: int, tokens: int, index: int) -> Any:
+    """The sequence of a tile, and the tile's index within the sequence.
+
+    A batch has its sequences with most tokens last, and their last tiles see most keys; these are computed first.
     """
-    j = low
-    while j + 4 <= high:
-        a, b, c, e = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        at = j * dim
+    sequence = sequences - 1
+    while True:
+        tiles = (starts[sequence + 1] - starts[sequence] + tokens - 1) // tokens
+        if index < tiles:
+            return sequence, tiles - 1 - index
+        index -= tiles
+        sequence -= 1
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _begin(
+    r: Any, first: int, kv_head: int, dim: int, width: int, rows: int, queries: int, sums: int, peaks: int, masses: int
+) -> None:
+    """Scale the tile's queries into `queries` [rows, dim], and begin its sums [rows, width], peaks and masses."""
+    heads, group = r[2], r[2] // r[3]
+    scale = from_bits(np.int32(r[8]))
+    if r[6] != 0:
+        scale *= floats(r[6], r[3])[kv_head]
+    for row in range(rows):
+        head = kv_head * group + row % group
+        source = floats(r[1] + ((first + row // group) * heads + head) * dim * 4, dim)
+        query, total = floats(queries + 4 * row * dim, dim), floats(sums + 4 * row * width, width)
         for d in range(dim):
-            out[d] += (
-                a * values[at + d]
-                + b * values[at + dim + d]
-                + c * values[at + 2 * dim + d]
-                + e * values[at + 3 * dim + d]
+            query[d] = source[d] * scale
+        for d in range(width):
+            total[d] = np.float32(0)
+        floats(peaks, rows)[row], floats(masses, rows)[row] = LOWEST, np.float32(0)
+        if r[12] != 0:
+            floats(peaks, rows)[row], floats(masses, rows)[row] = max(LOWEST, floats(r[12], heads)[head]), np.float32(1)
+
+
+@njit(inline="always")
+def _locate(
+    stored: int, dim: int, block: int, r: Any, table: Any, base: int, end: int, kv_head: int, places: int
+) -> None:
+    """Write the addresses of a tile's keys and values to `places`, [2, KEYS] int64, and begin to fetch them.
+
+    Behind the sequence's end, its last key is repeated.
+    """
+    keys, values = words(places, KEYS), words(places + 8 * KEYS, KEYS)
+    for j in range(KEYS):
+        at = min(base + j, end - 1)
+        offset = ((table[at // block] * block + at % block) * r[3] + kv_head) * dim * stored
+        keys[j], values[j] = r[4] + offset, r[5] + offset
+        for line in range(0, dim * stored, 64):
+            prefetch(keys[j] + line)
+            prefetch(values[j] + line)
+
+
+@njit(inline="always")
+def _load(stored: int, dim: int, width: int, present: int, places: int, keys: int, values: int) -> None:
+    """Write a tile's keys to `keys`, [dim, KEYS] float32, and its values to `values`, [KEYS, width] float32."""
+    for j in range(0, present, LANES):
+        load_keys(stored, dim, places + 8 * j, keys + 4 * j)
+    for j in range(present):
+        load_value(stored, dim, words(places + 8 * KEYS, KEYS)[j], values + 4 * j * width)
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _find_peaks(
+    plain: int, r: Any, kv_head: int, position: int, rows: int, vectors: int, scores: int, peaks: int, shrinks: int
+) -> None:
+    """Hide what rows do not see in their scores [rows, KEYS], and raise the peaks; `shrinks` how far, as a negative.
+
+    `position` is that of the first row's token, counted from the tile's first key.
+    """
+    group, window, cap, slope = r[2] // r[3], r[9], from_bits(np.int32(r[10])), np.float32(0)
+    before, changes = floats(peaks, rows), floats(shrinks, rows)
+    for token in range(rows // group):
+        seen = position + token + 1
+        low = seen - window if window != 0 else 0
+        for head in range(group):
+            row = token * group + head
+            if r[11] != 0:
+                slope = floats(r[11], r[2])[kv_head * group + head]
+            peak: Any = find_peak(plain, scores + 4 * KEYS * row, vectors, low, seen, before[row], cap, slope, seen - 1)
+            changes[row] = before[row] - peak
+            before[row] = peak
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _take_exps(rows: int, vectors: int, scores: int, peaks: int, masses: int, shrinks: int) -> None:
+    """Scores become weights, e^(score - peak); `shrinks` become the factors of earlier masses and sums; masses grow."""
+    take_exp(shrinks, (rows + LANES - 1) // LANES, np.float32(0))
+    highest, totals, factors = floats(peaks, rows), floats(masses, rows), floats(shrinks, rows)
+    for row in range(rows):
+        added = take_exp(scores + 4 * KEYS * row, vectors, highest[row])
+        totals[row] = totals[row] * factors[row] + added
+
+
+@njit
+def _multiply(
+    rows: int,
+    vectors: int,
+    depth: int,
+    a: int,
+    a_stride: int,
+    b: int,
+    b_stride: int,
+    c: int,
+    c_stride: int,
+    shrinks: int,
+    started: int,
+) -> None:
+    """`multiply_rows` for any number of rows and vectors."""
+    column = 0
+    while column < vectors:
+        many = MOST_VECTORS if vectors - column >= MOST_VECTORS else 1
+        row = 0
+        while row < rows:
+            count = MOST_ROWS if rows - row >= MOST_ROWS else min(4, rows - row)
+            multiply_rows(
+                *(count, many, depth, a + row * a_stride, a_stride, b + 4 * LANES * column, b_stride),
+                *(c + row * c_stride + 4 * LANES * column, c_stride, shrinks + 4 * row, started),
             )
-        j += 4
-    while j < high:
-        a = weights[j]
+            row += count
+        column += many
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _end(r: Any, first: int, kv_head: int, dim: int, width: int, rows: int, sums: int, masses: int) -> None:
+    """Divide the tile's sums by their masses, and write them to their rows of out."""
+    heads, group = r[2], r[2] // r[3]
+    scale = np.float32(1)
+    if r[7] != 0:
+        scale = floats(r[7], r[3])[kv_head]
+    for row in range(rows):
+        out = floats(r[13] + ((first + row // group) * heads + kv_head * group + row % group) * dim * 4, dim)
+        total, mass = floats(sums + 4 * row * width, width), floats(masses, rows)[row]
+        factor = scale / mass if mass != 0 else np.float32(0)
         for d in range(dim):
-            out[d] += a * values[j * dim + d]
-        j += 1
+            out[d] = total[d] * factor

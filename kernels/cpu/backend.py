@@ -23,7 +23,7 @@ from kernels.backend import (
     SamplingBatch,
 )
 from kernels.cpu.arena import Arena
-from kernels.cpu.attention import QUERIES, attend_operation
+from kernels.cpu.attention import attend_operation, scratch_bytes
 from kernels.cpu.elementwise import (
     activation_operation,
     angles_operation,
@@ -159,9 +159,8 @@ class CpuBackend:
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         _, block, kv_heads, dim = cache.keys.shape
-        rows = QUERIES * q.shape[1] // kv_heads
-        if 4 * (2 * block * dim + 2 * rows + block) > SCRATCH_BYTES:
-            raise ValueError(f"blocks of {block} tokens with heads of {dim} are too large for the cpu backend")
+        if scratch_bytes(dim, q.shape[1] // kv_heads) > SCRATCH_BYTES:
+            raise ValueError(f"{q.shape[1]} heads of {dim} with {kv_heads} KV heads are too large for the cpu backend")
         out = self._empty(*q.shape)
         self._set(q, _words(layout))
         plain = options.softcap is None and options.alibi_slopes is None

@@ -159,14 +159,6 @@ def rotate_operation(stored: int) -> Operation:
 
 
 @njit(inline="always", fastmath=FLAGS)
-def tanh(x: Any) -> Any:
-    """Hyperbolic tangent in float32, computed as (e^2x - 1) / (e^2x + 1)."""
-    bounded = min(max(x, np.float32(-10)), np.float32(10))
-    grown = exp(bounded + bounded)
-    return (grown - np.float32(1)) / (grown + np.float32(1)) if x == x else x
-
-
-@njit(inline="always", fastmath=FLAGS)
 def _silu(x: Any) -> Any:
     return x / (np.float32(1) + exp(-x))
 

@@ -47,7 +47,6 @@ _float32_at = _pointer(types.float32, v.F32)
 _int64_at = _pointer(types.int64, v.I64)
 _int32_at = _pointer(types.int32, v.I32)
 _uint16_at = _pointer(types.uint16, v.I16)
-_int16_at = _pointer(types.int16, v.I16)
 _uint8_at = _pointer(types.uint8, v.I8)
 _int8_at = _pointer(types.int8, v.I8)
 
@@ -68,12 +67,6 @@ def words(address: int, count: int) -> Any:
 def integers(address: int, count: int) -> Any:
     """The `count` int32 numbers at `address`."""
     return carray(_int32_at(address), count)
-
-
-@njit(inline="always")
-def shorts(address: int, count: int) -> Any:
-    """The `count` int16 numbers at `address`."""
-    return carray(_int16_at(address), count)
 
 
 @njit(inline="always")
@@ -144,6 +137,11 @@ def _external(builder: ir.IRBuilder, name: str, result: ir.Type) -> v.Value:
     return builder.call(known or ir.Function(builder.module, ir.FunctionType(result, []), name), [])
 
 
+def _prefetch(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    v.prefetch(builder, values[0])
+    return values[0]
+
+
 _W = types.int64
 read_word = instruction(_W, [_W], lambda builder, values: builder.load_atomic(_word(builder, values[0]), "acquire", 8))
 """(address): read the word there, written by any thread, with acquire order."""
@@ -160,6 +158,9 @@ pause = instruction(_W, [_W], _pause)
 give_way = instruction(_W, [_W], _give_way)
 """(0): give the core to another thread that is ready to run, if there is one."""
 
+prefetch = instruction(_W, [_W], _prefetch)
+"""(address): begin to bring the cache line there into the second-level cache; returns the address."""
+
 
 def _write(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
     builder.store_atomic(values[1], _word(builder, values[0]), "seq_cst", 8)
@@ -169,27 +170,5 @@ def _write(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 write_word = instruction(_W, [_W, _W], _write)
 """(address, number): write the word there, in sequentially consistent order; returns it."""
 
-LOG2_E = np.float32(1.4426950408889634)
-LN2_HIGH = np.float32(0.693359375)
-LN2_LOW = np.float32(-2.12194440e-4)
-
-
-@njit(inline="always")
-def exp(x: Any) -> Any:
-    """e^x in float32, to 2 units in the last place; 0 for x up to -87.3, and NaN for NaN.
-
-    LLVM vectorises this function, but not libm's. x is split into n ln 2 + r, and e^r is the polynomial of Cephes' expf
-    (Moshier, 1992; public domain).
-    """
-    n = np.rint(min(max(x, np.float32(-87.3)), np.float32(88.7)) * LOG2_E)
-    r = min(max(x, np.float32(-87.3)), np.float32(88.7)) - n * LN2_HIGH - n * LN2_LOW
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    scaled = p * from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-    # Both comparisons are false for a NaN, which is returned itself.
-    return scaled if x > np.float32(-87.3) else (np.float32(0) if x <= np.float32(-87.3) else x)
+exp = instruction(types.float32, [types.float32], lambda builder, values: v.exp(builder, values[0]))
+"""(x): e^x in float32, to 2 units in the last place. LLVM vectorises it in loops, but not libm's."""

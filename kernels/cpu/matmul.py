@@ -2,22 +2,11 @@
 
 from functools import cache
 
-import numpy as np
-
-from kernels.cpu.instructions import (
-    INFINITY,
-    SIGNLESS,
-    bits_of,
-    floats,
-    from_bits,
-    shorts,
-    signed_octets,
-    words,
-)
+from kernels.cpu.instructions import floats, words
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.target import dot_path
-from kernels.cpu.tile import SUMS_BYTES, multiply_tile
+from kernels.cpu.tile import SUMS_BYTES, multiply_tile, quantize_group
 
 CHUNK_BYTES = 12 * 1024
 """Bytes of panels in a chunk of work, few enough to stay in a core's first-level cache while all tokens use them."""
@@ -27,15 +16,12 @@ ROUNDED = 8
 
 @cache
 def quantize_operation(group: int, split: bool) -> Operation:
-    """Quantise activations in groups to 16-bit codes, x = scale * code.
+    """Quantise activations in groups to 16-bit codes, as `quantize_group` does.
 
     Record: rows, x, codes, sums, columns, groups. x is [rows, columns] float32, and columns are whole groups. codes are
-    [rows, groups, group] int16; `split` codes are [rows, groups, 2, group] int8, with code = 256 * first + second. sums
-    are [rows, groups, 2] float32: each group's scale, and the scale times the sum of its codes. A group that contains a
-    NaN or an infinity has a NaN as its scale.
+    [rows, groups, group] int16, or [rows, groups, 2, group] int8 if `split`; sums are [rows, groups, 2] float32.
     """
-    # The limit is below 2^15, so that the larger half of a split code is at most 127.
-    limit = np.float32(127 * 256 + 127)
+    halves = int(split)
 
     def run(record: int, chunk: int, scratch: int) -> int:
         r = words(record, 6)
@@ -44,29 +30,10 @@ def quantize_operation(group: int, split: bool) -> Operation:
             return (rows + ROUNDED - 1) // ROUNDED
         columns, groups = r[4], r[5]
         for row in range(chunk * ROUNDED, min(rows, chunk * ROUNDED + ROUNDED)):
-            x = floats(r[1] + row * columns * 4, columns)
-            sums = floats(r[3] + row * groups * 8, groups * 2)
             for g in range(groups):
-                at = r[2] + (row * groups + g) * group * 2
-                codes, larger, smaller = shorts(at, group), signed_octets(at, group), signed_octets(at + group, group)
-                first = g * group
-                peak = np.int32(0)
-                for i in range(group):
-                    peak = max(peak, bits_of(x[first + i]) & SIGNLESS)
-                scale = from_bits(peak) / limit if peak < INFINITY else np.float32(np.nan)
-                inverse = np.float32(1) / scale if scale > np.float32(1e-38) else np.float32(0)
-                total = np.int32(0)
-                for i in range(group):
-                    code = np.int32(np.rint(x[first + i] * inverse))
-                    if split:
-                        # Adding 128 rounds, since the smaller half is signed, from -128 to 127.
-                        larger[i] = (code + np.int32(128)) >> np.int32(8)
-                        smaller[i] = code - (((code + np.int32(128)) >> np.int32(8)) << np.int32(8))
-                    else:
-                        codes[i] = code
-                    total += code
-                sums[2 * g] = scale
-                sums[2 * g + 1] = scale * np.float32(total)
+                at = row * groups + g
+                x = r[1] + (row * columns + g * group) * 4
+                quantize_group(group, halves, x, r[2] + at * group * 2, r[3] + at * SUMS_BYTES)
         return 0
 
     return operation(run)

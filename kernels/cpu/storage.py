@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit
 
-from kernels.cpu.instructions import FLAGS, INFINITY, SIGNLESS, bits_of, floats, from_bits, halves, octets
+from kernels.cpu import vectors as v
+from kernels.cpu.instructions import FLAGS, INFINITY, SIGNLESS, bits_of, floats, halves, octets
 
 FLOAT32, BFLOAT16, FP8 = 4, 2, 1
 """The forms in which the cache stores a number; each constant is the form's size in bytes."""
@@ -34,15 +36,6 @@ def _to_fp8(x: Any) -> Any:
     return code | ((bits_of(x) >> np.int32(24)) & np.int32(0x80))
 
 
-@njit(inline="always")
-def _from_fp8(code: Any) -> Any:
-    """The float32 that equals the e4m3 number with the bits `code`."""
-    # e4m3's bits in float32's place are a number that is too small by a factor of 2^120.
-    magnitude = from_bits((code & np.int32(0x7F)) << np.int32(20)) * np.float32(2.0**120)
-    magnitude = magnitude if (code & np.int32(0x7F)) != np.int32(0x7F) else np.float32(np.nan)
-    return -magnitude if code & np.int32(0x80) else magnitude
-
-
 @njit(inline="always", fastmath=FLAGS)
 def store(stored: int, source: Any, address: int, count: int, scale: Any) -> None:
     """Store `count` float32 numbers of `source` at `address` in the form `stored`, a compile-time constant."""
@@ -60,18 +53,24 @@ def store(stored: int, source: Any, address: int, count: int, scale: Any) -> Non
             codes[i] = _to_fp8(source[i] / scale)
 
 
-@njit(inline="always", fastmath=FLAGS)
-def fetch(stored: int, address: int, target: Any, count: int, scale: Any) -> None:
-    """Read `count` numbers in the form `stored` at `address` into `target`, float32."""
+def widen(builder: ir.IRBuilder, stored: int, codes: v.Value) -> v.Value:
+    """Numbers in the form `stored`, given by their bits in the lowest bits of i32 [lanes], as float32 [lanes].
+
+    Bits above a number's own are ignored.
+    """
+    floats_like = v.vector(v.F32, codes.type.count)
     if stored == FLOAT32:
-        wide = floats(address, count)
-        for i in range(count):
-            target[i] = wide[i]
-    elif stored == BFLOAT16:
-        short = halves(address, count)
-        for i in range(count):
-            target[i] = from_bits(np.int32(short[i]) << np.int32(16))
-    else:
-        codes = octets(address, count)
-        for i in range(count):
-            target[i] = _from_fp8(np.int32(codes[i])) * scale
+        return builder.bitcast(codes, floats_like)
+    if stored == BFLOAT16:
+        return builder.bitcast(builder.shl(codes, v.like(codes, 16)), floats_like)
+    magnitude = builder.and_(codes, v.like(codes, 0x7F))
+    # The exponent's bias becomes float32's. Below the least normal number, 2^-6 is added as an implicit bit, and
+    # subtracted again.
+    tiny = builder.icmp_unsigned("<", magnitude, v.like(codes, 8))
+    bias = builder.select(tiny, v.like(codes, 121 << 23), v.like(codes, 120 << 23))
+    number = builder.bitcast(builder.add(builder.shl(magnitude, v.like(codes, 20)), bias), floats_like)
+    number = builder.fsub(number, builder.select(tiny, v.like(number, 2.0**-6), v.like(number, 0)))
+    unknown = builder.icmp_unsigned("==", magnitude, v.like(codes, 0x7F))
+    number = builder.select(unknown, v.like(number, float("nan")), number)
+    sign = builder.shl(builder.and_(codes, v.like(codes, 0x80)), v.like(codes, 24))
+    return builder.bitcast(builder.or_(builder.bitcast(number, codes.type), sign), floats_like)

@@ -1,6 +1,6 @@
-"""The inner loop of a matrix product: one panel of outputs for a few tokens, unrolled, in LLVM instructions.
+"""The inner loops of a matrix product in LLVM instructions: quantising, and one panel of outputs for a few tokens.
 
-Panels have the layout of `panels.py`; activations are those of `quantize_operation`, or float32 for dense weights.
+Panels have the layout of `panels.py`; activations are quantised in groups, or float32 for dense weights.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,57 @@ from kernels.cpu.panels import LANES, Format
 
 SUMS_BYTES = 8
 """Bytes of a token's sums for one group: two float32 numbers, the scale and the scale times the sum of codes."""
+
+
+LARGEST_CODE = 127 * 256 + 127
+"""Limit of activation codes, below 2^15, so that the larger half of a split code is at most 127."""
+
+
+@intrinsic(prefer_literal=True)
+def quantize_group(_: Any, group: Any, split: Any, x: Any, codes: Any, sums: Any) -> Any:
+    """Quantise a token's activations [group] float32 for `multiply_tile`: x = scale * code, with 16-bit codes.
+
+    `group` and `split` are compile-time constants; x, `codes` and `sums` are addresses. Codes are [group] int16;
+    `split` codes are [2, group] int8, with code = 256 * first + second. The sums are the scale, which is a NaN if any
+    activation is a NaN or infinite, and the scale times the sum of codes.
+    """
+    size, halved = group.literal_value, bool(split.literal_value)
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
+        _emit_quantize(builder, size, halved, values[2:])
+        return context.get_dummy_value()
+
+    return types.none(group, split, *[types.int64] * 3), generate
+
+
+def _emit_quantize(builder: ir.IRBuilder, group: int, split: bool, arguments: Sequence[v.Value]) -> None:
+    x, codes, sums = arguments
+    numbers = v.load(builder, v.vector(v.F32, group), x)
+    bits = builder.bitcast(numbers, v.vector(v.I32, group))
+    # Without their signs, bits of floats are in the floats' order, and those of infinity and NaN are the largest.
+    peak = v.across(
+        builder,
+        lambda a, b: builder.select(builder.icmp_signed(">", a, b), a, b),
+        builder.and_(bits, v.like(bits, 0x7FFFFFFF)),
+    )
+    infinite = builder.icmp_signed(">=", peak, v.like(peak, 0x7F800000))
+    size = builder.bitcast(peak, v.F32)
+    scale = builder.fdiv(size, v.like(size, LARGEST_CODE))
+    scale = builder.select(infinite, v.like(scale, float("nan")), scale)
+    normal = builder.fcmp_ordered(">", scale, v.like(scale, 1e-38))
+    inverse = builder.select(normal, builder.fdiv(v.like(scale, 1), scale), v.like(scale, 0))
+    scaled = v.rint(builder, builder.fmul(numbers, v.splat(builder, inverse, group)))
+    integers = builder.fptosi(scaled, bits.type)
+    if split:
+        # Adding 128 rounds, since the smaller half is signed, from -128 to 127.
+        larger = builder.ashr(builder.add(integers, v.like(integers, 128)), v.like(integers, 8))
+        v.store(builder, builder.trunc(larger, v.vector(v.I8, group)), codes)
+        v.store(builder, builder.trunc(integers, v.vector(v.I8, group)), codes, group)
+    else:
+        v.store(builder, builder.trunc(integers, v.vector(v.I16, group)), codes)
+    total = builder.sitofp(v.across(builder, builder.add, integers), v.F32)
+    v.store(builder, scale, sums)
+    v.store(builder, builder.fmul(scale, total), sums, 4)
 
 
 @intrinsic(prefer_literal=True)
@@ -50,28 +101,17 @@ def multiply_tile(
 
 def _emit(builder: ir.IRBuilder, form: Format, tokens: int, arguments: Sequence[v.Value]) -> None:
     panel, x, x_stride, sums, sums_stride, groups, out, out_stride = arguments
-    zero = ir.Constant(groups.type, 0)
     xs = [builder.add(x, builder.mul(x_stride, ir.Constant(x.type, t))) for t in range(tokens)]
     scales = [builder.add(sums, builder.mul(sums_stride, ir.Constant(x.type, t))) for t in range(tokens)]
-    before, body, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(body)
-    builder.position_at_end(body)
-    group = builder.phi(groups.type)
-    group.add_incoming(zero, before)
-    totals = [builder.phi(v.vector(v.F32, LANES)) for _ in range(tokens)]
-    for total in totals:
-        total.add_incoming(v.filled(v.F32, LANES, 0.0), before)
-    at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
-    inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
-    factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, SUMS_BYTES))) for base in scales]
-    added = _add_group(builder, form, at, inputs, factors, totals)
-    following = builder.add(group, ir.Constant(group.type, 1))
-    group.add_incoming(following, body)
-    for total, value in zip(totals, added, strict=True):
-        total.add_incoming(value, body)
-    builder.cbranch(builder.icmp_signed("<", following, groups), body, after)
-    builder.position_at_end(after)
-    for t, value in enumerate(added):
+
+    def add(group: v.Value, totals: list[v.Value]) -> list[v.Value]:
+        at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
+        inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
+        factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, SUMS_BYTES))) for base in scales]
+        return _add_group(builder, form, at, inputs, factors, totals)
+
+    zero = v.filled(v.F32, LANES, 0.0)
+    for t, value in enumerate(v.repeat(builder, groups, [zero] * tokens, add)):
         v.store(builder, value, builder.add(out, builder.mul(out_stride, ir.Constant(out.type, t))))
 
 

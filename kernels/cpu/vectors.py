@@ -7,6 +7,7 @@ then splits it.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 from llvmlite import ir
 
 from kernels.cpu.target import dot_path, features, register_floats
@@ -34,6 +35,13 @@ def filled(element: ir.Type, lanes: int, value: float) -> Value:
     return ir.Constant(vector(element, lanes), [value] * lanes)
 
 
+def like(value: Value, number: float) -> Value:
+    """A constant of the type of `value`, a scalar or a vector, with `number` in every lane; floats are rounded."""
+    element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
+    number = float(np.float32(number)) if element == F32 else number
+    return ir.Constant(value.type, [number] * value.type.count if isinstance(value.type, ir.VectorType) else number)
+
+
 def load(builder: ir.IRBuilder, kind: ir.Type, address: Value, offset: int = 0) -> Value:
     """Load a value of the type `kind` from `offset` bytes behind `address`, an integer that need not be aligned."""
     place = builder.add(address, ir.Constant(address.type, offset)) if offset else address
@@ -48,9 +56,40 @@ def store(builder: ir.IRBuilder, value: Value, address: Value, offset: int = 0) 
     builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
 
 
+def prefetch(builder: ir.IRBuilder, address: Value) -> None:
+    """Begin to bring the cache line at `address` into the second-level cache."""
+    reading, level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
+    place = builder.inttoptr(address, I8.as_pointer())
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, reading, level, data])
+
+
+def repeat(
+    builder: ir.IRBuilder, count: Value, initial: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
+) -> list[Value]:
+    """A loop of `count` rounds, at least one, that carries values from round to round, and returns the last ones.
+
+    The first round's values are `initial`; `body` takes a round's index and values, and returns the next round's.
+    """
+    before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.branch(inside)
+    builder.position_at_end(inside)
+    index = builder.phi(count.type)
+    values = [builder.phi(value.type) for value in initial]
+    following = list(body(index, values))
+    increased = builder.add(index, ir.Constant(count.type, 1))
+    index.add_incoming(ir.Constant(count.type, 0), before)
+    index.add_incoming(increased, builder.block)
+    for value, first, later in zip(values, initial, following, strict=True):
+        value.add_incoming(first, before)
+        value.add_incoming(later, builder.block)
+    builder.cbranch(builder.icmp_signed("<", increased, count), inside, after)
+    builder.position_at_end(after)
+    return following
+
+
 def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
-    """The vector a * b + c of float32 vectors, rounded once if the CPU has such an instruction."""
-    return _call(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, [a, b, c])
+    """The number a * b + c of float32, scalars or vectors, rounded once if the CPU has such an instruction."""
+    return _call(builder, f"llvm.fmuladd.{_suffix(a)}", a.type, [a, b, c])
 
 
 def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
@@ -104,6 +143,86 @@ def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[V
     return _neighbours(builder, summed)
 
 
+def rint(builder: ir.IRBuilder, x: Value) -> Value:
+    """The integers nearest to float32 numbers, ties to even, as float32."""
+    return _call(builder, f"llvm.rint.{_suffix(x)}", x.type, [x])
+
+
+def exp(builder: ir.IRBuilder, x: Value) -> Value:
+    """e^x of float32, a scalar or a vector, to 2 units in the last place; 0 for x up to -87.3, and NaN for NaN.
+
+    x is split into n ln 2 + r, and e^r is the polynomial of Cephes' expf (Moshier, 1992; public domain).
+    """
+    lowest = like(x, -87.3)
+    bounded = smaller(builder, larger(builder, x, lowest), like(x, 88.7))
+    n = rint(builder, builder.fmul(bounded, like(x, 1.4426950408889634)))
+    # ln 2 in two parts; n times the first one, which has few bits, is exact.
+    r = fma(builder, n, like(x, 2.12194440e-4), fma(builder, n, like(x, -0.693359375), bounded))
+    p = like(x, 1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = fma(builder, p, r, like(x, coefficient))
+    p = builder.fadd(fma(builder, builder.fmul(p, r), r, r), like(x, 1))
+    exponent = builder.fptosi(n, vector(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32)
+    power = builder.shl(builder.add(exponent, like(exponent, 127)), like(exponent, 23))
+    # Both comparisons are false for a NaN, which is returned itself.
+    rest = builder.select(builder.fcmp_ordered("<=", x, lowest), like(x, 0), x)
+    return builder.select(builder.fcmp_ordered(">", x, lowest), builder.fmul(p, builder.bitcast(power, x.type)), rest)
+
+
+def tanh(builder: ir.IRBuilder, x: Value) -> Value:
+    """Hyperbolic tangent of float32, a scalar or a vector, computed as (e^2x - 1) / (e^2x + 1); NaN for NaN."""
+    bounded = smaller(builder, larger(builder, x, like(x, -10)), like(x, 10))
+    grown = exp(builder, builder.fadd(bounded, bounded))
+    quotient = builder.fdiv(builder.fsub(grown, like(x, 1)), builder.fadd(grown, like(x, 1)))
+    return builder.select(builder.fcmp_unordered("uno", x, x), x, quotient)
+
+
+def larger(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
+    """The larger of two float32 numbers, lane by lane; b where either is a NaN."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def smaller(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
+    """The smaller of two float32 numbers, lane by lane; b where either is a NaN."""
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+def across(builder: ir.IRBuilder, combine: Callable[[Value, Value], Value], values: Value) -> Value:
+    """The lanes of a vector, a power of two of them, combined into one value: one half with the other, and so on."""
+    while values.type.count > 1:
+        half = values.type.count // 2
+        values = combine(lanes_from(builder, values, 0, half), lanes_from(builder, values, half, half))
+    return builder.extract_element(values, ir.Constant(I32, 0))
+
+
+def lanes_from(builder: ir.IRBuilder, values: Value, first: int, count: int) -> Value:
+    """The `count` lanes from `first` on; those behind the last lane are 0."""
+    places = [min(lane, values.type.count) for lane in range(first, first + count)]
+    return builder.shuffle_vector(values, like(values, 0), ir.Constant(vector(I32, count), places))
+
+
+def transpose(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
+    """The columns of a square matrix that is given by its rows: n vectors of n lanes, where n is a power of two.
+
+    The two numbers off the diagonal of each square of 2 by 2 numbers change places; then the two squares off the
+    diagonal of each square of 2 by 2 such squares, and so on.
+    """
+    lanes = len(rows)
+    done = list(rows)
+    width = 1
+    while width < lanes:
+        upper = [lanes + lane - width if lane & width else lane for lane in range(lanes)]
+        lower = [lanes + lane if lane & width else lane + width for lane in range(lanes)]
+        for first in range(lanes):
+            if not first & width:
+                pair = done[first], done[first + width]
+                done[first], done[first + width] = (
+                    builder.shuffle_vector(*pair, ir.Constant(vector(I32, lanes), places)) for places in (upper, lower)
+                )
+        width *= 2
+    return done
+
+
 def sum_up(add: Callable[[Value, Value], Value], values: Sequence[Value]) -> Value:
     """The sum of values, added one after another."""
     total = values[0]
@@ -120,6 +239,11 @@ def _neighbours(builder: ir.IRBuilder, values: Value) -> Value:
         for first in (0, 1)
     )
     return builder.add(even, odd)
+
+
+def _suffix(x: Value) -> str:
+    """The name of a float32 type at the end of an intrinsic's name."""
+    return f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
 
 
 def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[Value]) -> Value:

@@ -161,10 +161,41 @@ def test_attention_over_ragged_batches(cache_dtype: torch.dtype) -> None:
     check(attention_case(RAGGED, cache_dtype=cache_dtype))
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 24, 16), (9, 3, 64, 16), (2, 2, 20, 32)])
-def test_attention_of_any_shape(shape: tuple[int, int, int, int]) -> None:
-    heads, kv_heads, head_dim, block = shape
-    check(attention_case(RAGGED, heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_size=block))
+SHAPES = [(64, 16, torch.bfloat16), (24, 32, torch.bfloat16), (5, 3, torch.bfloat16), (17, 1, torch.float32)]
+SHAPES += [(256, 8, torch.float32), (80, 64, FP8), (6, 20, FP8)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(deadline=None, max_examples=12)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 90)), min_size=1, max_size=5),
+    kv_heads=st.integers(1, 3),
+    group=st.sampled_from([1, 2, 3, 4, 7, 100]),
+    window=st.none() | st.integers(1, 150),
+    sinks=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_attention_of_any_shape(
+    shape: tuple[int, int, torch.dtype],
+    lengths: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    window: int | None,
+    sinks: bool,
+    seed: int,
+) -> None:
+    dim, block, dtype = shape
+    lengths.sort(key=lambda pair: pair[1])
+    case = attention_case(
+        lengths,
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        block_size=block,
+        cache_dtype=dtype,
+        seed=seed,
+    )
+    check(case, replace(PLAIN, window=window, sinks=torch.randn(kv_heads * group) * 9 if sinks else None))
 
 
 @pytest.mark.parametrize("feature", ["window", "softcap", "alibi", "sinks"])
@@ -178,15 +209,36 @@ def test_attention_features(feature: str) -> None:
     check(attention_case(RAGGED), options)
 
 
-def test_a_row_depends_on_no_other_in_any_bit() -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
+@pytest.mark.parametrize("window", [None, 70])
+def test_a_row_of_attention_depends_on_no_other_in_any_bit(cache_dtype: torch.dtype, window: int | None) -> None:
+    options = replace(PLAIN, window=window)
+    for heads in (2, 6, 14):
+        case = attention_case(RAGGED, heads=heads, cache_dtype=cache_dtype)
+        whole = CPU.attend(case.q, case.cache, case.layout, options)
+        for sequence in (3, 5, 7):
+            begin, end = case.layout.query_starts[sequence : sequence + 2].tolist()
+            for first, last in ((0, 1), (end - begin - 1, end - begin), (7, 8), (17, 50), (5, 149)):
+                if last > end - begin:
+                    continue
+                part = part_of(case, sequence, first, last)
+                got = CPU.attend(part.q, part.cache, part.layout, options)
+                assert torch.equal(got, whole[begin + first : begin + last])
+
+
+def test_attention_of_what_is_not_a_number_or_unbounded() -> None:
     case = attention_case(RAGGED, cache_dtype=torch.bfloat16)
-    whole = CPU.attend(case.q, case.cache, case.layout, PLAIN)
-    begin = int(case.layout.query_starts[7])
-    for first, last in ((0, 1), (17, 50), (149, 150)):
-        part = part_of(case, 7, first, last)
-        got = CPU.attend(part.q, part.cache, part.layout, PLAIN)
-        assert torch.equal(got, whole[begin + first : begin + last])
+    expected = CPU.attend(case.q, case.cache, case.layout, PLAIN)
+    case.q[60, 1, 3] = float("nan")
+    got = CPU.attend(case.q, case.cache, case.layout, PLAIN)
+    assert got[60, 1].isnan().all()
+    got[60, 1] = expected[60, 1]
+    assert torch.equal(got, expected)
+    # The weights of all keys but one are far below the least float32.
+    check(replace(case, q=torch.randn(case.q.shape) * 1000))
+
+
+def test_a_row_of_a_projection_depends_on_no_other_in_any_bit() -> None:
     for weight in (quantized(24, 64, 4, 32, True), quantized(24, 64, 8, 32, False), torch.randn(24, 64)):
         packed, x = CPU.pack(weight, None), torch.randn(11, 64)
         rows = torch.cat([CPU.linear(row[None], packed) for row in x])
@@ -248,7 +300,7 @@ def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pyt
 MASKED = """
 import torch
 from kernels.cpu.target import dot_path
-from tests.kernels.cpu.test_backend import CPU, quantized
+from tests.kernels.cpu.test_backend import CPU, FP8, PLAIN, RAGGED, attention_case, quantized
 torch.manual_seed(0)
 print(dot_path())
 for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 32, True)):
@@ -256,6 +308,9 @@ for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 
     out = CPU.linear(x, weight)
     assert torch.equal(out, torch.cat([CPU.linear(row[None], weight) for row in x])), (bits, group)
     print(out.double().abs().sum().item())
+for dtype in (torch.float32, torch.bfloat16, FP8):
+    case = attention_case(RAGGED, heads=6, head_dim=20, cache_dtype=dtype)
+    print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
 """
 AVX2 = ["avx", "avx2", "fma", "f16c", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi", "bmi2", "lzcnt"]
 AVX512 = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"]
