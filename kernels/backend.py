@@ -194,6 +194,8 @@ class Backend(Protocol):
     """Whether `embed` accepts a packed table, so that one tied to the output projection is stored only once."""
     cache_dtype: torch.dtype | None
     """The preferred dtype of cached keys and values; None: the model's dtype."""
+    block_size: int
+    """The preferred number of tokens in a block of the KV cache."""
     capturable: bool
     """Whether a CUDA graph can hold the operations: no operation makes the host wait for a value from the device."""
 

@@ -30,6 +30,7 @@ class ReferenceBackend:
     keeps_quantized = False
     embeds_packed = False
     cache_dtype: torch.dtype | None = None
+    block_size = 16
     capturable = False
 
     def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:

@@ -283,8 +283,8 @@ class RunnerConfig:
     """Threads that compute on a CPU; None: one for each usable core."""
     max_context: int | None = None
     """Limit of a request's tokens; None: the model's own."""
-    block_size: int = 16
-    """Tokens in a block of the KV cache."""
+    block_size: int | None = None
+    """Tokens in a block of the KV cache; None: the backend's choice."""
     cache_memory: int | None = None
     """Size of the KV cache in bytes; None: derived from `memory_share`."""
     memory_share: float | None = None

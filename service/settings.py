@@ -146,7 +146,9 @@ class Settings(BaseSettings):
         _RUNNER.max_context,
         description="Tokens of a prompt and its completion together; by default what the model was made for.",
     )
-    block_size: Count = Field(_RUNNER.block_size, description="Tokens in a block of the KV cache.")
+    block_size: Count | None = Field(
+        _RUNNER.block_size, description="Tokens in a block of the KV cache; by default the backend chooses."
+    )
     cache_memory: Bytes | None = Field(
         _RUNNER.cache_memory,
         description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from memory_share.",
@@ -164,6 +166,12 @@ class Settings(BaseSettings):
     )
     token_budget: Count = Field(
         _RUNNER.token_budget, description="Tokens that one step of the engine computes at most."
+    )
+    draft_tokens: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Tokens of a completion that a step guesses from its own text and checks, which changes no answer.",
     )
     max_running: Count = Field(_RUNNER.max_running, description="Completions that run at the same time.")
     max_waiting: int = Field(

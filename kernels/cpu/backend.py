@@ -56,6 +56,7 @@ class CpuBackend:
     keeps_quantized = True
     embeds_packed = True
     cache_dtype: torch.dtype | None = torch.bfloat16
+    block_size = 16
     capturable = False
 
     def __init__(self, threads: int) -> None:

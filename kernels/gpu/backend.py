@@ -33,6 +33,7 @@ class TritonBackend:
     keeps_quantized = True
     embeds_packed = False
     cache_dtype: torch.dtype | None = None
+    block_size = 64
     capturable = True
 
     def __init__(self, launch: Launcher, *, batch_invariant: bool = False) -> None:

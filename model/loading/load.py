@@ -84,16 +84,17 @@ def _load_decoder(
 def _load_cache(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max_context: int, probe: Probe) -> KVCache:
     """The KV cache, in `config.cache_memory` bytes if that is set; else in the memory left, as far as it is useful."""
     spec, device = decoder.spec, decoder.weights.device
-    scales = calibrate(decoder, config.block_size) if dtype == FP8 else None
+    block_size = config.block_size or decoder.backend.block_size
+    scales = calibrate(decoder, block_size) if dtype == FP8 else None
     left = _memory_left(config, decoder, dtype, max_context, probe)
-    one = block_bytes(spec, config.block_size, dtype)
+    one = block_bytes(spec, block_size, dtype)
     if config.cache_memory is not None:
         blocks = blocks_within(config.cache_memory, one)
     else:
-        blocks = min(blocks_within(left, one), useful_blocks(config.block_size, max_context, config.max_running))
+        blocks = min(blocks_within(left, one), useful_blocks(block_size, max_context, config.max_running))
     size = blocks * one
     with fitting(device, f"a KV cache of {size / 2**30:.2f} GiB", "lower cache_memory or memory_share", needed=size):
-        cache = make_cache(spec, blocks=blocks, block_size=config.block_size, dtype=dtype, device=device)
+        cache = make_cache(spec, blocks=blocks, block_size=block_size, dtype=dtype, device=device)
     if scales is not None:
         set_scales(cache, scales)
     return cache
@@ -106,7 +107,9 @@ def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max
         return int(available_memory() * (config.memory_share or CPU_SHARE))
     step = f"a step of {config.token_budget} tokens for {config.max_running} requests"
     with fitting(device, step, "lower token_budget, max_running or max_context"):
-        cache = make_cache(spec, blocks=1, block_size=config.block_size, dtype=dtype, device=device)
+        cache = make_cache(
+            spec, blocks=1, block_size=config.block_size or decoder.backend.block_size, dtype=dtype, device=device
+        )
         runner = ModelRunner(decoder, cache, max_context)
         plan = largest_step(runner.limits, max_running=config.max_running, token_budget=config.token_budget)
         memory = probe(device, lambda: runner.start(plan).result())

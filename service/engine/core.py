@@ -19,7 +19,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
@@ -62,6 +63,7 @@ class EngineCore:
         token_budget: int,
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
+        draft_tokens: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         announce: Callable[[float | None], None] = lambda seconds: None,
     ) -> None:
@@ -77,7 +79,11 @@ class EngineCore:
         self._vocab_size = limits.vocab_size
         self._pool = BlockPool(limits.num_blocks, limits.block_size)
         self._scheduler = Scheduler(
-            self._pool, token_budget=token_budget, max_running=max_running, caller_limits=caller_limits
+            self._pool,
+            token_budget=token_budget,
+            max_running=max_running,
+            caller_limits=caller_limits,
+            draft_tokens=draft_tokens,
         )
         self._in_flight: deque[_Started] = deque()
         self._unreported: list[Delta] = []
@@ -137,7 +143,7 @@ class EngineCore:
             forward_seconds=self._seconds["forward"],
             sample_seconds=self._seconds["sample"],
             deliver_seconds=self._seconds["deliver"],
-            **asdict(self._scheduler.counters),
+            totals=deepcopy(self._scheduler.counters),
         )
 
     @contextmanager

@@ -107,14 +107,9 @@ STEP_TOKENS = tuple(2**power for power in range(14))
 """Upper bounds of the histogram's buckets for tokens per step."""
 
 
-class EngineStats(msgspec.Struct, frozen=True):
-    """The engine's state after a step. Counters are totals since the engine started."""
+class Counters(msgspec.Struct):
+    """Totals since the engine started."""
 
-    running: int = 0
-    waiting: int = 0
-    blocks_used: int = 0
-    """Blocks owned by requests; idle blocks in the prefix cache do not count."""
-    blocks_total: int = 0
     steps: int = 0
     """Steps that ended, failed ones included."""
     step_tokens: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
@@ -135,8 +130,19 @@ class EngineStats(msgspec.Struct, frozen=True):
     """Drafts that were computed: guesses of the tokens to come."""
     accepted_tokens: int = 0
     """Drafts among `drafted_tokens` that were right."""
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """The engine's state after a step."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    """Blocks owned by requests; idle blocks in the prefix cache do not count."""
+    blocks_total: int = 0
+    totals: Counters = msgspec.field(default_factory=Counters)
     schedule_seconds: float = 0.0
-    """Seconds of planning steps and taking in their results."""
+    """Seconds of planning steps and taking in their results, in all since the engine started, as those below."""
     forward_seconds: float = 0.0
     """Seconds of the model's forward pass. On a GPU they overlap the other phases."""
     sample_seconds: float = 0.0

@@ -10,7 +10,7 @@ one rule.
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepPlan, StepResult
@@ -18,30 +18,13 @@ from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
 from service.engine.drafts import Guess, look_up
 from service.engine.leaders import Leaders
-from service.engine.messages import STEP_TOKENS, Delta, FinishReason, Refusal
+from service.engine.messages import STEP_TOKENS, Counters, Delta, FinishReason, Refusal
 from service.engine.request import Request
 from service.engine.wishes import wishes
 
 OLDEST_SHARE = 4
 """The oldest prompt is certain of one part in this many of a step's budget for prompts: a quarter."""
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the start; the fields of the same names in `EngineStats` describe them."""
-
-    steps: int = 0
-    step_tokens: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
-    computed_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    generated_tokens: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    preemptions: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +62,12 @@ class Scheduler:
         token_budget: int,
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
-        most_drafts: int = 0,
+        draft_tokens: int = 0,
         guess: Guess = look_up,
     ) -> None:
         """`token_budget` is the most tokens a step computes, `max_running` the most requests that own blocks.
 
-        A decoding request gets up to `most_drafts` drafts in a step, which `guess` makes.
+        A decoding request gets up to `draft_tokens` drafts in a step, which `guess` makes.
 
         Raises ValueError if the budget does not give every running request a token.
         """
@@ -94,7 +77,7 @@ class Scheduler:
         self._pool = pool
         self._token_budget = token_budget
         self._max_running = max_running
-        self._most_drafts = most_drafts
+        self._draft_tokens = draft_tokens
         self._guess = guess
         self._callers = Callers(caller_limits, max_running)
         self._leaders = Leaders(pool.block_size)
@@ -246,7 +229,7 @@ class Scheduler:
     def _draft(self, decoding: Sequence[Request], budget: int) -> None:
         """Give decoding requests drafts from what is left of a step's budget and of the free blocks."""
         for request in decoding:
-            most = min(budget, self._most_drafts, request.params.max_tokens - request.drawn - 1)
+            most = min(budget, self._draft_tokens, request.params.max_tokens - request.drawn - 1)
             drafts = self._guess(request, most) if self._drafts(request) and most > 0 else ()
             if drafts and self._pool.grow(request, len(drafts)):
                 request.drafts = drafts
@@ -261,7 +244,7 @@ class Scheduler:
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
         looks = request.wanted.trace is not None and request.wanted.trace.generated
-        return self._most_drafts > 0 and not request.params.reads_output and not looks
+        return self._draft_tokens > 0 and not request.params.reads_output and not looks
 
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""

@@ -56,14 +56,17 @@ class EngineCollector(Collector):
         yield self._gauge("headlight_engine_up", "Whether the engine takes requests.", ready)
 
     def _totals(self, stats: EngineStats) -> Iterator[Metric]:
+        totals = stats.totals
         for name, help, total in (
-            ("prompt_tokens", "Prompt tokens taken in, computed or found in the prefix cache.", stats.prompt_tokens),
-            ("prompt_tokens_cached", "Prompt tokens found in the prefix cache.", stats.cached_prompt_tokens),
-            ("generation_tokens", "Tokens generated.", stats.generated_tokens),
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found at the look-up.", stats.prefix_hits),
-            ("num_preemptions", "Times that a completion gave up its blocks for an older one.", stats.preemptions),
-            ("steps", "Steps of the engine.", stats.steps),
+            ("prompt_tokens", "Prompt tokens taken in, computed or found in the prefix cache.", totals.prompt_tokens),
+            ("prompt_tokens_cached", "Prompt tokens found in the prefix cache.", totals.cached_prompt_tokens),
+            ("generation_tokens", "Tokens generated.", totals.generated_tokens),
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", totals.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found at the look-up.", totals.prefix_hits),
+            ("num_preemptions", "Times that a completion gave up its blocks for an older one.", totals.preemptions),
+            ("drafted_tokens", "Guesses of tokens to come that were computed.", totals.drafted_tokens),
+            ("accepted_tokens", "Guesses among them that were right.", totals.accepted_tokens),
+            ("steps", "Steps of the engine.", totals.steps),
             ("engine_restarts", "Times that the engine died and was started again.", self._client.restarts),
         ):
             family = CounterMetricFamily(f"headlight_{name}", help, labels=[*self._model])
@@ -83,8 +86,8 @@ class EngineCollector(Collector):
         family = HistogramMetricFamily(
             "headlight_iteration_tokens_total", "Tokens that a step computes.", labels=[*self._model]
         )
-        buckets = list(zip(bounds, accumulate(stats.step_tokens), strict=True))
-        family.add_metric([*self._model.values()], buckets, stats.computed_tokens)
+        buckets = list(zip(bounds, accumulate(stats.totals.step_tokens), strict=True))
+        family.add_metric([*self._model.values()], buckets, stats.totals.computed_tokens)
         return family
 
     def _facts(self) -> Iterator[Metric]:

@@ -18,6 +18,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     runner: RunnerConfig
     caller_limits: CallerLimits = NO_LIMITS
+    draft_tokens: int = 0
     log_level: str = "info"
     log_format: LogFormat = "text"
     loader: str = "model.loading.load:load_runner"
@@ -33,6 +34,7 @@ def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
             waiting=settings.max_waiting_per_key,
             tokens_per_minute=settings.tokens_per_minute_per_key,
         ),
+        draft_tokens=settings.draft_tokens,
         log_level=settings.log_level,
         log_format=settings.log_format,
     )

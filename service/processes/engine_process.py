@@ -46,6 +46,7 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
             token_budget=config.runner.token_budget,
             max_running=config.runner.max_running,
             caller_limits=config.caller_limits,
+            draft_tokens=config.draft_tokens,
         )
         server = EngineServer(socket, make_core, Ready(runner.limits, runner.info, os.getpid()))
     except (CheckpointError, ValueError) as error:

@@ -218,7 +218,7 @@ def test_a_preempted_request_tells_everything_once(tmp_path: Path) -> None:
     params = SamplingParams(max_tokens=10, temperature=0)
     first = (random_tokens(8, seed=1), params, Wanted())
     _, found = engine.run(first, (PROMPT[:12], params, engine.everything(range(11), generated=True)))
-    assert engine.core.stats().preemptions
+    assert engine.core.stats().totals.preemptions
     text = [*PROMPT[:12], *found.tokens]
     expected = by_transformers(engine.model, text)
     check_logprobs(found.scores, expected.logprobs[:11], text[1:12])

@@ -92,6 +92,6 @@ def test_the_prefix_cache_changes_no_token(engine: EngineCore, tokenizer: Vocabu
     text = "The history of the printing press begins in Mainz, where Johannes Gutenberg around 1440 " * 3
     prompt = tokenizer.encode(text, add_special_tokens=True, parse_special=True)
     fresh = greedy(engine, [prompt])
-    hits = engine.stats().prefix_hits
+    hits = engine.stats().totals.prefix_hits
     assert greedy(engine, [prompt]) == fresh
-    assert engine.stats().prefix_hits - hits == (len(prompt) - 1) // 16 * 16
+    assert engine.stats().totals.prefix_hits - hits == (len(prompt) - 1) // 16 * 16

@@ -142,5 +142,5 @@ def test_a_request_that_was_preempted_has_begun_in_time() -> None:
         for delta in report.deltas:
             assert delta.finish_reason != "refused"
             got[delta.id] += delta.tokens
-    assert core.stats().preemptions
+    assert core.stats().totals.preemptions
     assert got == {id: output_alone([id], params)[0] for id in range(3)}

@@ -100,7 +100,7 @@ async def check_error(stream: CompletionStream, reason: str) -> None:
 async def test_tokens_arrive(client: KeptClient) -> None:
     assert client.limits.num_blocks == BLOCKS
     await check_service(client, [1, 2, 3])
-    assert client.stats.generated_tokens == PARAMS.max_tokens
+    assert client.stats.totals.generated_tokens == PARAMS.max_tokens
 
 
 async def test_what_the_engine_tells_of_itself(client: KeptClient) -> None:
@@ -152,7 +152,7 @@ async def test_leaving_a_stream_frees_its_blocks_within_two_steps(client: KeptCl
     # What was waiting for the next delta elsewhere is released, too.
     assert [delta.finish_reason async for delta in stream] == ["abort"]
     command(script, "steps 2")
-    await until(lambda: client.stats.steps == 2 or client.stats.blocks_used == 0)
+    await until(lambda: client.stats.totals.steps == 2 or client.stats.blocks_used == 0)
     command(script, "steps 3")
     await until(lambda: client.stats.blocks_used == 0)
     assert client.stats.running == client.stats.waiting == 0

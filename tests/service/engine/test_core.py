@@ -79,7 +79,7 @@ def test_the_next_step_runs_before_the_one_before_it_is_reported() -> None:
     started, landed = [], []
     while core.step():
         started.append(len(runner.plans))
-        landed.append(core.stats().generated_tokens)
+        landed.append(core.stats().totals.generated_tokens)
     assert (started, landed) == ([2, 3, 3], [1, 2, 3])
     assert not runner.in_flight
 
@@ -245,11 +245,11 @@ def test_statistics_count_each_token_once(lookahead: int) -> None:
     deltas = finish(core)
     stats = core.stats()
     assert {id: deltas[id][0].cached_tokens for id in deltas} == {1: 4, 2: 0, 3: 0}
-    assert stats.preemptions > 0
-    assert stats.prefix_queries == 5 + 5 + 1 + 2
-    assert stats.prefix_hits == 4
-    assert (stats.prompt_tokens, stats.cached_prompt_tokens) == (5 + 5 + 1 + 2, 4)
-    assert stats.generated_tokens == 4 + 4 + 8 + 8
+    assert stats.totals.preemptions > 0
+    assert stats.totals.prefix_queries == 5 + 5 + 1 + 2
+    assert stats.totals.prefix_hits == 4
+    assert (stats.totals.prompt_tokens, stats.totals.cached_prompt_tokens) == (5 + 5 + 1 + 2, 4)
+    assert stats.totals.generated_tokens == 4 + 4 + 8 + 8
     assert stats.blocks_total == 6
     assert (stats.running, stats.waiting) == (0, 0)
 
@@ -268,7 +268,7 @@ def test_statistics_add_up_the_seconds_of_steps() -> None:
             assert began == now
             now += seconds
     stats = core.stats()
-    assert stats.steps == 3
+    assert stats.totals.steps == 3
     assert (stats.forward_seconds, stats.sample_seconds) == (1.5, 0.75)
     assert (stats.schedule_seconds, stats.deliver_seconds) == (2.0, 7.0)
 
@@ -293,10 +293,10 @@ def test_steps_are_counted_by_their_tokens(lookahead: int) -> None:
     core.submit(submit(2, [3] * 4, max_tokens=1))
     finish(core)
     stats = core.stats()
-    counted = dict(zip((*STEP_TOKENS, None), stats.step_tokens, strict=True))
+    counted = dict(zip((*STEP_TOKENS, None), stats.totals.step_tokens, strict=True))
     assert {bound: count for bound, count in counted.items() if count} == {1: 2, 4: 2, 8: 1, None: 1}
-    assert stats.steps == 6
-    assert stats.computed_tokens == 5 + 2 + 8200 + 2 * 4
+    assert stats.totals.steps == 6
+    assert stats.totals.computed_tokens == 5 + 2 + 8200 + 2 * 4
 
 
 def test_a_request_is_told_how_long_it_was_where() -> None:

@@ -551,16 +551,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 16),
         max_running=st.integers(1, 6),
         spare=st.integers(0, 40),
-        most_drafts=st.sampled_from([0, 0, 1, 4]),
+        draft_tokens=st.sampled_from([0, 0, 1, 4]),
     )
-    def begin(self, num_blocks: int, block_size: int, max_running: int, spare: int, most_drafts: int) -> None:
+    def begin(self, num_blocks: int, block_size: int, max_running: int, spare: int, draft_tokens: int) -> None:
         self.budget, self.max_running = max_running + spare, max_running
         self.capacity = num_blocks * block_size
         self.pool = BlockPool(num_blocks, block_size)
         self.runner = FakeRunner(num_blocks, block_size, self.lookahead)
-        self.most_drafts = most_drafts
+        self.draft_tokens = draft_tokens
         self.scheduler = Scheduler(
-            self.pool, token_budget=self.budget, max_running=max_running, most_drafts=most_drafts, guess=half_wrong
+            self.pool, token_budget=self.budget, max_running=max_running, draft_tokens=draft_tokens, guess=half_wrong
         )
 
     @property
@@ -656,7 +656,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def waits(self, request: Request) -> bool:
         """Whether a request, which may get drafts, waits for its own draw."""
-        return bool(self.most_drafts and request.promised and not request.params.reads_output)
+        return bool(self.draft_tokens and request.promised and not request.params.reads_output)
 
     def is_due(self, request: Request) -> bool:
         """Whether the next step owes a request a token."""
@@ -756,7 +756,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert watched.emitted == tokens[: len(watched.emitted)]
         assert watched.request.output == watched.emitted
         if delta.finish_reason is None:
-            assert len(delta.tokens) <= 1 + self.most_drafts
+            assert len(delta.tokens) <= 1 + self.draft_tokens
             assert delta.tokens or delta.scores
             return
         watched.final = delta

@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.messages import STEP_TOKENS, Delta, EngineStats
+from service.engine.messages import STEP_TOKENS, Counters, Delta, EngineStats
 from service.engine.status import EngineDead, EngineHealth
 from tests.service.api.fakes import HI, LIMITS, TEMPLATE, TIMES, Caller, FakeClient, build, calling, serving
 
 STATS = EngineStats(
-    running=3, waiting=2, blocks_used=16, blocks_total=64, steps=9, step_tokens=[2, 0, 3, *[0] * 11, 4],
-    computed_tokens=40_000, prompt_tokens=100, cached_prompt_tokens=30, generated_tokens=50, prefix_queries=120,
-    prefix_hits=20, preemptions=1, schedule_seconds=0.5, forward_seconds=1.5, sample_seconds=0.75, deliver_seconds=0.25,
+    running=3, waiting=2, blocks_used=16, blocks_total=64,
+    totals=Counters(
+        steps=9, step_tokens=[2, 0, 3, *[0] * 11, 4], computed_tokens=40_000, prompt_tokens=100,
+        cached_prompt_tokens=30, generated_tokens=50, prefix_queries=120, prefix_hits=20,
+        preemptions=1, drafted_tokens=12, accepted_tokens=7,
+    ),
+    schedule_seconds=0.5, forward_seconds=1.5, sample_seconds=0.75, deliver_seconds=0.25,
 )  # fmt: skip
 
 MODEL = {"model_name": "toy"}
@@ -54,6 +58,8 @@ async def test_the_engines_counts() -> None:
             "headlight_prefix_cache_queries_total": 120,
             "headlight_prefix_cache_hits_total": 20,
             "headlight_num_preemptions_total": 1,
+            "headlight_drafted_tokens_total": 12,
+            "headlight_accepted_tokens_total": 7,
             "headlight_steps_total": 9,
             "headlight_engine_restarts_total": 2,
             "headlight_engine_up": 1,

@@ -134,14 +134,14 @@ def test_each_client_gets_its_own_deltas_and_all_get_the_statistics(engine: Engi
         while sum(delta.finish_reason is not None for delta in deltas) < 2:
             deltas += client.report().deltas
         assert {delta.id for delta in deltas} == {parity, parity + 2}
-        assert client.stats_when(lambda stats: stats.generated_tokens == 40).blocks_used == 0
+        assert client.stats_when(lambda stats: stats.totals.generated_tokens == 40).blocks_used == 0
 
 
 def test_what_a_vanished_client_submitted_is_cancelled(engine: Engine, script: Path) -> None:
     command(script, "steps 2")
     stays, goes = engine.ready_client(), engine.ready_client()
     goes.send(Submit(1, [1], SamplingParams(max_tokens=1000)))
-    assert stays.stats_when(lambda stats: stats.steps == 2).blocks_used == 1
+    assert stays.stats_when(lambda stats: stats.totals.steps == 2).blocks_used == 1
     goes.socket.close()
     command(script, "ok")
     freed = stays.stats_when(lambda stats: stats.blocks_used == 0)
