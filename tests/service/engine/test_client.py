@@ -308,7 +308,7 @@ async def test_a_slow_load_is_not_a_hang(config: EngineConfig, script: Path) -> 
 async def test_a_step_that_hangs_ends_the_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     # How much longer the first step may take is another test's subject.
     monkeypatch.setattr(engine_keeper, "UNSEEN", 1)
-    client = KeptClient(config, timeout_seconds=3, restart_policy=AT_ONCE, grace_seconds=2 * PATIENCE)
+    client = KeptClient(config, timeout_seconds=5, restart_policy=AT_ONCE, grace_seconds=2 * PATIENCE)
     await client.keeper.start()
     await client.ready()
     streams = [client.submit([1], ENDLESS), client.submit([HANG], PARAMS)]
