@@ -47,6 +47,8 @@ class GenerationRequest:
     include_stop: bool = False
     """Keep the stop string, or the stop token's text, at the end of the completion."""
     skip_special_tokens: bool = True
+    kept_special: frozenset[str] = frozenset()
+    """Special tokens that stay in the text even so, because the text's reader needs them."""
     cache_salt: str = ""
     caller: str = ""
     """As in `Submit`, like the next field."""
@@ -89,6 +91,7 @@ class Generation:
             request.include_stop,
             request.skip_special_tokens,
             request.params.min_tokens,
+            request.kept_special,
         )
         self._stream = client.submit(
             request.prompt,

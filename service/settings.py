@@ -204,6 +204,7 @@ class Settings(BaseSettings):
     max_request_tokens: Count = Field(2**20, description="Prompts times n times max_tokens of one request.")
     max_messages: Count = Field(4096, le=8192, description="Messages in one chat request.")
     max_parts: Count = Field(1024, le=8192, description="Parts of one message.")
+    max_tools: Count = Field(128, le=1024, description="Tools of one chat request, and calls in one message.")
     max_logprobs: int = Field(20, ge=0, description="Likeliest tokens to report beside each token.")
     max_stop: Count = Field(16, description="Stop strings in one request.")
     max_stop_length: Count = Field(256, description="Characters of one stop string.")

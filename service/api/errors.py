@@ -64,7 +64,7 @@ _PROBLEMS = {
 No schema wants more than one character or entry, so what is too short is empty.
 """
 
-_OWN_PROBLEMS = frozenset({"many", "shape", "too_many_fields", "unsupported"})
+_OWN_PROBLEMS = frozenset({"field", "many", "nested", "shape", "too_many_fields", "unsupported"})
 """Kinds of faults that the schemas find; they bring their words."""
 
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
@@ -154,8 +154,9 @@ def _explain(errors: Sequence[Any]) -> ApiError:
     location = first["loc"][1:]
     code = None
     if first["type"] == "unsupported":
-        location = (*location, first["ctx"]["field"])
         code = "unsupported_parameter"
+    if first["type"] in ("field", "unsupported"):
+        location = (*location, first["ctx"]["field"])
     message = _problem(first)
     path = path_of(location)
     return ApiError(400, f"{path or 'The body'}: {message}.", param=path or None, code=code)

@@ -1,5 +1,6 @@
 """The forms in which models write calls of functions, and the table that finds a model's form by its chat template."""
 
+import uuid
 from dataclasses import dataclass, field
 
 
@@ -31,6 +32,10 @@ class ToolFormat:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "markers", frozenset({self.opening, self.closing, self.between} - {""}))
+
+    def new_id(self) -> str:
+        """An id for a call."""
+        return uuid.uuid4().hex[:9] if self.short_ids else f"call_{uuid.uuid4().hex[:24]}"
 
 
 HERMES = ToolFormat(name="hermes", opening="<tool_call>", closing="</tool_call>")

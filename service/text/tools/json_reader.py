@@ -7,6 +7,7 @@ end of a wrong number.
 
 import re
 from collections.abc import Generator
+from typing import Any
 
 MOST_NESTED = 64
 """Objects and lists within one another."""
@@ -20,6 +21,21 @@ Reading = Generator[None, str, str]
 
 class Malformed(ValueError):
     """The text is not what was expected here."""
+
+
+def nests_within(value: Any, most: int) -> bool:
+    """Whether plain data has at most this many objects and lists within one another."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def skip_space(character: str = "") -> Reading:

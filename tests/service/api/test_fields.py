@@ -1,6 +1,8 @@
 """What each field of a request does: what arrives at the engine, what comes back, what is refused."""
 
 import asyncio
+import functools
+import json
 import logging
 import re
 import threading
@@ -10,6 +12,7 @@ from typing import Any, get_args
 
 import pytest
 from openai.types import chat, completion_create_params
+from openai.types.shared_params import FunctionDefinition
 from pydantic import ValidationError
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
@@ -22,11 +25,15 @@ from service.api.schemas.requests import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    Function,
     Message,
+    NamedTool,
     StreamOptions,
     TemplateVariables,
     TextPart,
     TokenizeBody,
+    Tool,
+    ToolCall,
 )
 from service.settings import Settings
 from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
@@ -65,6 +72,8 @@ CHAT = SHARED | {
     "add_special_tokens": True,
 }
 COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False}
+TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f"}}]
+CHAT |= {"tools": TOOLS, "tool_choice": "none", "parallel_tool_calls": False, "separate_reasoning": False}
 CHAT |= {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}}
 LABELS = {
     "model": "toy",
@@ -86,8 +95,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "include_stop_str_in_output": {"stop": "wor"},
     "skip_special_tokens": {"include_stop_str_in_output": True},
     "continue_final_message": {"messages": [{"role": "assistant", "content": "I"}]},
+    "tool_choice": {"tools": TOOLS},
+    "parallel_tool_calls": {"tools": TOOLS},
 }
 """What has to be set beside a field for it to have an effect."""
+SAID: dict[str, bytes] = {
+    "tool_choice": b'<tool_call>{"name": "f"}</tool_call>',
+    "parallel_tool_calls": b'<tool_call>{"name": "f"}</tool_call>' * 2,
+    "separate_reasoning": b"<think>hm</think>Hello",
+}
+"""What the engine has to say for a field to have an effect."""
 
 
 async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[Any, ...]:
@@ -96,7 +113,8 @@ async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[A
     response = await caller.http.post(route, json={"seed": 1} | fields)
     assert response.status_code == 200, response.text
     streams = [(s.prompt, s.params, s.cache_salt) for s in caller.engine.streams[before:]]
-    answers = events(response)[:-1] if fields.get("stream") else [response.json()]
+    whole = re.sub("call_[0-9a-f]{24}", "call", response.text)
+    answers = events(response)[:-1] if fields.get("stream") else [json.loads(whole)]
     return streams, [answer | {"id": "", "created": 0} for answer in answers]
 
 
@@ -110,7 +128,9 @@ async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[A
 async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: Any, table: dict[str, Any]) -> None:
     assert set(table) | set(LABELS) == set(body.model_fields)
     async with calling() as caller:
+        text = caller.engine.text
         for name, value in table.items():
+            caller.engine.text = SAID.get(name, text)
             base = needed | NEEDED.get(name, {})
             without = await outcome(caller, route, base)
             assert await outcome(caller, route, base) == without
@@ -307,11 +327,29 @@ REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"best_of": 2}, "best_of"),
     ({"suffix": "x"}, "suffix"),
 ]
+CALLED: dict[str, Any] = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+NESTED = {"name": "f", "parameters": functools.reduce(lambda inner, _: {"x": [inner]}, range(40), dict[str, Any]())}
 REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": ["hi"]}, "messages[0]"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].name"),
+    ({"messages": [{"role": "tool", "tool_call_id": "a"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "a"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALLED]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "user", "content": "x", "reasoning_content": "x"}]}, "messages[0].reasoning_content"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "tool_calls": [CALLED] * 129}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[0].tool_calls[0].function"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "custom", "custom": {}}]}]},
+        "messages[0].tool_calls[0].type",
+    ),
+    (
+        {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+        "messages[0].function_call",
+    ),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -335,7 +373,23 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"continue_final_message": True}, "continue_final_message"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
     ({"prompt": "hi"}, "prompt"),
-    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "mood": 1}}]}, "tools[0].function.mood"),
+    ({"tools": [{"type": "function", "function": NESTED}]}, "tools[0].function.parameters"),
+    ({"tools": TOOLS * 2}, "tools[1].function.name"),
+    ({"tools": TOOLS * 129}, "tools"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": ["auto"]}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+    ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
     ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "chat_template_kwargs.enable_thinking"),
@@ -413,6 +467,21 @@ def inner_fields(body: type[Body]) -> list[tuple[str, Callable[[Any], dict[str, 
             (name, lambda value, name=name: {"messages": [HI[0] | {"cache_control": {name: value}}]})
             for name in CacheControl.model_fields
         ]
+        places += [
+            (name, lambda value, name=name: {"messages": [HI[0] | {"tool_calls": [CALLED | {name: value}]}]})
+            for name in ToolCall.model_fields
+        ]
+    if "tools" in body.model_fields:
+        places += [(name, lambda value, name=name: {"tools": [TOOLS[0] | {name: value}]}) for name in Tool.model_fields]
+        places += [
+            (name, lambda value, name=name: {"tools": [TOOLS[0] | {"function": {"name": "f", name: value}}]})
+            for name in Function.model_fields
+        ]
+    if "tool_choice" in body.model_fields:
+        places += [
+            (name, lambda value, name=name: {"tool_choice": TOOLS[0] | {name: value}})
+            for name in NamedTool.model_fields
+        ]
     return places
 
 
@@ -451,6 +520,13 @@ def test_refusals_are_in_plain_words(body: type[Body]) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty: should be at least 0.01."),
         ({"top_p": 0}, "top_p: should be more than 0."),
         ({"stream": "yes"}, "stream: should be true or false."),
+        ({"tool_choice": "any"}, "tool_choice: should be 'none', 'auto' or 'required'."),
+        ({"tool_choice": 1}, "tool_choice: should be 'none', 'auto', 'required' or a function as an object."),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content: is required."),
+        (
+            {"messages": [{"role": "user", "content": {}}]},
+            "messages[0].content: should be a string or a list of text parts.",
+        ),
         ({"stop": 1}, "stop: should be a string or a list of strings."),
         ({"logit_bias": []}, "logit_bias: should be a JSON object."),
         ({"chat_template_kwargs": 3}, "chat_template_kwargs: should be a JSON object."),
@@ -491,6 +567,10 @@ async def test_unsupported_fields_are_refused_and_their_idle_values_are_not() ->
         (completion_create_params.CompletionCreateParamsBase, CompletionBody),
         (chat.completion_create_params.CompletionCreateParamsBase, ChatBody),
         (chat.ChatCompletionStreamOptionsParam, StreamOptions),
+        (chat.ChatCompletionFunctionToolParam, Tool),
+        (FunctionDefinition, Function),
+        (chat.ChatCompletionMessageFunctionToolCallParam, ToolCall),
+        (chat.ChatCompletionNamedToolChoiceParam, NamedTool),
         *((params, Message) for params in get_args(chat.ChatCompletionMessageParam)),
         *((params, TextPart) for params in get_args(chat.ChatCompletionContentPartParam)),
     ],
@@ -522,6 +602,7 @@ IDLE_CHATS: list[dict[str, Any]] = [
     ROUTED_CHAT,
     {"tool_choice": "auto"},
     {"tool_choice": "none", "tools": [], "parallel_tool_calls": True},
+    {"parallel_tool_calls": False, "separate_reasoning": False},
     {"logprobs": False, "top_logprobs": 0},
     {"top_logprobs": 0},
     {"stream_options": {"include_usage": False}},
@@ -549,6 +630,7 @@ async def test_what_asks_for_nothing_changes_nothing() -> None:
 
 
 TOLD = {"reasoning_effort": "low", "chat_template_kwargs": {"thinking": True}, "continue_final_message": True}
+TOLD["tools"] = TOOLS
 
 
 async def test_the_template_is_told_names_and_variables() -> None:
@@ -566,8 +648,8 @@ async def test_the_template_is_told_names_and_variables() -> None:
         # This template reads no such variable.
         response = await caller.chat(chat_template_kwargs={"thinking": True})
         assert response.headers["x-headlight-ignored"] == "chat_template_kwargs.thinking"
-        for name in ("reasoning_effort", "chat_template_kwargs", "continue_final_message"):
-            response = await caller.http.post("/tokenize", json={"prompt": "hi", name: TOLD[name]})
+        for name, value in TOLD.items():
+            response = await caller.http.post("/tokenize", json={"prompt": "hi", name: value})
             assert response.json()["error"]["param"] == name
 
 
@@ -629,7 +711,8 @@ async def test_what_would_change_the_answer_is_refused_even_then() -> None:
             {"tokens": [1]},
             {"enable_thinking": True},
             {"chat_template_kwargs": {"add_generation_prompt": False}},
-            {"messages": [HI[0] | {"tool_calls": [{}]}]},
+            {"tool_calls": [{}]},
+            {"messages": [HI[0] | {"tool_calls": [CALLED]}]},
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         ):
             response = await caller.chat(**fields)
