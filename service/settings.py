@@ -210,6 +210,7 @@ class Settings(BaseSettings):
     max_stop_length: Count = Field(256, description="Characters of one stop string.")
     max_stop_token_ids: Count = Field(128, description="Stop token ids in one request.")
     max_logit_bias: Count = Field(1024, description="Entries of logit_bias in one request.")
+    max_grammar: Count = Field(65536, description="Characters of a JSON schema, regular expression or grammar.")
 
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight have to finish at shutdown."

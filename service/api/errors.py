@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service.api.schemas.answers import ErrorBody, ErrorDetail
+from service.engine.messages import Refusal
 from service.engine.status import EngineDead, EngineLost
 from service.generation import GenerationError, GenerationRefused
 from service.observability.record import record_of
@@ -104,6 +105,8 @@ def describe(error: Exception) -> ApiError:
             return _explain(error.errors())
         case HTTPException():
             return ApiError(error.status_code, _MESSAGES.get(error.status_code, "The request was refused."))
+        case GenerationRefused(refusal=Refusal(code="invalid_grammar", reason=reason, field=field)):
+            return ApiError(400, f"{field}: {reason}.", param=field, code="invalid_grammar")
         case GenerationRefused(refusal=refusal):
             status = 503 if refusal.code == "deadline_exceeded" else 429
             wait = max(1, ceil(refusal.retry_after))

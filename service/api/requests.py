@@ -17,6 +17,7 @@ from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
 from service.api.fields import ignored_fields, template_variables
+from service.api.grammars import grammar_of
 from service.api.schemas.requests import (
     Body,
     ChatBody,
@@ -325,6 +326,7 @@ def _job(
     top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    grammar = grammar_of(body, context.settings.max_grammar)
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -360,6 +362,7 @@ def _job(
             cache_salt=_cache_salt(body, context, envelope.caller),
             caller=envelope.caller,
             patience=envelope.patience,
+            grammar=grammar,
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(body.n)

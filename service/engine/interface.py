@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
 from model.contract import ModelLimits, RunnerInfo, SamplingParams
-from service.engine.messages import Delta, EngineStats
+from service.engine.messages import Delta, EngineStats, Grammar
 from service.engine.status import EngineHealth
 
 
@@ -48,12 +48,13 @@ class EngineClient(Protocol):
         cache_salt: str = "",
         caller: str = "",
         patience: float | None = None,
+        grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
     ) -> DeltaStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
 
-        `caller` and `patience` are as in `Submit`. `ended` is called once, as soon as the request's last delta has
-        arrived, whether or not the earlier ones have been read.
+        `caller`, `patience` and `grammar` are as in `Submit`. `ended` is called once, as soon as the request's last
+        delta has arrived, whether or not the earlier ones have been read.
         """
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from model.contract import Draw, SamplingParams
+from service.engine.grammars import Guide
 from service.engine.messages import RequestTimes
 
 
@@ -27,6 +28,8 @@ class Request:
     caller: str = ""
     patience: float | None = None
     """Seconds that the request may wait for its first step; None means without limit."""
+    guide: Guide | None = None
+    """Its place in its grammar, if it has one."""
     arrival: int = 0
     """Number of the request in the order in which the scheduler got them."""
     output: list[int] = field(default_factory=list)
@@ -84,6 +87,11 @@ class Request:
         return self.length - self.computed
 
     @property
+    def awaits_mask(self) -> bool:
+        """Whether its next draw cannot be planned yet, because threads still work on its grammar."""
+        return self.guide is not None and not self.guide.ready
+
+    @property
     def times(self) -> RequestTimes:
         """Durations of its phases so far."""
         return RequestTimes(
@@ -97,8 +105,9 @@ class Request:
 
         They refer to `prompt` and `output` and copy neither.
         """
+        allowed = None if self.guide is None else self.guide.mask
         return [
-            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh)
+            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh, allowed)
             for ahead in range(1 + len(self.drafts))
         ]
 

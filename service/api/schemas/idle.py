@@ -18,6 +18,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "custom_logit_processor": (),
     "custom_params": ({},),
     "data_parallel_rank": (),
+    "disable_additional_properties": (False,),
+    "disable_any_whitespace": (False,),
     "disagg_prefill_dp_rank": (),
     "documents": ([],),
     "dry_multiplier": (0, 0.0),
@@ -73,7 +75,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "repeat_penalty": (1, 1.0),
     "repetition_detection": (),
     "request_id": (),
-    "response_format": ({"type": "text"},),
     "return_cached_tokens_details": (False,),
     "return_hidden_states": (False,),
     "return_meta_info": (False,),
@@ -91,7 +92,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "stop_reason": (),
     "stop_regex": ([],),
     "stream_reasoning": (True,),
-    "structured_outputs": (),
+    "structural_tag": (),
     "suffix": ("",),
     "task": (),
     "thinking": (),
@@ -106,6 +107,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
     "watermarking": (False,),
     "web_search_options": (),
+    "whitespace_pattern": (),
     "xtc_probability": (0, 0.0),
 }
 """Fields that clients know and this server doesn't implement, each with the values that ask for nothing."""

@@ -17,6 +17,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -187,6 +188,47 @@ class Labels(Body):
     prompt_cache_options: CacheOptions | None = Field(None, description=f"A caching hint, {_IGNORED}")
 
 
+def _of_types(*types: type) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not isinstance(value, types):
+            raise PydanticCustomError("shape", "should be a JSON schema, which is an object, true or false")
+        return value
+
+    return BeforeValidator(check)
+
+
+JsonSchema = Annotated[Any, _of_types(dict, bool), WithJsonSchema({"type": ["object", "boolean"]})]
+WrittenSchema = Annotated[Any, _of_types(dict, bool, str), WithJsonSchema({"type": ["object", "boolean", "string"]})]
+
+
+class NamedSchema(Body):
+    """A JSON schema that the completion has to fit."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="A label of the client's own.")
+    description: Annotated[str, Field(max_length=4096)] | None = Field(None, description=_LABEL)
+    schema_: JsonSchema = Field(True, alias="schema")
+    strict: bool | None = Field(None, description="The schema is enforced whatever this says.")
+
+
+class ResponseFormat(Body):
+    """OpenAI's way to ask for JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = Field(None, description="With the type json_schema, and only with it.")
+
+
+class StructuredOutputs(Body):
+    """vLLM's way to ask for text of a form; exactly one of its fields says which."""
+
+    json_: WrittenSchema = Field(None, alias="json", description="A JSON schema, as an object or as its text.")
+    json_object: bool = Field(False, description="Any JSON object.")
+    regex: str | None = Field(None, min_length=1, description="A regular expression that fits the whole completion.")
+    choice: Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_grammar", "texts")] | None = Field(
+        None, description="The texts to choose from."
+    )
+    grammar: str | None = Field(None, min_length=1, description="A grammar in Lark's form, or in llama.cpp's GBNF.")
+
+
 class GenerationBody(Labels):
     """Fields of both completion routes."""
 
@@ -257,6 +299,14 @@ class GenerationBody(Labels):
     stream: bool = Field(False, description="Answer with server-sent events, a token at a time.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
     return_token_ids: bool = Field(False, description="Also return the ids of the prompt's and completion's tokens.")
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="The completion is JSON, and fits a schema if one is given. Tokens that would break it are not "
+        "drawn. max_tokens can still cut it: then the finish reason is length.",
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="As response_format, with more forms: a regular expression, a choice, a grammar."
+    )
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
     )
@@ -483,7 +533,10 @@ class DetokenizeBody(Body):
 KNOWN = frozenset({*UNSUPPORTED, "reasoning_content", "tool_call_id", "tool_calls"}).union(
     *(
         body.model_fields.keys() - Labels.model_fields.keys()
-        for body in (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables)
+        for body in (
+            *(CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables),
+            *(ResponseFormat, StructuredOutputs),
+        )
     )
 )
 """Names that mean something to this server or to similar ones; where they are out of place, they are refused."""

@@ -20,7 +20,7 @@ from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
-from service.engine.messages import Delta, EngineStats, RequestTimes
+from service.engine.messages import Delta, EngineStats, Grammar, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
 from service.observability.metrics import Metrics
 from service.served_model import ServedModel
@@ -116,6 +116,7 @@ class FakeStream:
 
     caller: str
     patience: float | None
+    grammar: Grammar | None
 
     def __init__(
         self,
@@ -184,12 +185,14 @@ class FakeClient:
         cache_salt: str = "",
         caller: str = "",
         patience: float | None = None,
+        grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
     ) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
         self.streams.append(FakeStream(self, prompt, params, cache_salt, ended))
         self.streams[-1].caller, self.streams[-1].patience = caller, patience
+        self.streams[-1].grammar = grammar
         return self.streams[-1]
 
     def script(self, params: SamplingParams) -> Iterator[Delta]:

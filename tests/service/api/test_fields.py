@@ -28,13 +28,16 @@ from service.api.schemas.requests import (
     Function,
     Message,
     NamedTool,
+    ResponseFormat,
     StreamOptions,
+    StructuredOutputs,
     TemplateVariables,
     TextPart,
     TokenizeBody,
     Tool,
     ToolCall,
 )
+from service.engine.messages import Delta, Refusal
 from service.settings import Settings
 from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
 
@@ -61,6 +64,8 @@ SHARED: dict[str, Any] = {
     "stream_options": {"include_usage": True},
     "return_token_ids": True,
     "cache_salt": "mine",
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"regex": "a*"},
 }
 CHAT = SHARED | {
     "messages": [{"role": "system", "content": "Be brief."}, *HI],
@@ -112,7 +117,7 @@ async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[A
     before = len(caller.engine.streams)
     response = await caller.http.post(route, json={"seed": 1} | fields)
     assert response.status_code == 200, response.text
-    streams = [(s.prompt, s.params, s.cache_salt) for s in caller.engine.streams[before:]]
+    streams = [(s.prompt, s.params, s.cache_salt, s.grammar) for s in caller.engine.streams[before:]]
     whole = re.sub("call_[0-9a-f]{24}", "call", response.text)
     answers = events(response)[:-1] if fields.get("stream") else [json.loads(whole)]
     return streams, [answer | {"id": "", "created": 0} for answer in answers]
@@ -239,6 +244,51 @@ async def test_choices_of_a_seeded_request_differ_and_repeat() -> None:
         assert [stream.params.seed for stream in caller.engine.streams[6:]] == seeds[:2] * 2
 
 
+def schema_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "source"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type":"object"}'),
+        ({"response_format": schema_format({"b": 1, "a": "é"})}, "json_schema", '{"b":1,"a":"é"}'),
+        ({"response_format": schema_format(True)}, "json_schema", "true"),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "json_schema", '{"type":"null"}'),
+        ({"structured_outputs": {"json": '{ "type": "null" }'}}, "json_schema", '{ "type": "null" }'),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, "json_schema", '{"type":"object"}'),
+        ({"structured_outputs": {"regex": "a|b"}}, "regex", "a|b"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a","b"]'),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "grammar", 'root ::= "a"'),
+    ],
+)
+async def test_each_form_of_a_grammar_arrives_in_the_engine(asked: dict[str, Any], kind: str, source: str) -> None:
+    async with calling() as caller:
+        for ask in (caller.complete, caller.chat):
+            assert (await ask(**asked)).status_code == 200
+            grammar = caller.engine.streams[-1].grammar
+            assert grammar is not None
+            assert (grammar.kind, grammar.source) == (kind, source)
+
+
+async def test_text_is_no_grammar() -> None:
+    async with calling() as caller:
+        assert (await caller.chat(response_format={"type": "text"})).status_code == 200
+        assert caller.engine.streams[-1].grammar is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_that_the_engine_refuses_is_the_requests_fault(stream: bool) -> None:
+    async with calling() as caller:
+        refusal = Refusal("invalid_grammar", "no text fits it", 0.0, "structured_outputs.regex")
+        caller.engine.failure = Delta(0, [], None, "refused", refusal=refusal)
+        response = await caller.chat(structured_outputs={"regex": "a"}, stream=stream)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("structured_outputs.regex", "invalid_grammar")
+        assert "no text fits it" in error["message"]
+
+
 REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "1"}, "temperature"),
@@ -283,6 +333,34 @@ REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"stop_token_ids": list(range(129))}, "stop_token_ids"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"response_format": "json"}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "text", "json_schema": {"name": "x"}}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
+    ({"response_format": schema_format("{}")}, "response_format.json_schema.schema"),
+    ({"response_format": schema_format({"title": "x" * 99})}, "response_format.json_schema.schema"),
+    ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+    ({"response_format": {"type": "json_object"}, "min_tokens": 1}, "min_tokens"),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+    ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a" * 100}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice[1]"),
+    ({"structured_outputs": {"choice": ["a" * 50, "b" * 50]}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"json": 1}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": "1" * 100}}, "structured_outputs.json"),
+    ({"structured_outputs": {"grammar": 1}}, "structured_outputs.grammar"),
+    ({"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+    ({"guided_json": {}}, "guided_json"),
+    ({"guided_regex": "a"}, "guided_regex"),
+    ({"guided_choice": ["a"]}, "guided_choice"),
+    ({"guided_grammar": "a"}, "guided_grammar"),
     ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
     ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour"),
     ({"stream": True, "stream_options": []}, "stream_options"),
@@ -390,7 +468,6 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
     ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "chat_template_kwargs.enable_thinking"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
@@ -417,7 +494,7 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
 )
 async def test_what_does_not_fit_is_refused_by_name(route: str, cases: list[tuple[dict[str, Any], str | None]]) -> None:
     needed = {"prompt": "hi"} if route == "completions" else {"messages": HI}
-    limits = {"max_prompts": 5, "max_messages": 5, "max_request_tokens": 1000, "max_logit_bias": 200}
+    limits = {"max_prompts": 5, "max_messages": 5, "max_request_tokens": 1000, "max_logit_bias": 200, "max_grammar": 99}
     async with calling(**limits) as caller:
         for fields, param in cases:
             response = await caller.http.post(f"/v1/{route}", json=needed | fields)
@@ -449,6 +526,8 @@ def inner_fields(body: type[Body]) -> list[tuple[str, Callable[[Any], dict[str, 
         "stream_options": StreamOptions,
         "prompt_cache_options": CacheOptions,
         "chat_template_kwargs": TemplateVariables,
+        "response_format": ResponseFormat,
+        "structured_outputs": StructuredOutputs,
     }.items():
         if name in body.model_fields:
             places += [
