@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from model.contract import ModelLimits, SamplingParams, TokenLogprobs
 from service.engine.interface import EngineClient
-from service.engine.messages import Refusal, RequestTimes
+from service.engine.messages import Grammar, Refusal, RequestTimes
 from service.engine.status import EngineLost
 from service.text.detokenizer import Detokenizer
 from service.text.interface import Tokenizer
@@ -22,7 +22,7 @@ class GenerationError(Exception):
 
 
 class GenerationRefused(Exception):
-    """The engine did not begin a request; the client may send it again."""
+    """The engine did not begin a request, or its grammar ended it."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.reason)
@@ -47,10 +47,13 @@ class GenerationRequest:
     include_stop: bool = False
     """Keep the stop string, or the stop token's text, at the end of the completion."""
     skip_special_tokens: bool = True
+    kept_special: frozenset[str] = frozenset()
+    """Special tokens that stay in the text even so, because the text's reader needs them."""
     cache_salt: str = ""
     caller: str = ""
-    """As in `Submit`, like the next field."""
+    """As in `Submit`, like the next fields."""
     patience: float | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Generation:
             request.include_stop,
             request.skip_special_tokens,
             request.params.min_tokens,
+            request.kept_special,
         )
         self._stream = client.submit(
             request.prompt,
@@ -96,6 +100,7 @@ class Generation:
             cache_salt=request.cache_salt,
             caller=request.caller,
             patience=request.patience,
+            grammar=request.grammar,
             ended=ended,
         )
 

@@ -212,11 +212,13 @@ class Settings(BaseSettings):
     max_request_tokens: Count = Field(2**20, description="Prompts times n times max_tokens of one request.")
     max_messages: Count = Field(4096, le=8192, description="Messages in one chat request.")
     max_parts: Count = Field(1024, le=8192, description="Parts of one message.")
+    max_tools: Count = Field(128, le=1024, description="Tools of one chat request, and calls in one message.")
     max_logprobs: int = Field(20, ge=0, description="Likeliest tokens to report beside each token.")
     max_stop: Count = Field(16, description="Stop strings in one request.")
     max_stop_length: Count = Field(256, description="Characters of one stop string.")
     max_stop_token_ids: Count = Field(128, description="Stop token ids in one request.")
     max_logit_bias: Count = Field(1024, description="Entries of logit_bias in one request.")
+    max_grammar: Count = Field(65536, description="Characters of a JSON schema, regular expression or grammar.")
 
     drain_seconds: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight have to finish at shutdown."

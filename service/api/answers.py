@@ -45,8 +45,15 @@ class Format(ABC):
         """Chunks before the first piece; `usage` is as in `chunk`."""
 
     @abstractmethod
-    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> BaseModel:
-        """The chunk for a piece of choice `index`; `usage`, if given, has the counts so far."""
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> BaseModel | None:
+        """The chunk for the next piece of choice `index`; `usage`, if given, has the counts so far.
+
+        None if there is nothing to tell.
+        """
+
+    def tells(self, piece: Piece) -> bool:
+        """Whether a piece has something to tell beside its text."""
+        return piece.finish_reason is not None or self.job.logprobs or self.job.return_token_ids
 
     @abstractmethod
     def closing(self, usage: Usage) -> BaseModel:
@@ -90,11 +97,11 @@ async def _events(context: Context, job: Job, layout: Format, record: RequestRec
             async for index, piece in arriving:
                 # The opening waits for the first piece: until the engine begins, a refusal can still have its own
                 # status.
-                for chunk in () if opened else layout.opening(usage()):
-                    yield event(_json(chunk))
+                for beginning in () if opened else layout.opening(usage()):
+                    yield event(_json(beginning))
                 opened = True
-                if piece.text or piece.finish_reason or job.logprobs or job.return_token_ids:
-                    yield event(_json(layout.chunk(index, piece, usage())))
+                if (chunk := layout.chunk(index, piece, usage())) is not None:
+                    yield event(_json(chunk))
         if job.include_usage:
             yield event(_json(layout.closing(_usage(job, generations))))
         yield DONE

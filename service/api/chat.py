@@ -9,25 +9,32 @@ from starlette.responses import Response
 
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
-from service.api.context import Served
+from service.api.context import Context, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite
-from service.api.requests import chat_job
+from service.api.requests import Job, chat_job
 from service.api.schemas.answers import (
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
+    ChatFinish,
     ChatLogprobs,
     ChatMessage,
+    FunctionDelta,
+    MessageToolCall,
     TokenLogprob,
+    ToolCallDelta,
     TopLogprob,
     Usage,
 )
 from service.api.schemas.requests import ChatBody
 from service.generation import Piece
+from service.text.message import MessageDelta, MessageReader
+from service.text.tools.reader import CallDelta
 
 router = APIRouter(tags=["chat"], route_class=EngineRoute)
 
@@ -44,16 +51,25 @@ class ChatFormat(Format):
 
     prefix = "chatcmpl"
 
+    def __init__(self, job: Job, context: Context) -> None:
+        super().__init__(job, context)
+        self._readers = [MessageReader(job.message) for _ in job.choices]
+
     def opening(self, usage: Usage | None) -> Iterator[ChatChunk]:
         for index in range(len(self.job.choices)):
             delta = ChatDelta(role="assistant", content="")
             choice = ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
             yield self._chunk([choice], self.counts(usage) | (self._prompt() if index == 0 else {}))
 
-    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> ChatChunk:
-        delta = ChatDelta(content=piece.text) if piece.text else ChatDelta()
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> ChatChunk | None:
+        addition = self._read(index, piece)
+        if not (addition or self.tells(piece)):
+            return None
         choice = ChatChunkChoice(
-            index=index, delta=delta, logprobs=self._logprobs([piece]), finish_reason=piece.finish_reason
+            index=index,
+            delta=self._delta(addition),
+            logprobs=self._logprobs([piece]),
+            finish_reason=self._finish(index, piece),
         )
         if self.job.return_token_ids:
             choice.token_ids = [piece.token]
@@ -74,17 +90,65 @@ class ChatFormat(Format):
         )
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> ChatChoice:
-        reason = pieces[-1].finish_reason
+        message = self._message([self._read(index, piece) for piece in pieces])
+        reason = self._finish(index, pieces[-1])
         assert reason is not None
         choice = ChatChoice(
             index=index,
-            message=ChatMessage(role="assistant", content="".join(piece.text for piece in pieces), refusal=None),
+            message=message,
             logprobs=self._logprobs(pieces),
             finish_reason=reason,
         )
         if self.job.return_token_ids:
             choice.token_ids = [piece.token for piece in pieces]
         return choice
+
+    def _read(self, index: int, piece: Piece) -> MessageDelta:
+        return self._readers[index].push(piece.text, last=piece.finish_reason is not None)
+
+    def _finish(self, index: int, piece: Piece) -> ChatFinish | None:
+        called = piece.finish_reason == "stop" and self._readers[index].calls > 0
+        return "tool_calls" if called else piece.finish_reason
+
+    def _delta(self, addition: MessageDelta) -> ChatDelta:
+        delta = ChatDelta()
+        if addition.content:
+            delta.content = addition.content
+        if addition.reasoning:
+            delta.reasoning_content = addition.reasoning
+        if addition.calls:
+            delta.tool_calls = [self._call_delta(call) for call in addition.calls]
+        return delta
+
+    def _call_delta(self, call: CallDelta) -> ToolCallDelta:
+        if call.name is None:
+            return ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+        return ToolCallDelta(
+            index=call.index,
+            id=self._call_id(),
+            type="function",
+            function=FunctionDelta(name=call.name, arguments=call.arguments),
+        )
+
+    def _message(self, additions: Sequence[MessageDelta]) -> ChatMessage:
+        content = "".join(addition.content for addition in additions)
+        reasoning = "".join(addition.reasoning for addition in additions)
+        calls: list[MessageToolCall] = []
+        for call in (call for addition in additions for call in addition.calls):
+            if call.name is not None:
+                function = CalledFunction(name=call.name, arguments="")
+                calls.append(MessageToolCall(id=self._call_id(), type="function", function=function))
+            calls[-1].function.arguments += call.arguments
+        message = ChatMessage(role="assistant", content=None if calls and not content else content, refusal=None)
+        if reasoning:
+            message.reasoning_content = reasoning
+        if calls:
+            message.tool_calls = calls
+        return message
+
+    def _call_id(self) -> str:
+        assert self.job.message.calls is not None
+        return self.job.message.calls.new_id()
 
     def _chunk(self, choices: list[ChatChunkChoice], extra: dict[str, Any]) -> ChatChunk:
         return ChatChunk(

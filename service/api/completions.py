@@ -45,7 +45,9 @@ class CompletionFormat(Format):
             if echo or self.job.return_token_ids:
                 yield self._chunk(self._choice(index, echo, [], first=True), usage)
 
-    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> Completion:
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> Completion | None:
+        if not (piece.text or self.tells(piece)):
+            return None
         return self._chunk(self._choice(index, piece.text, [piece]), usage)
 
     def closing(self, usage: Usage) -> Completion:

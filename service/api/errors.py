@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service.api.schemas.answers import ErrorBody, ErrorDetail
+from service.engine.messages import Refusal
 from service.engine.status import EngineDead, EngineLost
 from service.generation import GenerationError, GenerationRefused
 from service.observability.record import record_of
@@ -64,7 +65,7 @@ _PROBLEMS = {
 No schema wants more than one character or entry, so what is too short is empty.
 """
 
-_OWN_PROBLEMS = frozenset({"many", "shape", "too_many_fields", "unsupported"})
+_OWN_PROBLEMS = frozenset({"field", "many", "nested", "shape", "too_many_fields", "unsupported"})
 """Kinds of faults that the schemas find; they bring their words."""
 
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
@@ -104,6 +105,8 @@ def describe(error: Exception) -> ApiError:
             return _explain(error.errors())
         case HTTPException():
             return ApiError(error.status_code, _MESSAGES.get(error.status_code, "The request was refused."))
+        case GenerationRefused(refusal=Refusal(code="invalid_grammar", reason=reason, field=field)):
+            return ApiError(400, f"{field}: {reason}.", param=field, code="invalid_grammar")
         case GenerationRefused(refusal=refusal):
             status = 503 if refusal.code == "deadline_exceeded" else 429
             wait = max(1, ceil(refusal.retry_after))
@@ -154,8 +157,9 @@ def _explain(errors: Sequence[Any]) -> ApiError:
     location = first["loc"][1:]
     code = None
     if first["type"] == "unsupported":
-        location = (*location, first["ctx"]["field"])
         code = "unsupported_parameter"
+    if first["type"] in ("field", "unsupported"):
+        location = (*location, first["ctx"]["field"])
     message = _problem(first)
     path = path_of(location)
     return ApiError(400, f"{path or 'The body'}: {message}.", param=path or None, code=code)

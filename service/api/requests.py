@@ -8,7 +8,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
@@ -17,6 +17,7 @@ from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
 from service.api.fields import ignored_fields, template_variables
+from service.api.grammars import grammar_of
 from service.api.schemas.requests import (
     Body,
     ChatBody,
@@ -26,9 +27,11 @@ from service.api.schemas.requests import (
     Message,
     TokenizeBody,
 )
+from service.api.tools import check_tools, message_form, told_tools
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.chat import TemplateError
+from service.text.message import MessageForm
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions without max_tokens; a chat answer may fill the context."""
@@ -65,6 +68,8 @@ class Job:
     continuous_usage: bool
     return_token_ids: bool
     logprobs: bool
+    message: MessageForm = field(default_factory=MessageForm)
+    """Form of a chat's answers."""
 
     @property
     def n(self) -> int:
@@ -111,6 +116,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         add_special_tokens=body.add_special_tokens,
     )
     _check_prompts("messages", [encoded], context)
+    assert context.template is not None
     return _job(
         body,
         context,
@@ -120,6 +126,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         max_tokens=_given(body.max_completion_tokens, body.max_tokens),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        message=message_form(body, context.template, context.tokenizer, encoded),
     )
 
 
@@ -136,7 +143,13 @@ async def tokenized(body: TokenizeBody, context: JobContext, record: RequestReco
             context,
             add_special_tokens=body.add_special_tokens or False,
         )
-    for name in ("add_generation_prompt", "continue_final_message", "reasoning_effort", "chat_template_kwargs"):
+    for name in (
+        "add_generation_prompt",
+        "continue_final_message",
+        "reasoning_effort",
+        "chat_template_kwargs",
+        "tools",
+    ):
         if getattr(body, name):
             raise _refusal(name, "goes with messages only")
     assert body.prompt is not None
@@ -177,7 +190,9 @@ async def _encode_messages(
     if body.continue_final_message and messages[-1].role != "assistant":
         raise _refusal("continue_final_message", "needs the last message to be the assistant's")
 
+    check_tools(body, template)
     turns = [_turn(message) for message in messages]
+    tools = told_tools(body)
     variables = template_variables(body)
     begin = _given(body.add_generation_prompt, not body.continue_final_message)
 
@@ -186,22 +201,46 @@ async def _encode_messages(
             turns,
             add_generation_prompt=begin,
             continue_final_message=body.continue_final_message,
+            tools=tools,
             variables=variables,
         )
 
     try:
-        tokens = await off_loop(context, sum(_TURN_CHARACTERS + len(turn["content"]) for turn in turns), render)
+        tokens = await off_loop(context, _TURN_CHARACTERS * len(turns) + _characters([turns, tools]), render)
     except TemplateError as error:
         raise _refusal("messages", f"do not suit the model's chat template: {error}") from None
     bos = context.tokenizer.bos_token_id
     return [bos, *tokens] if add_special_tokens and bos is not None else tokens
 
 
-def _turn(message: Message) -> dict[str, str]:
-    role = "system" if message.role == "developer" else message.role
+_ROLES = {"developer": "system", "function": "tool"}
+"""Names of roles that chat templates don't know, and those that they know."""
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates take it."""
     parts = message.content if isinstance(message.content, list) else None
-    turn = {"role": role, "content": "".join(part.text for part in parts) if parts else str(message.content)}
-    return turn if message.name is None else turn | {"name": message.name}
+    turn: dict[str, Any] = {
+        "role": _ROLES.get(message.role, message.role),
+        "content": "".join(part.text for part in parts) if parts else message.content,
+    }
+    if message.tool_calls:
+        turn["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+    told = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
+    return turn | {name: value for name, value in told.items() if value is not None}
+
+
+def _characters(value: Any) -> int:
+    """Number of characters in all texts of plain data."""
+    match value:
+        case str():
+            return len(value)
+        case dict():
+            return sum(_characters(key) + _characters(item) for key, item in value.items())
+        case list():
+            return sum(map(_characters, value))
+        case _:
+            return 0
 
 
 def _prompt_list(prompt: Any) -> list[str] | list[list[int]]:
@@ -277,7 +316,9 @@ def _job(
     max_tokens: int | None,
     default_max_tokens: int | None,
     logprobs: int | None,
+    message: MessageForm | None = None,
 ) -> Job:
+    message = message or MessageForm()
     limits = context.client.limits
     seed = secrets.randbits(63) if body.seed is None else body.seed
     defaults = _sampling_defaults(body, context.sampling)
@@ -285,6 +326,7 @@ def _job(
     top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    grammar = grammar_of(body, context.settings.max_grammar)
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -316,9 +358,11 @@ def _job(
             stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
+            kept_special=message.markers,
             cache_salt=_cache_salt(body, context, envelope.caller),
             caller=envelope.caller,
             patience=envelope.patience,
+            grammar=grammar,
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(body.n)
@@ -333,6 +377,7 @@ def _job(
         continuous_usage=options is not None and options.continuous_usage_stats,
         return_token_ids=body.return_token_ids,
         logprobs=logprobs is not None,
+        message=message,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Self
 
 from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
 from service.engine.channel import EngineChannel
-from service.engine.messages import Cancel, Delta, EngineStats, FromEngine, Report, Submit
+from service.engine.messages import Cancel, Delta, EngineStats, FromEngine, Grammar, Report, Submit
 from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStatus
 
 
@@ -112,6 +112,7 @@ class ChannelClient:
         cache_salt: str = "",
         caller: str = "",
         patience: float | None = None,
+        grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
         wanted: Wanted = NOTHING,
     ) -> CompletionStream:
@@ -119,7 +120,7 @@ class ChannelClient:
             raise EngineDead(self._health.reason)
         stream = CompletionStream(next(self._ids), self._abandon, ended)
         self._streams[stream.id] = stream
-        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience, wanted))
+        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience, wanted, grammar))
         return stream
 
     def _abandon(self, id: int) -> None:

@@ -27,6 +27,7 @@ from typing import Literal
 from model.contract import DeviceLostError, PendingStep, Runner, StepPlan, StepResult
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits
+from service.engine.grammars import Grammars, Vocabulary
 from service.engine.messages import Cancel, Delta, EngineStats, Report, Submit
 from service.engine.pace import Pace
 from service.engine.request import Request
@@ -66,8 +67,11 @@ class EngineCore:
         draft_tokens: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         announce: Callable[[float | None], None] = lambda seconds: None,
+        read_vocabulary: Callable[[], Vocabulary] | None = None,
     ) -> None:
         """`clock` gives seconds. Before each step `announce` gets the seconds that it may take, or None if unknown.
+
+        `read_vocabulary` is called in a thread; without it, requests with a grammar end with an error.
 
         Raises ValueError as `Scheduler` does.
         """
@@ -85,6 +89,7 @@ class EngineCore:
             caller_limits=caller_limits,
             draft_tokens=draft_tokens,
         )
+        self._grammars = Grammars(read_vocabulary, limits.vocab_size) if read_vocabulary else None
         self._in_flight: deque[_Started] = deque()
         self._unreported: list[Delta] = []
         self._seconds = {"schedule": 0.0, "forward": 0.0, "sample": 0.0, "deliver": 0.0}
@@ -102,6 +107,10 @@ class EngineCore:
             error = "a token id lies outside the vocabulary"
             self._note(Delta(message.id, [], None, finish_reason="error", error=error))
             return
+        if message.grammar and self._grammars is None:
+            error = "the engine has no vocabulary for grammars"
+            self._note(Delta(message.id, [], None, finish_reason="error", error=error))
+            return
         request = Request(
             id=message.id,
             prompt=message.prompt,
@@ -111,6 +120,7 @@ class EngineCore:
             patience=message.patience,
             wanted=message.wanted,
             submitted=self._clock(),
+            guide=self._grammars.guide(message.grammar) if message.grammar and self._grammars else None,
         )
         self._note(self._scheduler.add(request))
 
@@ -127,6 +137,7 @@ class EngineCore:
             return None
         deltas, self._unreported = self._unreported, []
         deltas += self._scheduler.expire(self._clock())
+        deltas += self._scheduler.reject(self._clock())
         if self._computes:
             deltas += self._compute()
         with self.measured("deliver"):
@@ -177,6 +188,9 @@ class EngineCore:
                 while self._in_flight:
                     landed += self._land()
                 return landed + self._isolate()
+        if not self._in_flight:
+            self._scheduler.await_grammars()
+            return []
         return self._land()
 
     def _plan(self) -> StepPlan | None:

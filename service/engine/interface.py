@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
 from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
-from service.engine.messages import Delta, EngineStats
+from service.engine.messages import Delta, EngineStats, Grammar
 from service.engine.status import EngineHealth
 
 
@@ -48,13 +48,14 @@ class EngineClient(Protocol):
         cache_salt: str = "",
         caller: str = "",
         patience: float | None = None,
+        grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
         wanted: Wanted = NOTHING,
     ) -> DeltaStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
 
-        `caller`, `patience` and `wanted` are as in `Submit`. `ended` is called once, as soon as the request's last
-        delta has arrived, whether or not the earlier ones have been read.
+        `caller`, `patience`, `wanted` and `grammar` are as in `Submit`. `ended` is called once, as soon as the
+        request's last delta has arrived, whether or not the earlier ones have been read.
         """
 
     def stop(self) -> None:

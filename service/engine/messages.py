@@ -27,6 +27,17 @@ refused: it never began, see `Refusal`. lost: the engine is gone, a reason that 
 """
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """The texts that a completion may be. Its completion ends where the grammar does."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    """choice is a list of texts; grammar is one in Lark's form or in GBNF."""
+    source: str
+    """The schema and the list as JSON, the others as they are."""
+    field: str
+    """Field of the HTTP request that the grammar came in, by which a refusal names it."""
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a request: to generate tokens, to score or embed its prompt, to look inside, or all of these together.
 
@@ -43,6 +54,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     patience: float | None = None
     """Seconds that the request may wait for its first step; None means without limit."""
     wanted: Wanted = NOTHING
+    grammar: Grammar | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -56,13 +68,15 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """The reason why the engine did not begin a request that it could have run."""
+    """The reason why the engine did not begin a request that it could have run, or could not follow its grammar."""
 
-    code: Literal["deadline_exceeded", "key_queue_full", "key_tokens_exceeded"]
+    code: Literal["deadline_exceeded", "invalid_grammar", "key_queue_full", "key_tokens_exceeded"]
     reason: str
     """One line for the HTTP client."""
     retry_after: float
-    """Seconds until another try may succeed."""
+    """Seconds until another try may succeed; 0 if none can."""
+    field: str | None = None
+    """Field of the request that is to blame, if one is."""
 
 
 class RequestTimes(msgspec.Struct, frozen=True, array_like=True):

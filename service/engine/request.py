@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from model.contract import NOTHING, Draw, SamplingParams, Wanted
+from service.engine.grammars import Guide
 from service.engine.messages import RequestTimes
 
 
@@ -30,6 +31,8 @@ class Request:
     wanted: Wanted = NOTHING
     collected: int = 0
     """Number of leading positions of which everything that is wanted has been reported."""
+    guide: Guide | None = None
+    """Its place in its grammar, if it has one."""
     arrival: int = 0
     """Number of the request in the order in which the scheduler got them."""
     output: list[int] = field(default_factory=list)
@@ -97,6 +100,11 @@ class Request:
         return self.length - self.computed
 
     @property
+    def awaits_mask(self) -> bool:
+        """Whether its next draw cannot be planned yet, because threads still work on its grammar."""
+        return self.guide is not None and not self.guide.ready
+
+    @property
     def times(self) -> RequestTimes:
         """Durations of its phases so far."""
         return RequestTimes(
@@ -110,8 +118,9 @@ class Request:
 
         They refer to `prompt` and `output` and copy neither.
         """
+        allowed = None if self.guide is None else self.guide.mask
         return [
-            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh)
+            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh, allowed)
             for ahead in range(1 + len(self.drafts))
         ]
 

@@ -7,16 +7,19 @@ ones, under one token budget. Chunked prompts, prefix-cache hits and recomputati
 one rule.
 """
 
+import logging
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepPlan, StepResult
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
 from service.engine.drafts import Guess, look_up
+from service.engine.grammars import COMPILE_SECONDS, GrammarError, wait_for_masks
 from service.engine.leaders import Leaders
 from service.engine.messages import STEP_TOKENS, Counters, Delta, FinishReason, Refusal
 from service.engine.request import Request
@@ -24,7 +27,13 @@ from service.engine.wishes import wishes
 
 OLDEST_SHARE = 4
 """The oldest prompt is certain of one part in this many of a step's budget for prompts: a quarter."""
+MASK_SECONDS = 0.002
+"""Time that a step waits for the masks of its draws; a request whose mask takes longer misses the step."""
+IDLE_SECONDS = 0.01
+"""Time that the engine waits for grammars alone before it looks for messages again."""
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,20 @@ class Scheduler:
             self._drop(request)
         return [_refused(request, TOO_LATE) for request in expired]
 
+    def reject(self, now: float) -> list[Delta]:
+        """End the requests whose grammar cannot be followed, or was not compiled in time; `now` is in seconds."""
+        guided = [r for r in chain(self._waiting.values(), self._running.values()) if r.guide is not None]
+        failures = [(request, failure) for request in guided if (failure := _grammar_failure(request, now))]
+        for request, _ in failures:
+            self._drop(request)
+            self._pool.release(request)
+        return [_rejected(request, failure) for request, failure in failures]
+
+    def await_grammars(self) -> None:
+        """Wait a moment for the threads that work on grammars, because without them no step can be planned."""
+        guided = chain(self._waiting.values(), self._running.values())
+        wait_for_masks([r.guide for r in guided if r.guide is not None], IDLE_SECONDS, FIRST_COMPLETED)
+
     def plan(self, now: float) -> StepPlan | None:
         """The next step; None if there is nothing to compute, or nothing before the step in flight has landed.
 
@@ -141,6 +164,7 @@ class Scheduler:
         """
         if self._in_flight and self._must_land():
             return None
+        wait_for_masks([r.guide for r in self._running.values() if r.guide is not None], MASK_SECONDS)
         chunks, requests = [], []
         draws: dict[int, int] = {}
         drawn = 0
@@ -244,11 +268,13 @@ class Scheduler:
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
         looks = request.wanted.trace is not None and request.wanted.trace.generated
-        return self._draft_tokens > 0 and not request.params.reads_output and not looks
+        depends = request.params.reads_output or request.guide is not None
+        return self._draft_tokens > 0 and not depends and not looks
 
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""
-        return request.behind == 1 and not (request.promised and self._drafts(request))
+        waits = request.promised and (self._drafts(request) or request.guide is not None)
+        return request.behind == 1 and not waits and not request.awaits_mask
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
         """Deal out `budget` tokens among the prompts, admitting waiting ones while it lasts."""
@@ -286,12 +312,12 @@ class Scheduler:
         return len(self._running) < self._max_running and self._admit(request)
 
     def _stays(self, request: Request) -> bool:
-        """Whether a waiting request must wait on even if there is room: its caller is at a limit, or a leader computes
-        for it.
+        """Whether a waiting request must wait on even if there is room: its grammar is not compiled, its caller is at a
+        limit, or a leader computes for it.
         """
         if request.id in self._running:
             return False
-        if not self._callers.may_run(request.caller):
+        if request.awaits_mask or not self._callers.may_run(request.caller):
             return True
         return self._leaders.worth_waiting_for(request, len(self._pool.match(request)))
 
@@ -388,6 +414,8 @@ class Scheduler:
             self._pool.release(request)
         elif chunk.known < len(chunk.tokens):
             self._pool.shrink(request)
+        if request.guide is not None and reason is None:
+            request.guide.advance(tokens)
         return _delta(request, replace(outcome, tokens=tokens, logprobs=logprobs[: len(tokens)]), reason)
 
     def _complete(self, request: Request, outcome: ChunkResult, now: float) -> Delta:
@@ -457,6 +485,24 @@ def _ending(request: Request, tokens: Sequence[int]) -> tuple[Sequence[int], Fin
 def _expired(request: Request, now: float) -> bool:
     """Whether a waiting request has outlasted its patience; a preempted request has had its first step in time."""
     return request.patience is not None and request.planned is None and now - request.submitted > request.patience
+
+
+def _grammar_failure(request: Request, now: float) -> Exception | None:
+    """The reason why a request's grammar ends it."""
+    if request.guide is None:
+        return None
+    if request.guide.failure is not None:
+        return request.guide.failure
+    late = request.awaits_mask and request.planned is None and now - request.submitted > COMPILE_SECONDS
+    return GrammarError(f"was not compiled within {COMPILE_SECONDS:g} seconds") if late else None
+
+
+def _rejected(request: Request, failure: Exception) -> Delta:
+    """The last delta of a request whose grammar ends it."""
+    if request.guide is None or not isinstance(failure, GrammarError):
+        logger.error("a grammar could not be followed", exc_info=failure)
+        return _final(request, "error", "the engine failed to follow the grammar")
+    return _refused(request, Refusal("invalid_grammar", str(failure), 0.0, request.guide.field))
 
 
 def _refused(request: Request, refusal: Refusal) -> Delta:

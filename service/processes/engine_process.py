@@ -1,8 +1,8 @@
 """The engine as a process of its own: it loads a model, then steps a core on behalf of its clients.
 
 Run as `python -m service.processes.engine_process DIRECTORY CONFIG`: the directory that holds the socket, and an
-`EngineConfig` as JSON. Standard input is the lifeline: its end means that the parent is gone. Knows nothing of text or
-of HTTP.
+`EngineConfig` as JSON. Standard input is the lifeline: its end means that the parent is gone. Knows nothing of HTTP,
+and of text only the bytes of tokens.
 """
 
 import faulthandler
@@ -20,14 +20,17 @@ import msgspec
 import zmq
 
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.source import open_checkpoint
 from model.contract import DeviceLostError, Runner, RunnerConfig
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
+from service.engine.grammars import Vocabulary
 from service.engine.messages import Failed, Ready
 from service.engine.server import EngineServer
 from service.observability.logs import configure
 from service.processes.engine_config import EngineConfig
 from service.processes.orphan import end_as_orphan
+from service.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
             max_running=config.runner.max_running,
             caller_limits=config.caller_limits,
             draft_tokens=config.draft_tokens,
+            read_vocabulary=partial(read_vocabulary, config.runner),
         )
         server = EngineServer(socket, make_core, Ready(runner.limits, runner.info, os.getpid()))
     except (CheckpointError, ValueError) as error:
@@ -60,6 +64,11 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
         except DeviceLostError as error:
             logger.critical("the device is lost: %s", _one_line(error))
             sys.exit(1)
+
+
+def read_vocabulary(config: RunnerConfig) -> Vocabulary:
+    """The tokenizer of the model, for grammars. Raises CheckpointError."""
+    return load_tokenizer(open_checkpoint(Path(config.model), weights=config.load_format != "dummy").tokenizer)
 
 
 def refuse(socket: zmq.Socket[bytes], failed: Failed) -> None:

@@ -4,6 +4,7 @@ Special tokens written by the template become those tokens. The same text inside
 nobody can end a turn or open one by writing it. Knows nothing of HTTP.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -11,8 +12,12 @@ from typing import Any, Self
 
 from model.checkpoint.errors import CheckpointError, label
 from service.text.markers import is_unmistakable, template_markers
+from service.text.reasoning import reasoning_format_of
 from service.text.sandbox import SandboxedTemplate, TemplateError
 from service.text.tokenizer import VocabularyTokenizer
+from service.text.tools.formats import format_of
+from service.text.tools.json_reader import MOST_NESTED, nests_within
+from service.text.tools.plain import plain_conversation
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +35,10 @@ class JinjaTemplate:
         self._template = SandboxedTemplate(source)
         self._tokenizer = tokenizer
         self.variables = self._template.names
+        self.tool_format = format_of(source, self.variables)
+        self.reasoning_format = reasoning_format_of(source)
+        self._knows_tools = "tools" in self.variables
+        self._wants_text = self._knows_tools and _wants_text(self._template, tokenizer.named_tokens)
         self._characters = frozenset(source).union(*tokenizer.named_tokens.values())
 
     @classmethod
@@ -53,6 +62,10 @@ class JinjaTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
+        if not self._wants_text:
+            messages = [_with_objects(message) for message in messages]
+        if not self._knows_tools:
+            messages, tools = plain_conversation(messages, tools), None
         given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None, **(variables or {})}
         disguise = _Disguise(self._tokenizer, self._characters.union(*_strings(given)))
         hidden = disguise.put_on(given)
@@ -82,6 +95,55 @@ def _warn_of_unknown_markers(source: str, tokenizer: VocabularyTokenizer) -> Non
             "the chat template writes %s, which the tokenizer has no tokens for: the model sees them letter by letter",
             ", ".join(map(label, unknown)),
         )
+
+
+_PROBE: list[dict[str, Any]] = [
+    {"role": "user", "content": "x"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "aaaaaaaaa", "type": "function", "function": {"name": "f", "arguments": '{"probe": 1}'}}],
+    },
+    {"role": "tool", "tool_call_id": "aaaaaaaaa", "content": "x"},
+]
+"""A conversation with a call, to see how a template writes its arguments."""
+
+
+def _wants_text(template: SandboxedTemplate, named_tokens: Mapping[str, str]) -> bool:
+    """Whether a template writes the arguments of calls as they are, instead of making JSON of them.
+
+    Most templates want the object, as transformers documents it; some of the others fail on it, or write it as Python
+    would.
+    """
+
+    def writes(messages: Sequence[Mapping[str, Any]]) -> bool:
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        try:
+            return '"probe"' in template.render({**named_tokens, **given})
+        except TemplateError:
+            return False
+
+    return not writes([_with_objects(message) for message in _PROBE]) and writes(_PROBE)
+
+
+def _with_objects(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with the arguments of its calls as objects; those that are no JSON object stay text."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    functions = [{**call["function"], "arguments": _object(call["function"]["arguments"])} for call in calls]
+    return {
+        **message,
+        "tool_calls": [{**call, "function": function} for call, function in zip(calls, functions, strict=True)],
+    }
+
+
+def _object(arguments: Any) -> Any:
+    try:
+        value = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) and nests_within(value, MOST_NESTED) else arguments
 
 
 class _Disguise:

@@ -1,7 +1,7 @@
 """Turns a completion's tokens into text as they come: whole characters only, cut at the first stop string."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from service.text.interface import Tokenizer
 from service.text.stop import StopMatcher
@@ -22,13 +22,17 @@ class Detokenizer:
         include_stop: bool = False,
         skip_special: bool = True,
         min_tokens: int = 0,
+        kept: Container[str] = (),
     ) -> None:
         """With `include_stop` the text ends with its stop string; `skip_special` leaves out special tokens.
+
+        Special tokens that are spelt as one of `kept` stay in the text nevertheless.
 
         No stop string ends the text with its first `min_tokens` tokens.
         """
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._kept = kept
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = StopMatcher(stop, include_stop, across=list(filter(tokenizer.spells_special, stop)))
         self._unsearched = min_tokens
@@ -40,7 +44,8 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that is certain with this token; empty while a character or a possible stop string is incomplete."""
-        if self._skip_special and (special := self._tokenizer.special_text(token)) is not None:
+        special = self._tokenizer.special_text(token) if self._skip_special else None
+        if special is not None and special not in self._kept:
             return self._hide(special)
         self._count()
         return self._stop.push(self._characters.decode(self._tokenizer.token_bytes(token)))

@@ -3,6 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from service.text.reasoning import ReasoningFormat
+from service.text.tools.formats import ToolFormat
+
 
 class Tokenizer(Protocol):
     """Text to tokens and back. Threads may share it."""
@@ -53,16 +56,26 @@ class ChatTemplate(Protocol):
     def variables(self) -> frozenset[str]:
         """Names of the template's variables, including those that it sets itself."""
 
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """The form of the model's calls of functions; None for a form that isn't understood here."""
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """The form of the model's reasoning; None if it has none."""
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The tokens of a conversation of at least one message.
 
         `add_generation_prompt` opens the assistant's turn; `continue_final_message` leaves the last message open
-        instead. `variables` go to the template by name. Raises TemplateError, and InvalidTextError for lone surrogates.
+        instead. Messages and `tools` are OpenAI's. `variables` go to the template by name. Raises TemplateError, and
+        InvalidTextError for lone surrogates.
         """

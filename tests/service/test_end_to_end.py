@@ -144,7 +144,7 @@ def test_korean_survives_the_stream(client: OpenAI) -> None:
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens"),
         ({"extra_body": {"colour": "red"}}, openai.BadRequestError, "colour"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, openai.BadRequestError, "tools"),
         ({"messages": []}, openai.BadRequestError, "messages"),
     ],
 )

@@ -39,6 +39,7 @@ class Usage(BaseModel):
 
 
 Finish = Literal["stop", "length"]
+ChatFinish = Literal["stop", "length", "tool_calls"]
 
 
 class CompletionLogprobs(BaseModel):
@@ -92,12 +93,29 @@ class ChatLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
+class CalledFunction(BaseModel):
+    """A function that the model calls."""
+
+    name: str
+    arguments: str = Field(description="JSON, unless the model wrote something else, or its text was cut off.")
+
+
+class MessageToolCall(BaseModel):
+    """A call that the client is asked to make."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(BaseModel):
     """The model's message."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="Null if there is nothing but calls.")
+    reasoning_content: str | None = Field(None, description="The model's reasoning, if there is any.")
     refusal: None = Field(description="This server's models refuse in their text, if at all.")
+    tool_calls: list[MessageToolCall] | None = Field(None, description="The calls, if there are any.")
 
 
 class ChatChoice(BaseModel):
@@ -106,7 +124,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: Finish
+    finish_reason: ChatFinish
     token_ids: list[int] | None = None
 
 
@@ -122,11 +140,29 @@ class ChatCompletion(BaseModel):
     prompt_token_ids: list[int] | None = None
 
 
+class FunctionDelta(BaseModel):
+    """The addition of a chunk to a call: the whole name, in its first chunk only, and the next piece of arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """The addition of a chunk to the call of this index; the id is in its first chunk only."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatDelta(BaseModel):
     """The addition of a chunk to a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -135,7 +171,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: Finish | None
+    finish_reason: ChatFinish | None
     token_ids: list[int] | None = None
 
 

@@ -18,6 +18,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "custom_logit_processor": (),
     "custom_params": ({},),
     "data_parallel_rank": (),
+    "disable_additional_properties": (False,),
+    "disable_any_whitespace": (False,),
     "disagg_prefill_dp_rank": (),
     "documents": ([],),
     "dry_multiplier": (0, 0.0),
@@ -62,20 +64,17 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n_probs": (0,),
     "ngram_corpus_id": (),
     "no_stop_trim": (False,),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "priority": (0,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "reasoning": (),
-    "reasoning_content": ("",),
     "reasoning_details": ([],),
     "refusal": (),
     "regex": (),
     "repeat_penalty": (1, 1.0),
     "repetition_detection": (),
     "request_id": (),
-    "response_format": ({"type": "text"},),
     "return_cached_tokens_details": (False,),
     "return_hidden_states": (False,),
     "return_meta_info": (False,),
@@ -88,22 +87,17 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "routed_dp_rank": (),
     "routed_experts_start_len": (0,),
     "sampling_seed": (),
-    "separate_reasoning": (True, False),
     "session_params": ({},),
     "spaces_between_special_tokens": (True,),
     "stop_reason": (),
     "stop_regex": ([],),
     "stream_reasoning": (True,),
-    "structured_outputs": (),
+    "structural_tag": (),
     "suffix": ("",),
     "task": (),
     "thinking": (),
     "thinking_token_budget": (),
     "timings_per_token": (False,),
-    "tool_call_id": (),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_a": (0, 0.0),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
@@ -113,13 +107,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
     "watermarking": (False,),
     "web_search_options": (),
+    "whitespace_pattern": (),
     "xtc_probability": (0, 0.0),
 }
-"""Fields that clients know and this server doesn't implement, each with the values that ask for nothing.
-
-No output is parsed for reasoning here, so a model's thoughts are a part of its text whatever `separate_reasoning` is; a
-request to leave them out is refused.
-"""
+"""Fields that clients know and this server doesn't implement, each with the values that ask for nothing."""
 
 HINTS: dict[str, tuple[Any, ...]] = {
     "prompt_cache_options": (),
@@ -137,6 +128,10 @@ server never does.
 ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
+    "parallel_tool_calls": (True, False),
+    "separate_reasoning": (True, False),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
     "top_logprobs": (0,),
 }
 """Fields that client libraries send to all routes that generate, each with the values that ask for nothing."""

@@ -6,7 +6,7 @@ they are checked here, before the elements, of which only the first fault is rep
 is refused here by name; `fields` decides about unknown ones.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -17,12 +17,14 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from service.api.schemas.idle import ELSEWHERE, UNSUPPORTED, asks_for_nothing
+from service.text.tools.json_reader import MOST_NESTED, nests_within
 
 _MOST_FIELDS = 256
 """Fields of one object at most, far more than any client has use for."""
@@ -93,6 +95,8 @@ def _shape(value: Any) -> str | None:
             return "<tokens>"
         case list():
             return "<list>"
+        case dict():
+            return "<object>"
     return None
 
 
@@ -184,6 +188,47 @@ class Labels(Body):
     prompt_cache_options: CacheOptions | None = Field(None, description=f"A caching hint, {_IGNORED}")
 
 
+def _of_types(*types: type) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not isinstance(value, types):
+            raise PydanticCustomError("shape", "should be a JSON schema, which is an object, true or false")
+        return value
+
+    return BeforeValidator(check)
+
+
+JsonSchema = Annotated[Any, _of_types(dict, bool), WithJsonSchema({"type": ["object", "boolean"]})]
+WrittenSchema = Annotated[Any, _of_types(dict, bool, str), WithJsonSchema({"type": ["object", "boolean", "string"]})]
+
+
+class NamedSchema(Body):
+    """A JSON schema that the completion has to fit."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="A label of the client's own.")
+    description: Annotated[str, Field(max_length=4096)] | None = Field(None, description=_LABEL)
+    schema_: JsonSchema = Field(True, alias="schema")
+    strict: bool | None = Field(None, description="The schema is enforced whatever this says.")
+
+
+class ResponseFormat(Body):
+    """OpenAI's way to ask for JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = Field(None, description="With the type json_schema, and only with it.")
+
+
+class StructuredOutputs(Body):
+    """vLLM's way to ask for text of a form; exactly one of its fields says which."""
+
+    json_: WrittenSchema = Field(None, alias="json", description="A JSON schema, as an object or as its text.")
+    json_object: bool = Field(False, description="Any JSON object.")
+    regex: str | None = Field(None, min_length=1, description="A regular expression that fits the whole completion.")
+    choice: Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_grammar", "texts")] | None = Field(
+        None, description="The texts to choose from."
+    )
+    grammar: str | None = Field(None, min_length=1, description="A grammar in Lark's form, or in llama.cpp's GBNF.")
+
+
 class GenerationBody(Labels):
     """Fields of both completion routes."""
 
@@ -254,6 +299,14 @@ class GenerationBody(Labels):
     stream: bool = Field(False, description="Answer with server-sent events, a token at a time.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
     return_token_ids: bool = Field(False, description="Also return the ids of the prompt's and completion's tokens.")
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="The completion is JSON, and fits a schema if one is given. Tokens that would break it are not "
+        "drawn. max_tokens can still cut it: then the finish reason is length.",
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="As response_format, with more forms: a regular expression, a choice, a grammar."
+    )
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
     )
@@ -288,15 +341,96 @@ Content = Annotated[
 ]
 
 
+FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class FunctionCall(Body):
+    """A function's name, and its arguments as the model wrote them."""
+
+    name: FunctionName
+    arguments: str = Field("", description="JSON, if the model wrote it so.")
+
+
+class ToolCall(Body):
+    """A call that the assistant made."""
+
+    id: Label | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(Body):
     """A turn of a conversation. Special tokens in its text are plain text to the model."""
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is another system.")
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
+        description="developer is another system, and function an older name of tool."
+    )
+    content: Content | None = Field(None, description="Null for nothing but an assistant's calls.")
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True), _at_most("max_tools", "calls")] = Field(
+        default_factory=list, description="The calls that the assistant made."
+    )
+    tool_call_id: Label | None = Field(None, description="The call that a tool's message is the result of.")
+    reasoning_content: str | None = Field(None, description="The assistant's reasoning; for the chat template.")
     name: str | None = Field(None, min_length=1, max_length=256, description="Who speaks; for the chat template.")
     id: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
     cache_control: CacheControl | None = Field(None, description="A hint that changes nothing.")
 
+    @model_validator(mode="after")
+    def _check_role(self) -> Self:
+        """Refuse what belongs to messages of another role, and miss what this one's need."""
+        for name, role in (("tool_calls", "assistant"), ("reasoning_content", "assistant"), ("tool_call_id", "tool")):
+            if getattr(self, name) and self.role != role:
+                raise PydanticCustomError("unsupported", "does not belong here", {"field": name})
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("field", "is required", {"field": "content"})
+        if self.role == "function" and self.name is None:
+            raise PydanticCustomError("field", "is required", {"field": "name"})
+        return self
+
+
+def _check_nesting(value: Any) -> Any:
+    if not nests_within(value, MOST_NESTED):
+        raise PydanticCustomError("nested", f"is nested more than {MOST_NESTED} deep")
+    return value
+
+
+class Function(Body):
+    """A function that the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: Annotated[dict[str, Any], BeforeValidator(_check_nesting)] | None = Field(
+        None, description="JSON schema of its arguments."
+    )
+    strict: bool | None = Field(None, description="Whether arguments always fit the schema; true is not supported yet.")
+
+
+class Tool(Body):
+    """A tool of the client; there are only functions."""
+
+    type: Literal["function"]
+    function: Function
+    cache_control: CacheControl | None = Field(None, description="A hint that changes nothing.")
+
+
+class NamedFunction(Body):
+    """A function by its name."""
+
+    name: FunctionName
+
+
+class NamedTool(Body):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+Tools = Annotated[list[Tool], Field(fail_fast=True), _at_most("max_tools", "tools")]
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<object>")],
+    _choose("'none', 'auto', 'required' or a function as an object"),
+]
 
 Effort = Annotated[str, Field(min_length=1, max_length=32)]
 
@@ -321,10 +455,44 @@ class ChatBody(GenerationBody):
     """A request for the next message of a conversation."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is the capital of France?"}]}]}
+        json_schema_extra={
+            "examples": [
+                {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+                {
+                    "messages": [{"role": "user", "content": "What is the weather in Seoul?"}],
+                    "tools": [
+                        {
+                            "type": "function",
+                            "function": {
+                                "name": "get_weather",
+                                "description": "The weather in a city.",
+                                "parameters": {
+                                    "type": "object",
+                                    "properties": {"city": {"type": "string"}},
+                                    "required": ["city"],
+                                },
+                            },
+                        }
+                    ],
+                    "tool_choice": "auto",
+                },
+            ]
+        }
     )
 
     messages: Messages
+    tools: Tools = Field(default_factory=list, description="Functions that the model may call.")
+    tool_choice: ToolChoice | None = Field(
+        None,
+        description="auto, the default, lets the model choose; with none it is not told of the tools. required, and a "
+        "function that has to be called, are not supported yet.",
+    )
+    parallel_tool_calls: bool = Field(
+        True, description="Whether there may be several calls; else the first one ends it."
+    )
+    separate_reasoning: bool = Field(
+        True, description="Return a reasoning model's thoughts as reasoning_content, and not as a part of the content."
+    )
     max_completion_tokens: Integer | None = Field(
         None, ge=1, le=2**31 - 1, description="Newer name of max_tokens; wins."
     )
@@ -347,6 +515,7 @@ class TokenizeBody(Body):
     model: str | None = Field(None, max_length=512)
     prompt: str | None = None
     messages: Messages | None = None
+    tools: Tools = Field(default_factory=list, description="For messages, as in a chat request.")
     add_special_tokens: bool | None = Field(None, description="By default true for a prompt, false for messages.")
     add_generation_prompt: bool | None = Field(None, description="For messages; true by default.")
     continue_final_message: bool = Field(False, description="For messages, as in a chat request.")
@@ -361,10 +530,13 @@ class DetokenizeBody(Body):
     tokens: TokenIds
 
 
-KNOWN = frozenset(UNSUPPORTED).union(
+KNOWN = frozenset({*UNSUPPORTED, "reasoning_content", "tool_call_id", "tool_calls"}).union(
     *(
         body.model_fields.keys() - Labels.model_fields.keys()
-        for body in (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables)
+        for body in (
+            *(CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables),
+            *(ResponseFormat, StructuredOutputs),
+        )
     )
 )
 """Names that mean something to this server or to similar ones; where they are out of place, they are refused."""

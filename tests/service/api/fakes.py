@@ -20,12 +20,14 @@ from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
-from service.engine.messages import Delta, EngineStats, RequestTimes
+from service.engine.messages import Delta, EngineStats, Grammar, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
 from service.observability.metrics import Metrics
 from service.served_model import ServedModel
 from service.settings import Settings, listed
 from service.text.chat import TemplateError
+from service.text.reasoning import ReasoningFormat
+from service.text.tools.formats import HERMES, ToolFormat
 
 MODEL = "toy"
 BOS, EOS = 256, 257
@@ -70,24 +72,34 @@ class FakeTokenizer:
         return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
 
 
+THINK = ReasoningFormat("<think>", "</think>")
+TOLD = ("tool_calls", "tool_call_id", "reasoning_content")
+
+
 class FakeTemplate:
-    """role:content| for each message, then assistant: to be continued; names and variables are told too."""
+    """role:content| for each message, then assistant: to be continued; names, variables and tools are told too."""
 
     variables = frozenset({"enable_thinking", "reasoning_effort", "thinking_budget"})
 
+    def __init__(self, tool_format: ToolFormat | None = HERMES, reasoning: ReasoningFormat | None = THINK) -> None:
+        self.tool_format, self.reasoning_format = tool_format, reasoning
+
     def encode(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         if messages[0]["content"] == "unsuitable":
             raise TemplateError("roles must alternate")
         text = "".join(f"{name}={value}|" for name, value in (variables or {}).items() if name in self.variables)
+        text += "".join(json.dumps(tool, ensure_ascii=False) + "|" for tool in tools or ())
         for message in messages:
             text += f"{message['role']}{'@' * ('name' in message)}{message.get('name', '')}:{message['content']}|"
+            text += "".join(f"{name}={message[name]}|" for name in TOLD if name in message)
         if continue_final_message:
             text = text.removesuffix("|")
         if add_generation_prompt:
@@ -105,6 +117,7 @@ class FakeStream:
     caller: str
     patience: float | None
     wanted: Wanted
+    grammar: Grammar | None
 
     def __init__(
         self,
@@ -173,6 +186,7 @@ class FakeClient:
         cache_salt: str = "",
         caller: str = "",
         patience: float | None = None,
+        grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
         wanted: Wanted = NOTHING,
     ) -> FakeStream:
@@ -181,6 +195,7 @@ class FakeClient:
         self.streams.append(FakeStream(self, prompt, params, cache_salt, ended))
         self.streams[-1].caller, self.streams[-1].patience = caller, patience
         self.streams[-1].wanted = wanted
+        self.streams[-1].grammar = grammar
         return self.streams[-1]
 
     def script(self, params: SamplingParams) -> Iterator[Delta]:

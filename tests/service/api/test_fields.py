@@ -1,6 +1,8 @@
 """What each field of a request does: what arrives at the engine, what comes back, what is refused."""
 
 import asyncio
+import functools
+import json
 import logging
 import re
 import threading
@@ -10,6 +12,7 @@ from typing import Any, get_args
 
 import pytest
 from openai.types import chat, completion_create_params
+from openai.types.shared_params import FunctionDefinition
 from pydantic import ValidationError
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
@@ -22,12 +25,19 @@ from service.api.schemas.requests import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    Function,
     Message,
+    NamedTool,
+    ResponseFormat,
     StreamOptions,
+    StructuredOutputs,
     TemplateVariables,
     TextPart,
     TokenizeBody,
+    Tool,
+    ToolCall,
 )
+from service.engine.messages import Delta, Refusal
 from service.settings import Settings
 from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
 
@@ -54,6 +64,8 @@ SHARED: dict[str, Any] = {
     "stream_options": {"include_usage": True},
     "return_token_ids": True,
     "cache_salt": "mine",
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"regex": "a*"},
 }
 CHAT = SHARED | {
     "messages": [{"role": "system", "content": "Be brief."}, *HI],
@@ -65,6 +77,8 @@ CHAT = SHARED | {
     "add_special_tokens": True,
 }
 COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False}
+TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f"}}]
+CHAT |= {"tools": TOOLS, "tool_choice": "none", "parallel_tool_calls": False, "separate_reasoning": False}
 CHAT |= {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}}
 LABELS = {
     "model": "toy",
@@ -86,8 +100,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "include_stop_str_in_output": {"stop": "wor"},
     "skip_special_tokens": {"include_stop_str_in_output": True},
     "continue_final_message": {"messages": [{"role": "assistant", "content": "I"}]},
+    "tool_choice": {"tools": TOOLS},
+    "parallel_tool_calls": {"tools": TOOLS},
 }
 """What has to be set beside a field for it to have an effect."""
+SAID: dict[str, bytes] = {
+    "tool_choice": b'<tool_call>{"name": "f"}</tool_call>',
+    "parallel_tool_calls": b'<tool_call>{"name": "f"}</tool_call>' * 2,
+    "separate_reasoning": b"<think>hm</think>Hello",
+}
+"""What the engine has to say for a field to have an effect."""
 
 
 async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[Any, ...]:
@@ -95,8 +117,9 @@ async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[A
     before = len(caller.engine.streams)
     response = await caller.http.post(route, json={"seed": 1} | fields)
     assert response.status_code == 200, response.text
-    streams = [(s.prompt, s.params, s.cache_salt) for s in caller.engine.streams[before:]]
-    answers = events(response)[:-1] if fields.get("stream") else [response.json()]
+    streams = [(s.prompt, s.params, s.cache_salt, s.grammar) for s in caller.engine.streams[before:]]
+    whole = re.sub("call_[0-9a-f]{24}", "call", response.text)
+    answers = events(response)[:-1] if fields.get("stream") else [json.loads(whole)]
     return streams, [answer | {"id": "", "created": 0} for answer in answers]
 
 
@@ -110,7 +133,9 @@ async def outcome(caller: Caller, route: str, fields: dict[str, Any]) -> tuple[A
 async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: Any, table: dict[str, Any]) -> None:
     assert set(table) | set(LABELS) == set(body.model_fields)
     async with calling() as caller:
+        text = caller.engine.text
         for name, value in table.items():
+            caller.engine.text = SAID.get(name, text)
             base = needed | NEEDED.get(name, {})
             without = await outcome(caller, route, base)
             assert await outcome(caller, route, base) == without
@@ -219,6 +244,51 @@ async def test_choices_of_a_seeded_request_differ_and_repeat() -> None:
         assert [stream.params.seed for stream in caller.engine.streams[6:]] == seeds[:2] * 2
 
 
+def schema_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "source"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type":"object"}'),
+        ({"response_format": schema_format({"b": 1, "a": "é"})}, "json_schema", '{"b":1,"a":"é"}'),
+        ({"response_format": schema_format(True)}, "json_schema", "true"),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "json_schema", '{"type":"null"}'),
+        ({"structured_outputs": {"json": '{ "type": "null" }'}}, "json_schema", '{ "type": "null" }'),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, "json_schema", '{"type":"object"}'),
+        ({"structured_outputs": {"regex": "a|b"}}, "regex", "a|b"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a","b"]'),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "grammar", 'root ::= "a"'),
+    ],
+)
+async def test_each_form_of_a_grammar_arrives_in_the_engine(asked: dict[str, Any], kind: str, source: str) -> None:
+    async with calling() as caller:
+        for ask in (caller.complete, caller.chat):
+            assert (await ask(**asked)).status_code == 200
+            grammar = caller.engine.streams[-1].grammar
+            assert grammar is not None
+            assert (grammar.kind, grammar.source) == (kind, source)
+
+
+async def test_text_is_no_grammar() -> None:
+    async with calling() as caller:
+        assert (await caller.chat(response_format={"type": "text"})).status_code == 200
+        assert caller.engine.streams[-1].grammar is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_that_the_engine_refuses_is_the_requests_fault(stream: bool) -> None:
+    async with calling() as caller:
+        refusal = Refusal("invalid_grammar", "no text fits it", 0.0, "structured_outputs.regex")
+        caller.engine.failure = Delta(0, [], None, "refused", refusal=refusal)
+        response = await caller.chat(structured_outputs={"regex": "a"}, stream=stream)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("structured_outputs.regex", "invalid_grammar")
+        assert "no text fits it" in error["message"]
+
+
 REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "1"}, "temperature"),
@@ -263,6 +333,34 @@ REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"stop_token_ids": list(range(129))}, "stop_token_ids"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"response_format": "json"}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "text", "json_schema": {"name": "x"}}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
+    ({"response_format": schema_format("{}")}, "response_format.json_schema.schema"),
+    ({"response_format": schema_format({"title": "x" * 99})}, "response_format.json_schema.schema"),
+    ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+    ({"response_format": {"type": "json_object"}, "min_tokens": 1}, "min_tokens"),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+    ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a" * 100}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice[1]"),
+    ({"structured_outputs": {"choice": ["a" * 50, "b" * 50]}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"json": 1}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": "1" * 100}}, "structured_outputs.json"),
+    ({"structured_outputs": {"grammar": 1}}, "structured_outputs.grammar"),
+    ({"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+    ({"guided_json": {}}, "guided_json"),
+    ({"guided_regex": "a"}, "guided_regex"),
+    ({"guided_choice": ["a"]}, "guided_choice"),
+    ({"guided_grammar": "a"}, "guided_grammar"),
     ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
     ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour"),
     ({"stream": True, "stream_options": []}, "stream_options"),
@@ -307,11 +405,29 @@ REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"best_of": 2}, "best_of"),
     ({"suffix": "x"}, "suffix"),
 ]
+CALLED: dict[str, Any] = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+NESTED = {"name": "f", "parameters": functools.reduce(lambda inner, _: {"x": [inner]}, range(40), dict[str, Any]())}
 REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": ["hi"]}, "messages[0]"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].name"),
+    ({"messages": [{"role": "tool", "tool_call_id": "a"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "a"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALLED]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "user", "content": "x", "reasoning_content": "x"}]}, "messages[0].reasoning_content"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "tool_calls": [CALLED] * 129}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[0].tool_calls[0].function"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "custom", "custom": {}}]}]},
+        "messages[0].tool_calls[0].type",
+    ),
+    (
+        {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+        "messages[0].function_call",
+    ),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -335,8 +451,23 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"continue_final_message": True}, "continue_final_message"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
     ({"prompt": "hi"}, "prompt"),
-    ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "mood": 1}}]}, "tools[0].function.mood"),
+    ({"tools": [{"type": "function", "function": NESTED}]}, "tools[0].function.parameters"),
+    ({"tools": TOOLS * 2}, "tools[1].function.name"),
+    ({"tools": TOOLS * 129}, "tools"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": ["auto"]}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+    ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
     ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "chat_template_kwargs.enable_thinking"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
@@ -363,7 +494,7 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
 )
 async def test_what_does_not_fit_is_refused_by_name(route: str, cases: list[tuple[dict[str, Any], str | None]]) -> None:
     needed = {"prompt": "hi"} if route == "completions" else {"messages": HI}
-    limits = {"max_prompts": 5, "max_messages": 5, "max_request_tokens": 1000, "max_logit_bias": 200}
+    limits = {"max_prompts": 5, "max_messages": 5, "max_request_tokens": 1000, "max_logit_bias": 200, "max_grammar": 99}
     async with calling(**limits) as caller:
         for fields, param in cases:
             response = await caller.http.post(f"/v1/{route}", json=needed | fields)
@@ -395,6 +526,8 @@ def inner_fields(body: type[Body]) -> list[tuple[str, Callable[[Any], dict[str, 
         "stream_options": StreamOptions,
         "prompt_cache_options": CacheOptions,
         "chat_template_kwargs": TemplateVariables,
+        "response_format": ResponseFormat,
+        "structured_outputs": StructuredOutputs,
     }.items():
         if name in body.model_fields:
             places += [
@@ -412,6 +545,21 @@ def inner_fields(body: type[Body]) -> list[tuple[str, Callable[[Any], dict[str, 
         places += [
             (name, lambda value, name=name: {"messages": [HI[0] | {"cache_control": {name: value}}]})
             for name in CacheControl.model_fields
+        ]
+        places += [
+            (name, lambda value, name=name: {"messages": [HI[0] | {"tool_calls": [CALLED | {name: value}]}]})
+            for name in ToolCall.model_fields
+        ]
+    if "tools" in body.model_fields:
+        places += [(name, lambda value, name=name: {"tools": [TOOLS[0] | {name: value}]}) for name in Tool.model_fields]
+        places += [
+            (name, lambda value, name=name: {"tools": [TOOLS[0] | {"function": {"name": "f", name: value}}]})
+            for name in Function.model_fields
+        ]
+    if "tool_choice" in body.model_fields:
+        places += [
+            (name, lambda value, name=name: {"tool_choice": TOOLS[0] | {name: value}})
+            for name in NamedTool.model_fields
         ]
     return places
 
@@ -451,6 +599,13 @@ def test_refusals_are_in_plain_words(body: type[Body]) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty: should be at least 0.01."),
         ({"top_p": 0}, "top_p: should be more than 0."),
         ({"stream": "yes"}, "stream: should be true or false."),
+        ({"tool_choice": "any"}, "tool_choice: should be 'none', 'auto' or 'required'."),
+        ({"tool_choice": 1}, "tool_choice: should be 'none', 'auto', 'required' or a function as an object."),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content: is required."),
+        (
+            {"messages": [{"role": "user", "content": {}}]},
+            "messages[0].content: should be a string or a list of text parts.",
+        ),
         ({"stop": 1}, "stop: should be a string or a list of strings."),
         ({"logit_bias": []}, "logit_bias: should be a JSON object."),
         ({"chat_template_kwargs": 3}, "chat_template_kwargs: should be a JSON object."),
@@ -491,6 +646,10 @@ async def test_unsupported_fields_are_refused_and_their_idle_values_are_not() ->
         (completion_create_params.CompletionCreateParamsBase, CompletionBody),
         (chat.completion_create_params.CompletionCreateParamsBase, ChatBody),
         (chat.ChatCompletionStreamOptionsParam, StreamOptions),
+        (chat.ChatCompletionFunctionToolParam, Tool),
+        (FunctionDefinition, Function),
+        (chat.ChatCompletionMessageFunctionToolCallParam, ToolCall),
+        (chat.ChatCompletionNamedToolChoiceParam, NamedTool),
         *((params, Message) for params in get_args(chat.ChatCompletionMessageParam)),
         *((params, TextPart) for params in get_args(chat.ChatCompletionContentPartParam)),
     ],
@@ -522,6 +681,7 @@ IDLE_CHATS: list[dict[str, Any]] = [
     ROUTED_CHAT,
     {"tool_choice": "auto"},
     {"tool_choice": "none", "tools": [], "parallel_tool_calls": True},
+    {"parallel_tool_calls": False, "separate_reasoning": False},
     {"logprobs": False, "top_logprobs": 0},
     {"top_logprobs": 0},
     {"stream_options": {"include_usage": False}},
@@ -549,6 +709,7 @@ async def test_what_asks_for_nothing_changes_nothing() -> None:
 
 
 TOLD = {"reasoning_effort": "low", "chat_template_kwargs": {"thinking": True}, "continue_final_message": True}
+TOLD["tools"] = TOOLS
 
 
 async def test_the_template_is_told_names_and_variables() -> None:
@@ -566,8 +727,8 @@ async def test_the_template_is_told_names_and_variables() -> None:
         # This template reads no such variable.
         response = await caller.chat(chat_template_kwargs={"thinking": True})
         assert response.headers["x-headlight-ignored"] == "chat_template_kwargs.thinking"
-        for name in ("reasoning_effort", "chat_template_kwargs", "continue_final_message"):
-            response = await caller.http.post("/tokenize", json={"prompt": "hi", name: TOLD[name]})
+        for name, value in TOLD.items():
+            response = await caller.http.post("/tokenize", json={"prompt": "hi", name: value})
             assert response.json()["error"]["param"] == name
 
 
@@ -629,7 +790,8 @@ async def test_what_would_change_the_answer_is_refused_even_then() -> None:
             {"tokens": [1]},
             {"enable_thinking": True},
             {"chat_template_kwargs": {"add_generation_prompt": False}},
-            {"messages": [HI[0] | {"tool_calls": [{}]}]},
+            {"tool_calls": [{}]},
+            {"messages": [HI[0] | {"tool_calls": [CALLED]}]},
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         ):
             response = await caller.chat(**fields)

@@ -27,9 +27,10 @@ class BrokenPromiseError(BaseException):
     """The engine asks for what the contract rules out; not an Exception, lest it be taken for a failing step."""
 
 
-def next_token(tokens: Sequence[int]) -> int:
+def next_token(tokens: Sequence[int], allowed: bytes | None = None) -> int:
     digest = hashlib.sha256(",".join(map(str, tokens)).encode()).digest()
-    return digest[0] % VOCAB_SIZE
+    choices = [token for token in range(VOCAB_SIZE) if allowed is None or allowed[token // 8] >> token % 8 & 1]
+    return choices[digest[0] % len(choices)] if choices else INVALID_TOKEN
 
 
 def output_alone(prompt: Sequence[int], params: SamplingParams) -> tuple[list[int], str]:
@@ -166,6 +167,8 @@ class FakeRunner:
     def _draw(self, chunk: Chunk, draw: Draw, drafts: int, followed: list[tuple[Draw, int]]) -> int:
         """The token that is drawn behind so many of the chunk's drafts."""
         promised = chunk.follows is not None
+        if draw.allowed is not None and (promised or drafts):
+            raise BrokenPromiseError("a mask is made before the token that it depends on")
         if draw.index != len(draw.output) + promised + drafts:
             raise BrokenPromiseError("a draw has the index of another token")
         if draw.index >= draw.params.max_tokens:
@@ -181,4 +184,4 @@ class FakeRunner:
         before = [token for other, token in followed if other.output is draw.output] if promised else []
         if stored[:stop] != [*draw.prompt, *draw.output, *before]:
             raise BrokenPromiseError("the blocks hold other tokens than the request's")
-        return next_token(stored)
+        return next_token(stored, draw.allowed)

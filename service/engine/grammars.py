@@ -1,0 +1,246 @@
+"""Grammars of requests: compiled, and followed token by token, in threads beside the engine's loop.
+
+It knows the bytes of tokens and the package llguidance; it does not know the queue, the model, or HTTP.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ALL_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import any_to_lark
+
+from service.engine.messages import Grammar
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+COMPILE_SECONDS = 10.0
+"""Time that a request's grammar may take to compile, the wait for other requests' grammars included."""
+
+_COMPILERS = 2
+_MOST_KEPT = 512
+"""Compiled grammars that are kept, the ones waiting to be compiled included."""
+_LONGEST_REASON = 300
+_LIMITS = LLParserLimits(max_lexer_states=30_000, verbose_errors=False)
+"""Limits of one grammar and of one mask; the package's own, but for memory: a state takes up to 2 kB."""
+_JSON: "JsonCompileOptions" = {"whitespace_pattern": r" |\n[ \t]{0,40}", "lenient": False}
+"""JSON with a space or an indented new line between its parts: without a bound, a model may write white space for ever.
+Keywords of a schema that the package does not implement are errors."""
+_BOOLEAN_SCHEMAS = {"true": "{}", "false": '{"enum":[]}'}
+
+
+class GrammarError(Exception):
+    """A grammar is not valid, not supported or too complex; the message is one line, fit for the client."""
+
+
+class Vocabulary(Protocol):
+    """The tokens of a model, as a tokenizer knows them."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> Collection[int]: ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def is_special(self, token: int) -> bool: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A place in a grammar, and the mask of the tokens that may come next."""
+
+    matcher: LLMatcher
+    mask: bytes
+    shared: bool
+    """Whether other requests begin with the same matcher, so that it must be copied before it moves on."""
+
+
+class Guide:
+    """The place of one request in its grammar.
+
+    Compilation and masks are made in threads; nothing here but `mask` waits for them.
+    """
+
+    def __init__(self, field: str, start: "Future[_State]", pool: Executor) -> None:
+        """`field` is the one of `Grammar`."""
+        self.field = field
+        self._state = start
+        self._pool = pool
+
+    @property
+    def pending(self) -> "Future[_State]":
+        """The newest work in the threads."""
+        return self._state
+
+    @property
+    def ready(self) -> bool:
+        """Whether the mask of the next draw is made."""
+        return self._state.done() and self.failure is None
+
+    @property
+    def failure(self) -> Exception | None:
+        """The reason why there will be no mask: a GrammarError, or a bug."""
+        if not self._state.done():
+            return None
+        try:
+            error = self._state.exception()
+        except CancelledError:
+            return GrammarError("the server has too many grammars to compile")
+        return (
+            error if error is None or isinstance(error, Exception) else GrammarError("the grammar cannot be followed")
+        )
+
+    @property
+    def mask(self) -> bytes:
+        """The tokens that the next draw may give, as in `Draw.allowed`. Raises as `failure` says."""
+        return self._state.result().mask
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Move on by drawn tokens, and begin the mask of the draw after them."""
+        self._state = self._pool.submit(_advance, self._state.result(), tokens)
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary, and keeps the latest.
+
+    Work that a grammar causes is bounded by the package's limits of size; no single piece of it takes seconds.
+    """
+
+    def __init__(self, read_vocabulary: Callable[[], Vocabulary], width: int) -> None:
+        """Begin to read the vocabulary, in a thread. `width` is the number of tokens in a mask, that of the logits."""
+        self._compilers = ThreadPoolExecutor(_COMPILERS, "grammar")
+        self._maskers = ThreadPoolExecutor(os.cpu_count(), "mask")
+        self._tokenizer = self._compilers.submit(lambda: _tokenizer(read_vocabulary(), width))
+        self._kept: OrderedDict[tuple[str, str], Future[_State]] = OrderedDict()
+
+    def guide(self, grammar: Grammar) -> Guide:
+        """The beginning of a grammar, which is compiled in a thread unless it is known."""
+        key = grammar.kind, grammar.source
+        if key not in self._kept:
+            self._kept[key] = self._compilers.submit(_compile, grammar, self._tokenizer)
+        self._kept.move_to_end(key)
+        if len(self._kept) > _MOST_KEPT:
+            _, oldest = self._kept.popitem(last=False)
+            oldest.cancel()
+        return Guide(grammar.field, self._kept[key], self._maskers)
+
+
+def wait_for_masks(guides: Sequence[Guide], seconds: float, which: str = ALL_COMPLETED) -> None:
+    """Wait until the threads have done what they do for these guides, all or the first of it, for at most `seconds`."""
+    pending = [guide.pending for guide in guides if not guide.pending.done()]
+    if pending:
+        wait(pending, timeout=seconds, return_when=which)
+
+
+def _tokenizer(vocabulary: Vocabulary, width: int) -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Tokens(vocabulary, width)), n_vocab=width, eos_token=_ends(vocabulary, width))
+
+
+def _ends(vocabulary: Vocabulary, width: int) -> list[int]:
+    ends = sorted(token for token in vocabulary.eos_token_ids if token < width)
+    if not ends:
+        raise GrammarError("the model has no token that ends a completion")
+    return ends
+
+
+class _Tokens:
+    """A vocabulary in the form that the package asks for, cut or padded to the width of the logits."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
+        self.tokens = [vocabulary.token_bytes(token) for token in range(width)]
+        self.special_token_ids = [token for token in range(width) if vocabulary.is_special(token)]
+        self.eos_token_id = _ends(vocabulary, width)[0]
+        self._vocabulary = vocabulary
+        self._longest = max(map(len, self.tokens))
+        self._ids = {spelt: token for token, spelt in enumerate(self.tokens) if not vocabulary.is_special(token)}
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """The tokens of text that a grammar leaves no choice about; they spell exactly this text."""
+        if isinstance(text, bytes):
+            raise TypeError("text is a string")  # The package asks by trying.
+        spelt = text.encode()
+        tokens = self._vocabulary.encode(text, add_special_tokens=False, parse_special=False)
+        # A tokenizer may put a space before a text.
+        known = all(token < len(self.tokens) for token in tokens)
+        return tokens if known and b"".join(map(self.tokens.__getitem__, tokens)) == spelt else self._greedy(spelt)
+
+    def _greedy(self, spelt: bytes) -> list[int]:
+        """The longest token at each place; text that no token begins ends the list."""
+        tokens: list[int] = []
+        start = 0
+        while start < len(spelt):
+            stops = range(min(start + self._longest, len(spelt)), start, -1)
+            stop = next((stop for stop in stops if spelt[start:stop] in self._ids), None)
+            if stop is None:
+                break
+            tokens.append(self._ids[spelt[start:stop]])
+            start = stop
+        return tokens
+
+
+def _compile(grammar: Grammar, tokenizer: "Future[LLTokenizer]") -> _State:
+    """The beginning of a grammar. Raises GrammarError."""
+    matcher = LLMatcher(tokenizer.result(), _to_llguidance(grammar), log_level=0, limits=_LIMITS)
+    if matcher.is_error():
+        raise GrammarError(_one_line(matcher.get_error()))
+    return _State(matcher, _mask(matcher), shared=True)
+
+
+def _to_llguidance(grammar: Grammar) -> str:
+    """A grammar in the package's own form. Raises GrammarError for one that can be seen to be wrong here."""
+    source = grammar.source
+    match grammar.kind:
+        case "json_schema":
+            try:
+                # The package can give its options to objects alone.
+                return LLMatcher.grammar_from_json_schema(_BOOLEAN_SCHEMAS.get(source, source), overrides=_JSON)
+            except ValueError as error:
+                raise GrammarError(f"not a JSON schema: {_one_line(str(error))}") from None
+        case "regex":
+            return LLMatcher.grammar_from_regex(source)
+        case "choice":
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(source))))
+        case "grammar":
+            return LLMatcher.grammar_from_lark(_to_lark(source))
+
+
+def _to_lark(source: str) -> str:
+    """A Lark grammar as it is, and a GBNF grammar as a Lark grammar. Raises GrammarError."""
+    try:
+        return any_to_lark(source)
+    except Exception as error:  # The package raises anything over a text that is no grammar, up to a RecursionError.
+        raise GrammarError(f"neither a Lark nor a GBNF grammar: {_one_line(str(error))}") from None
+
+
+def _advance(state: _State, tokens: Sequence[int]) -> _State:
+    matcher = state.matcher.deep_copy() if state.shared else state.matcher
+    for token in tokens:
+        if not matcher.consume_token(token):
+            raise GrammarError(_one_line(matcher.get_error()))
+    return _State(matcher, _mask(matcher), shared=False)
+
+
+def _mask(matcher: LLMatcher) -> bytes:
+    mask = matcher.compute_bitmask()
+    if matcher.is_error():
+        raise GrammarError(_one_line(matcher.get_error()))
+    return mask
+
+
+def _one_line(message: str) -> str:
+    """The package's message in short. "NoExtension" is its word for a place from which nothing leads on."""
+    if message.startswith("NoExtension"):
+        return "no text fits it"
+    message = message.partition("<non-verbose/>")[0].partition("<state>")[0]
+    return " ".join(message.split())[:_LONGEST_REASON] or "it is not valid"

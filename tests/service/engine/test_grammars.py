@@ -1,0 +1,244 @@
+"""Requests with a grammar get text that fits it, and change nothing for others."""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from model.contract import SamplingParams
+from model.runner import ModelRunner
+from service.engine.core import EngineCore
+from service.engine.messages import Cancel, Delta, Grammar, Submit
+from tests.dummies import SMALL, empty_cache, make_decoder
+from tests.service.engine.fakes import FakeRunner
+from tests.service.engine.guided import JSON_WORDS, WordVocabulary, schemas
+
+LETTERS = WordVocabulary([b"a", b"b", b"c", b"ab", b"bc", b"abc", b"d"])
+"""As many tokens as the fake runner draws from."""
+END = 7
+
+
+def regex(source: str) -> Grammar:
+    return Grammar("regex", source, "structured_outputs.regex")
+
+
+def json_grammar(schema: Any) -> Grammar:
+    return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema), "response_format")
+
+
+def run(core: EngineCore, messages: Sequence[Submit]) -> dict[int, list[Delta]]:
+    deltas: dict[int, list[Delta]] = {message.id: [] for message in messages}
+    for message in messages:
+        core.submit(message)
+    deadline = time.monotonic() + 120
+    while report := core.step():
+        assert time.monotonic() < deadline
+        for delta in report.deltas:
+            deltas[delta.id].append(delta)
+    core.check()
+    assert core.stats().blocks_used == 0
+    return deltas
+
+
+def fake_core(blocks: int = 64, lookahead: int = 0) -> EngineCore:
+    return EngineCore(FakeRunner(blocks, 4, lookahead), token_budget=16, max_running=8, read_vocabulary=lambda: LETTERS)
+
+
+def outcome(deltas: Sequence[Delta]) -> tuple[list[int], str | None, Any]:
+    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    return [token for delta in deltas for token in delta.tokens], deltas[-1].finish_reason, logprobs
+
+
+def text(deltas: Sequence[Delta], vocabulary: WordVocabulary = LETTERS) -> str:
+    assert deltas[-1].finish_reason in ("stop", "length"), deltas[-1]
+    return vocabulary.text(outcome(deltas)[0])
+
+
+def refusal(grammar: Grammar) -> str:
+    *_, delta = run(fake_core(), [ask(0, grammar)])[0]
+    assert delta.finish_reason == "refused", delta
+    assert delta.refusal
+    assert delta.refusal.code == "invalid_grammar"
+    assert delta.refusal.field == grammar.field
+    assert "\n" not in delta.refusal.reason
+    return delta.refusal.reason
+
+
+def ask(id: int, grammar: Grammar | None, prompt: Sequence[int] = (1, 2), **params: Any) -> Submit:
+    settings = {"max_tokens": 40, "stop_token_ids": (END,)} | params
+    return Submit(id, [*prompt], SamplingParams(**settings), grammar=grammar)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("source", ["a", "abcd", "(ab|cd){3}", "a*b", "[abc]{2,9}d", "(a+)+b", "d?"])
+def test_a_regular_expression_fits_the_whole_text(source: str, lookahead: int) -> None:
+    messages = [ask(id, regex(source), prompt=[id % 8, 3]) for id in range(12)]
+    texts = {text(deltas) for deltas in run(fake_core(lookahead=lookahead), messages).values()}
+    assert all(re.fullmatch(source, got) for got in texts), texts
+
+
+def test_every_choice_is_one_of_the_list() -> None:
+    choices = ["a", "ab", "abcd", "dd", ""]
+    grammar = Grammar("choice", json.dumps(choices), "structured_outputs.choice")
+    texts = {
+        text(deltas) for deltas in run(fake_core(), [ask(id, grammar, [id % 8, id // 8]) for id in range(32)]).values()
+    }
+    assert texts <= set(choices)
+    assert len(texts) > 3
+
+
+@pytest.mark.parametrize(
+    "choice", ['say "a"', "a\nb", "back\\slash", "é한🙂", "/a/", "a | b", "\x00", "\u2028", "%import", "<s>", "</s>"]
+)
+def test_a_choice_is_taken_as_it_is_written(choice: str) -> None:
+    words = WordVocabulary([bytes([byte]) for byte in range(256)])
+    grammar = Grammar("choice", json.dumps([choice], ensure_ascii=False), "structured_outputs.choice")
+    assert text(run(model_core(words), [ask(0, grammar, stop_token_ids=(256,))])[0], words) == choice
+
+
+@pytest.mark.parametrize(
+    "source", ['start: "a" b*\nb: "b" | "cd"', 'root ::= "a" b*\nb ::= "b" | "cd"', 'start: "a" /(b|cd)*/']
+)
+def test_grammars_in_lark_and_gbnf(source: str) -> None:
+    grammar = Grammar("grammar", source, "structured_outputs.grammar")
+    texts = {text(deltas) for deltas in run(fake_core(), [ask(id, grammar, [id]) for id in range(8)]).values()}
+    assert all(re.fullmatch("a(b|cd)*", got) for got in texts), texts
+    assert len(texts) > 2
+
+
+def test_the_end_comes_when_the_grammar_can_end_and_must_when_nothing_else_can_follow() -> None:
+    for deltas in run(fake_core(), [ask(id, regex("a|abcd"), [id]) for id in range(8)]).values():
+        tokens, reason, _ = outcome(deltas)
+        assert (tokens[-1], reason) == (END, "stop")
+        assert LETTERS.text(tokens) in ("a", "abcd")
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("blocks", [16, 64])
+def test_neighbours_in_a_batch_get_what_each_gets_alone(blocks: int, lookahead: int) -> None:
+    """The smaller pool is not large enough for all, so that requests with grammars are preempted."""
+    messages = [
+        ask(id, grammar, [id % 8] * (1 + id), **params)
+        for id, (grammar, params) in enumerate(
+            [
+                (regex("[abc]{20,30}"), {}),
+                (None, {"stop_token_ids": (), "logprobs": 2}),
+                (regex("(ab|cd)*"), {"logprobs": 1}),
+                (None, {"stop_token_ids": (), "presence_penalty": 1.0}),
+                (None, {"stop_token_ids": ()}),
+                (regex("[abcd]{9}"), {"frequency_penalty": 0.5}),
+            ]
+        )
+    ]
+    core = fake_core(blocks, lookahead)
+    together = run(core, messages)
+    assert (core.stats().preemptions > 0) == (blocks == 16)
+    for message in messages:
+        alone = run(fake_core(64, lookahead), [message])
+        assert outcome(together[message.id]) == outcome(alone[message.id])
+
+
+def model_core(words: WordVocabulary = JSON_WORDS, max_running: int = 32) -> EngineCore:
+    """A random model, whose logits are wider than the vocabulary."""
+    decoder = make_decoder(replace(SMALL, vocab_size=words.vocab_size + 11, max_context=1024))
+    runner = ModelRunner(decoder, empty_cache(decoder, blocks=8192), decoder.spec.max_context)
+    return EngineCore(runner, token_budget=128, max_running=max_running, read_vocabulary=lambda: words)
+
+
+CLOSING = (b'"', b"}", b"]", b'"}', b"}}", b"]]", b"0", b"1", b",")
+
+
+def ask_json(id: int, schema: Any, **params: Any) -> Submit:
+    """With a bias towards what ends a string or a list: a model that knows no language would go on and on."""
+    ends = tuple(JSON_WORDS.eos_token_ids)
+    closing = [token for token in range(JSON_WORDS.vocab_size) if JSON_WORDS.token_bytes(token) in CLOSING]
+    bias = tuple((token, 4.0) for token in (*closing, *ends))
+    settings = {"max_tokens": 200, "stop_token_ids": ends, "logit_bias": bias, "seed": id} | params
+    return Submit(id, [id % 256, 5], SamplingParams(**settings), grammar=json_grammar(schema))
+
+
+def test_200_schemas_of_growing_nesting_are_kept_by_a_random_model() -> None:
+    checked = schemas(200)
+    deltas = run(model_core(), [ask_json(id, schema) for id, schema in enumerate(checked)])
+    for id, schema in enumerate(checked):
+        got = text(deltas[id], JSON_WORDS)
+        if deltas[id][-1].finish_reason == "stop":
+            jsonschema.validate(json.loads(got), schema)
+    assert sum(deltas[id][-1].finish_reason == "stop" for id in deltas) >= 190
+
+
+def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
+    guided = ask_json(0, schemas(20)[15])
+    others = [
+        Submit(id, [id, 7], SamplingParams(max_tokens=60, seed=id, **params))
+        for id, params in enumerate([{"logprobs": 3}, {"repetition_penalty": 1.3, "presence_penalty": 0.5}, {}], 1)
+    ]
+    together = run(model_core(), [guided, *others])
+    for message in [guided, *others]:
+        tokens, reason, logprobs = outcome(together[message.id])
+        alone = outcome(run(model_core(), [message])[message.id])
+        assert (tokens, reason) == alone[:2]
+        assert [entry.chosen for entry in logprobs] == pytest.approx([entry.chosen for entry in alone[2]], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        (json_grammar({"type": "strin"}), "Invalid type"),
+        (json_grammar({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (json_grammar({"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True}), "uniqueItems"),
+        (json_grammar({"not": {}}), "not"),
+        (json_grammar({"type": "string", "pattern": "(?=a)b"}), "look-around"),
+        (json_grammar({"$ref": "http://example.com/x"}), "retriev"),
+        (json_grammar({"type": "integer", "minimum": 5, "maximum": 2}), "greater"),
+        (json_grammar(False), ""),
+        (json_grammar("{"), "not a JSON schema"),
+        (json_grammar("[1]"), ""),
+        (json_grammar({"$ref": "#"}), "no text fits"),
+        (json_grammar('{"items":' * 1000 + "{}" + "}" * 1000), "recursion"),
+        (regex("["), "unclosed"),
+        (regex("(" * 30_000 + "a" + ")" * 30_000), ""),
+        (regex("(a{1000}){1000}"), "too many"),
+        (Grammar("grammar", "start: foo", "g"), "foo"),
+        (Grammar("grammar", "start: start", "g"), "no text fits"),
+        (Grammar("grammar", "start: " + "(" * 5000 + '"a"' + ")" * 5000, "g"), "nested"),
+        (Grammar("grammar", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "g"), "neither"),
+        (Grammar("grammar", "root ::= foo", "g"), "neither"),
+        (Grammar("grammar", "root ::= [a", "g"), "neither"),
+        (Grammar("grammar", "what", "g"), "neither"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else value.source[:24],
+)
+def test_what_cannot_be_followed_is_refused_in_time(grammar: Grammar, reason: str) -> None:
+    began = time.monotonic()
+    assert reason in refusal(grammar)
+    assert time.monotonic() - began < 10
+
+
+def test_a_grammar_that_cannot_be_followed_ends_alone() -> None:
+    messages = [ask(0, regex("a{9}")), ask(1, regex("[")), ask(2, None, logprobs=1)]
+    together = run(fake_core(), messages)
+    assert [together[id][-1].finish_reason for id in range(3)][1] == "refused"
+    for id in (0, 2):
+        assert outcome(together[id]) == outcome(run(fake_core(), [messages[id]])[id])
+
+
+def test_an_engine_without_a_vocabulary_says_so() -> None:
+    core = EngineCore(FakeRunner(8, 4), token_budget=16, max_running=8)
+    [delta] = run(core, [ask(0, regex("a"))])[0]
+    assert delta.finish_reason == "error"
+
+
+def test_a_request_can_be_cancelled_while_its_grammar_compiles() -> None:
+    core = fake_core()
+    core.submit(ask(0, regex("a|b|" * 500 + "c")))
+    core.cancel(Cancel(0))
+    report = core.step()
+    assert report
+    assert [delta.finish_reason for delta in report.deltas] == ["abort"]
+    assert core.step() is None
