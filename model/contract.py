@@ -181,6 +181,8 @@ class TokenLogprobs:
     """The likeliest tokens, in descending order."""
     top_logprobs: list[float]
     """The log-probability of each of `top_tokens`."""
+    rank: int
+    """Number of tokens that are likelier than the chosen one, plus 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 
-from service.api import chat, completions, docs, errors, health, models, tokenize
+from service.api import chat, completions, docs, embeddings, errors, health, models, tokenize
 from service.api.admission import Admission
 from service.api.auth import RequireKey
 from service.api.bodies import BodyLimit
@@ -33,7 +33,15 @@ from service.versions import version_of
 if TYPE_CHECKING:
     from service.observability.traces import Traces
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router, docs.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    models.router,
+    tokenize.router,
+    health.router,
+    docs.router,
+)
 
 _DESCRIPTION = """Completions and chat in the form of OpenAI's API.
 

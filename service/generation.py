@@ -6,10 +6,10 @@ The routes and the terminal share it. It knows nothing of HTTP, of templates, or
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from model.contract import ModelLimits, SamplingParams, TokenLogprobs
+from model.contract import NOTHING, Array, ModelLimits, SamplingParams, TokenLogprobs, Wanted
 from service.engine.interface import EngineClient
 from service.engine.messages import Grammar, Refusal, RequestTimes
 from service.engine.status import EngineLost
@@ -54,6 +54,7 @@ class GenerationRequest:
     """As in `Submit`, like the next fields."""
     patience: float | None = None
     grammar: Grammar | None = None
+    wanted: Wanted = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,13 @@ class Piece:
 
     text: str
     """Text that is certain by now; empty while a character or a possible stop string is incomplete."""
-    token: int
+    token: int | None
+    """None in the one piece of a completion without tokens, for which nothing was to be generated."""
     logprobs: TokenLogprobs | None
     """None if not asked for, and for a stop token that is left out of the text."""
     finish_reason: Literal["stop", "length"] | None
+    scores: Sequence[TokenLogprobs] = ()
+    """In the first piece, the log-probabilities of the prompt's tokens but the first, if they are wanted."""
 
 
 class Generation:
@@ -86,6 +90,8 @@ class Generation:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.times = RequestTimes()
+        self.pooled: list[Array] = []
+        """Parts of the prompt's embedding, as in `Delta`."""
         self._detokenizer = Detokenizer(
             tokenizer,
             request.stop,
@@ -101,6 +107,7 @@ class Generation:
             caller=request.caller,
             patience=request.patience,
             grammar=request.grammar,
+            wanted=request.wanted,
             ended=ended,
         )
 
@@ -116,6 +123,7 @@ class Generation:
         Raises GenerationError if the engine fails the request, GenerationRefused if it does not begin it, and
         EngineLost if the engine dies.
         """
+        scores: list[TokenLogprobs] = []
         async for delta in self._stream:
             # Deltas made by the client (abort, lost) have neither times nor cached tokens, so the earlier ones stay.
             self.times = delta.times or self.times
@@ -130,9 +138,17 @@ class Generation:
                     raise GenerationError(delta.error or "the engine stopped before the completion was finished")
                 case ending:
                     last = len(delta.tokens) - 1
+            scores += delta.scores
+            if delta.pooled is not None:
+                self.pooled.append(delta.pooled)
+            if ending and not delta.tokens:
+                yield Piece("", None, None, ending, scores)
+                return
             for index, token in enumerate(delta.tokens):
                 reason = ending if index == last else None
                 piece = self._piece(token, delta.logprobs[index] if delta.logprobs else None, reason)
+                if scores:
+                    piece, scores = replace(piece, scores=scores), []
                 if piece.finish_reason is not None:
                     # Cancel at once: the engine does not know of stop strings, and the piece's reader may take its
                     # time.

@@ -21,11 +21,7 @@ class Choice:
     tokens: Tensor
     """[rows] int64; `INVALID_TOKEN` where a row's logits are NaN, or the transforms left no token to draw."""
     logprobs: Tensor | None
-    """[asking rows, 1 + 2 * most] float64, where `most` is the largest `SamplingParams.logprobs` of the batch.
-
-    Each row has the drawn token's log-probability, then the `most` highest ones in descending order, then their
-    token ids. None if no row asks for log-probabilities.
-    """
+    """A table as `logprob_table` makes it, of the rows that ask for log-probabilities; None if no row does."""
 
     def to_host(self) -> "Choice":
         """The choice in host memory, as `model.transfer.to_host` brings it."""

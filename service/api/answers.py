@@ -18,7 +18,7 @@ from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
 from service.api.schemas.answers import PromptTokensDetails, Usage
 from service.api.sse import DONE, ClientLeft, EventStream, event, while_connected
-from service.generation import Generation, Piece, interleave
+from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord, record_of
 from service.observability.timeline import Timeline
 
@@ -79,21 +79,21 @@ async def answer(request: Request, context: Context, job: Job, layout: Format) -
 
 async def _complete(context: Context, job: Job, layout: Format, record: RequestRecord) -> BaseModel:
     pieces: list[list[Piece]] = [[] for _ in job.choices]
-    with _open(context, job, record) as generations:
-        async with aclosing(_observed(record, generations)) as arriving:
+    with open_generations(context, job.choices, record) as generations:
+        async with aclosing(observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 pieces[index].append(piece)
         return layout.whole(pieces, _usage(job, generations))
 
 
 async def _events(context: Context, job: Job, layout: Format, record: RequestRecord) -> AsyncGenerator[bytes, None]:
-    with _open(context, job, record) as generations:
+    with open_generations(context, job.choices, record) as generations:
 
         def usage() -> Usage | None:
             return _usage(job, generations) if job.continuous_usage else None
 
         opened = False
-        async with aclosing(_observed(record, generations)) as arriving:
+        async with aclosing(observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 # The opening waits for the first piece: until the engine begins, a refusal can still have its own
                 # status.
@@ -108,10 +108,13 @@ async def _events(context: Context, job: Job, layout: Format, record: RequestRec
 
 
 @contextmanager
-def _open(context: Context, job: Job, record: RequestRecord) -> Iterator[list[Generation]]:
+def open_generations(
+    context: Context, requests: Sequence[GenerationRequest], record: RequestRecord
+) -> Iterator[list[Generation]]:
+    """Generations admitted and handed to the engine; they end with the `with`. Raises ApiError and EngineDead."""
     generations = []
-    with context.admission.admit(len(job.choices)) as free, ExitStack() as stack:
-        for request in job.choices:
+    with context.admission.admit(len(requests)) as free, ExitStack() as stack:
+        for request in requests:
             generation = stack.enter_context(Generation(context.client, context.tokenizer, request, ended=free))
             timeline = Timeline(generation, context.metrics, began=record.began, clock=record.clock)
             record.timelines.append(stack.enter_context(timeline))
@@ -119,12 +122,14 @@ def _open(context: Context, job: Job, record: RequestRecord) -> Iterator[list[Ge
         yield generations
 
 
-async def _observed(
-    record: RequestRecord, generations: Sequence[Generation]
-) -> AsyncGenerator[tuple[int, Piece], None]:
+async def observed(record: RequestRecord, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
+    """The pieces of all generations as they come, each noted in its timeline."""
     async with aclosing(interleave(generations)) as pieces:
         async for index, piece in pieces:
-            record.timelines[index].token(piece.finish_reason)
+            if piece.token is None:
+                record.timelines[index].end(piece.finish_reason or "length")
+            else:
+                record.timelines[index].token(piece.finish_reason)
             yield index, piece
 
 

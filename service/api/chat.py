@@ -12,7 +12,7 @@ from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
-from service.api.logprobs import finite
+from service.api.logprobs import finite, prompt_logprobs
 from service.api.requests import Job, chat_job
 from service.api.schemas.answers import (
     CalledFunction,
@@ -26,6 +26,7 @@ from service.api.schemas.answers import (
     ChatMessage,
     FunctionDelta,
     MessageToolCall,
+    PromptLogprobs,
     TokenLogprob,
     ToolCallDelta,
     TopLogprob,
@@ -53,6 +54,7 @@ class ChatFormat(Format):
 
     def __init__(self, job: Job, context: Context) -> None:
         super().__init__(job, context)
+        self._scored = False
         self._readers = [MessageReader(job.message) for _ in job.choices]
 
     def opening(self, usage: Usage | None) -> Iterator[ChatChunk]:
@@ -72,8 +74,8 @@ class ChatFormat(Format):
             finish_reason=self._finish(index, piece),
         )
         if self.job.return_token_ids:
-            choice.token_ids = [piece.token]
-        return self._chunk([choice], self.counts(usage))
+            choice.token_ids = [] if piece.token is None else [piece.token]
+        return self._chunk([choice], self.counts(usage) | self._scores(piece))
 
     def closing(self, usage: Usage) -> ChatChunk:
         return self._chunk([], {"usage": usage})
@@ -87,6 +89,7 @@ class ChatFormat(Format):
             choices=[self._choice(index, own) for index, own in enumerate(pieces)],
             usage=usage,
             **self._prompt(),
+            **self._scores(pieces[0][0]),
         )
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> ChatChoice:
@@ -100,7 +103,7 @@ class ChatFormat(Format):
             finish_reason=reason,
         )
         if self.job.return_token_ids:
-            choice.token_ids = [piece.token for piece in pieces]
+            choice.token_ids = [piece.token for piece in pieces if piece.token is not None]
         return choice
 
     def _read(self, index: int, piece: Piece) -> MessageDelta:
@@ -158,6 +161,14 @@ class ChatFormat(Format):
     def _prompt(self) -> dict[str, list[int]]:
         return {"prompt_token_ids": self.job.prompts[0]} if self.job.return_token_ids else {}
 
+    def _scores(self, piece: Piece) -> dict[str, PromptLogprobs]:
+        """The prompt's log-probabilities, which come with the first piece of a choice and are told once."""
+        top = self.job.prompt_logprobs
+        if top is None or self._scored:
+            return {}
+        self._scored = True
+        return {"prompt_logprobs": prompt_logprobs(self.tokenizer, self.job.prompts[0], piece.scores, top)}
+
     def _logprobs(self, pieces: Sequence[Piece]) -> ChatLogprobs | None:
         if not self.job.logprobs:
             return None
@@ -166,6 +177,7 @@ class ChatFormat(Format):
     def _token(self, piece: Piece) -> TokenLogprob:
         logprobs = piece.logprobs
         assert logprobs is not None
+        assert piece.token is not None
         likeliest = zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True)
         return TokenLogprob(
             **self._entry(piece.token, logprobs.chosen),

@@ -14,7 +14,7 @@ from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
-from service.api.logprobs import finite
+from service.api.logprobs import finite, prompt_logprobs
 from service.api.requests import Job, completion_job
 from service.api.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
 from service.api.schemas.requests import CompletionBody
@@ -38,24 +38,32 @@ class CompletionFormat(Format):
 
     def __init__(self, job: Job, context: Context) -> None:
         super().__init__(job, context)
+        self._told = [False] * len(job.choices)
         self._logprobs = [LogprobsWriter(self.tokenizer, request.skip_special_tokens) for request in job.choices]
 
     def opening(self, usage: Usage | None) -> Iterator[Completion]:
         for index, echo in enumerate(self.job.echo):
-            if echo or self.job.return_token_ids:
-                yield self._chunk(self._choice(index, echo, [], first=True), usage)
+            # An echo with log-probabilities comes with the first piece, which has them.
+            text = "" if self.job.scores_echo else echo
+            if text or self.job.return_token_ids:
+                yield self._chunk(self._choice(index, text, [], first=True), usage)
 
     def chunk(self, index: int, piece: Piece, usage: Usage | None) -> Completion | None:
         if not (piece.text or self.tells(piece)):
             return None
-        return self._chunk(self._choice(index, piece.text, [piece]), usage)
+        first = not self._told[index]
+        self._told[index] = True
+        echo = self.job.echo[index] if first and self.job.scores_echo else ""
+        return self._chunk(self._choice(index, echo + piece.text, [piece], scored=first), usage)
 
     def closing(self, usage: Usage) -> Completion:
         return self._envelope([], {"usage": usage})
 
     def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage) -> Completion:
         choices = [
-            self._choice(index, self.job.echo[index] + "".join(piece.text for piece in own), own, first=True)
+            self._choice(
+                index, self.job.echo[index] + "".join(piece.text for piece in own), own, first=True, scored=True
+            )
             for index, own in enumerate(pieces)
         ]
         return self._envelope(choices, {"usage": usage})
@@ -68,17 +76,27 @@ class CompletionFormat(Format):
             id=self.id, object="text_completion", created=self.created, model=self.model, choices=choices, **counts
         )
 
-    def _choice(self, index: int, text: str, pieces: Sequence[Piece], first: bool = False) -> CompletionChoice:
+    def _choice(
+        self, index: int, text: str, pieces: Sequence[Piece], first: bool = False, scored: bool = False
+    ) -> CompletionChoice:
+        """The next part of a choice: with the prompt's ids if it is the `first`, and with its scores if `scored`."""
+        prompt = self.job.choices[index].prompt
+        logprobs = None
+        if self.job.logprobs and pieces:
+            writer = self._logprobs[index]
+            logprobs = writer.empty()
+            if scored and self.job.scores_echo:
+                writer.write_prompt(logprobs, self.job.echo[index], prompt, pieces[0].scores)
+            writer.write(logprobs, pieces)
         choice = CompletionChoice(
-            index=index,
-            text=text,
-            logprobs=self._logprobs[index].write(pieces) if self.job.logprobs and pieces else None,
-            finish_reason=pieces[-1].finish_reason if pieces else None,
+            index=index, text=text, logprobs=logprobs, finish_reason=pieces[-1].finish_reason if pieces else None
         )
         if self.job.return_token_ids:
-            choice.token_ids = [piece.token for piece in pieces]
+            choice.token_ids = [piece.token for piece in pieces if piece.token is not None]
             if first:
-                choice.prompt_token_ids = self.job.choices[index].prompt
+                choice.prompt_token_ids = prompt
+        if scored and self.job.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(self.tokenizer, prompt, pieces[0].scores, self.job.prompt_logprobs)
         return choice
 
 
@@ -91,19 +109,34 @@ class LogprobsWriter:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def write(self, pieces: Sequence[Piece]) -> CompletionLogprobs:
-        """The entries of the next pieces; `text_offset` is the character of the completion at which a token begins."""
-        entries = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    def empty(self) -> CompletionLogprobs:
+        """Lists without entries. An entry's `text_offset` is the character of the text at which its token begins."""
+        return CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+
+    def write(self, entries: CompletionLogprobs, pieces: Sequence[Piece]) -> None:
+        """Add the entries of the next pieces."""
         for piece in pieces:
-            if piece.logprobs is None:
-                continue
-            entries.tokens.append(self._name(piece.token))
-            entries.token_logprobs.append(finite(piece.logprobs.chosen))
-            entries.top_logprobs.append(self._likeliest(piece.token, piece.logprobs))
-            entries.text_offset.append(self._offset)
-            if not (self._skip_special and self._tokenizer.is_special(piece.token)):
-                self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(piece.token)))
-        return entries
+            if piece.token is not None and piece.logprobs is not None:
+                hidden = self._skip_special and self._tokenizer.is_special(piece.token)
+                self._add(entries, piece.token, piece.logprobs, hidden=hidden)
+
+    def write_prompt(
+        self, entries: CompletionLogprobs, echo: str, prompt: Sequence[int], scores: Sequence[TokenLogprobs]
+    ) -> None:
+        """Add the entries of the prompt that the text begins with; its first token has no log-probability."""
+        for token, logprobs in zip(prompt, [None, *scores], strict=True):
+            # The text of a prompt lacks the special tokens that were put before it.
+            spelt = self._tokenizer.special_text(token)
+            hidden = spelt is not None and not echo.startswith(spelt, self._offset)
+            self._add(entries, token, logprobs, hidden=hidden)
+
+    def _add(self, entries: CompletionLogprobs, token: int, logprobs: TokenLogprobs | None, *, hidden: bool) -> None:
+        entries.tokens.append(self._name(token))
+        entries.token_logprobs.append(None if logprobs is None else finite(logprobs.chosen))
+        entries.top_logprobs.append(None if logprobs is None else self._likeliest(token, logprobs))
+        entries.text_offset.append(self._offset)
+        if not hidden:
+            self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token)))
 
     def _likeliest(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
         """Log-probabilities by name. Tokens may share a name: the chosen token then wins, or else the likeliest."""

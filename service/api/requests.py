@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import ModelLimits, SamplingParams
+from model.contract import ModelLimits, SamplingParams, Wanted
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
@@ -23,6 +23,7 @@ from service.api.schemas.requests import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingBody,
     GenerationBody,
     Message,
     TokenizeBody,
@@ -68,6 +69,10 @@ class Job:
     continuous_usage: bool
     return_token_ids: bool
     logprobs: bool
+    prompt_logprobs: int | None
+    """Number of likeliest tokens to report beside each prompt token; None: nothing is reported of the prompt."""
+    scores_echo: bool
+    """Whether the echoed prompt has log-probabilities too."""
     message: MessageForm = field(default_factory=MessageForm)
     """Form of a chat's answers."""
 
@@ -80,8 +85,8 @@ class Job:
 async def completion_job(body: CompletionBody, context: JobContext, envelope: Envelope) -> Job:
     """A completion request as a job. Raises ApiError."""
     _check_shared(body, context, envelope.record)
-    if body.echo and body.logprobs is not None:
-        raise _refusal("echo", "is not supported together with logprobs")
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        raise _refusal("max_tokens", "0 generates nothing; it goes with echo or prompt_logprobs")
     _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
 
     prompts = _prompt_list(body.prompt)
@@ -98,6 +103,7 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         logprobs=body.logprobs,
+        scores_echo=body.echo and body.logprobs is not None,
     )
 
 
@@ -128,6 +134,28 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         message=message_form(body, context.template, context.tokenizer, encoded),
     )
+
+
+async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Envelope) -> list[GenerationRequest]:
+    """The inputs of an embedding request as generations without tokens. Raises ApiError."""
+    _check_fields(body, context, envelope.record)
+    context.check_model(body.model)
+    prompts = _prompt_list(body.input)
+    _check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
+    encoded = [await _encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
+    _check_prompts("input", encoded, context)
+    lengths = [_resolve_length(len(prompt), 0, None, context.client.limits, param="input") for prompt in encoded]
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            params=SamplingParams(max_tokens=length),
+            cache_salt=_cache_salt(body, context, envelope.caller),
+            caller=envelope.caller,
+            patience=envelope.patience,
+            wanted=Wanted(pooling=body.pooling),
+        )
+        for prompt, length in zip(encoded, lengths, strict=True)
+    ]
 
 
 async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
@@ -297,6 +325,7 @@ def _check_shared(body: GenerationBody, context: JobContext, record: RequestReco
     if "" in stop:
         raise _refusal("stop", "has an empty string")
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
+    _check_at_most("prompt_logprobs", body.prompt_logprobs, settings.max_logprobs, "tokens")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
 
 
@@ -316,6 +345,7 @@ def _job(
     max_tokens: int | None,
     default_max_tokens: int | None,
     logprobs: int | None,
+    scores_echo: bool = False,
     message: MessageForm | None = None,
 ) -> Job:
     message = message or MessageForm()
@@ -327,6 +357,7 @@ def _job(
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     grammar = grammar_of(body, context.settings.max_grammar)
+    scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
@@ -363,6 +394,7 @@ def _job(
             caller=envelope.caller,
             patience=envelope.patience,
             grammar=grammar,
+            wanted=Wanted(prompt_logprobs=max(scored, default=None)),
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(body.n)
@@ -377,6 +409,8 @@ def _job(
         continuous_usage=options is not None and options.continuous_usage_stats,
         return_token_ids=body.return_token_ids,
         logprobs=logprobs is not None,
+        prompt_logprobs=body.prompt_logprobs,
+        scores_echo=scores_echo,
         message=message,
     )
 
@@ -387,7 +421,7 @@ def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> Samp
     return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
 
 
-def _cache_salt(body: GenerationBody, context: JobContext, caller: str) -> str:
+def _cache_salt(body: GenerationBody | EmbeddingBody, context: JobContext, caller: str) -> str:
     """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
     salt = body.cache_salt or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
@@ -397,7 +431,9 @@ def _given(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits: ModelLimits) -> int:
+def _resolve_length(
+    prompt: int, wanted: int | None, default: int | None, limits: ModelLimits, param: str = "prompt"
+) -> int:
     """Number of tokens to generate after a prompt of `prompt` tokens. Raises ApiError if they do not fit."""
     room = limits.capacity
     reason = (
@@ -406,12 +442,12 @@ def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits
         else f"the server's KV cache, which holds {room} tokens"
     )
     if prompt == 0:
-        raise _refusal("prompt", "has no tokens")
-    if prompt >= room:
+        raise _refusal(param, "has no tokens")
+    if prompt > room or (prompt == room and wanted != 0):
         raise ApiError(
             400,
             f"The prompt of {prompt} tokens leaves no room for a completion in {reason}.",
-            param="prompt",
+            param=param,
             code="context_length_exceeded",
         )
     if wanted is not None and prompt + wanted > room:
@@ -421,7 +457,7 @@ def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits
             param="max_tokens",
             code="context_length_exceeded",
         )
-    return wanted or min(room - prompt, default or room)
+    return min(room - prompt, default or room) if wanted is None else wanted
 
 
 def _stop_strings(body: GenerationBody) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class Timeline:
         self.last_token = now
         self.tokens += 1
         if finish_reason is not None:
-            self._end(finish_reason)
+            self.end(finish_reason)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -59,9 +59,10 @@ class Timeline:
             self.finish_reason = "refused"
         elif self.finish_reason is None:
             # An exit without an error, or by a cancellation (which is no Exception), means that the client left.
-            self._end("error" if isinstance(error, Exception) else "abort")
+            self.end("error" if isinstance(error, Exception) else "abort")
 
-    def _end(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
+        """Note that the completion has ended, without a further token."""
         self.finish_reason = reason
         metrics, times = self._metrics, self.times
         metrics.count_completion(reason)

@@ -249,3 +249,33 @@ def headlight(*arguments: str, input: str | None = None) -> subprocess.Completed
     return subprocess.run(
         command, input=input, capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False
     )
+
+
+def test_an_echos_log_probabilities_are_those_of_the_tokens_drawn(client: OpenAI) -> None:
+    """As evaluation harnesses ask: the text again, with its log-probabilities."""
+    asked = {"model": MODEL, "temperature": 0}
+    drawn = client.completions.create(**asked, prompt="The capital of France is", max_tokens=8, logprobs=0)
+    echo = client.completions.create(
+        **asked, prompt="The capital of France is" + drawn.choices[0].text, max_tokens=1, logprobs=0, echo=True
+    )
+    assert drawn.choices[0].logprobs
+    assert echo.choices[0].logprobs
+    expected = drawn.choices[0].logprobs.token_logprobs
+    found = echo.choices[0].logprobs.token_logprobs
+    assert expected
+    assert found
+    assert found[0] is None
+    assert found[-1 - len(expected) : -1] == pytest.approx(expected, abs=0.05)
+
+
+def test_embeddings_tell_subjects_apart(client: OpenAI) -> None:
+    texts = ["The cat sat on the mat.", "A kitten is lying on a rug.", "Interest rates rose by half a percent."]
+    answer = client.embeddings.create(model=MODEL, input=texts)
+    cat, kitten, rates = (entry.embedding for entry in answer.data)
+    assert len(cat) == 576
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    assert cosine(cat, cat) == pytest.approx(1, abs=1e-3)
+    assert cosine(cat, kitten) > cosine(cat, rates)

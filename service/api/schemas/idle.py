@@ -67,7 +67,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "priority": (0,),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
     "reasoning": (),
     "reasoning_details": ([],),
     "refusal": (),

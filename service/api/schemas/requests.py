@@ -298,6 +298,11 @@ class GenerationBody(Labels):
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
     stream: bool = Field(False, description="Answer with server-sent events, a token at a time.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    prompt_logprobs: Integer | None = Field(
+        None,
+        ge=0,
+        description="Report the log-probability and rank of each prompt token, and this many likeliest tokens beside.",
+    )
     return_token_ids: bool = Field(False, description="Also return the ids of the prompt's and completion's tokens.")
     response_format: ResponseFormat | None = Field(
         None,
@@ -320,9 +325,34 @@ class CompletionBody(GenerationBody):
     )
 
     prompt: Prompt = Field(description="Text, whose special tokens are honoured, or token ids; one or several.")
+    max_tokens: Integer | None = Field(
+        None, ge=0, le=2**31 - 1, description="Tokens to generate at most; 0 only with echo or prompt_logprobs."
+    )
     logprobs: Integer | None = Field(None, ge=0, description="Report this many likeliest tokens beside each token.")
-    echo: bool = Field(False, description="Put the prompt before the completion; not with logprobs.")
+    echo: bool = Field(
+        False, description="Put the prompt before the completion; with logprobs, its log-probabilities as well."
+    )
     add_special_tokens: bool = Field(True, description="Begin a text prompt as the model expects (BOS).")
+
+
+class EmbeddingBody(Labels):
+    """A request for the embeddings of one or several texts: pooled hidden rows of the model's last layer."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["The capital of France", "A recipe"]}]})
+    elsewhere = ELSEWHERE
+
+    model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
+    input: Prompt = Field(description="Text, whose special tokens are honoured, or token ids; one or several.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Numbers, or little-endian float32 in base64."
+    )
+    dimensions: Integer | None = Field(None, ge=1, description="Keep this many leading numbers of each embedding.")
+    pooling: Literal["mean", "last", "first"] = Field("mean", description="The hidden rows that make up an embedding.")
+    normalize: bool = Field(True, description="Scale each embedding to length 1, after its dimensions are cut.")
+    add_special_tokens: bool = Field(True, description="Begin a text as the model expects (BOS).")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
+    )
 
 
 class TextPart(Body):
@@ -534,7 +564,7 @@ KNOWN = frozenset({*UNSUPPORTED, "reasoning_content", "tool_call_id", "tool_call
     *(
         body.model_fields.keys() - Labels.model_fields.keys()
         for body in (
-            *(CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables),
+            *(CompletionBody, ChatBody, EmbeddingBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables),
             *(ResponseFormat, StructuredOutputs),
         )
     )

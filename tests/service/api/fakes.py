@@ -4,9 +4,11 @@ import asyncio
 import json
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -15,7 +17,7 @@ import httpx
 from fastapi import FastAPI
 
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
-from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs, Wanted
+from model.contract import NOTHING, Array, ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs, Wanted
 from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
@@ -116,7 +118,6 @@ class FakeStream:
 
     caller: str
     patience: float | None
-    wanted: Wanted
     grammar: Grammar | None
 
     def __init__(
@@ -126,7 +127,9 @@ class FakeStream:
         params: SamplingParams,
         cache_salt: str,
         ended: Callable[[], object],
+        wanted: Wanted,
     ) -> None:
+        self.wanted = wanted
         self._ended = ended
         self.prompt, self.params, self.cache_salt = prompt, params, cache_salt
         self.finished = self.cancelled = False
@@ -134,7 +137,7 @@ class FakeStream:
         self.gate = asyncio.Event()
         self.gate.set()
         self._client = client
-        self._deltas = client.script(params)
+        self._deltas = chain(client.news_of_prompt(prompt, params, wanted), client.script(params))
 
     def cancel(self) -> None:
         self.cancelled = self.cancelled or not self.finished
@@ -192,11 +195,22 @@ class FakeClient:
     ) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
-        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended))
+        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended, wanted))
         self.streams[-1].caller, self.streams[-1].patience = caller, patience
-        self.streams[-1].wanted = wanted
         self.streams[-1].grammar = grammar
         return self.streams[-1]
+
+    def news_of_prompt(self, prompt: list[int], params: SamplingParams, wanted: Wanted) -> Iterator[Delta]:
+        """Two chunks of the prompt, if something is wanted of it, and the end if nothing is to be generated."""
+        top = wanted.prompt_logprobs
+        scores = [] if top is None else [fake_logprobs(token, top) for token in prompt[1:]]
+        pooled = None if wanted.pooling is None else EMBEDDING
+        if scores or pooled:
+            yield Delta(0, [], None, scores=scores[:1], pooled=pooled, times=TIMES)
+        if not params.max_tokens:
+            yield Delta(0, [], None, "length", self.cached_tokens, scores=scores[1:], pooled=pooled, times=TIMES)
+        elif scores[1:]:
+            yield Delta(0, [], None, scores=scores[1:], times=TIMES)
 
     def script(self, params: SamplingParams) -> Iterator[Delta]:
         """The text again and again, until an end token is due or max_tokens are."""
@@ -224,9 +238,12 @@ class FakeClient:
         return self.streams[-1].params
 
 
+EMBEDDING = Array((4,), struct.pack("<4f", 3, 0, 4, 0))
+
+
 def fake_logprobs(token: int, count: int) -> TokenLogprobs:
     top = [(token + index) % 256 for index in range(count)]
-    return TokenLogprobs(-0.5, top, [-0.5 - index for index in range(count)])
+    return TokenLogprobs(-0.5, top, [-0.5 - index for index in range(count)], 1)
 
 
 @dataclass

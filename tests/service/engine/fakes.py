@@ -118,7 +118,7 @@ class FakeRunner:
         self._drawn += zip(chunk.draws, tokens, strict=True)
         asked = [draw.params.logprobs is not None for draw in chunk.draws]
         logprobs = [
-            TokenLogprobs(-float(token), [token], [-float(token)]) if asks else None
+            TokenLogprobs(-float(token), [token], [-float(token)], 1) if asks else None
             for asks, token in zip(asked, tokens, strict=True)
         ]
         return ChunkResult(tokens, logprobs, self._scores(chunk))
@@ -129,7 +129,7 @@ class FakeRunner:
             return ()
         known = [*chunk.tokens[1:], *([] if chunk.next is None else [chunk.next])]
         return [
-            TokenLogprobs(float(chunk.start + index + 1), [known[index]], [0.0])
+            TokenLogprobs(float(chunk.start + index + 1), [known[index]], [0.0], 1)
             for index in range(chunk.scores.first, len(known))
         ]
 

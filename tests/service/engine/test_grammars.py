@@ -137,7 +137,7 @@ def test_neighbours_in_a_batch_get_what_each_gets_alone(blocks: int, lookahead: 
     ]
     core = fake_core(blocks, lookahead)
     together = run(core, messages)
-    assert (core.stats().preemptions > 0) == (blocks == 16)
+    assert (core.stats().totals.preemptions > 0) == (blocks == 16)
     for message in messages:
         alone = run(fake_core(64, lookahead), [message])
         assert outcome(together[message.id]) == outcome(alone[message.id])

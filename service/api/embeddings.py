@@ -1,0 +1,91 @@
+"""POST /v1/embeddings: texts, or token ids, as vectors."""
+
+import base64
+from collections.abc import Sequence
+from contextlib import aclosing
+from uuid import uuid4
+
+import numpy as np
+from fastapi import APIRouter
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+
+from model.contract import Array
+from service.api.answers import observed, open_generations
+from service.api.bodies import EngineRoute
+from service.api.context import Context, Served
+from service.api.envelope import envelope_of
+from service.api.errors import REFUSALS, ApiError
+from service.api.observe import CLIENT_CLOSED_REQUEST
+from service.api.requests import embedding_job
+from service.api.schemas.answers import Embedding, Embeddings, EmbeddingUsage
+from service.api.schemas.requests import EmbeddingBody
+from service.api.sse import ClientLeft, while_connected
+from service.generation import Generation, GenerationRequest
+from service.observability.record import RequestRecord
+
+router = APIRouter(tags=["embeddings"], route_class=EngineRoute)
+
+
+@router.post("/v1/embeddings", response_model=Embeddings, responses=REFUSALS, summary="Embed texts")
+async def create_embeddings(body: EmbeddingBody, request: Request, context: Served) -> Response:
+    """Pools the hidden rows of each input, beside whatever else is generated."""
+    envelope = envelope_of(request, context.settings)
+    inputs = await embedding_job(body, context, envelope)
+    envelope.record.id, envelope.record.n = f"embd-{uuid4().hex}", len(inputs)
+    try:
+        vectors = await while_connected(request.receive, _embed(context, inputs, envelope.record))
+    except ClientLeft:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    tokens = sum(len(one.prompt) for one in inputs)
+    answer = Embeddings(
+        object="list",
+        model=context.model_name,
+        data=[
+            Embedding(object="embedding", index=index, embedding=_written(_finished(vector, body), body))
+            for index, vector in enumerate(vectors)
+        ],
+        usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _embed(
+    context: Context, inputs: Sequence[GenerationRequest], record: RequestRecord
+) -> list[NDArray[np.float32]]:
+    with open_generations(context, inputs, record) as generations:
+        async with aclosing(observed(record, generations)) as pieces:
+            async for _ in pieces:
+                pass
+        return [_pooled(generation) for generation in generations]
+
+
+def _pooled(generation: Generation) -> NDArray[np.float32]:
+    """The whole embedding [hidden], from its parts."""
+    total: NDArray[np.float32] = np.sum([to_numpy(part) for part in generation.pooled], axis=0)
+    count = len(generation.request.prompt) if generation.request.wanted.pooling == "mean" else 1
+    return total / np.float32(count)
+
+
+def _finished(vector: NDArray[np.float32], body: EmbeddingBody) -> NDArray[np.float32]:
+    """An embedding cut to the wanted dimensions and scaled. Raises ApiError."""
+    if body.dimensions is not None and body.dimensions > len(vector):
+        raise ApiError(
+            400, f"dimensions: {body.dimensions} are more than the model's {len(vector)}.", param="dimensions"
+        )
+    vector = vector[: body.dimensions]
+    length = np.linalg.norm(vector)
+    return vector / length if body.normalize and length > 0 else vector
+
+
+def _written(vector: NDArray[np.float32], body: EmbeddingBody) -> list[float] | str:
+    if body.encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+def to_numpy(array: Array) -> NDArray[np.float32]:
+    """The array's numbers, in its shape."""
+    return np.frombuffer(array.data, "<f4").reshape(*array.shape)
