@@ -27,7 +27,8 @@ from service.api.schemas.requests import (
     Message,
     TokenizeBody,
 )
-from service.api.tools import check_tools, message_form, told_tools
+from service.api.tools import answer_form, check_tools, told_tools
+from service.engine.messages import Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.chat import TemplateError
@@ -98,6 +99,7 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         logprobs=body.logprobs,
+        grammar=grammar_of(body, context.settings.max_grammar),
     )
 
 
@@ -116,7 +118,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         add_special_tokens=body.add_special_tokens,
     )
     _check_prompts("messages", [encoded], context)
-    assert context.template is not None
+    message, grammar = answer_form(body, context, encoded)
     return _job(
         body,
         context,
@@ -126,7 +128,8 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         max_tokens=_given(body.max_completion_tokens, body.max_tokens),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        message=message_form(body, context.template, context.tokenizer, encoded),
+        grammar=grammar,
+        message=message,
     )
 
 
@@ -316,6 +319,7 @@ def _job(
     max_tokens: int | None,
     default_max_tokens: int | None,
     logprobs: int | None,
+    grammar: Grammar | None,
     message: MessageForm | None = None,
 ) -> Job:
     message = message or MessageForm()
@@ -326,7 +330,6 @@ def _job(
     top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
-    grammar = grammar_of(body, context.settings.max_grammar)
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")

@@ -402,7 +402,9 @@ class Function(Body):
     parameters: Annotated[dict[str, Any], BeforeValidator(_check_nesting)] | None = Field(
         None, description="JSON schema of its arguments."
     )
-    strict: bool | None = Field(None, description="Whether arguments always fit the schema; true is not supported yet.")
+    strict: bool | None = Field(
+        None, description="Whether the arguments have to fit the schema; tokens that would break it are not drawn."
+    )
 
 
 class Tool(Body):
@@ -484,8 +486,8 @@ class ChatBody(GenerationBody):
     tools: Tools = Field(default_factory=list, description="Functions that the model may call.")
     tool_choice: ToolChoice | None = Field(
         None,
-        description="auto, the default, lets the model choose; with none it is not told of the tools. required, and a "
-        "function that has to be called, are not supported yet.",
+        description="auto, the default, lets the model choose; with none it is not told of the tools. With "
+        "required, or a function that has to be called, no tokens are drawn but those of calls that fit their schemas.",
     )
     parallel_tool_calls: bool = Field(
         True, description="Whether there may be several calls; else the first one ends it."
