@@ -228,7 +228,10 @@ def _turn(message: Message) -> dict[str, Any]:
         "content": "".join(part.text for part in parts) if parts else message.content,
     }
     if message.tool_calls:
-        turn["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+        turn["tool_calls"] = [
+            call.model_dump(exclude_none=True, exclude={"index": True, "function": {"parsed_arguments"}})
+            for call in message.tool_calls
+        ]
     told = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
     return turn | {name: value for name, value in told.items() if value is not None}
 

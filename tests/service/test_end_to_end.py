@@ -172,10 +172,8 @@ def test_a_call_that_has_to_be_made_is_made_and_valid(
     [answer] = completion.choices
     assert answer.finish_reason == "tool_calls"
     [call] = answer.message.tool_calls or []
-    [schema] = [
-        one["function"]["parameters"] for one in (WEATHER, TIME) if one["function"]["name"] == call.function.name
-    ]
-    jsonschema.validate(json.loads(call.function.arguments), schema)
+    schemas = {one["function"]["name"]: one["function"]["parameters"] for one in (WEATHER, TIME)}
+    jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
     assert choice == "required" or call.function.name == "get_time"
     history = [*QUESTION, answer.message.model_dump(exclude_none=True)]
     history.append({"role": "tool", "tool_call_id": call.id, "content": "noon"})

@@ -341,6 +341,8 @@ Content = Annotated[
 ]
 
 
+_PARSED = "What the openai package made of"
+
 FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -349,6 +351,7 @@ class FunctionCall(Body):
 
     name: FunctionName
     arguments: str = Field("", description="JSON, if the model wrote it so.")
+    parsed_arguments: Any = Field(None, description=f"{_PARSED} the arguments. It changes nothing.")
 
 
 class ToolCall(Body):
@@ -357,6 +360,7 @@ class ToolCall(Body):
     id: Label | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Integer | None = Field(None, description="Its place in the stream that it came in; it changes nothing.")
 
 
 class Message(Body):
@@ -371,6 +375,7 @@ class Message(Body):
     )
     tool_call_id: Label | None = Field(None, description="The call that a tool's message is the result of.")
     reasoning_content: str | None = Field(None, description="The assistant's reasoning; for the chat template.")
+    parsed: Any = Field(None, description=f"{_PARSED} the content. It changes nothing.")
     name: str | None = Field(None, min_length=1, max_length=256, description="Who speaks; for the chat template.")
     id: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
     cache_control: CacheControl | None = Field(None, description="A hint that changes nothing.")

@@ -239,10 +239,19 @@ async def test_tools_are_refused_where_the_form_is_unknown() -> None:
 
 @pytest.mark.parametrize("route", ["/v1/chat/completions", "/tokenize"])
 async def test_the_template_is_told_of_tools_and_of_calls(route: str) -> None:
-    calls = [{"id": "a1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}]
+    calls: list[dict[str, Any]] = [
+        {"id": "a1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+    ]
+    parsed = {"index": 0, "function": calls[0]["function"] | {"parsed_arguments": {}}}
     messages = [
         *HI,
-        {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "hm"},
+        {
+            "role": "assistant",
+            "content": None,
+            "parsed": {},
+            "tool_calls": [calls[0] | parsed],
+            "reasoning_content": "hm",
+        },
         {"role": "tool", "tool_call_id": "a1", "content": [{"type": "text", "text": "noon"}]},
         {"role": "function", "name": "get_time", "content": "one"},
         {"role": "assistant", "content": "One.", "tool_calls": []},

@@ -237,7 +237,7 @@ def test_arguments_are_objects_or_text_as_the_template_wants_them() -> None:
         assert written(source, '{"a":"é"}') == 'f {"a":"é"}'
     # Whatever is no object stays as it is.
     for wrong in ('{"a":', "[1]", "[" * 100_000, '{"a":' * 200 + "1" + "}" * 200, "9" * 5000):
-        assert written(WRITES_OBJECTS, wrong) == '<tool_call>{"name": "f", "arguments": %s}' % json.dumps(wrong)
+        assert written(WRITES_OBJECTS, wrong) == f'<tool_call>{{"name": "f", "arguments": {json.dumps(wrong)}}}'
 
 
 def test_calls_and_results_never_make_a_special_token() -> None:
