@@ -316,7 +316,12 @@ class CompletionBody(GenerationBody):
     """A request to continue one or several texts."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}]}
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
+                {"prompt": "The capital of France is ", "structured_outputs": {"choice": ["Paris", "Rome"]}},
+            ]
+        }
     )
 
     prompt: Prompt = Field(description="Text, whose special tokens are honoured, or token ids; one or several.")
@@ -482,6 +487,21 @@ class ChatBody(GenerationBody):
                         }
                     ],
                     "tool_choice": "auto",
+                },
+                {
+                    "messages": [{"role": "user", "content": "Where and when was Ada Lovelace born?"}],
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {
+                            "name": "birth",
+                            "schema": {
+                                "type": "object",
+                                "properties": {"place": {"type": "string"}, "year": {"type": "integer"}},
+                                "required": ["place", "year"],
+                                "additionalProperties": False,
+                            },
+                        },
+                    },
                 },
             ]
         }

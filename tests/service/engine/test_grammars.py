@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 
 from model.contract import SamplingParams
 from model.runner import ModelRunner
 from service.engine.core import EngineCore
+from service.engine.grammar_source import GrammarError
+from service.engine.grammars import Grammars
 from service.engine.messages import Cancel, Delta, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner
@@ -186,6 +189,9 @@ def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
         assert [entry.chosen for entry in logprobs] == pytest.approx([entry.chosen for entry in alone[2]], abs=1e-4)
 
 
+DOUBLING = 'root ::= r0\nr2000 ::= "x"\n' + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(2000))
+
+
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
@@ -203,7 +209,10 @@ def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
         (json_grammar('{"items":' * 1000 + "{}" + "}" * 1000), "recursion"),
         (regex("["), "unclosed"),
         (regex("(" * 30_000 + "a" + ")" * 30_000), ""),
-        (regex("(a{1000}){1000}"), "too many"),
+        (regex("(a{1000}){1000}"), "too complex"),
+        (regex("(a|b|ab)*" * 5000), "too complex"),
+        (json_grammar({"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}), "too complex"),
+        (Grammar("grammar", DOUBLING, "g"), "too complex"),
         (Grammar("grammar", "start: foo", "g"), "foo"),
         (Grammar("grammar", "start: start", "g"), "no text fits"),
         (Grammar("grammar", "start: " + "(" * 5000 + '"a"' + ")" * 5000, "g"), "nested"),
@@ -218,6 +227,35 @@ def test_what_cannot_be_followed_is_refused_in_time(grammar: Grammar, reason: st
     began = time.monotonic()
     assert reason in refusal(grammar)
     assert time.monotonic() - began < 10
+
+
+def test_ten_thousand_schemas_leave_little_behind() -> None:
+    grammars = Grammars(lambda: JSON_WORDS, JSON_WORDS.vocab_size)
+    assert grammars.guide(json_grammar({})).mask
+    process = psutil.Process()
+    used = process.memory_info().rss
+    for number in range(10_000):
+        properties = {f"p{number}": {"type": "string", "maxLength": number % 50}, "b": {"enum": [number, "x"]}}
+        assert grammars.guide(json_grammar({"type": "object", "properties": properties, "required": ["b"]})).mask
+    assert process.memory_info().rss - used < 200 * 2**20
+    assert sum(child.memory_info().rss for child in process.children()) < 500 * 2**20
+
+
+def test_a_grammar_after_one_that_was_too_complex_compiles() -> None:
+    grammars = Grammars(lambda: LETTERS, 8)
+    too_complex, plain = grammars.guide(regex("(a{1000}){1000}")), grammars.guide(regex("a"))
+    assert plain.mask == b"\x01\x00\x00\x00"
+    assert isinstance(too_complex.failure, GrammarError)
+
+
+def test_plain_requests_go_on_while_a_grammar_compiles() -> None:
+    core = fake_core()
+    core.submit(ask(0, Grammar("grammar", DOUBLING, "g")))
+    core.submit(ask(1, None, max_tokens=30, stop_token_ids=()))
+    ended: list[int] = []
+    while report := core.step():
+        ended += [delta.id for delta in report.deltas if delta.finish_reason]
+    assert ended == [1, 0]
 
 
 def test_a_grammar_that_cannot_be_followed_ends_alone() -> None:
