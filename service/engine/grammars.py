@@ -43,16 +43,29 @@ class Vocabulary(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]: ...
 
 
+@dataclass(slots=True)
+class _Compiled:
+    """A grammar in llguidance's form, for the tokens of a tokenizer."""
+
+    source: str
+    tokenizer: LLTokenizer
+    seconds: float
+    """Time in which it was compiled."""
+    worn: bool = False
+    """Whether its matchers cannot go on. All copies of a matcher fill one table of states, which is bounded."""
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     """A place in a grammar, and the mask of the tokens that may come next."""
 
+    grammar: _Compiled
     matcher: LLMatcher
     mask: bytes
-    shared: bool
-    """Whether other requests begin with the same matcher, so that it must be copied before it moves on."""
-    seconds: float = 0.0
-    """Time in which a grammar was compiled."""
+    beginning: bool = False
+    """Whether other requests begin here, so that the matcher must be copied before it moves on."""
+    alone: bool = False
+    """Whether the matcher has a table of states of its own."""
 
 
 class Guide:
@@ -66,6 +79,7 @@ class Guide:
         self.field = field
         self._state = start
         self._pool = pool
+        self._drawn: list[int] = []
 
     @property
     def pending(self) -> "Future[_State]":
@@ -97,7 +111,8 @@ class Guide:
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Move on by drawn tokens, and begin the mask of the draw after them."""
-        self._state = self._pool.submit(_advance, self._state.result(), tokens)
+        self._drawn += tokens
+        self._state = self._pool.submit(_advance, self._state.result(), tokens, self._drawn)
 
 
 class Grammars:
@@ -117,7 +132,7 @@ class Grammars:
     def guide(self, grammar: Grammar) -> Guide:
         """The beginning of a grammar, which is compiled in a thread unless it is known."""
         key = grammar.kind, grammar.source
-        if key not in self._kept:
+        if key not in self._kept or _worn(self._kept[key]):
             self._kept[key] = self._compilers.submit(_compile, grammar, self._tokenizer, self._trial)
         self._kept.move_to_end(key)
         start = self._kept[key]
@@ -127,10 +142,20 @@ class Grammars:
         return Guide(grammar.field, start, self._maskers)
 
 
+def _result(start: "Future[_State]") -> _Compiled | None:
+    """The grammar that a thread has compiled; None if it is not done, or has failed."""
+    succeeded = start.done() and not start.cancelled() and start.exception() is None
+    return start.result().grammar if succeeded else None
+
+
 def _seconds(start: "Future[_State]") -> float:
-    """Time in which a grammar was compiled, if it was."""
-    compiled = start.done() and not start.cancelled() and start.exception() is None
-    return start.result().seconds if compiled else 0.0
+    grammar = _result(start)
+    return 0.0 if grammar is None else grammar.seconds
+
+
+def _worn(start: "Future[_State]") -> bool:
+    grammar = _result(start)
+    return grammar is not None and grammar.worn
 
 
 def wait_for_masks(guides: Sequence[Guide], seconds: float, which: str = ALL_COMPLETED) -> None:
@@ -194,12 +219,27 @@ def _compile(grammar: Grammar, tokenizer: "Future[LLTokenizer]", trial: Trial) -
     began = time.monotonic()
     matcher = compiled(source, tokenizer.result())
     mask = mask_of(matcher)
-    return _State(matcher, mask, shared=True, seconds=time.monotonic() - began)
+    made = _Compiled(source, tokenizer.result(), time.monotonic() - began)
+    return _State(made, matcher, mask, beginning=True)
 
 
-def _advance(state: _State, tokens: Sequence[int]) -> _State:
-    matcher = state.matcher.deep_copy() if state.shared else state.matcher
+def _advance(state: _State, tokens: Sequence[int], drawn: Sequence[int]) -> _State:
+    """The place after newly drawn `tokens`, the last of all that were `drawn`. Raises GrammarError."""
+    try:
+        matcher = state.matcher.deep_copy() if state.beginning else state.matcher
+        return _State(state.grammar, matcher, _mask_after(matcher, tokens), alone=state.alone)
+    except GrammarError:
+        if state.alone:
+            raise
+    # Other requests of the same grammar may have filled the states: only with states of its own is a failure its own.
+    state.grammar.worn = True
+    matcher = compiled(state.grammar.source, state.grammar.tokenizer)
+    return _State(state.grammar, matcher, _mask_after(matcher, drawn), alone=True)
+
+
+def _mask_after(matcher: LLMatcher, tokens: Sequence[int]) -> bytes:
+    """Move a matcher on by drawn tokens; returns the mask of the next draw."""
     for token in tokens:
         matcher.consume_token(token)
         check(matcher)
-    return _State(matcher, mask_of(matcher), shared=False)
+    return mask_of(matcher)

@@ -1,6 +1,8 @@
 """Requests with a grammar get text that fits it, and change nothing for others."""
 
+import itertools
 import json
+import random
 import re
 import time
 from collections.abc import Sequence
@@ -10,12 +12,14 @@ from typing import Any
 import jsonschema
 import psutil
 import pytest
+from llguidance import LLParserLimits
 
 from model.contract import SamplingParams
 from model.runner import ModelRunner
+from service.engine import grammar_source
 from service.engine.core import EngineCore
 from service.engine.grammar_source import GrammarError
-from service.engine.grammars import Grammars
+from service.engine.grammars import Grammars, Guide, wait_for_masks
 from service.engine.messages import Cancel, Delta, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner
@@ -24,6 +28,9 @@ from tests.service.engine.guided import JSON_WORDS, WordVocabulary, schemas
 LETTERS = WordVocabulary([b"a", b"b", b"c", b"ab", b"bc", b"abc", b"d"])
 """As many tokens as the fake runner draws from."""
 END = 7
+
+
+CHARACTERS = WordVocabulary([bytes([byte]) for byte in range(256)])
 
 
 def regex(source: str) -> Grammar:
@@ -99,9 +106,8 @@ def test_every_choice_is_one_of_the_list() -> None:
     "choice", ['say "a"', "a\nb", "back\\slash", "é한🙂", "/a/", "a | b", "\x00", "\u2028", "%import", "<s>", "</s>"]
 )
 def test_a_choice_is_taken_as_it_is_written(choice: str) -> None:
-    words = WordVocabulary([bytes([byte]) for byte in range(256)])
     grammar = Grammar("choice", json.dumps([choice], ensure_ascii=False), "structured_outputs.choice")
-    assert text(run(model_core(words), [ask(0, grammar, stop_token_ids=(256,))])[0], words) == choice
+    assert text(run(model_core(CHARACTERS), [ask(0, grammar, stop_token_ids=(256,))])[0], CHARACTERS) == choice
 
 
 @pytest.mark.parametrize(
@@ -246,6 +252,31 @@ def test_a_grammar_after_one_that_was_too_complex_compiles() -> None:
     too_complex, plain = grammars.guide(regex("(a{1000}){1000}")), grammars.guide(regex("a"))
     assert plain.mask == b"\x01\x00\x00\x00"
     assert isinstance(too_complex.failure, GrammarError)
+
+
+FILLING = "([xyz]{1,50}x[xyz]{1,50}y){30}"
+"""An expression with more states than its table has room for; each request fills a part of the table."""
+CLUSTERS = WordVocabulary(
+    [*(bytes([byte]) for byte in range(256)), *("".join(five).encode() for five in itertools.product("xyz", repeat=5))]
+)
+
+
+def served(guide: Guide, rng: random.Random, most: int) -> int:
+    """Number of tokens that a guide lets pass, chosen at random, up to `most`."""
+    for length in range(most):
+        wait_for_masks([guide], 60)
+        if guide.failure is not None:
+            return length
+        allowed = [token for token in range(256, CLUSTERS.vocab_size) if guide.mask[token // 8] >> token % 8 & 1]
+        guide.advance([rng.choice(allowed)])
+    return most
+
+
+def test_a_grammar_serves_on_when_its_states_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests it has served, each gets what the first got."""
+    monkeypatch.setattr(grammar_source, "_LIMITS", LLParserLimits(max_lexer_states=4000, verbose_errors=False))
+    grammars, rng = Grammars(lambda: CLUSTERS, CLUSTERS.vocab_size), random.Random(0)
+    assert [served(grammars.guide(regex(FILLING)), rng, 9) for _ in range(6)] == [9] * 6
 
 
 def test_plain_requests_go_on_while_a_grammar_compiles() -> None:
