@@ -18,13 +18,18 @@ def grammar_of(body: GenerationBody, most: int) -> Grammar | None:
     grammar, *more = found
     if more:
         raise _refusal(more[0].field, f"cannot be given together with {grammar.field}")
-    if len(grammar.source) > most:
-        problem = f"{len(grammar.source)} characters are more than the {most} that this server allows"
-        raise _refusal(grammar.field, problem)
+    check_grammar(grammar, body, most)
+    return grammar
+
+
+def check_grammar(grammar: Grammar, body: GenerationBody, most: int) -> None:
+    """Refuse a grammar of more than `most` characters, and fields that contradict it. Raises ApiError."""
     for name in ("ignore_eos", "min_tokens"):
         if getattr(body, name):
             raise _refusal(name, f"cannot be given together with {grammar.field}, which says where the completion ends")
-    return grammar
+    if len(grammar.source) > most:
+        problem = f"{len(grammar.source)} characters are more than the {most} that this server allows"
+        raise _refusal(grammar.field, problem)
 
 
 def _of_response_format(given: ResponseFormat | None) -> Iterator[Grammar]:

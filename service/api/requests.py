@@ -28,7 +28,8 @@ from service.api.schemas.requests import (
     Message,
     TokenizeBody,
 )
-from service.api.tools import check_tools, message_form, told_tools
+from service.api.tools import answer_form, check_tools, told_tools
+from service.engine.messages import Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.chat import TemplateError
@@ -104,6 +105,7 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         logprobs=body.logprobs,
         scores_echo=body.echo and body.logprobs is not None,
+        grammar=grammar_of(body, context.settings.max_grammar),
     )
 
 
@@ -122,7 +124,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         add_special_tokens=body.add_special_tokens,
     )
     _check_prompts("messages", [encoded], context)
-    assert context.template is not None
+    message, grammar = answer_form(body, context, encoded)
     return _job(
         body,
         context,
@@ -132,7 +134,8 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         max_tokens=_given(body.max_completion_tokens, body.max_tokens),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        message=message_form(body, context.template, context.tokenizer, encoded),
+        grammar=grammar,
+        message=message,
     )
 
 
@@ -253,7 +256,10 @@ def _turn(message: Message) -> dict[str, Any]:
         "content": "".join(part.text for part in parts) if parts else message.content,
     }
     if message.tool_calls:
-        turn["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+        turn["tool_calls"] = [
+            call.model_dump(exclude_none=True, exclude={"index": True, "function": {"parsed_arguments"}})
+            for call in message.tool_calls
+        ]
     told = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
     return turn | {name: value for name, value in told.items() if value is not None}
 
@@ -345,6 +351,7 @@ def _job(
     max_tokens: int | None,
     default_max_tokens: int | None,
     logprobs: int | None,
+    grammar: Grammar | None,
     scores_echo: bool = False,
     message: MessageForm | None = None,
 ) -> Job:
@@ -356,7 +363,6 @@ def _job(
     top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
-    grammar = grammar_of(body, context.settings.max_grammar)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):

@@ -1,10 +1,16 @@
 """Tools of a chat request: what of them the server can do with this model, and what the model is told of them."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from service.api.context import JobContext
 from service.api.errors import ApiError
+from service.api.grammars import check_grammar, grammar_of
 from service.api.schemas.requests import ChatBody, NamedTool, TokenizeBody, Tool
+from service.engine.messages import Grammar
+from service.text.call_grammar import CallableFunction, CallRule, call_grammar
 from service.text.interface import ChatTemplate, Tokenizer
 from service.text.message import MessageForm
 
@@ -18,15 +24,13 @@ def check_tools(body: ChatBody | TokenizeBody, template: ChatTemplate) -> None:
     for index, tool in enumerate(body.tools):
         if tool.function.name in names[:index]:
             raise _refusal(f"tools[{index}].function.name", "is the name of two tools")
-        if tool.function.strict:
-            raise _unsupported(f"tools[{index}].function.strict", "is not supported by this server")
     choice = body.tool_choice if isinstance(body, ChatBody) else None
     if isinstance(choice, NamedTool) and choice.function.name not in names:
         raise _refusal("tool_choice", "names a function that is not among the tools")
     if choice == "required" and not names:
         raise _refusal("tool_choice", "needs tools")
-    if choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice", "is not supported by this server but for 'none' and 'auto'")
+    if isinstance(body, ChatBody) and _offered(body) and template.reasoning_format and not body.separate_reasoning:
+        raise _refusal("separate_reasoning", "is needed together with tools, because calls come after the reasoning")
     if _offered(body) and template.tool_format is None:
         raise _unsupported("tools", "are not supported with this model, which writes calls in a form unknown here")
 
@@ -36,18 +40,93 @@ def told_tools(body: ChatBody | TokenizeBody) -> list[dict[str, Any]] | None:
     return [tool.model_dump(exclude_unset=True, exclude={"cache_control"}) for tool in _offered(body)] or None
 
 
-def message_form(body: ChatBody, template: ChatTemplate, tokenizer: Tokenizer, prompt: Sequence[int]) -> MessageForm:
-    """The form of the messages that answer a valid request, whose prompt these tokens are."""
-    tools = _offered(body)
-    reasoning = template.reasoning_format if body.separate_reasoning else None
-    end = tokenizer.decode(prompt[-_LAST_TOKENS:], skip_special_tokens=False).rstrip()
-    return MessageForm(
+def answer_form(body: ChatBody, context: JobContext, prompt: Sequence[int]) -> tuple[MessageForm, Grammar | None]:
+    """The form of the messages that answer a valid request with this prompt, and the grammar that they have to follow.
+
+    Raises ApiError for a grammar of the request that does not go with its tools.
+    """
+    template, tools = context.template, _offered(body)
+    assert template is not None
+    end = context.tokenizer.decode(prompt[-_LAST_TOKENS:], skip_special_tokens=False).rstrip()
+    form = MessageForm(
         calls=template.tool_format if tools else None,
         functions=frozenset(tool.function.name for tool in tools),
-        parallel=body.parallel_tool_calls,
-        reasoning=reasoning,
-        reasoning_opened=reasoning is not None and end.endswith(reasoning.opening),
+        parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, NamedTool),
+        reasoning=template.reasoning_format,
+        reasoning_opened=template.reasoning_format is not None and end.endswith(template.reasoning_format.opening),
     )
+    grammar = grammar_of(body, context.settings.max_grammar)
+    if grammar is not None and grammar.kind != "json_schema":
+        if tools:
+            raise _refusal(grammar.field, "cannot be given together with tools")
+        # It leaves no room for reasoning.
+        form = replace(form, reasoning=None)
+    elif _is_forced(body) or any(tool.function.strict for tool in tools) or (grammar and (tools or form.reasoning)):
+        grammar = _joined_grammar(body, tools, form, grammar, context)
+    return form if body.separate_reasoning else replace(form, reasoning=None), grammar
+
+
+def _joined_grammar(
+    body: ChatBody, tools: Sequence[Tool], form: MessageForm, content: Grammar | None, context: JobContext
+) -> Grammar:
+    """The grammar of messages with reasoning, calls, and content for which there may be a schema. Raises ApiError."""
+    forced = _is_forced(body)
+    rule = CallRule(
+        functions=[
+            CallableFunction(tool.function.name, _argument_schema(tool, index, forced))
+            for index, tool in enumerate(tools)
+            if not isinstance(body.tool_choice, NamedTool) or tool.function.name == body.tool_choice.function.name
+        ],
+        required=forced,
+        parallel=form.parallel,
+        content=None if content is None else _schema(content),
+    )
+    source = call_grammar(
+        form.calls,
+        rule,
+        lambda text: _special_token(text, context.tokenizer),
+        reasoning=form.reasoning,
+        reasoning_opened=form.reasoning_opened,
+    )
+    grammar = Grammar("grammar", source, "tools" if content is None else content.field)
+    check_grammar(grammar, body, context.settings.max_grammar)
+    return grammar
+
+
+def _argument_schema(tool: Tool, index: int, forced: bool) -> dict[str, Any] | None:
+    """The schema that the arguments have to fit; None for any object. Raises ApiError."""
+    if not (forced or tool.function.strict):
+        return None
+    schema = tool.function.parameters
+    if schema is None:
+        return {"additionalProperties": False}
+    if schema.get("type", "object") != "object":
+        raise _refusal(f"tools[{index}].function.parameters", "should be the schema of an object")
+    return schema
+
+
+def _schema(grammar: Grammar) -> Any:
+    """A JSON schema from its text, as an object. Raises ApiError."""
+    try:
+        schema = json.loads(grammar.source)
+    except (ValueError, RecursionError):
+        raise _refusal(grammar.field, "should be a JSON schema") from None
+    match schema:
+        case dict():
+            return schema
+        case bool():
+            return {} if schema else {"enum": []}
+    raise _refusal(grammar.field, "should be a JSON schema")
+
+
+def _special_token(text: str, tokenizer: Tokenizer) -> int | None:
+    tokens = tokenizer.encode(text, add_special_tokens=False, parse_special=True)
+    return tokens[0] if len(tokens) == 1 and tokenizer.is_special(tokens[0]) else None
+
+
+def _is_forced(body: ChatBody) -> bool:
+    """Whether there has to be a call."""
+    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
 def _offered(body: ChatBody | TokenizeBody) -> list[Tool]:

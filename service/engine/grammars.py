@@ -3,21 +3,19 @@
 It knows the bytes of tokens and the package llguidance; it does not know the queue, the model, or HTTP.
 """
 
-import json
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ALL_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from service.engine.grammar_source import GrammarError, check, compiled, mask_of
+from service.engine.grammar_trial import Trial
 from service.engine.messages import Grammar
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
 
 COMPILE_SECONDS = 10.0
 """Time that a request's grammar may take to compile, the wait for other requests' grammars included."""
@@ -25,17 +23,8 @@ COMPILE_SECONDS = 10.0
 _COMPILERS = 2
 _MOST_KEPT = 512
 """Compiled grammars that are kept, the ones waiting to be compiled included."""
-_LONGEST_REASON = 300
-_LIMITS = LLParserLimits(max_lexer_states=30_000, verbose_errors=False)
-"""Limits of one grammar and of one mask; the package's own, but for memory: a state takes up to 2 kB."""
-_JSON: "JsonCompileOptions" = {"whitespace_pattern": r" |\n[ \t]{0,40}", "lenient": False}
-"""JSON with a space or an indented new line between its parts: without a bound, a model may write white space for ever.
-Keywords of a schema that the package does not implement are errors."""
-_BOOLEAN_SCHEMAS = {"true": "{}", "false": '{"enum":[]}'}
-
-
-class GrammarError(Exception):
-    """A grammar is not valid, not supported or too complex; the message is one line, fit for the client."""
+_MOST_KEPT_SECONDS = 5.0
+"""Seconds in which all kept grammars were compiled. Memory goes with time: a second makes about 100 MB."""
 
 
 class Vocabulary(Protocol):
@@ -54,14 +43,29 @@ class Vocabulary(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]: ...
 
 
+@dataclass(slots=True)
+class _Compiled:
+    """A grammar in llguidance's form, for the tokens of a tokenizer."""
+
+    source: str
+    tokenizer: LLTokenizer
+    seconds: float
+    """Time in which it was compiled."""
+    worn: bool = False
+    """Whether its matchers cannot go on. All copies of a matcher fill one table of states, which is bounded."""
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     """A place in a grammar, and the mask of the tokens that may come next."""
 
+    grammar: _Compiled
     matcher: LLMatcher
     mask: bytes
-    shared: bool
-    """Whether other requests begin with the same matcher, so that it must be copied before it moves on."""
+    beginning: bool = False
+    """Whether other requests begin here, so that the matcher must be copied before it moves on."""
+    alone: bool = False
+    """Whether the matcher has a table of states of its own."""
 
 
 class Guide:
@@ -75,6 +79,7 @@ class Guide:
         self.field = field
         self._state = start
         self._pool = pool
+        self._drawn: list[int] = []
 
     @property
     def pending(self) -> "Future[_State]":
@@ -106,32 +111,51 @@ class Guide:
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Move on by drawn tokens, and begin the mask of the draw after them."""
-        self._state = self._pool.submit(_advance, self._state.result(), tokens)
+        self._drawn += tokens
+        self._state = self._pool.submit(_advance, self._state.result(), tokens, self._drawn)
 
 
 class Grammars:
     """Compiles grammars for one vocabulary, and keeps the latest.
 
-    Work that a grammar causes is bounded by the package's limits of size; no single piece of it takes seconds.
+    A grammar is compiled here only after a trial in another process, which has limits of time and memory.
     """
 
     def __init__(self, read_vocabulary: Callable[[], Vocabulary], width: int) -> None:
         """Begin to read the vocabulary, in a thread. `width` is the number of tokens in a mask, that of the logits."""
         self._compilers = ThreadPoolExecutor(_COMPILERS, "grammar")
         self._maskers = ThreadPoolExecutor(os.cpu_count(), "mask")
+        self._trial = Trial()
         self._tokenizer = self._compilers.submit(lambda: _tokenizer(read_vocabulary(), width))
         self._kept: OrderedDict[tuple[str, str], Future[_State]] = OrderedDict()
 
     def guide(self, grammar: Grammar) -> Guide:
         """The beginning of a grammar, which is compiled in a thread unless it is known."""
         key = grammar.kind, grammar.source
-        if key not in self._kept:
-            self._kept[key] = self._compilers.submit(_compile, grammar, self._tokenizer)
+        if key not in self._kept or _worn(self._kept[key]):
+            self._kept[key] = self._compilers.submit(_compile, grammar, self._tokenizer, self._trial)
         self._kept.move_to_end(key)
-        if len(self._kept) > _MOST_KEPT:
+        start = self._kept[key]
+        while len(self._kept) > _MOST_KEPT or sum(map(_seconds, self._kept.values())) > _MOST_KEPT_SECONDS:
             _, oldest = self._kept.popitem(last=False)
             oldest.cancel()
-        return Guide(grammar.field, self._kept[key], self._maskers)
+        return Guide(grammar.field, start, self._maskers)
+
+
+def _result(start: "Future[_State]") -> _Compiled | None:
+    """The grammar that a thread has compiled; None if it is not done, or has failed."""
+    succeeded = start.done() and not start.cancelled() and start.exception() is None
+    return start.result().grammar if succeeded else None
+
+
+def _seconds(start: "Future[_State]") -> float:
+    grammar = _result(start)
+    return 0.0 if grammar is None else grammar.seconds
+
+
+def _worn(start: "Future[_State]") -> bool:
+    grammar = _result(start)
+    return grammar is not None and grammar.worn
 
 
 def wait_for_masks(guides: Sequence[Guide], seconds: float, which: str = ALL_COMPLETED) -> None:
@@ -189,58 +213,33 @@ class _Tokens:
         return tokens
 
 
-def _compile(grammar: Grammar, tokenizer: "Future[LLTokenizer]") -> _State:
+def _compile(grammar: Grammar, tokenizer: "Future[LLTokenizer]", trial: Trial) -> _State:
     """The beginning of a grammar. Raises GrammarError."""
-    matcher = LLMatcher(tokenizer.result(), _to_llguidance(grammar), log_level=0, limits=_LIMITS)
-    if matcher.is_error():
-        raise GrammarError(_one_line(matcher.get_error()))
-    return _State(matcher, _mask(matcher), shared=True)
+    source = trial(grammar)
+    began = time.monotonic()
+    matcher = compiled(source, tokenizer.result())
+    mask = mask_of(matcher)
+    made = _Compiled(source, tokenizer.result(), time.monotonic() - began)
+    return _State(made, matcher, mask, beginning=True)
 
 
-def _to_llguidance(grammar: Grammar) -> str:
-    """A grammar in the package's own form. Raises GrammarError for one that can be seen to be wrong here."""
-    source = grammar.source
-    match grammar.kind:
-        case "json_schema":
-            try:
-                # The package can give its options to objects alone.
-                return LLMatcher.grammar_from_json_schema(_BOOLEAN_SCHEMAS.get(source, source), overrides=_JSON)
-            except ValueError as error:
-                raise GrammarError(f"not a JSON schema: {_one_line(str(error))}") from None
-        case "regex":
-            return LLMatcher.grammar_from_regex(source)
-        case "choice":
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(source))))
-        case "grammar":
-            return LLMatcher.grammar_from_lark(_to_lark(source))
-
-
-def _to_lark(source: str) -> str:
-    """A Lark grammar as it is, and a GBNF grammar as a Lark grammar. Raises GrammarError."""
+def _advance(state: _State, tokens: Sequence[int], drawn: Sequence[int]) -> _State:
+    """The place after newly drawn `tokens`, the last of all that were `drawn`. Raises GrammarError."""
     try:
-        return any_to_lark(source)
-    except Exception as error:  # The package raises anything over a text that is no grammar, up to a RecursionError.
-        raise GrammarError(f"neither a Lark nor a GBNF grammar: {_one_line(str(error))}") from None
+        matcher = state.matcher.deep_copy() if state.beginning else state.matcher
+        return _State(state.grammar, matcher, _mask_after(matcher, tokens), alone=state.alone)
+    except GrammarError:
+        if state.alone:
+            raise
+    # Other requests of the same grammar may have filled the states: only with states of its own is a failure its own.
+    state.grammar.worn = True
+    matcher = compiled(state.grammar.source, state.grammar.tokenizer)
+    return _State(state.grammar, matcher, _mask_after(matcher, drawn), alone=True)
 
 
-def _advance(state: _State, tokens: Sequence[int]) -> _State:
-    matcher = state.matcher.deep_copy() if state.shared else state.matcher
+def _mask_after(matcher: LLMatcher, tokens: Sequence[int]) -> bytes:
+    """Move a matcher on by drawn tokens; returns the mask of the next draw."""
     for token in tokens:
-        if not matcher.consume_token(token):
-            raise GrammarError(_one_line(matcher.get_error()))
-    return _State(matcher, _mask(matcher), shared=False)
-
-
-def _mask(matcher: LLMatcher) -> bytes:
-    mask = matcher.compute_bitmask()
-    if matcher.is_error():
-        raise GrammarError(_one_line(matcher.get_error()))
-    return mask
-
-
-def _one_line(message: str) -> str:
-    """The package's message in short. "NoExtension" is its word for a place from which nothing leads on."""
-    if message.startswith("NoExtension"):
-        return "no text fits it"
-    message = message.partition("<non-verbose/>")[0].partition("<state>")[0]
-    return " ".join(message.split())[:_LONGEST_REASON] or "it is not valid"
+        matcher.consume_token(token)
+        check(matcher)
+    return mask_of(matcher)

@@ -19,7 +19,8 @@ from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepPlan, StepResu
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
 from service.engine.drafts import Guess, look_up
-from service.engine.grammars import COMPILE_SECONDS, GrammarError, wait_for_masks
+from service.engine.grammar_source import GrammarError
+from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
 from service.engine.leaders import Leaders
 from service.engine.messages import STEP_TOKENS, Counters, Delta, FinishReason, Refusal
 from service.engine.request import Request

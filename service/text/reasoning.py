@@ -32,42 +32,60 @@ class ReasoningReader:
         self._stage: Literal["before", "inside", "after"] = "inside" if opened else "before"
         self._trims = opened
         """Whether white space that comes next is left out."""
+        self._space: list[str] = []
+        """White space that belongs to the text if more text follows it."""
         self._held = ""
+        """The beginning of a marker, after that white space."""
 
     def push(self, text: str, *, last: bool = False) -> tuple[str, str]:
         """The reasoning and the other text that are certain with this piece; with the last one, all the rest."""
-        self._held += text
+        text, self._held = self._held + text, ""
         reasoning = ""
         if self._stage == "before":
-            self._find_opening()
+            text = self._find_opening(text, last)
         if self._stage == "inside":
-            reasoning = self._take_reasoning()
-        rest = self._take(len(self._held)) if last or self._stage == "after" else ""
-        return (reasoning + rest.rstrip(), "") if self._stage == "inside" else (reasoning, rest)
+            reasoning, text = self._take_reasoning(text, last)
+        return reasoning, self._trimmed(text) if self._stage == "after" else ""
 
-    def _find_opening(self) -> None:
-        beginning = self._held.lstrip()
+    def _find_opening(self, text: str, last: bool) -> str:
+        """The text after the opening marker, or all of it if there is none; empty while that isn't certain."""
+        beginning = text.lstrip()
         if beginning.startswith(self._form.opening):
-            self._held = beginning.removeprefix(self._form.opening)
             self._stage, self._trims = "inside", True
-        elif not self._form.opening.startswith(beginning):
+            self._space.clear()
+            return beginning.removeprefix(self._form.opening)
+        self._space.append(text[: len(text) - len(beginning)])
+        if last or not self._form.opening.startswith(beginning):
             self._stage = "after"
+            return self._after_space(beginning)
+        self._held = beginning
+        return ""
 
-    def _take_reasoning(self) -> str:
-        inside, found, after = self._held.partition(self._form.closing)
-        if not found:
-            return self._take(len(_without_beginning_of(inside, self._form.closing).rstrip()))
-        reasoning = self._take(len(inside)).rstrip()
-        self._held, self._stage, self._trims = after, "after", True
-        return reasoning
+    def _take_reasoning(self, text: str, last: bool) -> tuple[str, str]:
+        """The reasoning that is certain, and the text after the closing marker."""
+        inside, found, after = text.partition(self._form.closing)
+        if not found and not last:
+            inside = _without_beginning_of(text, self._form.closing)
+            self._held = text[len(inside) :]
+        inside = self._trimmed(inside)
+        certain = inside.rstrip()
+        reasoning = self._after_space(certain) if certain else ""
+        self._space.append(inside[len(certain) :])
+        if found:
+            self._stage, self._trims = "after", True
+            self._space.clear()
+        return reasoning, after
 
-    def _take(self, characters: int) -> str:
-        """Take the first characters from those held."""
-        text, self._held = self._held[:characters], self._held[characters:]
+    def _trimmed(self, text: str) -> str:
         if self._trims:
             text = text.lstrip()
             self._trims = not text
         return text
+
+    def _after_space(self, text: str) -> str:
+        """The text, after the white space that was held back before it."""
+        space, self._space = "".join(self._space), []
+        return space + text
 
 
 def _without_beginning_of(text: str, marker: str) -> str:

@@ -1,6 +1,7 @@
 """The server as its users meet it: `headlight serve` on the real model, real HTTP, the openai package."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -8,8 +9,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -135,6 +138,47 @@ def test_korean_survives_the_stream(client: OpenAI) -> None:
     whole = client.completions.create(**asked).choices[0].text
     pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
     assert "".join(pieces) == whole
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
+
+
+WEATHER = tool("get_weather", city={"type": "string", "maxLength": 12}, days={"type": "integer", "maximum": 9})
+TIME = tool("get_time", city={"enum": ["Seoul", "Paris"]})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_time"}}], ids=["required", "named"]
+)
+def test_a_call_that_has_to_be_made_is_made_and_valid(
+    client: OpenAI, choice: Any, temperature: float, stream: bool
+) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "tools": [WEATHER, TIME], "tool_choice": choice}
+    asked |= {"temperature": temperature, "seed": 5, "max_tokens": 200, "parallel_tool_calls": False}
+    if stream:
+        with client.chat.completions.stream(**asked) as events:
+            completion = events.get_final_completion()
+    else:
+        completion = client.chat.completions.create(**asked)
+    [answer] = completion.choices
+    assert answer.finish_reason == "tool_calls"
+    [call] = answer.message.tool_calls or []
+    schemas = {one["function"]["name"]: one["function"]["parameters"] for one in (WEATHER, TIME)}
+    jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+    assert choice == "required" or call.function.name == "get_time"
+    history = [*QUESTION, answer.message.model_dump(exclude_none=True)]
+    history.append({"role": "tool", "tool_call_id": call.id, "content": "noon"})
+    asked |= {"messages": history, "tool_choice": "none", "max_tokens": 5}
+    assert client.chat.completions.create(**asked).choices[0].message.content
 
 
 @pytest.mark.parametrize(

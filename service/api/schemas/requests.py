@@ -321,7 +321,12 @@ class CompletionBody(GenerationBody):
     """A request to continue one or several texts."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}]}
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
+                {"prompt": "The capital of France is ", "structured_outputs": {"choice": ["Paris", "Rome"]}},
+            ]
+        }
     )
 
     prompt: Prompt = Field(description="Text, whose special tokens are honoured, or token ids; one or several.")
@@ -371,6 +376,8 @@ Content = Annotated[
 ]
 
 
+_PARSED = "What the openai package made of"
+
 FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -379,6 +386,7 @@ class FunctionCall(Body):
 
     name: FunctionName
     arguments: str = Field("", description="JSON, if the model wrote it so.")
+    parsed_arguments: Any = Field(None, description=f"{_PARSED} the arguments. It changes nothing.")
 
 
 class ToolCall(Body):
@@ -387,6 +395,7 @@ class ToolCall(Body):
     id: Label | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Integer | None = Field(None, description="Its place in the stream that it came in; it changes nothing.")
 
 
 class Message(Body):
@@ -401,6 +410,7 @@ class Message(Body):
     )
     tool_call_id: Label | None = Field(None, description="The call that a tool's message is the result of.")
     reasoning_content: str | None = Field(None, description="The assistant's reasoning; for the chat template.")
+    parsed: Any = Field(None, description=f"{_PARSED} the content. It changes nothing.")
     name: str | None = Field(None, min_length=1, max_length=256, description="Who speaks; for the chat template.")
     id: Label | None = Field(None, description="A label of the client's own; it changes nothing.")
     cache_control: CacheControl | None = Field(None, description="A hint that changes nothing.")
@@ -432,7 +442,9 @@ class Function(Body):
     parameters: Annotated[dict[str, Any], BeforeValidator(_check_nesting)] | None = Field(
         None, description="JSON schema of its arguments."
     )
-    strict: bool | None = Field(None, description="Whether arguments always fit the schema; true is not supported yet.")
+    strict: bool | None = Field(
+        None, description="Whether the arguments have to fit the schema; tokens that would break it are not drawn."
+    )
 
 
 class Tool(Body):
@@ -506,6 +518,21 @@ class ChatBody(GenerationBody):
                     ],
                     "tool_choice": "auto",
                 },
+                {
+                    "messages": [{"role": "user", "content": "Where and when was Ada Lovelace born?"}],
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {
+                            "name": "birth",
+                            "schema": {
+                                "type": "object",
+                                "properties": {"place": {"type": "string"}, "year": {"type": "integer"}},
+                                "required": ["place", "year"],
+                                "additionalProperties": False,
+                            },
+                        },
+                    },
+                },
             ]
         }
     )
@@ -514,8 +541,8 @@ class ChatBody(GenerationBody):
     tools: Tools = Field(default_factory=list, description="Functions that the model may call.")
     tool_choice: ToolChoice | None = Field(
         None,
-        description="auto, the default, lets the model choose; with none it is not told of the tools. required, and a "
-        "function that has to be called, are not supported yet.",
+        description="auto, the default, lets the model choose; with none it is not told of the tools. With "
+        "required, or a function that has to be called, no tokens are drawn but those of calls that fit their schemas.",
     )
     parallel_tool_calls: bool = Field(
         True, description="Whether there may be several calls; else the first one ends it."

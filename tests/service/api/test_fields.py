@@ -39,7 +39,7 @@ from service.api.schemas.requests import (
 )
 from service.engine.messages import Delta, Refusal
 from service.settings import Settings
-from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTokenizer, calling, events
+from tests.service.api.fakes import BOS, EOS, HI, Caller, FakeTemplate, FakeTokenizer, calling, events
 
 SHARED: dict[str, Any] = {
     "n": 2,
@@ -264,7 +264,7 @@ def schema_format(schema: Any) -> dict[str, Any]:
     ],
 )
 async def test_each_form_of_a_grammar_arrives_in_the_engine(asked: dict[str, Any], kind: str, source: str) -> None:
-    async with calling() as caller:
+    async with calling(FakeTemplate(reasoning=None)) as caller:
         for ask in (caller.complete, caller.chat):
             assert (await ask(**asked)).status_code == 200
             grammar = caller.engine.streams[-1].grammar
@@ -458,7 +458,15 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"tools": [{"type": "function"}]}, "tools[0].function"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
-    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]}, "tools[0].function.strict"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "array"}}}]},
+        "tools[0].function.parameters",
+    ),
+    ({"tools": TOOLS, "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+    ({"tools": TOOLS, "structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+    ({"tools": TOOLS, "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+    ({"tools": TOOLS, "separate_reasoning": False}, "separate_reasoning"),
     ({"tools": [{"type": "function", "function": {"name": "f", "mood": 1}}]}, "tools[0].function.mood"),
     ({"tools": [{"type": "function", "function": NESTED}]}, "tools[0].function.parameters"),
     ({"tools": TOOLS * 2}, "tools[1].function.name"),
@@ -469,8 +477,6 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"tools": TOOLS, "tool_choice": ["auto"]}, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
-    ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
-    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
     ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "chat_template_kwargs.enable_thinking"),

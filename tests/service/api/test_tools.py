@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 from openai import AsyncOpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
@@ -22,6 +23,7 @@ WEATHER = {
 }
 TIME = {"type": "function", "function": {"name": "get_time"}}
 ROOMY = replace(LIMITS, max_context=1024)
+BYTES = LLTokenizer("byte")
 SEOUL, PARIS = ('{"city": "서울"}', '{"city": "Paris"}')
 
 
@@ -132,7 +134,7 @@ async def test_reasoning_is_apart_unless_the_client_wants_it_in_the_content() ->
     message, _ = await answered(ANSWERS["reasoning"])
     assert (message["reasoning_content"], message["content"]) == ("Seoul, then.", "Sure.")
     assert called(message) == [("get_weather", SEOUL)]
-    message, _ = await answered(ANSWERS["thoughts"], separate_reasoning=False)
+    message, _ = await answered(ANSWERS["thoughts"], separate_reasoning=False, tools=None)
     assert message["content"] == ANSWERS["thoughts"]
     message, _ = await answered(ANSWERS["thoughts"], FakeTemplate(reasoning=None))
     assert message["content"] == ANSWERS["thoughts"]
@@ -180,6 +182,54 @@ async def test_the_form_is_that_of_the_models_template(form: ToolFormat, text: s
     assert (called(message), reason) == ([("get_weather", SEOUL)], "tool_calls")
 
 
+def strict(tool: dict[str, Any]) -> dict[str, Any]:
+    return tool | {"function": tool["function"] | {"strict": True}}
+
+
+NAMED = {"type": "function", "function": {"name": "get_time"}}
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+JSON = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+YES, NO_TIME = '{"answer": "yes"}', call("get_time", "{}")
+ALLOWED: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"tool_choice": "required"}, [ANSWERS["call"], NO_TIME, f"<think>hm</think>{NO_TIME}"], ["yes", YES]),
+    ({"tool_choice": "required", "response_format": JSON}, [NO_TIME], ["yes", YES]),
+    ({"tool_choice": "required"}, [], [call("get_weather", '{"city": 3}'), call("get_time", '{"x": 1}')]),
+    ({"tool_choice": "required"}, [f"{NO_TIME}\n{NO_TIME}"], []),
+    ({"tool_choice": "required", "parallel_tool_calls": False}, [NO_TIME], [f"{NO_TIME}\n{NO_TIME}"]),
+    ({"tool_choice": NAMED}, [NO_TIME], [ANSWERS["call"], f"{NO_TIME}\n{NO_TIME}", "yes"]),
+    ({"tools": [strict(WEATHER), TIME]}, ["yes", ANSWERS["call"]], [call("get_weather", '{"city": 3}')]),
+    ({"tools": [strict(WEATHER), TIME]}, [call("get_time", '{"x": 1}')], ["<tool_call>no"]),
+    ({"response_format": JSON}, [YES, NO_TIME, f"<think>hm</think>{YES}"], ["yes", "{}"]),
+    ({"response_format": JSON, "tools": None}, [YES, f"<think>hm</think>{YES}"], ["yes", NO_TIME]),
+]
+
+
+@pytest.mark.parametrize(("fields", "fit", "unfit"), ALLOWED)
+async def test_what_has_to_hold_is_in_the_grammar(fields: dict[str, Any], fit: list[str], unfit: list[str]) -> None:
+    async with calling() as caller:
+        caller.engine.limits = ROOMY
+        response = await caller.chat(**{"tools": [WEATHER, TIME]} | fields)
+        assert response.status_code == 200, response.text
+        grammar = caller.engine.streams[-1].grammar
+        assert grammar is not None
+        for text, fits in [*((text, True) for text in fit), *((text, False) for text in unfit)]:
+            matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(grammar.source), log_level=0)
+            assert not matcher.is_error(), matcher.get_error()
+            assert (all(map(matcher.consume_token, text.encode())) and matcher.is_accepting()) == fits, text
+
+
+async def test_without_such_a_choice_there_is_no_grammar() -> None:
+    async with calling() as caller:
+        caller.engine.limits = ROOMY
+        for fields in ({"tools": [WEATHER]}, {"tools": [strict(WEATHER)], "tool_choice": "none"}, {}):
+            assert (await caller.chat(**fields)).status_code == 200
+            assert caller.engine.streams[-1].grammar is None
+        # One that has no room for reasoning has none in its answer either.
+        caller.engine.text = b"<think>hm</think>"
+        response = await caller.chat(structured_outputs={"regex": "<think>hm</think>"})
+        assert response.json()["choices"][0]["message"]["content"] == "<think>hm</think>"
+
+
 async def test_tools_are_refused_where_the_form_is_unknown() -> None:
     async with calling(FakeTemplate(tool_format=None)) as caller:
         error = (await caller.chat(tools=[TIME])).json()["error"]
@@ -189,10 +239,19 @@ async def test_tools_are_refused_where_the_form_is_unknown() -> None:
 
 @pytest.mark.parametrize("route", ["/v1/chat/completions", "/tokenize"])
 async def test_the_template_is_told_of_tools_and_of_calls(route: str) -> None:
-    calls = [{"id": "a1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}]
+    calls: list[dict[str, Any]] = [
+        {"id": "a1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+    ]
+    parsed = {"index": 0, "function": calls[0]["function"] | {"parsed_arguments": {}}}
     messages = [
         *HI,
-        {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "hm"},
+        {
+            "role": "assistant",
+            "content": None,
+            "parsed": {},
+            "tool_calls": [calls[0] | parsed],
+            "reasoning_content": "hm",
+        },
         {"role": "tool", "tool_call_id": "a1", "content": [{"type": "text", "text": "noon"}]},
         {"role": "function", "name": "get_time", "content": "one"},
         {"role": "assistant", "content": "One.", "tool_calls": []},

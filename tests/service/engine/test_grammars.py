@@ -1,6 +1,8 @@
 """Requests with a grammar get text that fits it, and change nothing for others."""
 
+import itertools
 import json
+import random
 import re
 import time
 from collections.abc import Sequence
@@ -8,11 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
+from llguidance import LLParserLimits
 
 from model.contract import SamplingParams
 from model.runner import ModelRunner
+from service.engine import grammar_source
 from service.engine.core import EngineCore
+from service.engine.grammar_source import GrammarError
+from service.engine.grammars import Grammars, Guide, wait_for_masks
 from service.engine.messages import Cancel, Delta, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner
@@ -21,6 +28,9 @@ from tests.service.engine.guided import JSON_WORDS, WordVocabulary, schemas
 LETTERS = WordVocabulary([b"a", b"b", b"c", b"ab", b"bc", b"abc", b"d"])
 """As many tokens as the fake runner draws from."""
 END = 7
+
+
+CHARACTERS = WordVocabulary([bytes([byte]) for byte in range(256)])
 
 
 def regex(source: str) -> Grammar:
@@ -96,9 +106,8 @@ def test_every_choice_is_one_of_the_list() -> None:
     "choice", ['say "a"', "a\nb", "back\\slash", "é한🙂", "/a/", "a | b", "\x00", "\u2028", "%import", "<s>", "</s>"]
 )
 def test_a_choice_is_taken_as_it_is_written(choice: str) -> None:
-    words = WordVocabulary([bytes([byte]) for byte in range(256)])
     grammar = Grammar("choice", json.dumps([choice], ensure_ascii=False), "structured_outputs.choice")
-    assert text(run(model_core(words), [ask(0, grammar, stop_token_ids=(256,))])[0], words) == choice
+    assert text(run(model_core(CHARACTERS), [ask(0, grammar, stop_token_ids=(256,))])[0], CHARACTERS) == choice
 
 
 @pytest.mark.parametrize(
@@ -186,6 +195,9 @@ def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
         assert [entry.chosen for entry in logprobs] == pytest.approx([entry.chosen for entry in alone[2]], abs=1e-4)
 
 
+DOUBLING = 'root ::= r0\nr2000 ::= "x"\n' + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(2000))
+
+
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
@@ -203,7 +215,10 @@ def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
         (json_grammar('{"items":' * 1000 + "{}" + "}" * 1000), "recursion"),
         (regex("["), "unclosed"),
         (regex("(" * 30_000 + "a" + ")" * 30_000), ""),
-        (regex("(a{1000}){1000}"), "too many"),
+        (regex("(a{1000}){1000}"), "too complex"),
+        (regex("(a|b|ab)*" * 5000), "too complex"),
+        (json_grammar({"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}), "too complex"),
+        (Grammar("grammar", DOUBLING, "g"), "too complex"),
         (Grammar("grammar", "start: foo", "g"), "foo"),
         (Grammar("grammar", "start: start", "g"), "no text fits"),
         (Grammar("grammar", "start: " + "(" * 5000 + '"a"' + ")" * 5000, "g"), "nested"),
@@ -218,6 +233,60 @@ def test_what_cannot_be_followed_is_refused_in_time(grammar: Grammar, reason: st
     began = time.monotonic()
     assert reason in refusal(grammar)
     assert time.monotonic() - began < 10
+
+
+def test_ten_thousand_schemas_leave_little_behind() -> None:
+    grammars = Grammars(lambda: JSON_WORDS, JSON_WORDS.vocab_size)
+    assert grammars.guide(json_grammar({})).mask
+    process = psutil.Process()
+    used = process.memory_info().rss
+    for number in range(10_000):
+        properties = {f"p{number}": {"type": "string", "maxLength": number % 50}, "b": {"enum": [number, "x"]}}
+        assert grammars.guide(json_grammar({"type": "object", "properties": properties, "required": ["b"]})).mask
+    assert process.memory_info().rss - used < 200 * 2**20
+    assert sum(child.memory_info().rss for child in process.children()) < 500 * 2**20
+
+
+def test_a_grammar_after_one_that_was_too_complex_compiles() -> None:
+    grammars = Grammars(lambda: LETTERS, 8)
+    too_complex, plain = grammars.guide(regex("(a{1000}){1000}")), grammars.guide(regex("a"))
+    assert plain.mask == b"\x01\x00\x00\x00"
+    assert isinstance(too_complex.failure, GrammarError)
+
+
+FILLING = "([xyz]{1,50}x[xyz]{1,50}y){30}"
+"""An expression with more states than its table has room for; each request fills a part of the table."""
+CLUSTERS = WordVocabulary(
+    [*(bytes([byte]) for byte in range(256)), *("".join(five).encode() for five in itertools.product("xyz", repeat=5))]
+)
+
+
+def served(guide: Guide, rng: random.Random, most: int) -> int:
+    """Number of tokens that a guide lets pass, chosen at random, up to `most`."""
+    for length in range(most):
+        wait_for_masks([guide], 60)
+        if guide.failure is not None:
+            return length
+        allowed = [token for token in range(256, CLUSTERS.vocab_size) if guide.mask[token // 8] >> token % 8 & 1]
+        guide.advance([rng.choice(allowed)])
+    return most
+
+
+def test_a_grammar_serves_on_when_its_states_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests it has served, each gets what the first got."""
+    monkeypatch.setattr(grammar_source, "_LIMITS", LLParserLimits(max_lexer_states=4000, verbose_errors=False))
+    grammars, rng = Grammars(lambda: CLUSTERS, CLUSTERS.vocab_size), random.Random(0)
+    assert [served(grammars.guide(regex(FILLING)), rng, 9) for _ in range(6)] == [9] * 6
+
+
+def test_plain_requests_go_on_while_a_grammar_compiles() -> None:
+    core = fake_core()
+    core.submit(ask(0, Grammar("grammar", DOUBLING, "g")))
+    core.submit(ask(1, None, max_tokens=30, stop_token_ids=()))
+    ended: list[int] = []
+    while report := core.step():
+        ended += [delta.id for delta in report.deltas if delta.finish_reason]
+    assert ended == [1, 0]
 
 
 def test_a_grammar_that_cannot_be_followed_ends_alone() -> None:

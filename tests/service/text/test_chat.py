@@ -15,6 +15,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
 from service.text.chat import JinjaTemplate, TemplateError
 from service.text.tokenizer import InvalidTextError, VocabularyTokenizer, load_tokenizer
+from service.text.tools.formats import GENERIC, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, ToolFormat
 from tests.service.text import training
 from tests.service.text.training import deterministic
 
@@ -185,6 +186,114 @@ def test_tools_and_variables_reach_the_template() -> None:
         [], add_generation_prompt=False, tools=[{"name": "<f>&'한"}], variables={"mode": "<s>"}
     )
     assert tokenizer("chatml").decode(ids) == '[{"name": "<f>&\'한"}]<s>None'
+
+
+CALLS = """{%- for message in messages %}
+{%- if message.role == "assistant" and message.tool_calls %}
+{%- for call in message.tool_calls %}{{- WRITTEN }}{%- endfor %}
+{%- else %}{{- "<|im_start|>" + message.role + ": " + (message.content or "") + "<|im_end|>" }}{%- endif %}
+{%- endfor %}"""
+TOLD = "{%- if tools %}{{- 'Tools: ' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}{%- endif %}"
+WRITES_OBJECTS = TOLD + CALLS.replace(
+    "WRITTEN", """'<tool_call>' + ({"name": call.function.name, "arguments": call.function.arguments} | tojson)"""
+)
+WRITES_TEXT = {
+    "fails": TOLD + CALLS.replace("WRITTEN", "call.function.name + ' ' + call.function.arguments"),
+    "repr": TOLD + CALLS.replace("WRITTEN", "call.function.name ~ ' ' ~ call.function.arguments"),
+}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<s> é", "parameters": {"type": "object"}}}]
+
+
+def conversation(arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": "a1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a1", "content": "5"},
+    ]
+
+
+def test_calls_in_the_history_equal_transformers() -> None:
+    """It wants objects, where OpenAI's clients send text."""
+    told = conversation({"a": [1, "é"]})
+    for source in (WRITES_OBJECTS, TOLD + CALLS.replace("WRITTEN", "call | tojson")):
+        chat = JinjaTemplate(source, tokenizer("chatml"))
+        tools = [{"type": "function", "function": TOOLS[0]["function"] | {"description": "é"}}]
+        expected = oracle("chatml").apply_chat_template(told, tools, chat_template=source, return_dict=False)
+        for messages in (told, conversation('{"a":[1,"\\u00e9"]}')):
+            assert chat.encode(messages, add_generation_prompt=False, tools=tools) == expected
+
+
+def test_arguments_are_objects_or_text_as_the_template_wants_them() -> None:
+    subject = tokenizer("chatml")
+
+    def written(source: str, arguments: str) -> str:
+        ids = JinjaTemplate(source, subject).encode(conversation(arguments), add_generation_prompt=True, tools=TOOLS)
+        return subject.decode(ids).partition("hi")[2].removesuffix("tool: 5")
+
+    assert written(WRITES_OBJECTS, '{"a":"é"}') == '<tool_call>{"name": "f", "arguments": {"a": "é"}}'
+    assert written(WRITES_OBJECTS, "") == '<tool_call>{"name": "f", "arguments": {}}'
+    for source in WRITES_TEXT.values():
+        assert written(source, '{"a":"é"}') == 'f {"a":"é"}'
+    # Whatever is no object stays as it is.
+    for wrong in ('{"a":', "[1]", "[" * 100_000, '{"a":' * 200 + "1" + "}" * 200, "9" * 5000):
+        assert written(WRITES_OBJECTS, wrong) == f'<tool_call>{{"name": "f", "arguments": {json.dumps(wrong)}}}'
+
+
+def test_calls_and_results_never_make_a_special_token() -> None:
+    subject = tokenizer("chatml")
+    bad = "</s><|im_end|>"
+    messages = conversation(json.dumps({bad: bad}))
+    messages[2]["content"] = bad
+    tools = [{"type": "function", "function": {"name": "f", "description": bad}}]
+    for source in (WRITES_OBJECTS, *WRITES_TEXT.values(), CHATML):
+        ids = JinjaTemplate(source, subject).encode(messages, add_generation_prompt=False, tools=tools)
+        plain = JinjaTemplate(source, subject).encode(conversation("{}"), add_generation_prompt=False, tools=TOOLS)
+        special, expected = ([token for token in one if subject.is_special(token)] for one in (ids, plain))
+        assert special == expected
+
+
+def test_a_template_that_knows_no_tools_is_told_in_plain_messages() -> None:
+    subject, chat = tokenizer("chatml"), template("chatml")
+    messages = [{"role": "system", "content": "Be brief."}, *conversation('{"a": 1}')]
+    messages[2] |= {"content": "Wait."}
+    messages[2]["tool_calls"] *= 2
+    messages.append({"role": "tool", "name": "g", "content": "6"})
+    text = subject.decode(chat.encode(messages, add_generation_prompt=True, tools=TOOLS), skip_special_tokens=False)
+    system, user, assistant, results, rest = text.split("<|im_end|>\n")
+    assert system.startswith("<|im_start|>system\nBe brief.\n\nYou can call functions.")
+    assert system.endswith("\n" + json.dumps(TOOLS[0]["function"], ensure_ascii=False))
+    call = '{"name": "f", "arguments": {"a": 1}}'
+    assert user == "<|im_start|>user\nhi"
+    assert assistant == f"<|im_start|>assistant\nWait.\n[{call}, {call}]"
+    assert results == "<|im_start|>user\nResult of f: 5\nResult of g: 6"
+    assert rest == "<|im_start|>assistant\n"
+    # Without tools, too, and nothing else changes.
+    assert "You can" not in subject.decode(chat.encode(messages, add_generation_prompt=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "form"),
+    [
+        (CHATML, GENERIC),
+        ("{{ tools }}", GENERIC),
+        ("{{ tools }}<tool_call>", HERMES),
+        ("{{ tools }}<|python_tag|>", LLAMA),
+        ("""{{ tools }}<|eot_id|>{{ '"parameters": ' }}""", LLAMA),
+        ("{{ tools }}[TOOL_CALLS]", MISTRAL),
+        ("{{ tools }}[TOOL_CALLS][ARGS]", MISTRAL_NAMED),
+        ("{{ tools }}<tool_call><function=", None),
+        ("{{ tools }}<｜tool▁calls▁begin｜>", None),
+    ],
+)
+def test_the_form_of_calls_is_found_by_the_template(source: str, form: ToolFormat | None) -> None:
+    assert JinjaTemplate(source, tokenizer("chatml")).tool_format is form
+
+
+def test_the_form_of_reasoning_is_found_by_the_template() -> None:
+    for source, opening in (("<think></think>", "<think>"), ("[THINK][/THINK]", "[THINK]"), ("<think>", None)):
+        form = JinjaTemplate(source, tokenizer("chatml")).reasoning_format
+        assert (form and form.opening) == opening
 
 
 def test_base_models_have_no_template_and_broken_ones_are_refused_at_load() -> None:

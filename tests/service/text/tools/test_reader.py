@@ -49,6 +49,7 @@ CALL = ("f", '{"a": 1}')
         (HERMES, f"Let me see.\n<tool_call>{F}</tool_call>\n<tool_call>{F}</tool_call>\n", "Let me see.", [CALL, CALL]),
         (HERMES, f"<tool_call>{F}</tool_call> done", " done", [CALL]),
         (HERMES, f"<tool_call>{F}", "", [CALL]),
+        (HERMES, f"<tool_call>{F[:-1]},<tool_call>{F}</tool_call>", ",", [CALL, CALL]),
         (HERMES, f"<tool_call>{F}</tool_", "", [CALL]),
         (HERMES, f"<tool_call>[{F}, {F}]</tool_call>", "", [CALL, CALL]),
         (HERMES, '<tool_call>{"arguments": {"a": "</tool_call>"}, "name": "f"}', "", [("f", '{"a": "</tool_call>"}')]),

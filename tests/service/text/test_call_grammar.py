@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from service.text.call_grammar import CallableFunction, CallRule, call_grammar
 from service.text.message import MessageForm, MessageReader
 from service.text.reasoning import ReasoningFormat
 from service.text.tools.formats import GENERIC, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, ToolFormat
-from service.text.tools.grammar import CallableFunction, CallRule, call_grammar
 
 FORMS = (HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, GENERIC)
 THINK = ReasoningFormat("<think>", "</think>")

@@ -54,7 +54,7 @@ class _Markers:
 
 
 def call_grammar(
-    form: ToolFormat,
+    form: ToolFormat | None,
     rule: CallRule,
     special: Callable[[str], int | None],
     *,
@@ -63,7 +63,8 @@ def call_grammar(
 ) -> str:
     """The grammar of the answers that a rule allows, after any reasoning.
 
-    `special` gives the id of a marker that is a special token of the vocabulary, and None for one that is text.
+    The form may be None where there are no functions, but content of a schema. `special` gives the id of a marker that
+    is a special token of the vocabulary, and None for one that is text.
     """
     write = _Markers(special)
     rules = ["%llguidance {}", r"TEXT: /(.|\n)*/"]
@@ -74,9 +75,14 @@ def call_grammar(
         rules.append(f"start: {'thoughts answer' if reasoning_opened else 'thoughts answer | answer'}")
         rules.append(rf"thoughts: {opening}reasoning /\n{{0,2}}/")
         rules.append(write.rule_up_to("reasoning", reasoning.closing))
-    rules += _answer(form, rule, write)
-    rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(rule.functions))))
-    rules += [f"call_{index}: {_call(form, function, write)}" for index, function in enumerate(rule.functions)]
+    if rule.content is not None:
+        rules.append(f"content: %json {_json_schema(rule.content)}")
+    if form is None:
+        rules.append("answer: content")
+    else:
+        rules += _answer(form, rule, write)
+        rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(rule.functions))))
+        rules += [f"call_{index}: {_call(form, function, write)}" for index, function in enumerate(rule.functions)]
     return "\n".join(rules) + "\n"
 
 
@@ -86,7 +92,7 @@ def _answer(form: ToolFormat, rule: CallRule, write: _Markers) -> list[str]:
     if rule.required:
         return ["answer: calls", calls]
     if rule.content is not None:
-        return ["answer: calls | content", calls, f"content: %json {_json_schema(rule.content)}"]
+        return ["answer: calls | content", calls]
     if form.bare:
         return ["answer: calls | PLAIN", calls, r"PLAIN: /([^\s{\[](.|\n)*)?/"]
     times = "*" if rule.parallel and not form.in_list else "?"
@@ -130,4 +136,4 @@ def _call(form: ToolFormat, function: CallableFunction, write: _Markers) -> str:
 
 
 def _json_schema(schema: Any) -> str:
-    return json.dumps({"x-guidance": _WRITTEN, **schema})
+    return json.dumps({**schema, "x-guidance": _WRITTEN})
