@@ -4,7 +4,7 @@ A backend knows tensors, and nothing of requests, families or files. Everything 
 there is no ambient context, so a captured graph can own its layout and its cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -249,10 +249,19 @@ class Backend(Protocol):
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         """Causal attention of queries [tokens, heads, head_dim] over the paged cache; returns the same shape."""
 
-    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-        """The weights with which `attend` adds up values, for sequences with one new token each.
+    def attention_weights(
+        self,
+        q: Tensor,
+        positions: Tensor,
+        cache: LayerCache,
+        blocks: Tensor,
+        heads: Sequence[int],
+        options: AttentionOptions,
+    ) -> Tensor:
+        """The weights with which `attend` adds up values, for some queries of one sequence and some heads.
 
-        Queries [seqs, heads, head_dim] give weights [seqs, heads, max_context] float32, with 0 beyond each context.
+        `q` are queries [rows, all heads, head_dim] at `positions` [rows] int64, whose keys lie in the cache's `blocks`
+        [blocks] int32. Returns weights [heads, rows, blocks * block_size] float32, with 0 for keys that are not seen.
         """
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:

@@ -3,6 +3,7 @@
 The code is written to be read: it is vectorised over the batch, but makes no attempt to save memory traffic.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -86,8 +87,16 @@ class ReferenceBackend:
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(q, cache, layout, options)
 
-    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-        return attention_weights(q, cache, layout, options)
+    def attention_weights(
+        self,
+        q: Tensor,
+        positions: Tensor,
+        cache: LayerCache,
+        blocks: Tensor,
+        heads: Sequence[int],
+        options: AttentionOptions,
+    ) -> Tensor:
+        return attention_weights(q, positions, cache, blocks, heads, options)
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(x, kind)
@@ -185,34 +194,26 @@ def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: Attention
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def attention_weights(q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+def attention_weights(
+    q: Tensor, positions: Tensor, cache: LayerCache, blocks: Tensor, heads: Sequence[int], options: AttentionOptions
+) -> Tensor:
     """See `Backend.attention_weights`."""
-    weights = _weights(q, cache, layout, options, 0, len(layout.context_lens))[0]
-    return weights.flatten(1, 2)[:, :, 0, : layout.max_context]
+    kv_heads = cache.keys.shape[2]
+    chosen = torch.tensor(heads, device=q.device)
+    keys = decode(cache.keys[blocks.long()], cache.key_scales).flatten(0, 1)
+    # Each query head reads the keys of its group's KV head: [heads, dim, keys].
+    keys = keys[:, chosen * kv_heads // q.shape[1]].permute(1, 2, 0)
+    scores = q[:, chosen].transpose(0, 1).float() * options.scale @ keys
+    distance = positions[:, None] - torch.arange(keys.shape[-1], device=q.device)
+    slopes = None if options.alibi_slopes is None else options.alibi_slopes[chosen, None, None]
+    sinks = None if options.sinks is None else options.sinks[chosen, None, None].expand(*scores.shape[:2], 1)
+    return _normalise(scores, distance, options, slopes, sinks)
 
 
 def _attend_padded(
     q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions, first: int, last: int
 ) -> Tensor:
     """`attend` for the sequences first to last - 1 alone."""
-    weights, blocks, real = _weights(q, cache, layout, options, first, last)
-    values = decode(cache.values[blocks], cache.value_scales).flatten(1, 2).transpose(1, 2)
-    lens = layout.context_lens[first:last]
-    # Slots beyond the end of a sequence hold old or uninitialised data, and a weight of 0 times a NaN is a NaN.
-    beyond = torch.arange(values.shape[2], device=q.device) >= lens[:, None]
-    values = values.masked_fill(beyond[:, None, :, None], 0.0)
-    out = (weights.flatten(2, 3) @ values).masked_fill_((lens == 0)[:, None, None, None], 0.0)
-    return out.view(*weights.shape[:4], -1).permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)
-
-
-def _weights(
-    q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions, first: int, last: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention weights of the sequences first to last - 1, padded to the most new tokens among them.
-
-    Returns the weights [seqs, kv_heads, group, queries, keys] float32, the cache blocks [seqs, blocks] of the keys, and
-    which queries [seqs, queries] are no padding.
-    """
     starts, lens = layout.query_starts[first:last], layout.context_lens[first:last]
     counts = layout.query_starts[first + 1 : last + 1] - starts
     offsets = torch.arange(int(counts.max()), device=q.device)
@@ -228,20 +229,35 @@ def _weights(
     # At least one block, for a group of padding sequences alone.
     blocks = layout.block_table[first:last, : max(1, -(-int(lens.max()) // cache.keys.shape[1]))].long()
     keys = decode(cache.keys[blocks], cache.key_scales).flatten(1, 2).permute(0, 2, 3, 1)
+    values = decode(cache.values[blocks], cache.value_scales).flatten(1, 2).transpose(1, 2)
 
-    distance = query_at[:, :, None] - torch.arange(keys.shape[-1], device=q.device)
+    key_at = torch.arange(keys.shape[-1], device=q.device)
+    scores = (padded @ keys).view(*shape, -1)
+    distance = (query_at[:, :, None] - key_at)[:, None, None]
+    slopes = None if options.alibi_slopes is None else options.alibi_slopes.view(1, kv_heads, -1, 1, 1)
+    sinks = None if options.sinks is None else options.sinks.view(1, kv_heads, -1, 1, 1).expand(*shape, 1)
+    weights = _normalise(scores, distance, options, slopes, sinks)
+    # Slots beyond the end of a sequence hold old or uninitialised data, and a weight of 0 times a NaN is a NaN.
+    values = values.masked_fill((key_at >= lens[:, None])[:, None, :, None], 0.0)
+    out = (weights.flatten(2, 3) @ values).masked_fill_((lens == 0)[:, None, None, None], 0.0)
+    return out.view(*shape, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)[real].to(q.dtype)
+
+
+def _normalise(
+    scores: Tensor, distance: Tensor, options: AttentionOptions, slopes: Tensor | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention weights of scores [..., queries, keys], for keys that lie `distance` positions before their queries.
+
+    `slopes` are ALiBi's, `sinks` [..., queries, 1] further logits without a value.
+    """
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    if slopes is not None:
+        scores = scores - slopes * distance
     visible = distance >= 0
     if options.window is not None:
         visible &= distance < options.window
-
-    scores = (padded @ keys).view(*shape, -1)
-    if options.softcap is not None:
-        scores = options.softcap * torch.tanh(scores / options.softcap)
-    if options.alibi_slopes is not None:
-        slopes = options.alibi_slopes.view(1, kv_heads, -1, 1, 1)
-        scores = scores - slopes * distance[:, None, None]
-    scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
-    if options.sinks is not None:
-        sinks = options.sinks.view(1, kv_heads, -1, 1, 1).expand(*shape, 1)
-        return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1], blocks, real
-    return torch.softmax(scores, dim=-1), blocks, real
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]

@@ -248,6 +248,9 @@ class ModelLimits:
     """Blocks in the KV cache."""
     block_size: int
     """Tokens in a block of the KV cache."""
+    layers: int
+    heads: int
+    """Query heads of each layer."""
 
     @property
     def capacity(self) -> int:

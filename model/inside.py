@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kernels.backend import AttentionOptions, Backend, LayerCache
-from model.batch import batch_layout
 from model.contract import Array, Chunk, Inside, TokenLogprobs, Trace
 from model.decoder import Probe
 from model.transfer import stage
@@ -20,25 +19,27 @@ class Recorder:
 
     def __init__(self, chunk: Chunk, trace: Trace, begin: int, block_size: int, backend: Backend) -> None:
         """`begin` is the row of the chunk's first token in the batch."""
-        self._chunk = chunk
         self._trace = trace
         self._places = torch.tensor([begin + position - chunk.start for position in trace.positions])
-        self._block_size = block_size
+        self._blocks = torch.tensor(chunk.blocks[: trace.positions[-1] // block_size + 1], dtype=torch.int32)
         self._backend = backend
-        self._layers = {layer for layer, _ in trace.heads}
-        self.weights: dict[int, Tensor] = {}
-        """Attention weights [positions, heads, keys] float32 of the layers that the trace names."""
+        self._heads: dict[int, list[int]] = {}
+        for layer, head in trace.heads:
+            self._heads.setdefault(layer, []).append(head)
+        self.weights: dict[tuple[int, int], Tensor] = {}
+        """Attention weights [positions, keys] float32 of the layers and heads that the trace names."""
         self.streams: list[Tensor] = []
         """Residual streams [positions, hidden], in the order of `Probe.stream`."""
 
     def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`."""
-        if layer in self._layers:
-            (rows,) = stage([self._places], q.device)
-            # Each position becomes a sequence that ends with it.
-            ends = [Chunk([0], position, self._chunk.blocks) for position in self._trace.positions]
-            layout = batch_layout(ends, self._block_size, q.device)
-            self.weights[layer] = self._backend.attention_weights(q.index_select(0, rows), cache, layout, options)
+        if heads := self._heads.get(layer):
+            positions = torch.tensor(self._trace.positions)
+            rows, positions, blocks = stage([self._places, positions, self._blocks], q.device)
+            queries = q.index_select(0, rows)
+            weights = self._backend.attention_weights(queries, positions, cache, blocks, heads, options)
+            keys = self._trace.positions[-1] + 1
+            self.weights |= {(layer, head): of_head[:, :keys] for head, of_head in zip(heads, weights, strict=True)}
 
     def stream(self, residual: Tensor) -> None:
         """See `Probe.stream`."""
@@ -50,7 +51,7 @@ class Recorder:
         """The positions as the trace asked to see them; `lens` is their logit lens. Waits for the device."""
         trace = self._trace
         streams = torch.stack(self.streams).float() if trace.stream else None
-        maps = [self.weights[layer][:, head] for layer, head in trace.heads]
+        maps = [self.weights[layer, head] for layer, head in trace.heads]
         return Inside(
             positions=trace.positions,
             attention=to_array(torch.stack(maps)) if maps else None,

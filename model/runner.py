@@ -33,7 +33,14 @@ class ModelRunner:
         self._decoder = decoder
         self._cache = cache
         self._device = decoder.weights.device
-        self._limits = ModelLimits(decoder.spec.vocab_size, max_context, cache.blocks, cache.block_size)
+        self._limits = ModelLimits(
+            vocab_size=decoder.spec.vocab_size,
+            max_context=max_context,
+            num_blocks=cache.blocks,
+            block_size=cache.block_size,
+            layers=len(decoder.spec.layers),
+            heads=decoder.spec.heads,
+        )
         self._memory = TokenMemory(max_context, self._device)
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
         """Tokens [draws] int64 that the newest step draws; `Chunk.follows` of the next step are indices into it."""

@@ -173,8 +173,16 @@ class CpuBackend:
         self._run(attend_operation(STORED[cache.keys.dtype], dim, block, plain), record)
         return out
 
-    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-        return attention_weights(q, cache, layout, options)
+    def attention_weights(
+        self,
+        q: Tensor,
+        positions: Tensor,
+        cache: LayerCache,
+        blocks: Tensor,
+        heads: Sequence[int],
+        options: AttentionOptions,
+    ) -> Tensor:
+        return attention_weights(q, positions, cache, blocks, heads, options)
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()

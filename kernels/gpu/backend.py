@@ -1,6 +1,7 @@
 """The Triton backend: starts each operation's kernel through one launcher."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -77,8 +78,16 @@ class TritonBackend:
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(self._launch, q, cache, layout, options)
 
-    def attention_weights(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-        return attention_weights(q, cache, layout, options)
+    def attention_weights(
+        self,
+        q: Tensor,
+        positions: Tensor,
+        cache: LayerCache,
+        blocks: Tensor,
+        heads: Sequence[int],
+        options: AttentionOptions,
+    ) -> Tensor:
+        return attention_weights(q, positions, cache, blocks, heads, options)
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(self._launch, x, kind)
