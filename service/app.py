@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 
-from service.api import chat, completions, docs, embeddings, errors, health, models, tokenize
+from service.api import chat, completions, docs, embeddings, errors, health, inspect, models, tokenize
 from service.api.admission import Admission
 from service.api.auth import RequireKey
 from service.api.bodies import BodyLimit
@@ -37,6 +37,7 @@ ROUTERS = (
     chat.router,
     completions.router,
     embeddings.router,
+    inspect.router,
     models.router,
     tokenize.router,
     health.router,

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from model.contract import NOTHING, Array, ModelLimits, SamplingParams, TokenLogprobs, Wanted
+from model.contract import NOTHING, Array, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
 from service.engine.interface import EngineClient
 from service.engine.messages import Grammar, Refusal, RequestTimes
 from service.engine.status import EngineLost
@@ -92,6 +92,8 @@ class Generation:
         self.times = RequestTimes()
         self.pooled: list[Array] = []
         """Parts of the prompt's embedding, as in `Delta`."""
+        self.insides: list[Inside] = []
+        """Looks inside the decoder, position by position in ascending order."""
         self._detokenizer = Detokenizer(
             tokenizer,
             request.stop,
@@ -141,6 +143,8 @@ class Generation:
             scores += delta.scores
             if delta.pooled is not None:
                 self.pooled.append(delta.pooled)
+            if delta.inside is not None:
+                self.insides.append(delta.inside)
             if ending and not delta.tokens:
                 yield Piece("", None, None, ending, scores)
                 return

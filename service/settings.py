@@ -214,6 +214,12 @@ class Settings(BaseSettings):
     max_parts: Count = Field(1024, le=8192, description="Parts of one message.")
     max_tools: Count = Field(128, le=1024, description="Tools of one chat request, and calls in one message.")
     max_logprobs: int = Field(20, ge=0, description="Likeliest tokens to report beside each token.")
+    max_inspection: Bytes = Field(
+        4 * 2**20, description="Size of the attention weights that one request may look at, at 4 bytes a number."
+    )
+    max_lens_rows: Count = Field(
+        2048, description="Positions times layers of one request's logit lens; each costs an output projection."
+    )
     max_stop: Count = Field(16, description="Stop strings in one request.")
     max_stop_length: Count = Field(256, description="Characters of one stop string.")
     max_stop_token_ids: Count = Field(128, description="Stop token ids in one request.")

@@ -56,8 +56,8 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
     width = -(-dim // LANES) * LANES
     flag = int(plain)
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 14)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 14)
         step, heads, kv_heads = words(r[0], 9), r[2], r[3]
         starts, contexts = integers(step[2], step[1] + 1), integers(step[3], step[1])
         group = heads // kv_heads

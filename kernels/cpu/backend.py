@@ -43,11 +43,11 @@ from kernels.reference import attention_weights
 from kernels.reference_sampling import sample
 
 STEP_WORDS = 16
-ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKENS = range(9)
+ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKEN_IDS = range(9)
 """Indices of the words of a step, which are counts and addresses."""
 
 Step = tuple[Operation, Sequence[int]]
-"""One operation of a program, and its record."""
+"""One operation of a program, and its arguments."""
 
 
 class CpuBackend:
@@ -78,12 +78,12 @@ class CpuBackend:
     ) -> Tensor:
         panels = _panels(table)
         out = self._empty(len(tokens), panels.columns)
-        self._set(tokens, {TOKENS: tokens, POSITIONS: positions})
-        record = (
+        self._set(tokens, {TOKEN_IDS: tokens, POSITIONS: positions})
+        arguments = (
             *(self._rows, panels.data.data_ptr(), panels.data.shape[1], _bits(scale)),
             *(_address(learned), out.data_ptr(), panels.columns),
         )
-        self._run(embed_operation(panels.form), record)
+        self._run(embed_operation(panels.form), arguments)
         return out
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
@@ -98,11 +98,11 @@ class CpuBackend:
             sums = self._empty(len(x), groups, 2)
             rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
             self._run(quantize_operation(form.group, form.bits == 4), rounding)
-        record = (
+        arguments = (
             *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
             *(out.data_ptr(), groups, panels.rows),
         )
-        self._run(multiply_operation(form), record)
+        self._run(multiply_operation(form), arguments)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -120,19 +120,19 @@ class CpuBackend:
         normed = self._empty(rows, size)
         stream = x if residual is None else self._empty(rows, size)
         self._set(x)
-        record = (
+        arguments = (
             *(self._rows, x.data_ptr(), _address(residual), weight.data_ptr(), _address(bias), _bits(eps)),
             *(normed.data_ptr(), stream.data_ptr(), size),
         )
-        self._run(norm_operation(bias is not None), record)
+        self._run(norm_operation(bias is not None), arguments)
         return normed, stream
 
     def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
         half = len(frequencies)
         cos, sin = self._empty(len(positions), half), self._empty(len(positions), half)
         self._set(positions, {POSITIONS: positions})
-        record = (self._rows, frequencies.data_ptr(), _bits(magnitude), cos.data_ptr(), sin.data_ptr(), half)
-        self._run(angles_operation(), record)
+        arguments = (self._rows, frequencies.data_ptr(), _bits(magnitude), cos.data_ptr(), sin.data_ptr(), half)
+        self._run(angles_operation(), arguments)
         return Rotation(cos, sin)
 
     def rotate_and_store(
@@ -147,7 +147,7 @@ class CpuBackend:
         kv_heads, dim = cache.keys.shape[2:]
         queries = self._empty(len(qkv), heads, dim)
         self._set(qkv, {SLOTS: slots})
-        record = (
+        arguments = (
             *(self._rows, qkv.data_ptr(), heads, kv_heads, dim),
             *((0, 0, 0) if norms is None else (norms.query.data_ptr(), norms.key.data_ptr(), _bits(norms.eps))),
             *((0, 0, 0) if rotation is None else (rotation.cos.data_ptr(), rotation.sin.data_ptr())),
@@ -155,7 +155,7 @@ class CpuBackend:
             *(queries.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr()),
             *(kv_heads * dim * cache.keys.itemsize, _address(cache.key_scales), _address(cache.value_scales)),
         )
-        self._run(rotate_operation(STORED[cache.keys.dtype]), record)
+        self._run(rotate_operation(STORED[cache.keys.dtype]), arguments)
         return queries
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
@@ -165,12 +165,12 @@ class CpuBackend:
         out = self._empty(*q.shape)
         self._set(q, _words(layout))
         plain = options.softcap is None and options.alibi_slopes is None
-        record = (
+        arguments = (
             *(self._rows, q.data_ptr(), q.shape[1], kv_heads, cache.keys.data_ptr(), cache.values.data_ptr()),
             *(_address(cache.key_scales), _address(cache.value_scales), _bits(options.scale), options.window or 0),
             *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
         )
-        self._run(attend_operation(STORED[cache.keys.dtype], dim, block, plain), record)
+        self._run(attend_operation(STORED[cache.keys.dtype], dim, block, plain), arguments)
         return out
 
     def attention_weights(
@@ -210,7 +210,7 @@ class CpuBackend:
             self._recording = None
 
     def replay(self, program: Program, tokens: Tensor, layout: BatchLayout) -> None:
-        self._workers.run(program, lambda: self._write(tokens, {TOKENS: tokens, **_words(layout)}))
+        self._workers.run(program, lambda: self._write(tokens, {TOKEN_IDS: tokens, **_words(layout)}))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         if self._recording is None:
@@ -225,12 +225,12 @@ class CpuBackend:
         if self._recording is None:
             self._pending = (rows, words or {})
 
-    def _run(self, operation: Operation, record: Sequence[int]) -> None:
+    def _run(self, operation: Operation, arguments: Sequence[int]) -> None:
         if self._recording is not None:
-            self._recording.append((operation, record))
+            self._recording.append((operation, arguments))
             return
         rows, words = self._pending
-        self._workers.run(Program([(operation, record)]), lambda: self._write(rows, words))
+        self._workers.run(Program([(operation, arguments)]), lambda: self._write(rows, words))
 
     def _write(self, rows: Tensor, words: dict[int, Tensor | int]) -> None:
         self._step[ROWS] = len(rows)

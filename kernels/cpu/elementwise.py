@@ -1,7 +1,7 @@
 """Operations that treat each token by itself: embedding, norms, rotary angles and rotation, activations.
 
-In a record, `step` and `rows` are the address of the step's words (`backend.py`), the first of which is the number of
-tokens. Other names of arrays stand for their addresses.
+Among an operation's arguments, `step` and `rows` are the address of the step's words (`backend.py`), the first of which
+is the number of tokens. Other names of arrays stand for their addresses.
 """
 
 import math
@@ -17,7 +17,7 @@ from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.storage import store
 
-TOKENS = 2
+TOKENS_A_CHUNK = 2
 """Number of tokens in a chunk of work."""
 
 
@@ -31,15 +31,15 @@ def norm_operation(mean: bool) -> Operation:
     normed and stream are [rows, size] float32, weight and bias [size].
     """
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 9)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 9)
         rows, size = words(r[0], 1)[0], r[8]
         if chunk < 0:
-            return (rows + TOKENS - 1) // TOKENS
+            return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         weight = floats(r[3], size)
         bias = floats(r[4], size)
         eps = from_bits(np.int32(r[5]))
-        for row in range(chunk * TOKENS, min(rows, chunk * TOKENS + TOKENS)):
+        for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             at = row * size * 4
             x, normed, stream = floats(r[1] + at, size), floats(r[6] + at, size), floats(r[7] + at, size)
             if r[2] != 0:
@@ -77,14 +77,14 @@ def angles_operation() -> Operation:
     position; cos and sin are [tokens, half] float32.
     """
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 6)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 6)
         step, half = words(r[0], 8), r[5]
         if chunk < 0:
-            return (step[0] + TOKENS - 1) // TOKENS
+            return (step[0] + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         frequencies, positions = floats(r[1], half), words(step[7], step[0])
         magnitude = from_bits(np.int32(r[2]))
-        for row in range(chunk * TOKENS, min(step[0], chunk * TOKENS + TOKENS)):
+        for row in range(chunk * TOKENS_A_CHUNK, min(step[0], chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             cos, sin = floats(r[3] + row * half * 4, half), floats(r[4] + row * half * 4, half)
             position = np.float32(positions[row])
             for i in range(half):
@@ -126,16 +126,16 @@ def rotate_operation(stored: int) -> Operation:
     qkv is [tokens, (heads + 2 kv_heads) * head_dim] float32, queries [tokens, heads, head_dim] float32.
     """
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 17)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 17)
         step = words(r[0], 8)
         if chunk < 0:
-            return (step[0] + TOKENS - 1) // TOKENS
+            return (step[0] + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         heads, kv_heads, dim, half = r[2], r[3], r[4], r[10]
         eps = from_bits(np.int32(r[7]))
         slots = words(step[6], step[0])
         turned = floats(scratch, dim)
-        for row in range(chunk * TOKENS, min(step[0], chunk * TOKENS + TOKENS)):
+        for row in range(chunk * TOKENS_A_CHUNK, min(step[0], chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             cos, sin = floats(r[8] + row * half * 4, half), floats(r[9] + row * half * 4, half)
             qkv = r[1] + row * (heads + 2 * kv_heads) * dim * 4
             for head in range(heads):
@@ -195,12 +195,12 @@ def activation_operation(kind: ActivationKind) -> Operation:
     """
     constant = _KINDS[kind]
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 4)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 4)
         rows, size = words(r[0], 1)[0], r[3]
         if chunk < 0:
-            return (rows + TOKENS - 1) // TOKENS
-        for row in range(chunk * TOKENS, min(rows, chunk * TOKENS + TOKENS)):
+            return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
+        for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             x, out = floats(r[1] + row * size * 4, size), floats(r[2] + row * size * 4, size)
             for i in range(size):
                 out[i] = _act(constant, x[i])
@@ -217,12 +217,12 @@ def gated_operation(kind: ActivationKind) -> Operation:
     """
     constant = _KINDS[kind]
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 4)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 4)
         rows, size = words(r[0], 1)[0], r[3]
         if chunk < 0:
-            return (rows + TOKENS - 1) // TOKENS
-        for row in range(chunk * TOKENS, min(rows, chunk * TOKENS + TOKENS)):
+            return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
+        for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             gate, up = floats(r[1] + row * size * 8, size), floats(r[1] + row * size * 8 + size * 4, size)
             out = floats(r[2] + row * size * 4, size)
             for i in range(size):
@@ -242,13 +242,13 @@ def embed_operation(form: Format) -> Operation:
     bits, group, offsets = form.bits, form.group, form.offsets
     group_bytes, codes_bytes = form.group_bytes, form.codes_bytes
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 7)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 7)
         step, groups, size = words(r[0], 9), r[2], r[6]
         if chunk < 0:
-            return (step[0] + TOKENS - 1) // TOKENS
+            return (step[0] + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         factor = from_bits(np.int32(r[3]))
-        for row in range(chunk * TOKENS, min(step[0], chunk * TOKENS + TOKENS)):
+        for row in range(chunk * TOKENS_A_CHUNK, min(step[0], chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             token = words(step[8], step[0])[row]
             lane = token % LANES
             out = floats(r[5] + row * size * 4, size)

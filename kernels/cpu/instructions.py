@@ -1,6 +1,6 @@
 """Functions that kernels need and Numba lacks: memory by address, atomic words, calls by address, bits of floats.
 
-Kernels take addresses and not arrays, so that one record of integers describes any operation to any thread.
+Kernels take addresses and not arrays, so that one list of integers describes any operation to any thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -152,7 +152,7 @@ add_to_word = instruction(
 exchange_word = instruction(_W, [_W, _W, _W], _exchange)
 """(address, expected, wanted): replace the word there by `wanted` if it is `expected`; returns 1 if it was, else 0."""
 call_operation = instruction(_W, [_W, _W, _W, _W], _call)
-"""(function, record, chunk, scratch): call the `Operation` whose address is `function`; returns its result."""
+"""(function, arguments, chunk, scratch): call the `Operation` whose address is `function`; returns its result."""
 pause = instruction(_W, [_W], _pause)
 """(0): rest the core for a moment, in a loop that waits for another thread."""
 give_way = instruction(_W, [_W], _give_way)

@@ -23,8 +23,8 @@ def quantize_operation(group: int, split: bool) -> Operation:
     """
     halves = int(split)
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 6)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 6)
         rows = words(r[0], 1)[0]
         if chunk < 0:
             return (rows + ROUNDED - 1) // ROUNDED
@@ -55,8 +55,8 @@ def multiply_operation(form: Format) -> Operation:
     bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
 
-    def run(record: int, chunk: int, scratch: int) -> int:
-        r = words(record, 8)
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 8)
         rows, groups, outputs = words(r[0], 1)[0], r[6], r[7]
         panels = (outputs + LANES - 1) // LANES
         share = max(1, CHUNK_BYTES // (groups * group_bytes))

@@ -1,8 +1,8 @@
 """Operations: compiled functions whose work is divided into chunks that any thread may compute.
 
-The signature is (record, chunk, scratch) -> int64. `record` is the address of the arguments, up to `WORDS` integers;
-`chunk` is the index of the chunk to compute; `scratch` is the address of the calling thread's own memory. For chunk -1
-an operation computes nothing, and returns its number of chunks. `program.py` runs operations.
+The signature is (arguments, chunk, scratch) -> int64. `arguments` is the address of the arguments, up to `WORDS`
+integers; `chunk` is the index of the chunk to compute; `scratch` is the address of the calling thread's own memory. For
+chunk -1 an operation computes nothing, and returns its number of chunks. `program.py` runs operations.
 """
 
 import os
@@ -18,7 +18,7 @@ from numba import cfunc, config, types
 from kernels.cpu.instructions import FLAGS
 
 WORDS = 24
-"""Number of int64 words in a record."""
+"""Number of int64 words in an operation's arguments."""
 SCRATCH_BYTES = 1 << 20
 """Bytes of scratch memory that each thread has for operations."""
 

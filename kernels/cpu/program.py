@@ -120,9 +120,9 @@ class Workers:
 def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
     """Count the chunks of every operation, and open its ticket so that threads can take them."""
     for index in range(length):
-        record = program + index * (WORDS + 1) * 8
+        arguments = program + index * (WORDS + 1) * 8
         ticket = tickets + index * 128
-        words(ticket, 2)[1] = call_operation(words(record, 1)[0], record + 8, -1, scratch)
+        words(ticket, 2)[1] = call_operation(words(arguments, 1)[0], arguments + 8, -1, scratch)
         write_word(ticket + 64, epoch << SHIFT)
         write_word(ticket, epoch << SHIFT)
     return 0
@@ -131,7 +131,7 @@ def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> 
 def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
     """Run one thread's part of a program. Returns 0, or 1 if the run ended before this thread reached its end."""
     for index in range(length):
-        record = program + index * (WORDS + 1) * 8
+        arguments = program + index * (WORDS + 1) * 8
         ticket = tickets + index * 128
         while True:
             taken = read_word(ticket)
@@ -143,7 +143,7 @@ def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> i
             if chunk >= chunks:
                 break
             if exchange_word(ticket, taken, taken + 1) != 0:
-                call_operation(words(record, 1)[0], record + 8, chunk, scratch)
+                call_operation(words(arguments, 1)[0], arguments + 8, chunk, scratch)
                 add_to_word(ticket + 64, 1)
         wanted = (epoch << SHIFT) + chunks
         spins = 0

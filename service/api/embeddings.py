@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.contract import Array
 from service.api.answers import observed, open_generations
+from service.api.arrays import to_numpy
 from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
@@ -84,8 +84,3 @@ def _written(vector: NDArray[np.float32], body: EmbeddingBody) -> list[float] | 
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()
     return numbers
-
-
-def to_numpy(array: Array) -> NDArray[np.float32]:
-    """The array's numbers, in its shape."""
-    return np.frombuffer(array.data, "<f4").reshape(*array.shape)

@@ -5,6 +5,7 @@ response formats.
 """
 
 import asyncio
+import itertools
 import re
 import secrets
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import ModelLimits, SamplingParams, Wanted
+from model.contract import ModelLimits, SamplingParams, Trace, Wanted
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
@@ -25,6 +26,7 @@ from service.api.schemas.requests import (
     DetokenizeBody,
     EmbeddingBody,
     GenerationBody,
+    InspectBody,
     Message,
     TokenizeBody,
 )
@@ -159,6 +161,59 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
         )
         for prompt, length in zip(encoded, lengths, strict=True)
     ]
+
+
+async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope) -> GenerationRequest:
+    """A request to look inside as a generation. Raises ApiError."""
+    if body.tokens is None:
+        prompt = await tokenized(body, context, envelope.record)
+    else:
+        prompt = body.tokens
+        _check_fields(body, context, envelope.record)
+        context.check_model(body.model)
+        if body.prompt is not None or body.messages is not None:
+            raise _refusal("tokens", "stand in place of prompt and messages")
+    _check_prompts("prompt" if body.messages is None else "messages", [prompt], context)
+    limits = context.client.limits
+    length = _resolve_length(len(prompt), body.max_tokens, None, limits)
+    return GenerationRequest(
+        prompt=prompt,
+        params=SamplingParams(
+            max_tokens=length,
+            stop_token_ids=drawable(context.tokenizer.eos_token_ids, limits),
+            temperature=body.temperature if body.temperature >= _GREEDY_BELOW else 0.0,
+            seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
+        ),
+        include_stop=True,
+        skip_special_tokens=False,
+        cache_salt=_cache_salt(None, context, envelope.caller),
+        caller=envelope.caller,
+        patience=envelope.patience,
+        wanted=Wanted(trace=_trace(body, len(prompt), context)),
+    )
+
+
+def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
+    """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
+    limits, settings = context.client.limits, context.settings
+    positions = body.positions if body.positions is not None else [*range(prompt)]
+    if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
+        raise _refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
+    every = itertools.product(range(limits.layers), range(limits.heads))
+    heads = [*every] if body.attention == "all" else [(layer, head) for layer, head in body.attention or ()]
+    if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
+        raise _refusal(
+            "attention", f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0"
+        )
+    count = len(positions) + body.max_tokens
+    size = 4 * len(heads) * count * (prompt + body.max_tokens)
+    if size > settings.max_inspection:
+        raise _refusal("attention", f"would be {size} bytes, more than the {settings.max_inspection} of this server")
+    rows = 0 if body.lens is None else count * (limits.layers + 1)
+    if rows > settings.max_lens_rows:
+        raise _refusal("lens", f"would be {rows} rows, more than the {settings.max_lens_rows} of this server")
+    _check_at_most("lens", body.lens, settings.max_logprobs, "tokens")
+    return Trace(positions=positions, generated=body.max_tokens > 0, heads=heads, stream=body.residual, lens=body.lens)
 
 
 async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
@@ -427,9 +482,9 @@ def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> Samp
     return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
 
 
-def _cache_salt(body: GenerationBody | EmbeddingBody, context: JobContext, caller: str) -> str:
+def _cache_salt(body: GenerationBody | EmbeddingBody | None, context: JobContext, caller: str) -> str:
     """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
-    salt = body.cache_salt or ""
+    salt = (body and body.cache_salt) or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -323,3 +324,25 @@ def test_embeddings_tell_subjects_apart(client: OpenAI) -> None:
 
     assert cosine(cat, cat) == pytest.approx(1, abs=1e-3)
     assert cosine(cat, kitten) > cosine(cat, rates)
+
+
+def test_the_inside_of_the_model_while_it_answers(url: str) -> None:
+    """Attention adds up to 1, and the last layer's lens gives the token that was drawn."""
+    asked = {"prompt": "The capital of France is", "attention": [[0, 0], [29, 8]], "residual": True, "lens": 2}
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "1, 2, 3,", "max_tokens": 30})
+        answer = httpx.post(f"{url}/v1/inspect", json=asked | {"max_tokens": 3}, timeout=PATIENCE)
+        assert beside.result().status_code == 200
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    prompt = sum(not token["generated"] for token in body["tokens"])
+    assert " Paris" in [token["text"] for token in body["tokens"]]
+    assert body["positions"] == [*range(prompt + 2)]
+    assert body["attention"]["shape"] == [2, prompt + 2, prompt + 2]
+    for of_head in body["attention"]["data"]:
+        assert [sum(row) for row in of_head] == pytest.approx([1.0] * (prompt + 2), abs=1e-4)
+    assert len(body["lens"]) == 31
+    drawn = [token["id"] for token in body["tokens"][prompt:]]
+    assert [entry["likeliest"][0]["id"] for entry in body["lens"][-1][prompt - 1 :]] == drawn
+    assert [entry["next_rank"] for entry in body["lens"][-1][prompt - 1 :]] == [1, 1, 1]
+    assert body["residual"]["stream"]["shape"] == [61, prompt + 2]

@@ -3,7 +3,7 @@
 A field without a default is always sent, and one with a default only if it was set.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -224,6 +224,65 @@ class Embeddings(BaseModel):
     model: str
     data: list[Embedding]
     usage: EmbeddingUsage
+
+
+class InspectedToken(BaseModel):
+    """A token of the prompt, or a generated one."""
+
+    id: int
+    text: str
+    special: bool
+    generated: bool
+
+
+class Numbers(BaseModel):
+    """An array: nested lists, or little-endian float16 in base64."""
+
+    shape: list[int]
+    data: list[Any] | str
+
+
+class InspectedAttention(Numbers):
+    """Attention weights [heads, positions, keys]; each row adds up to 1, but for attention sinks."""
+
+    heads: list[tuple[int, int]] = Field(description="Layer and head.")
+
+
+class InspectedResidual(BaseModel):
+    """L2 norms of the residual stream."""
+
+    stream: Numbers = Field(description="[2 * layers + 1, positions]: of the embedding, then after attention, MLP, ...")
+    added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
+
+
+class LensToken(BaseModel):
+    """A token that a layer's residual stream would give."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class LensEntry(BaseModel):
+    """The logit lens at one layer and position."""
+
+    likeliest: list[LensToken]
+    next_logprob: float | None = Field(description="Of the token that follows; null if none does.")
+    next_rank: int | None
+
+
+class Inspection(BaseModel):
+    """The answer to a request that looks inside."""
+
+    object: Literal["inspection"]
+    model: str
+    tokens: list[InspectedToken]
+    positions: list[int]
+    attention: InspectedAttention | None = None
+    residual: InspectedResidual | None = None
+    lens: list[list[LensEntry]] | None = Field(
+        None, description="[layers + 1][positions]: the embedding, then each layer's stream."
+    )
 
 
 class ModelCard(BaseModel):

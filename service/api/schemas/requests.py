@@ -580,6 +580,50 @@ class TokenizeBody(Body):
     chat_template_kwargs: TemplateVariables | None = Field(None, description="For messages, as in a chat request.")
 
 
+HeadName = Annotated[Integers, Field(min_length=2, max_length=2)]
+
+
+def _attention_shape(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else "<list>"
+
+
+class InspectBody(TokenizeBody):
+    """A text or messages to look at inside the model, as it reads them and as it goes on."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"prompt": "The capital of France is", "attention": [[3, 5]], "residual": True, "lens": 3}]
+        }
+    )
+
+    tokens: TokenIds | None = Field(None, description="Token ids, in place of a prompt or messages.")
+    positions: Annotated[Integers, _at_most(2**16, "positions")] | None = Field(
+        None, description="Positions of the prompt to look at, ascending; by default all."
+    )
+    attention: (
+        Annotated[
+            Annotated[Literal["all"], Tag("<text>")]
+            | Annotated[Annotated[list[HeadName], Field(fail_fast=True), _at_most(2**14, "heads")], Tag("<list>")],
+            Discriminator(_attention_shape),
+        ]
+        | None
+    ) = Field(None, description='Heads whose attention weights to return, as pairs of layer and head; or "all".')
+    residual: bool = Field(
+        False, description="Return the norms of the residual stream, and of what attention and MLP add to it."
+    )
+    lens: Integer | None = Field(
+        None, ge=0, description="Return this many likeliest tokens that the stream after each layer would give."
+    )
+    max_tokens: Integer = Field(
+        0, ge=0, le=2**31 - 1, description="Tokens to generate; their positions are looked at as well."
+    )
+    temperature: float = Field(0.0, ge=0, le=2, description="As in a completion request.")
+    seed: Integer | None = Field(None, ge=-(2**63), lt=2**63, description="As in a completion request.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Nested lists of numbers, or little-endian float16 in base64."
+    )
+
+
 class DetokenizeBody(Body):
     """Token ids to turn into text."""
 
@@ -591,7 +635,16 @@ KNOWN = frozenset({*UNSUPPORTED, "reasoning_content", "tool_call_id", "tool_call
     *(
         body.model_fields.keys() - Labels.model_fields.keys()
         for body in (
-            *(CompletionBody, ChatBody, EmbeddingBody, TokenizeBody, DetokenizeBody, StreamOptions, TemplateVariables),
+            *(
+                CompletionBody,
+                ChatBody,
+                EmbeddingBody,
+                InspectBody,
+                TokenizeBody,
+                DetokenizeBody,
+                StreamOptions,
+                TemplateVariables,
+            ),
             *(ResponseFormat, StructuredOutputs),
         )
     )

@@ -176,7 +176,9 @@ def test_the_chosen_token_keeps_its_value_among_others_of_its_name() -> None:
     writer = LogprobsWriter(FakeTokenizer(), skip_special=True)
     for top in ([300, 65, 301, 66], [301, 65, 300, 66], [300, 65, 66]):
         logprobs = TokenLogprobs(-2.5, top, [-0.5 - index for index in range(len(top))], 9)
-        [likeliest] = writer.write([Piece("", 301, logprobs, None)]).top_logprobs
+        entries = writer.empty()
+        writer.write(entries, [Piece("", 301, logprobs, None)])
+        [likeliest] = entries.top_logprobs
         assert likeliest == {"": -2.5, "A": -1.5, "B": -0.5 - top.index(66)}
 
 

@@ -27,6 +27,8 @@ MEGABYTES = 400
 HONEST: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hi"},
     "/v1/chat/completions": {"messages": HI},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/inspect": {"prompt": "hi"},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [1]},
 }

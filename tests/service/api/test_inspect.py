@@ -1,0 +1,128 @@
+"""Looks inside, through the API: the form of answers, and the bounds on what may be asked."""
+
+import base64
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.contract import Array, Inside, TokenLogprobs
+from service.engine.messages import Delta
+from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling
+
+
+def array(*shape: int) -> Array:
+    count = int(np.prod(shape))
+    return Array(shape, struct.pack(f"<{count}f", *(index / 8 for index in range(count))))
+
+
+def look(positions: list[int], keys: int, heads: int = 1) -> Inside:
+    """A look whose lens says the position's own number everywhere."""
+    lens = [[TokenLogprobs(-1.0, [65], [-0.5], 7) for _ in positions] for _ in range(LIMITS.layers + 1)]
+    stages = 2 * LIMITS.layers
+    return Inside(
+        positions=positions,
+        attention=array(heads, len(positions), keys),
+        stream=array(stages + 1, len(positions)),
+        added=array(stages, len(positions)),
+        lens=lens,
+    )
+
+
+def scripted(caller: Caller, *deltas: Delta) -> None:
+    caller.engine.news_of_prompt = lambda *request: iter(())  # type: ignore[method-assign]
+    caller.engine.script = lambda params: iter(deltas)  # type: ignore[method-assign]
+
+
+async def inspect(caller: Caller, **fields: Any) -> dict[str, Any]:
+    answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+async def test_looks_of_several_chunks_are_one_answer() -> None:
+    async with calling() as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, inside=look([0, 1], 2), times=TIMES),
+            Delta(0, [72], None, inside=look([2], 3), times=TIMES),
+            Delta(0, [73], None, "length", inside=look([3], 4), times=TIMES),
+        )
+        body = await inspect(caller, attention=[[1, 0]], residual=True, lens=1, max_tokens=2)
+    assert [(token["text"], token["generated"]) for token in body["tokens"]] == [
+        *((letter, False) for letter in "ABC"),
+        *((letter, True) for letter in "HI"),
+    ]
+    assert body["positions"] == [0, 1, 2, 3]
+    assert body["attention"]["heads"] == [[1, 0]]
+    assert body["attention"]["shape"] == [1, 4, 4]
+    assert body["attention"]["data"][0] == [
+        [0, 0.125, 0, 0],
+        [0.25, 0.375, 0, 0],
+        [0, 0.125, 0.25, 0],
+        [0, 0.125, 0.25, 0.375],
+    ]
+    assert body["residual"]["stream"]["shape"] == [2 * LIMITS.layers + 1, 4]
+    assert body["residual"]["added"]["shape"] == [2 * LIMITS.layers, 4]
+    assert len(body["lens"]) == LIMITS.layers + 1
+    assert body["lens"][0][3] == {
+        "likeliest": [{"id": 65, "text": "A", "logprob": -0.5}],
+        "next_logprob": -1.0,
+        "next_rank": 7,
+    }
+    trace = caller.engine.streams[-1].wanted.trace
+    assert trace is not None
+    assert (trace.positions, trace.generated, trace.heads) == ([0, 1, 2], True, [(1, 0)])
+
+
+async def test_numbers_may_come_as_half_precision() -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [], None, "length", inside=look([2], 3, 6), times=TIMES))
+        body = await inspect(caller, attention="all", positions=[2], encoding_format="base64")
+    heads = [[layer, head] for layer in range(LIMITS.layers) for head in range(LIMITS.heads)]
+    assert body["attention"]["heads"] == heads
+    halves = np.frombuffer(base64.b64decode(body["attention"]["data"]), "<f2")
+    assert halves.tolist() == [index / 8 for index in range(18)]
+    assert "residual" not in body or body["residual"] is None
+    assert body.get("lens") is None
+
+
+async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [], None, "length", times=TIMES))
+        body = await inspect(caller, tokens=None, messages=HI)
+        told = (await caller.http.post("/tokenize", json={"messages": HI})).json()["tokens"]
+    assert [token["id"] for token in body["tokens"]] == told
+    assert body["positions"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tokens": None}, "prompt"),
+        ({"messages": HI}, "tokens"),
+        ({"positions": [1, 0]}, "positions"),
+        ({"positions": [3]}, "positions"),
+        ({"positions": [-1]}, "positions"),
+        ({"positions": [1, 1]}, "positions"),
+        ({"attention": [[LIMITS.layers, 0]]}, "attention"),
+        ({"attention": [[0, LIMITS.heads]]}, "attention"),
+        ({"attention": [[0]]}, "attention"),
+        ({"attention": "some"}, "attention"),
+        ({"lens": 21}, "lens"),
+        ({"lens": -1}, "lens"),
+        ({"max_tokens": 300}, "max_tokens"),
+        ({"tokens": [65] * 200, "attention": "all"}, "attention"),
+        ({"tokens": [65] * 200, "lens": 1}, "lens"),
+        ({"stream": True}, "stream"),
+        ({"top_p": 0.5}, "top_p"),
+    ],
+)
+async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    async with calling(max_inspection=100_000, max_lens_rows=100) as caller:
+        answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"].split("[")[0] == param
+        assert caller.engine.streams == []
