@@ -216,13 +216,14 @@ def report(turns: Sequence[Turn], plan: Plan, about: Mapping[str, Any]) -> dict[
 def choose(
     peers: Sequence[Peer], variables: Mapping[str, str], only: Sequence[str]
 ) -> tuple[list[Peer], dict[str, str]]:
-    """(peers to measure, name -> reason for each skipped one), of those in `only`, or of all if it is empty.
+    """(peers to measure, name -> reason for each skipped one), of those in `only` and in its order, or of all.
 
     Raises ServerError for a name that is no peer's.
     """
-    if unknown := set(only) - {peer.name for peer in peers}:
+    named = {peer.name: peer for peer in peers}
+    if unknown := set(only) - named.keys():
         raise ServerError(f"no peer is called {', '.join(sorted(unknown))}")
-    wanted = [peer for peer in peers if not only or peer.name in only]
+    wanted = [named[name] for name in dict.fromkeys(only or named)]
     skipped = {peer.name: reason for peer in wanted if (reason := peer.missing(variables)) is not None}
     return [peer for peer in wanted if peer.name not in skipped], skipped
 
@@ -274,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m loadtests.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peers", type=Path, default=HERE / "peers.toml", metavar="FILE", help="what to start")
-    parser.add_argument("--only", type=_names, default=[], metavar="NAME,NAME", help="these peers alone")
+    parser.add_argument("--only", type=_names, default=[], metavar="NAME,NAME", help="these peers alone, in this order")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no round that would end later than this")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])

@@ -32,6 +32,8 @@ MODEL_NAME = "compared"
 _START_SECONDS = 900.0
 _REPLY_SECONDS = 1800.0
 _STOP_SECONDS = 60.0
+_END_SECONDS = 2.0
+"""The time that a peer has to end after its last answer broke off."""
 _POLL_SECONDS = 0.02
 _VERSION_SECONDS = 120.0
 _MAKE_SECONDS = 600.0
@@ -119,7 +121,7 @@ class Peer:
         return "; ".join((done.stdout.strip() or done.stderr.strip()).splitlines()) or "unknown"
 
     def prepare(self, variables: Mapping[str, str], log: Path) -> None:
-        """Make the peer's file unless it exists. What the command prints goes to `log`.
+        """Make the peer's file unless it exists; the command prints to `log`.
 
         Raises ServerError if it fails.
         """
@@ -135,7 +137,7 @@ class Peer:
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise ServerError(f"{target.name} was not made: {error}") from None
         if done.returncode or not part.exists():
-            raise ServerError(f"{target.name} was not made: {_end(done.returncode)}, {_last_line(log)}")
+            raise ServerError(f"{target.name} was not made: {_end(done.returncode)}; {_last_line(log)}")
         part.rename(target)
 
     def start(self, variables: Mapping[str, str], log: Path) -> "_Process":
@@ -203,19 +205,21 @@ class _Served:
 
     def __init__(self, process: _Process, log: Path, url: str, ready: str) -> None:
         self._process = process
+        self._log = log
         self._target = Target(url, MODEL_NAME, None, ignore_eos=True)
         deadline = time.monotonic() + _START_SECONDS
         while not _answers(url, ready):
-            if (status := process.poll()) is not None:
-                raise ServerError(f"did not start: {_end(status)}, {_last_line(log)}")
+            if process.poll() is not None:
+                raise ServerError("; ".join(["did not start", *_last_words(process, log)]))
             if time.monotonic() > deadline:
-                raise ServerError(f"was not ready after {_START_SECONDS:.0f} s: {_last_line(log)}")
+                raise ServerError(f"was not ready after {_START_SECONDS:.0f} s; {_last_line(log)}")
             time.sleep(_POLL_SECONDS)
 
     def run(self, prompts: Sequence[str], output_tokens: int, concurrency: int) -> Load:
         answers, seconds = closed_loop(self._target, prompts, output_tokens, concurrency)
         if failed := [answer.error for answer in answers if answer.error is not None]:
-            raise ServerError(f"{len(failed)} of {len(prompts)} requests failed, the first with: {failed[0]}")
+            whose = f"{len(failed)} of {len(prompts)} requests failed, the first with: {failed[0]}"
+            raise ServerError("; ".join([whose, *_last_words(self._process, self._log)]))
         load = Load(
             seconds,
             [answer.ttft or 0.0 for answer in answers],
@@ -245,7 +249,7 @@ class _Piped:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise ServerError(f"takes no job: {error}; {_last_line(self._log)}") from None
+            raise ServerError("; ".join([f"takes no job: {error}", *_last_words(self._process, self._log)])) from None
         load = Load(**self._reply(_REPLY_SECONDS))
         load.check(len(prompts), output_tokens)
         return load
@@ -261,7 +265,8 @@ class _Piped:
         try:
             reply: dict[str, Any] = json.loads(line)
         except ValueError:
-            raise ServerError(f"broke off: {_last_line(self._log)}") from None
+            what = "broke off" if readable else f"no reply after {seconds:.0f} s"
+            raise ServerError("; ".join([what, *_last_words(self._process, self._log)])) from None
         return reply
 
 
@@ -291,6 +296,13 @@ def _stop(process: _Process) -> None:
 def _end(status: int) -> str:
     """How a process ended: its exit status, or the name of the signal."""
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _last_words(process: _Process, log: Path) -> list[str]:
+    """How a peer that failed ended, and its last line; nothing if it still runs."""
+    with suppress(subprocess.TimeoutExpired):
+        return [_end(process.wait(_END_SECONDS)), _last_line(log)]
+    return []
 
 
 def _last_line(log: Path) -> str:
