@@ -5,7 +5,7 @@
 Starts each installed peer of peers.toml, one at a time, and measures: seconds from its start until it is ready, time to
 first token of single requests, output tokens a second of closed loops (prefill included) at several concurrencies, and
 resident memory after the last loop. Every peer has a turn in every round, so that a slow minute of the machine doesn't
-affect one peer alone. Medians over the rounds are compared.
+affect one peer alone. Medians over the rounds are compared. If it is terminated, it shows what it has until then.
 
 Prompts are random words. They differ between the requests of a round, so that a prefix cache finds nothing, but every
 peer gets the same ones.
@@ -13,11 +13,14 @@ peer gets the same ones.
 
 import argparse
 import json
+import math
+import os
 import random
 import signal
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,14 +102,26 @@ class Turn:
     error: str | None = None
 
 
+def round_numbers(rounds: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
+    """1, 2 ... `rounds`, until the next one, if it took as long as the longest so far, would end after `seconds`."""
+    began, longest = clock(), 0.0
+    for number in range(1, rounds + 1):
+        now = clock()
+        if number > 1 and now - began + longest > seconds:
+            return
+        yield number
+        longest = max(longest, clock() - now)
+
+
 def take_turns(
-    peers: Sequence[Peer], variables: Mapping[str, str], plan: Plan, rounds: int, logs: Path
+    peers: Sequence[Peer], variables: Mapping[str, str], plan: Plan, rounds: Iterable[int], logs: Path
 ) -> Iterator[Turn]:
     """The turns of every peer, round after round. A peer that fails loses that turn; the others go on."""
-    for number in range(1, rounds + 1):
+    for number in rounds:
         for peer in peers:
             turn = Turn(peer.name, number)
             try:
+                peer.prepare(variables, logs / f"{peer.name}-make.log")
                 with started(peer, variables, logs / f"{peer.name}-{number}.log") as (session, seconds):
                     turn.figures["ready_seconds"] = seconds
                     for key, value in measure(session, plan, number):
@@ -130,6 +145,7 @@ def measure(session: Session, plan: Plan, round_number: int) -> Iterator[tuple[s
         prompts = plan.prompts(round_number, f"{level} at once", plan.requests(level))
         load = session.run(prompts, plan.output_tokens, level)
         yield _load_key(level), sum(load.output_tokens) / load.seconds
+        yield f"prompt_tokens_{level}", statistics.mean(load.prompt_tokens)
     yield "memory_mb", session.resident_bytes() / 1e6
 
 
@@ -200,13 +216,14 @@ def report(turns: Sequence[Turn], plan: Plan, about: Mapping[str, Any]) -> dict[
 def choose(
     peers: Sequence[Peer], variables: Mapping[str, str], only: Sequence[str]
 ) -> tuple[list[Peer], dict[str, str]]:
-    """(peers to measure, name -> reason for each skipped one), of those in `only`, or of all if it is empty.
+    """(peers to measure, name -> reason for each skipped one), of those in `only` and in its order, or of all.
 
     Raises ServerError for a name that is no peer's.
     """
-    if unknown := set(only) - {peer.name for peer in peers}:
+    named = {peer.name: peer for peer in peers}
+    if unknown := set(only) - named.keys():
         raise ServerError(f"no peer is called {', '.join(sorted(unknown))}")
-    wanted = [peer for peer in peers if not only or peer.name in only]
+    wanted = [named[name] for name in dict.fromkeys(only or named)]
     skipped = {peer.name: reason for peer in wanted if (reason := peer.missing(variables)) is not None}
     return [peer for peer in wanted if peer.name not in skipped], skipped
 
@@ -216,9 +233,15 @@ def main() -> int:
     args = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the running peer ends as well.
     plan = Plan(
-        tuple(args.concurrency), args.prompt_tokens, args.output_tokens, args.requests_per_client, seed=args.seed
+        tuple(args.concurrency),
+        args.prompt_tokens,
+        args.output_tokens,
+        args.requests_per_client,
+        args.least_requests,
+        args.ttft_requests,
+        args.seed,
     )
-    all_peers, variables = load_peers(args.peers)
+    all_peers, variables = load_peers(args.peers, args.logs)
     try:
         peers, skipped = choose(all_peers, variables, args.only)
     except ServerError as error:
@@ -226,21 +249,24 @@ def main() -> int:
         return 2
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(),
+        "machine": machine.describe() | {"load_before": round(os.getloadavg()[0], 2)},
         "versions": {peer.name: peer.installed_version(variables) for peer in peers},
         "skipped": skipped,
     }
     _print_about(about)
     args.logs.mkdir(parents=True, exist_ok=True)
     turns: list[Turn] = []
-    for turn in take_turns(peers, variables, plan, args.rounds, args.logs):
-        turns.append(turn)
-        print(_line(turn, plan), flush=True)
-        if args.json:  # After every turn: a run takes long, and may be interrupted.
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report(turns, plan, about), indent=2) + "\n")
-    print(f"\nmedians of {args.rounds} rounds; arrows say whether more or less is better\n")
-    print(text_table(turns, peers, plan))
+    try:
+        for turn in take_turns(peers, variables, plan, round_numbers(args.rounds, 60 * args.minutes), args.logs):
+            turns.append(turn)
+            print(_line(turn, plan), flush=True)
+            if args.json:  # After every turn: a run takes long, and may be interrupted.
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                args.json.write_text(json.dumps(report(turns, plan, about), indent=2) + "\n")
+    finally:
+        done = max((turn.round for turn in turns), default=0)
+        print(f"\nmedians of {done} rounds; arrows say whether more or less is better\n")
+        print(text_table(turns, peers, plan), flush=True)
     return int(not turns or any(turn.error for turn in turns))
 
 
@@ -249,14 +275,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m loadtests.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peers", type=Path, default=HERE / "peers.toml", metavar="FILE", help="what to start")
-    parser.add_argument("--only", type=_names, default=[], metavar="NAME,NAME", help="these peers alone")
+    parser.add_argument("--only", type=_names, default=[], metavar="NAME,NAME", help="these peers alone, in this order")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no round that would end later than this")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--requests-per-client", type=int, default=2)
+    parser.add_argument("--least-requests", type=int, default=6, help="of a closed loop with few clients")
+    parser.add_argument("--ttft-requests", type=int, default=7, help="that are sent alone, before the loops")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
-    parser.add_argument("--logs", type=Path, default=Path("build/compare"), help="folder for what the peers write")
+    parser.add_argument(
+        "--logs", type=Path, default=Path("build/compare"), help="folder for what the peers write and need"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here as well")
     return parser
 

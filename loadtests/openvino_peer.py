@@ -3,8 +3,9 @@
     python openvino_peer.py MODEL THREADS
 
 Prints {} when it is ready. Then each line of standard input is a job, {"prompts": [...], "output_tokens": 64,
-"concurrency": 8}, answered by a line {"seconds", "ttft_seconds": [...], "output_tokens": [...]} with an entry for each
-prompt. Times are in seconds. This file runs under an interpreter of its own, so it imports nothing of the project.
+"concurrency": 8}, answered by a line {"seconds", "ttft_seconds": [...], "prompt_tokens": [...], "output_tokens": [...]}
+with an entry for each prompt. Times are in seconds. This file runs under an interpreter of its own, so it imports
+nothing of the project.
 """
 
 import json
@@ -31,14 +32,19 @@ def closed_loop(pipeline: Any, prompts: list[str], output_tokens: int, concurren
     greedy = genai.GenerationConfig(max_new_tokens=output_tokens, ignore_eos=True, do_sample=False)
     waiting = deque(enumerate(prompts))
     running: dict[int, tuple[Any, float]] = {}
+    tokenizer = pipeline.get_tokenizer()
     ttft = [0.0] * len(prompts)
+    asked = [0] * len(prompts)
     tokens = [0] * len(prompts)
     began = time.perf_counter()
     while waiting or running:
         while waiting and len(running) < concurrency:
             index, prompt = waiting.popleft()
             sent = time.perf_counter()
-            running[index] = pipeline.add_request(index, prompt, greedy), sent
+            # As tokens, for a text may be put into the chat template.
+            ids = tokenizer.encode(prompt).input_ids
+            asked[index] = ids.shape[1]
+            running[index] = pipeline.add_request(index, ids, greedy), sent
         pipeline.step()
         now = time.perf_counter()
         for index, (handle, sent) in list(running.items()):
@@ -48,7 +54,8 @@ def closed_loop(pipeline: Any, prompts: list[str], output_tokens: int, concurren
             tokens[index] += arrived
             if handle.get_status() != genai.GenerationStatus.RUNNING:
                 del running[index]
-    return {"seconds": time.perf_counter() - began, "ttft_seconds": ttft, "output_tokens": tokens}
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "ttft_seconds": ttft, "prompt_tokens": asked, "output_tokens": tokens}
 
 
 def _read(handle: Any) -> int:

@@ -32,8 +32,13 @@ MODEL_NAME = "compared"
 _START_SECONDS = 900.0
 _REPLY_SECONDS = 1800.0
 _STOP_SECONDS = 60.0
+_END_SECONDS = 2.0
+"""The time that a peer has to end after its last answer broke off."""
 _POLL_SECONDS = 0.02
 _VERSION_SECONDS = 120.0
+_MAKE_SECONDS = 600.0
+_CACHED_SHARE = 0.05
+"""The share of prompt tokens that may be cached: two prompts of random words may begin with the same few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +48,20 @@ class Load:
     seconds: float
     """The time for all requests together."""
     ttft_seconds: Sequence[float]
-    """One entry for each request, like the next field."""
+    """One entry for each request, like the next two fields."""
+    prompt_tokens: Sequence[int]
     output_tokens: Sequence[int]
+    cached_tokens: int = 0
+    """Prompt tokens of all requests that the peer reports as found in its prefix cache."""
 
     def check(self, requests: int, output_tokens: int) -> None:
-        """Raises ServerError unless every request got all its tokens."""
+        """Raises ServerError unless every request got all its tokens, and computed its prompt instead of finding it."""
         short = [tokens for tokens in self.output_tokens if tokens != output_tokens]
         if len(self.output_tokens) != requests or short:
             counts = f"{short[0]} tokens instead of {output_tokens}" if short else "no answer"
             raise ServerError(f"{max(len(short), 1)} of {requests} requests were cut short: {counts}")
+        if self.cached_tokens > _CACHED_SHARE * sum(self.prompt_tokens):
+            raise ServerError(f"{self.cached_tokens} of {sum(self.prompt_tokens)} prompt tokens were in a cache")
 
 
 class Session(Protocol):
@@ -78,10 +88,15 @@ class Peer:
     ready: str | None = None
     """Path that answers 200 when the server is ready; None for a peer without HTTP."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    makes: str | None = None
+    """The file, such as converted weights, that this peer needs and `make` makes."""
+    make: Sequence[str] = ()
+    """The command that writes this file, as ${TARGET}."""
 
     def missing(self, variables: Mapping[str, str]) -> str | None:
         """The reason why the peer can't be started; None if it can."""
-        for name in re.findall(r"\$\{(PEER_\w+)\}", " ".join([*self.command, *self.environment.values()])):
+        words = [*self.command, *self.make, *self.environment.values()]
+        for name in re.findall(r"\$\{(PEER_\w+)\}", " ".join(words)):
             value = variables.get(name)
             if value is None:
                 return f"{name} is not set"
@@ -104,6 +119,26 @@ class Peer:
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"unknown ({error})"
         return "; ".join((done.stdout.strip() or done.stderr.strip()).splitlines()) or "unknown"
+
+    def prepare(self, variables: Mapping[str, str], log: Path) -> None:
+        """Make the peer's file unless it exists; the command prints to `log`.
+
+        Raises ServerError if it fails.
+        """
+        if self.makes is None or (target := Path(Template(self.makes).substitute(variables))).exists():
+            return
+        part = target.with_name(f"{target.name}.part")  # So that the next run doesn't take a part for the whole.
+        command = [Template(word).substitute({**variables, "TARGET": str(part)}) for word in self.make]
+        with log.open("w") as output:
+            try:
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=_MAKE_SECONDS, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise ServerError(f"{target.name} was not made: {error}") from None
+        if done.returncode or not part.exists():
+            raise ServerError(f"{target.name} was not made: {_end(done.returncode)}; {_last_line(log)}")
+        part.rename(target)
 
     def start(self, variables: Mapping[str, str], log: Path) -> "_Process":
         """Start the peer in a new process group. Its output goes to `log`, except the replies of a peer without HTTP.
@@ -129,8 +164,11 @@ class Peer:
 _Process = subprocess.Popen[bytes]
 
 
-def load_peers(path: Path) -> tuple[list[Peer], dict[str, str]]:
-    """(peers, variables) of a TOML file. Variables come from the file, this module and, if PEER_*, the environment."""
+def load_peers(path: Path, made: Path) -> tuple[list[Peer], dict[str, str]]:
+    """(peers, variables) of a TOML file. Variables come from the file, this module and, if PEER_*, the environment.
+
+    `made` is the folder for the files that peers make.
+    """
     with path.open("rb") as file:
         content = tomllib.load(file)
     peers = [Peer(name, **fields) for name, fields in content["peers"].items()]
@@ -140,6 +178,7 @@ def load_peers(path: Path) -> tuple[list[Peer], dict[str, str]]:
         "HERE": str(HERE),
         "CORES": str(len(cores())),
         "CPUS": ",".join(map(str, cores())),
+        "MADE": str(made.absolute()),
     }
     return peers, {name: value for name, value in os.environ.items() if name.startswith("PEER_")} | own | known
 
@@ -166,18 +205,28 @@ class _Served:
 
     def __init__(self, process: _Process, log: Path, url: str, ready: str) -> None:
         self._process = process
+        self._log = log
         self._target = Target(url, MODEL_NAME, None, ignore_eos=True)
         deadline = time.monotonic() + _START_SECONDS
         while not _answers(url, ready):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise ServerError(f"did not start: {_last_line(log)}")
+            if process.poll() is not None:
+                raise ServerError("; ".join(["did not start", *_last_words(process, log)]))
+            if time.monotonic() > deadline:
+                raise ServerError(f"was not ready after {_START_SECONDS:.0f} s; {_last_line(log)}")
             time.sleep(_POLL_SECONDS)
 
     def run(self, prompts: Sequence[str], output_tokens: int, concurrency: int) -> Load:
         answers, seconds = closed_loop(self._target, prompts, output_tokens, concurrency)
         if failed := [answer.error for answer in answers if answer.error is not None]:
-            raise ServerError(f"{len(failed)} of {len(prompts)} requests failed, the first with: {failed[0]}")
-        load = Load(seconds, [answer.ttft or 0.0 for answer in answers], [a.completion_tokens for a in answers])
+            whose = f"{len(failed)} of {len(prompts)} requests failed, the first with: {failed[0]}"
+            raise ServerError("; ".join([whose, *_last_words(self._process, self._log)]))
+        load = Load(
+            seconds,
+            [answer.ttft or 0.0 for answer in answers],
+            [answer.prompt_tokens for answer in answers],
+            [answer.completion_tokens for answer in answers],
+            sum(answer.cached_tokens for answer in answers),
+        )
         load.check(len(prompts), output_tokens)
         return load
 
@@ -200,7 +249,7 @@ class _Piped:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise ServerError(f"takes no job: {error}; {_last_line(self._log)}") from None
+            raise ServerError("; ".join([f"takes no job: {error}", *_last_words(self._process, self._log)])) from None
         load = Load(**self._reply(_REPLY_SECONDS))
         load.check(len(prompts), output_tokens)
         return load
@@ -216,7 +265,8 @@ class _Piped:
         try:
             reply: dict[str, Any] = json.loads(line)
         except ValueError:
-            raise ServerError(f"broke off: {_last_line(self._log)}") from None
+            what = "broke off" if readable else f"no reply after {seconds:.0f} s"
+            raise ServerError("; ".join([what, *_last_words(self._process, self._log)])) from None
         return reply
 
 
@@ -241,6 +291,18 @@ def _stop(process: _Process) -> None:
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
+
+
+def _end(status: int) -> str:
+    """How a process ended: its exit status, or the name of the signal."""
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _last_words(process: _Process, log: Path) -> list[str]:
+    """How a peer that failed ended, and its last line; nothing if it still runs."""
+    with suppress(subprocess.TimeoutExpired):
+        return [_end(process.wait(_END_SECONDS)), _last_line(log)]
+    return []
 
 
 def _last_line(log: Path) -> str:

@@ -18,7 +18,7 @@ class FakeServer(ThreadingHTTPServer):
     request_queue_size = 100
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", options.get("port", 0)), Handler)
         self.options = options
         self.lock = threading.Lock()
         self.bodies: list[dict[str, Any]] = []
@@ -90,7 +90,12 @@ class Handler(BaseHTTPRequestHandler):
                 return
             finish = "length" if index == tokens - 1 else None
             self._event({"choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": finish}]})
-        counts = {"prompt_tokens": self.server.prompt_tokens(body), "completion_tokens": tokens}
+        cached = {"cached_tokens": self.server.options.get("cached", 0)}
+        counts = {
+            "prompt_tokens": self.server.prompt_tokens(body),
+            "completion_tokens": tokens,
+            "prompt_tokens_details": cached,
+        }
         self._event({"choices": [], "usage": counts})
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
