@@ -253,10 +253,12 @@ class Scheduler:
 
     def _draft(self, decoding: Sequence[Request], budget: int) -> None:
         """Give decoding requests drafts from what is left of a step's budget and of the free blocks."""
-        for request in decoding:
+        for request in filter(self._drafts, decoding):
             most = min(budget, self._draft_tokens, request.params.max_tokens - request.drawn - 1)
-            drafts = self._guess(request, most) if self._drafts(request) and most > 0 else ()
-            if drafts and self._pool.grow(request, len(drafts)):
+            drafts = self._guess(request, most) if most > 0 else ()
+            if not drafts:
+                continue
+            if self._pool.grow(request, len(drafts)):
                 request.drafts = drafts
                 budget -= len(drafts)
                 self.counters.drafted_tokens += len(drafts)
@@ -268,9 +270,9 @@ class Scheduler:
 
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
-        looks = request.wanted.trace is not None and request.wanted.trace.generated
-        depends = request.params.reads_output or request.guide is not None
-        return self._draft_tokens > 0 and not depends and not looks
+        if not self._draft_tokens or request.params.reads_output or request.guide is not None:
+            return False
+        return request.wanted.trace is None or not request.wanted.trace.generated
 
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""
