@@ -28,7 +28,7 @@ from typing import Any
 
 from loadtests import machine
 from loadtests.client import ServerError
-from loadtests.peers import HERE, Peer, Session, load_peers, started
+from loadtests.peers import HERE, LIMIT_SECONDS, Peer, Session, load_peers, started
 from loadtests.workloads import words
 
 OURS = "headlight"
@@ -114,15 +114,23 @@ def round_numbers(rounds: int, seconds: float, clock: Callable[[], float] = time
 
 
 def take_turns(
-    peers: Sequence[Peer], variables: Mapping[str, str], plan: Plan, rounds: Iterable[int], logs: Path
+    peers: Sequence[Peer],
+    variables: Mapping[str, str],
+    plan: Plan,
+    rounds: Iterable[int],
+    logs: Path,
+    limit: float = LIMIT_SECONDS,
 ) -> Iterator[Turn]:
-    """The turns of every peer, round after round. A peer that fails loses that turn; the others go on."""
+    """The turns of every peer, round after round, of at most `limit` seconds each.
+
+    A peer that fails loses the rest of that turn; the others go on.
+    """
     for number in rounds:
         for peer in peers:
             turn = Turn(peer.name, number)
             try:
                 peer.prepare(variables, logs / f"{peer.name}-make.log")
-                with started(peer, variables, logs / f"{peer.name}-{number}.log") as (session, seconds):
+                with started(peer, variables, logs / f"{peer.name}-{number}.log", limit) as (session, seconds):
                     turn.figures["ready_seconds"] = seconds
                     for key, value in measure(session, plan, number):
                         turn.figures[key] = value
@@ -257,7 +265,8 @@ def main() -> int:
     args.logs.mkdir(parents=True, exist_ok=True)
     turns: list[Turn] = []
     try:
-        for turn in take_turns(peers, variables, plan, round_numbers(args.rounds, 60 * args.minutes), args.logs):
+        rounds = round_numbers(args.rounds, 60 * args.minutes)
+        for turn in take_turns(peers, variables, plan, rounds, args.logs, args.turn_seconds):
             turns.append(turn)
             print(_line(turn, plan), flush=True)
             if args.json:  # After every turn: a run takes long, and may be interrupted.
@@ -278,6 +287,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_names, default=[], metavar="NAME,NAME", help="these peers alone, in this order")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no round that would end later than this")
+    parser.add_argument(
+        "--turn-seconds", type=float, default=LIMIT_SECONDS, help="for a peer in a round; then it is killed"
+    )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)

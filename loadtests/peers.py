@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,12 @@ HERE = Path(__file__).parent
 MODEL_NAME = "compared"
 """The name under which every server serves the model."""
 
+LIMIT_SECONDS = 3600.0
+"""The longest time that a peer runs."""
+
 _START_SECONDS = 900.0
 _REPLY_SECONDS = 1800.0
-_STOP_SECONDS = 60.0
+_STOP_SECONDS = 10.0
 _END_SECONDS = 2.0
 """The time that a peer has to end after its last answer broke off."""
 _POLL_SECONDS = 0.02
@@ -184,11 +188,18 @@ def load_peers(path: Path, made: Path) -> tuple[list[Peer], dict[str, str]]:
 
 
 @contextmanager
-def started(peer: Peer, variables: Mapping[str, str], log: Path) -> Iterator[tuple[Session, float]]:
-    """A running peer, and the seconds from its start until it was ready. Raises ServerError if it doesn't start."""
+def started(
+    peer: Peer, variables: Mapping[str, str], log: Path, limit: float = LIMIT_SECONDS
+) -> Iterator[tuple[Session, float]]:
+    """A running peer, and the seconds from its start until it was ready.
+
+    After `limit` seconds it is killed. Raises ServerError then, and if it doesn't start.
+    """
     port = _free_port()
     began = time.perf_counter()
     process = peer.start({**variables, "PORT": str(port)}, log)
+    watchdog = threading.Timer(limit, _kill, [process])
+    watchdog.start()
     try:
         session: Session
         if peer.ready is None:
@@ -196,7 +207,13 @@ def started(peer: Peer, variables: Mapping[str, str], log: Path) -> Iterator[tup
         else:
             session = _Served(process, log, f"http://127.0.0.1:{port}", peer.ready)
         yield session, time.perf_counter() - began
+    except ServerError as error:
+        late = time.perf_counter() - began >= limit
+        if late:
+            raise ServerError(f"took longer than {limit:g} s: {error}") from None
+        raise
     finally:
+        watchdog.cancel()
         _stop(process)
 
 
@@ -284,13 +301,17 @@ def _stop(process: _Process) -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
+
+
+def _kill(process: _Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(status: int) -> str:

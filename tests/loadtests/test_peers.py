@@ -89,6 +89,17 @@ def test_a_few_cached_tokens_are_chance() -> None:
         load.check(2, 64)
 
 
+@pytest.mark.parametrize("peer", [served(pace=60), Peer("stuck", ("sleep", "600"))], ids=lambda peer: peer.name)
+def test_a_peer_that_takes_too_long_is_killed(peer: Peer, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises(ServerError, match=r"took longer than 2 s: .*ended by SIGKILL"),
+        started(peer, VARIABLES, tmp_path / "log", limit=2) as (session, _),
+    ):
+        session.run(["a b c"], 4, 1)
+    assert time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize("ready", ["/health", None])
 @pytest.mark.parametrize(
     ("code", "reason"),
