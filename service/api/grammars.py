@@ -40,7 +40,8 @@ def _of_response_format(given: ResponseFormat | None) -> Iterator[Grammar]:
     if given.type == "json_object":
         yield Grammar("json_schema", _ANY_OBJECT, "response_format")
     if given.json_schema is not None:
-        yield Grammar("json_schema", _compact(given.json_schema.schema_), "response_format.json_schema.schema")
+        schema = True if given.json_schema.schema_ is None else given.json_schema.schema_
+        yield Grammar("json_schema", _compact(schema), "response_format.json_schema.schema")
 
 
 def _of_structured_outputs(given: StructuredOutputs | None) -> Iterator[Grammar]:

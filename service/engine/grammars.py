@@ -100,9 +100,9 @@ class Guide:
             error = self._state.exception()
         except CancelledError:
             return GrammarError("the server has too many grammars to compile")
-        return (
-            error if error is None or isinstance(error, Exception) else GrammarError("the grammar cannot be followed")
-        )
+        if error is None or isinstance(error, Exception):
+            return error
+        return GrammarError("the grammar cannot be followed")  # A panic of the package is no Exception.
 
     @property
     def mask(self) -> bytes:

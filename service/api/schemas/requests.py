@@ -189,8 +189,10 @@ class Labels(Body):
 
 
 def _of_types(*types: type) -> BeforeValidator:
+    """A check for a schema, or null."""
+
     def check(value: Any) -> Any:
-        if not isinstance(value, types):
+        if value is not None and not isinstance(value, types):
             raise PydanticCustomError("shape", "should be a JSON schema, which is an object, true or false")
         return value
 
@@ -206,7 +208,7 @@ class NamedSchema(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="A label of the client's own.")
     description: Annotated[str, Field(max_length=4096)] | None = Field(None, description=_LABEL)
-    schema_: JsonSchema = Field(True, alias="schema")
+    schema_: JsonSchema = Field(None, alias="schema", description="Any JSON, if missing.")
     strict: bool | None = Field(None, description="The schema is enforced whatever this says.")
 
 

@@ -255,6 +255,8 @@ def schema_format(schema: Any) -> dict[str, Any]:
         ({"response_format": {"type": "json_object"}}, "json_schema", '{"type":"object"}'),
         ({"response_format": schema_format({"b": 1, "a": "é"})}, "json_schema", '{"b":1,"a":"é"}'),
         ({"response_format": schema_format(True)}, "json_schema", "true"),
+        ({"response_format": schema_format(None)}, "json_schema", "true"),
+        ({"structured_outputs": {"json": None, "regex": "a"}}, "regex", "a"),
         ({"structured_outputs": {"json": {"type": "null"}}}, "json_schema", '{"type":"null"}'),
         ({"structured_outputs": {"json": '{ "type": "null" }'}}, "json_schema", '{ "type": "null" }'),
         ({"structured_outputs": {"json_object": True, "regex": None}}, "json_schema", '{"type":"object"}'),
