@@ -146,7 +146,7 @@ def test_what_a_vanished_client_submitted_is_cancelled(engine: Engine, script: P
     command(script, "ok")
     freed = stays.stats_when(lambda stats: stats.blocks_used == 0)
     assert freed.running == freed.waiting == 0
-    assert freed.generated_tokens < 1000
+    assert freed.totals.generated_tokens < 1000
     check_service(stays, 5)
 
 
