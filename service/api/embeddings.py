@@ -22,7 +22,7 @@ from service.api.requests import embedding_job
 from service.api.schemas.answers import Embedding, Embeddings, EmbeddingUsage
 from service.api.schemas.requests import EmbeddingBody
 from service.api.sse import ClientLeft, while_connected
-from service.generation import Generation, GenerationRequest
+from service.generation import Generation, GenerationError, GenerationRequest
 from service.observability.record import RequestRecord
 
 router = APIRouter(tags=["embeddings"], route_class=EngineRoute)
@@ -62,8 +62,10 @@ async def _embed(
 
 
 def _pooled(generation: Generation) -> NDArray[np.float32]:
-    """The whole embedding [hidden], from its parts."""
+    """The whole embedding [hidden], from its parts. Raises GenerationError if it is not finite."""
     total: NDArray[np.float32] = np.sum([to_numpy(part) for part in generation.pooled], axis=0)
+    if not np.isfinite(total).all():
+        raise GenerationError("the model produced no finite numbers")
     count = len(generation.request.prompt) if generation.request.wanted.pooling == "mean" else 1
     return total / np.float32(count)
 

@@ -165,6 +165,7 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
 
 async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope) -> GenerationRequest:
     """A request to look inside as a generation. Raises ApiError."""
+    sent = "tokens" if body.tokens is not None else "prompt" if body.messages is None else "messages"
     if body.tokens is None:
         prompt = await tokenized(body, context, envelope.record)
     else:
@@ -173,9 +174,12 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
         context.check_model(body.model)
         if body.prompt is not None or body.messages is not None:
             raise _refusal("tokens", "stand in place of prompt and messages")
-    _check_prompts("prompt" if body.messages is None else "messages", [prompt], context)
+        if body.add_special_tokens is not None:
+            raise _refusal("add_special_tokens", "goes with prompt or messages")
+        _check_no_template_fields(body)
+    _check_prompts(sent, [prompt], context)
     limits = context.client.limits
-    length = _resolve_length(len(prompt), body.max_tokens, None, limits)
+    length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
     return GenerationRequest(
         prompt=prompt,
         params=SamplingParams(
@@ -229,6 +233,13 @@ async def tokenized(body: TokenizeBody, context: JobContext, record: RequestReco
             context,
             add_special_tokens=body.add_special_tokens or False,
         )
+    _check_no_template_fields(body)
+    assert body.prompt is not None
+    return await _encode_text(body.prompt, body.add_special_tokens is not False, context)
+
+
+def _check_no_template_fields(body: TokenizeBody) -> None:
+    """Refuse fields that mean nothing without messages."""
     for name in (
         "add_generation_prompt",
         "continue_final_message",
@@ -238,8 +249,6 @@ async def tokenized(body: TokenizeBody, context: JobContext, record: RequestReco
     ):
         if getattr(body, name):
             raise _refusal(name, "goes with messages only")
-    assert body.prompt is not None
-    return await _encode_text(body.prompt, body.add_special_tokens is not False, context)
 
 
 async def detokenized(body: DetokenizeBody, context: JobContext, record: RequestRecord) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED
 from dataclasses import dataclass, replace
 from itertools import chain, count
+from math import isnan
 
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepPlan, StepResult
 from service.engine.blocks import BlockPool
@@ -32,6 +33,7 @@ MASK_SECONDS = 0.002
 """Time that a step waits for the masks of its draws; a request whose mask takes longer misses the step."""
 IDLE_SECONDS = 0.01
 """Time that the engine waits for grammars alone before it looks for messages again."""
+NOT_FINITE = "the model produced no finite logits"
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
 
 logger = logging.getLogger(__name__)
@@ -195,6 +197,9 @@ class Scheduler:
             if request.ended:
                 continue
             self._count(request, chunk)
+            if any(isnan(entry.chosen) for entry in outcome.scores):
+                deltas.append(self._fail(request, NOT_FINITE))
+                continue
             if chunk.draws:
                 deltas.append(self._accept(request, chunk, outcome, now))
             elif not request.params.max_tokens and _stop(chunk) == request.length:
@@ -400,7 +405,7 @@ class Scheduler:
         right = _agreement(request.drafts, outcome.tokens)
         tokens, logprobs = outcome.tokens[: right + 1], outcome.logprobs[: right + 1]
         if INVALID_TOKEN in tokens:
-            return self._fail(request, "the model produced no finite logits")
+            return self._fail(request, NOT_FINITE)
         self._settle_drafts(request, right)
         tokens, reason = _ending(request, tokens)
         request.output += tokens

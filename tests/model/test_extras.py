@@ -66,7 +66,7 @@ class Engine:
     ) -> None:
         self.model = TINY_MODELS[family].build()
         tiny = TinyDecoder(save(self.model, folder), backend)
-        self.spec = tiny.decoder.spec
+        self.decoder, self.spec = tiny.decoder, tiny.decoder.spec
         tiny._cache.blocks = blocks
         self.core = EngineCore(ModelRunner(tiny.decoder, tiny._cache, 64), token_budget=token_budget, max_running=4)
 
@@ -240,3 +240,14 @@ def test_a_prompt_of_one_token(tmp_path: Path) -> None:
     (found,) = engine.run(([5], GREEDY, engine.everything([0])))
     assert (found.scores, found.positions()) == ([], [0])
     assert found.maps(1).tolist() == [[[1.0]]] * 12
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+def test_a_prompt_whose_logits_are_not_numbers_ends_with_an_error(max_tokens: int, tmp_path: Path) -> None:
+    engine = Engine("llama", tmp_path, token_budget=8)
+    engine.decoder.weights.output.weight.fill_(float("nan"))
+    params = SamplingParams(max_tokens=max_tokens, temperature=0)
+    engine.core.submit(Submit(1, PROMPT, params, wanted=Wanted(prompt_logprobs=0)))
+    deltas = [delta for report in iter(engine.core.step, None) for delta in report.deltas]
+    assert [delta.finish_reason for delta in deltas] == ["error"]
+    assert not deltas[0].scores

@@ -137,7 +137,7 @@ class FakeStream:
         self.gate = asyncio.Event()
         self.gate.set()
         self._client = client
-        self._deltas = chain(client.news_of_prompt(prompt, params, wanted), client.script(params))
+        self._deltas = client.deltas(prompt, params, wanted)
 
     def cancel(self) -> None:
         self.cancelled = self.cancelled or not self.finished
@@ -172,6 +172,8 @@ class FakeClient:
         self.pid: int | None = os.getpid()
         self.state = EngineHealth("ready", "")
         self.streams: list[FakeStream] = []
+        self.embedding = EMBEDDING
+        self.scripted: Sequence[Delta] | None = None
         self.text: Sequence[int] = b"Hello, world"
         self.cached_tokens = 0
         self.failure: Delta | None = None
@@ -200,11 +202,17 @@ class FakeClient:
         self.streams[-1].grammar = grammar
         return self.streams[-1]
 
+    def deltas(self, prompt: list[int], params: SamplingParams, wanted: Wanted) -> Iterator[Delta]:
+        """Whatever a test scripted, or else the news of the prompt and the text."""
+        if self.scripted is not None:
+            return iter(self.scripted)
+        return chain(self.news_of_prompt(prompt, params, wanted), self.script(params))
+
     def news_of_prompt(self, prompt: list[int], params: SamplingParams, wanted: Wanted) -> Iterator[Delta]:
         """Two chunks of the prompt, if something is wanted of it, and the end if nothing is to be generated."""
         top = wanted.prompt_logprobs
         scores = [] if top is None else [fake_logprobs(token, top) for token in prompt[1:]]
-        pooled = None if wanted.pooling is None else EMBEDDING
+        pooled = None if wanted.pooling is None else self.embedding
         if scores or pooled:
             yield Delta(0, [], None, scores=scores[:1], pooled=pooled, times=TIMES)
         if not params.max_tokens:

@@ -31,8 +31,7 @@ def look(positions: list[int], keys: int, heads: int = 1) -> Inside:
 
 
 def scripted(caller: Caller, *deltas: Delta) -> None:
-    caller.engine.news_of_prompt = lambda *request: iter(())  # type: ignore[method-assign]
-    caller.engine.script = lambda params: iter(deltas)  # type: ignore[method-assign]
+    caller.engine.scripted = deltas
 
 
 async def inspect(caller: Caller, **fields: Any) -> dict[str, Any]:
@@ -103,6 +102,9 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
     [
         ({"tokens": None}, "prompt"),
         ({"messages": HI}, "tokens"),
+        ({"tokens": [-1]}, "tokens"),
+        ({"tokens": []}, "tokens"),
+        ({"tokens": [65] * 300}, "tokens"),
         ({"positions": [1, 0]}, "positions"),
         ({"positions": [3]}, "positions"),
         ({"positions": [-1]}, "positions"),
@@ -118,6 +120,9 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
         ({"tokens": [65] * 200, "lens": 1}, "lens"),
         ({"stream": True}, "stream"),
         ({"top_p": 0.5}, "top_p"),
+        ({"add_special_tokens": True}, "add_special_tokens"),
+        ({"add_generation_prompt": True}, "add_generation_prompt"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
     ],
 )
 async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any], param: str) -> None:

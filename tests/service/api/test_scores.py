@@ -1,11 +1,13 @@
 """Prompts with log-probabilities, and embeddings, through the API."""
 
 import base64
+import math
 import struct
 from typing import Any
 
 import pytest
 
+from model.contract import Array
 from tests.service.api.fakes import EMBEDDING, HI, Caller, calling, events
 
 
@@ -126,3 +128,11 @@ async def test_a_gone_engine_is_a_503() -> None:
         caller.engine.stop()
         answer = await caller.http.post("/v1/embeddings", json={"input": "hi"})
         assert answer.status_code == 503
+
+
+async def test_an_embedding_that_is_not_finite_is_an_error() -> None:
+    async with calling() as caller:
+        caller.engine.embedding = Array((4,), struct.pack("<4f", 3, 0, math.nan, 0))
+        answer = await caller.http.post("/v1/embeddings", json={"input": "hi"})
+        assert answer.status_code == 500
+        assert "finite" in answer.json()["error"]["message"]
