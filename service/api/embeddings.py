@@ -16,7 +16,7 @@ from service.api.arrays import to_numpy
 from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
-from service.api.errors import REFUSALS, ApiError
+from service.api.errors import REFUSALS, refusal
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import embedding_job
 from service.api.schemas.answers import Embedding, Embeddings, EmbeddingUsage
@@ -73,9 +73,7 @@ def _pooled(generation: Generation) -> NDArray[np.float32]:
 def _finished(vector: NDArray[np.float32], body: EmbeddingBody) -> NDArray[np.float32]:
     """An embedding cut to the wanted dimensions and scaled. Raises ApiError."""
     if body.dimensions is not None and body.dimensions > len(vector):
-        raise ApiError(
-            400, f"dimensions: {body.dimensions} are more than the model's {len(vector)}.", param="dimensions"
-        )
+        raise refusal("dimensions", f"{body.dimensions} are more than the model's {len(vector)}")
     vector = vector[: body.dimensions]
     length = np.linalg.norm(vector)
     return vector / length if body.normalize and length > 0 else vector

@@ -96,6 +96,11 @@ class ApiError(HTTPException):
         )
 
 
+def refusal(param: str, problem: str, code: str | None = None) -> ApiError:
+    """The error for a field that has a problem, told as `field: problem.`"""
+    return ApiError(400, f"{param}: {problem}.", param=param, code=code)
+
+
 def describe(error: Exception) -> ApiError:
     """The error that a client sees for an exception."""
     match error:

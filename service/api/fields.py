@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from service.api.errors import ApiError, path_of
+from service.api.errors import path_of, refusal
 from service.api.schemas.idle import HINTS, asks_for_nothing
 from service.api.schemas.requests import Body, ChatBody, TokenizeBody
 from service.text.interface import ChatTemplate
@@ -25,7 +25,7 @@ def ignored_fields(body: Body, *, refuse_unknown: bool, template: ChatTemplate |
     unknown = _unknown(body, ())
     if refuse_unknown and (first := next(unknown, None)):
         path = path_of(first)
-        raise ApiError(400, f"{path}: unknown field.", param=path, code="unknown_parameter")
+        raise refusal(path, "unknown field", "unknown_parameter")
     locations: list[Location] = [(name,) for name in HINTS if not _idle(body, name)]
     if isinstance(body, ChatBody | TokenizeBody) and template is not None:
         read = template.variables
@@ -40,7 +40,7 @@ def template_variables(body: ChatBody | TokenizeBody) -> dict[str, Any]:
     for location, value in given_variables(body):
         name = str(location[-1])
         if variables.setdefault(name, value) != value:
-            raise ApiError(400, f"{path_of(location)}: differs from {name}.", param=path_of(location))
+            raise refusal(path_of(location), f"differs from {name}")
     return variables
 
 

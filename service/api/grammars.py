@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from service.api.errors import ApiError
+from service.api.errors import refusal
 from service.api.schemas.requests import GenerationBody, ResponseFormat, StructuredOutputs
 from service.engine.messages import Grammar
 
@@ -17,7 +17,7 @@ def grammar_of(body: GenerationBody, most: int) -> Grammar | None:
         return None
     grammar, *more = found
     if more:
-        raise _refusal(more[0].field, f"cannot be given together with {grammar.field}")
+        raise refusal(more[0].field, f"cannot be given together with {grammar.field}")
     check_grammar(grammar, body, most)
     return grammar
 
@@ -26,17 +26,17 @@ def check_grammar(grammar: Grammar, body: GenerationBody, most: int) -> None:
     """Refuse a grammar of more than `most` characters, and fields that contradict it. Raises ApiError."""
     for name in ("ignore_eos", "min_tokens"):
         if getattr(body, name):
-            raise _refusal(name, f"cannot be given together with {grammar.field}, which says where the completion ends")
+            raise refusal(name, f"cannot be given together with {grammar.field}, which says where the completion ends")
     if len(grammar.source) > most:
         problem = f"{len(grammar.source)} characters are more than the {most} that this server allows"
-        raise _refusal(grammar.field, problem)
+        raise refusal(grammar.field, problem)
 
 
 def _of_response_format(given: ResponseFormat | None) -> Iterator[Grammar]:
     if given is None:
         return
     if (given.type == "json_schema") != (given.json_schema is not None):
-        raise _refusal("response_format.json_schema", "goes with the type json_schema, which needs it")
+        raise refusal("response_format.json_schema", "goes with the type json_schema, which needs it")
     if given.type == "json_object":
         yield Grammar("json_schema", _ANY_OBJECT, "response_format")
     if given.json_schema is not None:
@@ -49,7 +49,7 @@ def _of_structured_outputs(given: StructuredOutputs | None) -> Iterator[Grammar]
         return
     found = [*_constraints(given)]
     if not found:
-        raise _refusal("structured_outputs", "needs one of json, json_object, regex, choice and grammar")
+        raise refusal("structured_outputs", "needs one of json, json_object, regex, choice and grammar")
     yield from found
 
 
@@ -69,7 +69,3 @@ def _constraints(given: StructuredOutputs) -> Iterator[Grammar]:
 
 def _compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _refusal(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"{param}: {problem}.", param=param)

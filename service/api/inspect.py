@@ -23,7 +23,8 @@ from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite
 from service.api.observe import CLIENT_CLOSED_REQUEST
-from service.api.requests import inspect_job, off_loop
+from service.api.prompts import off_loop
+from service.api.requests import inspect_job
 from service.api.schemas.answers import (
     InspectedAttention,
     InspectedResidual,

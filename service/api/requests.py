@@ -4,21 +4,20 @@ A limit that holds for one route holds for all of them, because there is no othe
 response formats.
 """
 
-import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.contract import ModelLimits, SamplingParams, Trace, Wanted
 from service.api.context import JobContext
 from service.api.envelope import Envelope
-from service.api.errors import ApiError
-from service.api.fields import ignored_fields, template_variables
+from service.api.errors import ApiError, refusal
+from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
+from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.schemas.requests import (
     Body,
     ChatBody,
@@ -27,14 +26,12 @@ from service.api.schemas.requests import (
     EmbeddingBody,
     GenerationBody,
     InspectBody,
-    Message,
     TokenizeBody,
 )
-from service.api.tools import answer_form, check_tools, told_tools
+from service.api.tools import answer_form
 from service.engine.messages import Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
-from service.text.chat import TemplateError
 from service.text.message import MessageForm
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -43,14 +40,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 _GREEDY_BELOW = 1e-5
 """Temperatures below this count as 0: dividing logits by them leaves nothing to draw, or overflows."""
 
-_INLINE_CHARACTERS = 16_384
-"""Longer texts are tokenised in a thread, so that other requests' tokens don't wait."""
-
-_LONG_CHARACTERS = 262_144
-"""Longer texts are tokenised one at a time: each takes 50 times its size in memory, and slows the event loop."""
-
-_TURN_CHARACTERS = 64
-"""The cost of a message without text in a template, as a number of characters."""
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
@@ -89,14 +78,14 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
     """A completion request as a job. Raises ApiError."""
     _check_shared(body, context, envelope.record)
     if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
-        raise _refusal("max_tokens", "0 generates nothing; it goes with echo or prompt_logprobs")
+        raise refusal("max_tokens", "0 generates nothing; it goes with echo or prompt_logprobs")
     _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
 
-    prompts = _prompt_list(body.prompt)
+    prompts = prompt_list(body.prompt)
     _check_choices(body, len(prompts), context)
-    encoded = [await _encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
+    encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
     _check_prompts("prompt", encoded, context)
-    echo = [await _echoed(prompt, context) if body.echo else "" for prompt in prompts]
+    echo = [await echoed(prompt, context) if body.echo else "" for prompt in prompts]
     return _job(
         body,
         context,
@@ -115,11 +104,11 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
     """A chat request as a job. Raises ApiError."""
     _check_shared(body, context, envelope.record)
     if body.top_logprobs and not body.logprobs:
-        raise _refusal("top_logprobs", "needs logprobs to be true")
+        raise refusal("top_logprobs", "needs logprobs to be true")
     _check_at_most("top_logprobs", body.top_logprobs, context.settings.max_logprobs, "tokens")
     _check_choices(body, 1, context)
 
-    encoded = await _encode_messages(
+    encoded = await encode_messages(
         body,
         body.messages,
         context,
@@ -145,9 +134,9 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     """The inputs of an embedding request as generations without tokens. Raises ApiError."""
     _check_fields(body, context, envelope.record)
     context.check_model(body.model)
-    prompts = _prompt_list(body.input)
+    prompts = prompt_list(body.input)
     _check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
-    encoded = [await _encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
+    encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
     _check_prompts("input", encoded, context)
     lengths = [_resolve_length(len(prompt), 0, None, context.client.limits, param="input") for prompt in encoded]
     return [
@@ -173,9 +162,9 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
         _check_fields(body, context, envelope.record)
         context.check_model(body.model)
         if body.prompt is not None or body.messages is not None:
-            raise _refusal("tokens", "stand in place of prompt and messages")
+            raise refusal("tokens", "stand in place of prompt and messages")
         if body.add_special_tokens is not None:
-            raise _refusal("add_special_tokens", "goes with prompt or messages")
+            raise refusal("add_special_tokens", "goes with prompt or messages")
         _check_no_template_fields(body)
     _check_prompts(sent, [prompt], context)
     limits = context.client.limits
@@ -202,20 +191,20 @@ def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     limits, settings = context.client.limits, context.settings
     positions = body.positions if body.positions is not None else [*range(prompt)]
     if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
-        raise _refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
+        raise refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
     every = itertools.product(range(limits.layers), range(limits.heads))
     heads = [*every] if body.attention == "all" else [(layer, head) for layer, head in body.attention or ()]
     if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
-        raise _refusal(
+        raise refusal(
             "attention", f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0"
         )
     count = len(positions) + body.max_tokens
     size = 4 * len(heads) * count * (prompt + body.max_tokens)
     if size > settings.max_inspection:
-        raise _refusal("attention", f"would be {size} bytes, more than the {settings.max_inspection} of this server")
+        raise refusal("attention", f"would be {size} bytes, more than the {settings.max_inspection} of this server")
     rows = 0 if body.lens is None else count * (limits.layers + 1)
     if rows > settings.max_lens_rows:
-        raise _refusal("lens", f"would be {rows} rows, more than the {settings.max_lens_rows} of this server")
+        raise refusal("lens", f"would be {rows} rows, more than the {settings.max_lens_rows} of this server")
     _check_at_most("lens", body.lens, settings.max_logprobs, "tokens")
     return Trace(positions=positions, generated=body.max_tokens > 0, heads=heads, stream=body.residual, lens=body.lens)
 
@@ -225,9 +214,9 @@ async def tokenized(body: TokenizeBody, context: JobContext, record: RequestReco
     _check_fields(body, context, record)
     context.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
-        raise _refusal("prompt", "or messages is needed, and not both")
+        raise refusal("prompt", "or messages is needed, and not both")
     if body.messages is not None:
-        return await _encode_messages(
+        return await encode_messages(
             body,
             body.messages,
             context,
@@ -235,7 +224,7 @@ async def tokenized(body: TokenizeBody, context: JobContext, record: RequestReco
         )
     _check_no_template_fields(body)
     assert body.prompt is not None
-    return await _encode_text(body.prompt, body.add_special_tokens is not False, context)
+    return await encode_text(body.prompt, body.add_special_tokens is not False, context)
 
 
 def _check_no_template_fields(body: TokenizeBody) -> None:
@@ -248,7 +237,7 @@ def _check_no_template_fields(body: TokenizeBody) -> None:
         "tools",
     ):
         if getattr(body, name):
-            raise _refusal(name, "goes with messages only")
+            raise refusal(name, "goes with messages only")
 
 
 async def detokenized(body: DetokenizeBody, context: JobContext, record: RequestRecord) -> str:
@@ -270,110 +259,7 @@ def _check_prompts(param: str, prompts: list[list[int]], context: JobContext) ->
 def _check_token_ids(param: str, tokens: list[int], bound: int) -> None:
     """Refuse ids outside [0, bound)."""
     if tokens and not 0 <= min(tokens) <= max(tokens) < bound:
-        raise _refusal(param, f"has a token id outside 0 to {bound - 1}")
-
-
-async def _encode_messages(
-    body: ChatBody | TokenizeBody, messages: list[Message], context: JobContext, *, add_special_tokens: bool
-) -> list[int]:
-    """The conversation through the model's chat template, as token ids. Raises ApiError."""
-    template = context.template
-    if template is None:
-        raise _refusal("messages", "need a chat template, and this model has none; use /v1/completions")
-    if body.continue_final_message and body.add_generation_prompt:
-        raise _refusal("add_generation_prompt", "and continue_final_message exclude each other")
-    if body.continue_final_message and messages[-1].role != "assistant":
-        raise _refusal("continue_final_message", "needs the last message to be the assistant's")
-
-    check_tools(body, template)
-    turns = [_turn(message) for message in messages]
-    tools = told_tools(body)
-    variables = template_variables(body)
-    begin = _given(body.add_generation_prompt, not body.continue_final_message)
-
-    def render() -> list[int]:
-        return template.encode(
-            turns,
-            add_generation_prompt=begin,
-            continue_final_message=body.continue_final_message,
-            tools=tools,
-            variables=variables,
-        )
-
-    try:
-        tokens = await off_loop(context, _TURN_CHARACTERS * len(turns) + _characters([turns, tools]), render)
-    except TemplateError as error:
-        raise _refusal("messages", f"do not suit the model's chat template: {error}") from None
-    bos = context.tokenizer.bos_token_id
-    return [bos, *tokens] if add_special_tokens and bos is not None else tokens
-
-
-_ROLES = {"developer": "system", "function": "tool"}
-"""Names of roles that chat templates don't know, and those that they know."""
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    """A message as chat templates take it."""
-    parts = message.content if isinstance(message.content, list) else None
-    turn: dict[str, Any] = {
-        "role": _ROLES.get(message.role, message.role),
-        "content": "".join(part.text for part in parts) if parts else message.content,
-    }
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            call.model_dump(exclude_none=True, exclude={"index": True, "function": {"parsed_arguments"}})
-            for call in message.tool_calls
-        ]
-    told = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
-    return turn | {name: value for name, value in told.items() if value is not None}
-
-
-def _characters(value: Any) -> int:
-    """Number of characters in all texts of plain data."""
-    match value:
-        case str():
-            return len(value)
-        case dict():
-            return sum(_characters(key) + _characters(item) for key, item in value.items())
-        case list():
-            return sum(map(_characters, value))
-        case _:
-            return 0
-
-
-def _prompt_list(prompt: Any) -> list[str] | list[list[int]]:
-    """The prompts as a list, also when there is only one."""
-    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-
-
-async def _encode_prompt(prompt: str | list[int], add_special_tokens: bool, context: JobContext) -> list[int]:
-    if isinstance(prompt, str):
-        return await _encode_text(prompt, add_special_tokens, context)
-    return prompt
-
-
-async def _encode_text(text: str, add_special_tokens: bool, context: JobContext) -> list[int]:
-    return await off_loop(
-        context,
-        len(text),
-        lambda: context.tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True),
-    )
-
-
-async def off_loop(context: JobContext, characters: int, work: Callable[[], T]) -> T:
-    """The result of `work` on this many characters or tokens; large work is done in a thread."""
-    if characters <= _INLINE_CHARACTERS:
-        return work()
-    if characters <= _LONG_CHARACTERS:
-        return await asyncio.to_thread(work)
-    async with context.long_texts:
-        return await asyncio.to_thread(work)
-
-
-async def _echoed(prompt: str | list[int], context: JobContext) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return await off_loop(context, len(prompt), lambda: context.tokenizer.decode(prompt, skip_special_tokens=False))
+        raise refusal(param, f"has a token id outside 0 to {bound - 1}")
 
 
 def _check_fields(body: Body, context: JobContext, record: RequestRecord) -> None:
@@ -388,12 +274,12 @@ def _check_shared(body: GenerationBody, context: JobContext, record: RequestReco
     _check_fields(body, context, record)
     context.check_model(body.model)
     if body.stream_options and body.stream_options.include_usage and not body.stream:
-        raise _refusal("stream_options", "goes with stream only")
+        raise refusal("stream_options", "goes with stream only")
     if body.stream_options and body.stream_options.continuous_usage_stats and not body.stream_options.include_usage:
-        raise _refusal("stream_options.continuous_usage_stats", "needs include_usage to be true")
+        raise refusal("stream_options.continuous_usage_stats", "needs include_usage to be true")
     stop = _stop_strings(body)
     if "" in stop:
-        raise _refusal("stop", "has an empty string")
+        raise refusal("stop", "has an empty string")
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
     _check_at_most("prompt_logprobs", body.prompt_logprobs, settings.max_logprobs, "tokens")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
@@ -430,9 +316,9 @@ def _job(
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
-        raise _refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
+        raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
     if body.n * sum(lengths) > context.settings.max_request_tokens:
-        raise _refusal(
+        raise refusal(
             "max_tokens",
             f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
         )
@@ -512,7 +398,7 @@ def _resolve_length(
         else f"the server's KV cache, which holds {room} tokens"
     )
     if prompt == 0:
-        raise _refusal(param, "has no tokens")
+        raise refusal(param, "has no tokens")
     if prompt > room or (prompt == room and wanted != 0):
         raise ApiError(
             400,
@@ -538,7 +424,7 @@ def _stop_strings(body: GenerationBody) -> tuple[str, ...]:
 def _logit_bias(entries: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
     for key in entries:
         if not re.fullmatch("0|[1-9][0-9]{0,9}", key):
-            raise _refusal("logit_bias", "has a key that is not a token id in plain decimals")
+            raise refusal("logit_bias", "has a key that is not a token id in plain decimals")
     bias = {int(key): value for key, value in entries.items()}
     _check_token_ids("logit_bias", list(bias), vocab_size)
     return tuple(bias.items())
@@ -546,8 +432,4 @@ def _logit_bias(entries: dict[str, float], vocab_size: int) -> tuple[tuple[int, 
 
 def _check_at_most(param: str, value: int | None, most: int, items: str) -> None:
     if value is not None and value > most:
-        raise _refusal(param, f"{value} {items} are more than the {most} that this server allows")
-
-
-def _refusal(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"{param}: {problem}.", param=param)
+        raise refusal(param, f"{value} {items} are more than the {most} that this server allows")

@@ -8,7 +8,8 @@ from starlette.responses import Response
 from service.api.bodies import JsonRoute
 from service.api.context import Context, Served
 from service.api.errors import REFUSALS
-from service.api.requests import detokenized, off_loop, tokenized
+from service.api.prompts import off_loop
+from service.api.requests import detokenized, tokenized
 from service.api.schemas.answers import Text, Tokens
 from service.api.schemas.requests import DetokenizeBody, TokenizeBody
 from service.observability.record import record_of

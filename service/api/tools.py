@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from service.api.context import JobContext
-from service.api.errors import ApiError
+from service.api.errors import refusal
 from service.api.grammars import check_grammar, grammar_of
 from service.api.schemas.requests import ChatBody, NamedTool, TokenizeBody, Tool
 from service.engine.messages import Grammar
@@ -23,16 +23,20 @@ def check_tools(body: ChatBody | TokenizeBody, template: ChatTemplate) -> None:
     names = [tool.function.name for tool in body.tools]
     for index, tool in enumerate(body.tools):
         if tool.function.name in names[:index]:
-            raise _refusal(f"tools[{index}].function.name", "is the name of two tools")
+            raise refusal(f"tools[{index}].function.name", "is the name of two tools")
     choice = body.tool_choice if isinstance(body, ChatBody) else None
     if isinstance(choice, NamedTool) and choice.function.name not in names:
-        raise _refusal("tool_choice", "names a function that is not among the tools")
+        raise refusal("tool_choice", "names a function that is not among the tools")
     if choice == "required" and not names:
-        raise _refusal("tool_choice", "needs tools")
+        raise refusal("tool_choice", "needs tools")
     if isinstance(body, ChatBody) and _offered(body) and template.reasoning_format and not body.separate_reasoning:
-        raise _refusal("separate_reasoning", "is needed together with tools, because calls come after the reasoning")
+        raise refusal("separate_reasoning", "is needed together with tools, because calls come after the reasoning")
     if _offered(body) and template.tool_format is None:
-        raise _unsupported("tools", "are not supported with this model, which writes calls in a form unknown here")
+        raise refusal(
+            "tools",
+            "are not supported with this model, which writes calls in a form unknown here",
+            "unsupported_parameter",
+        )
 
 
 def told_tools(body: ChatBody | TokenizeBody) -> list[dict[str, Any]] | None:
@@ -58,7 +62,7 @@ def answer_form(body: ChatBody, context: JobContext, prompt: Sequence[int]) -> t
     grammar = grammar_of(body, context.settings.max_grammar)
     if grammar is not None and grammar.kind != "json_schema":
         if tools:
-            raise _refusal(grammar.field, "cannot be given together with tools")
+            raise refusal(grammar.field, "cannot be given together with tools")
         # It leaves no room for reasoning.
         form = replace(form, reasoning=None)
     elif _is_forced(body) or any(tool.function.strict for tool in tools) or (grammar and (tools or form.reasoning)):
@@ -101,7 +105,7 @@ def _argument_schema(tool: Tool, index: int, forced: bool) -> dict[str, Any] | N
     if schema is None:
         return {"additionalProperties": False}
     if schema.get("type", "object") != "object":
-        raise _refusal(f"tools[{index}].function.parameters", "should be the schema of an object")
+        raise refusal(f"tools[{index}].function.parameters", "should be the schema of an object")
     return schema
 
 
@@ -110,13 +114,13 @@ def _schema(grammar: Grammar) -> Any:
     try:
         schema = json.loads(grammar.source)
     except (ValueError, RecursionError):
-        raise _refusal(grammar.field, "should be a JSON schema") from None
+        raise refusal(grammar.field, "should be a JSON schema") from None
     match schema:
         case dict():
             return schema
         case bool():
             return {} if schema else {"enum": []}
-    raise _refusal(grammar.field, "should be a JSON schema")
+    raise refusal(grammar.field, "should be a JSON schema")
 
 
 def _special_token(text: str, tokenizer: Tokenizer) -> int | None:
@@ -132,11 +136,3 @@ def _is_forced(body: ChatBody) -> bool:
 def _offered(body: ChatBody | TokenizeBody) -> list[Tool]:
     """The tools that the model may call."""
     return [] if isinstance(body, ChatBody) and body.tool_choice == "none" else body.tools
-
-
-def _refusal(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"{param}: {problem}.", param=param)
-
-
-def _unsupported(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"{param}: {problem}.", param=param, code="unsupported_parameter")
