@@ -237,6 +237,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines: text for people, json for collectors.")
+    vllm_metrics: bool = Field(
+        True, description="Whether /metrics tells the series that vLLM has too under vLLM's names as well."
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/]+",
