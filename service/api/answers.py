@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.context import Context
+from service.api.context import Context, JobContext
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
 from service.api.schemas.answers import PromptTokensDetails, Usage
@@ -29,7 +29,7 @@ class Format(ABC):
     prefix: str
     """Prefix of the answer's id."""
 
-    def __init__(self, job: Job, context: Context) -> None:
+    def __init__(self, job: Job, context: JobContext) -> None:
         self.job = job
         self.tokenizer = context.tokenizer
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
@@ -83,14 +83,14 @@ async def _complete(context: Context, job: Job, layout: Format, record: RequestR
         async with aclosing(observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 pieces[index].append(piece)
-        return layout.whole(pieces, _usage(job, generations))
+        return layout.whole(pieces, usage_of(job, generations))
 
 
 async def _events(context: Context, job: Job, layout: Format, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     with open_generations(context, job.choices, record) as generations:
 
         def usage() -> Usage | None:
-            return _usage(job, generations) if job.continuous_usage else None
+            return usage_of(job, generations) if job.continuous_usage else None
 
         opened = False
         async with aclosing(observed(record, generations)) as arriving:
@@ -103,7 +103,7 @@ async def _events(context: Context, job: Job, layout: Format, record: RequestRec
                 if (chunk := layout.chunk(index, piece, usage())) is not None:
                     yield event(_json(chunk))
         if job.include_usage:
-            yield event(_json(layout.closing(_usage(job, generations))))
+            yield event(_json(layout.closing(usage_of(job, generations))))
         yield DONE
 
 
@@ -133,7 +133,8 @@ async def observed(record: RequestRecord, generations: Sequence[Generation]) -> 
             yield index, piece
 
 
-def _usage(job: Job, generations: Sequence[Generation]) -> Usage:
+def usage_of(job: Job, generations: Sequence[Generation]) -> Usage:
+    """The token counts of a job, so far or when all of its generations have ended."""
     prompt_tokens = sum(map(len, job.prompts))
     completion_tokens = sum(generation.completion_tokens for generation in generations)
     return Usage(

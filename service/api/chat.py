@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
-from service.api.context import Context, Served
+from service.api.context import JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite, prompt_logprobs
@@ -52,7 +52,7 @@ class ChatFormat(Format):
 
     prefix = "chatcmpl"
 
-    def __init__(self, job: Job, context: Context) -> None:
+    def __init__(self, job: Job, context: JobContext) -> None:
         super().__init__(job, context)
         self._scored = False
         self._readers = [MessageReader(job.message) for _ in job.choices]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from model.contract import TokenLogprobs
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
-from service.api.context import Context, Served
+from service.api.context import JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite, prompt_logprobs
@@ -36,7 +36,7 @@ class CompletionFormat(Format):
 
     prefix = "cmpl"
 
-    def __init__(self, job: Job, context: Context) -> None:
+    def __init__(self, job: Job, context: JobContext) -> None:
         super().__init__(job, context)
         self._told = [False] * len(job.choices)
         self._logprobs = [LogprobsWriter(self.tokenizer, request.skip_special_tokens) for request in job.choices]
