@@ -10,7 +10,19 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 
-from service.api import chat, completions, docs, embeddings, errors, health, inspect, models, tokenize
+from service.api import (
+    chat,
+    completions,
+    docs,
+    embeddings,
+    errors,
+    health,
+    inspect,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from service.api.admission import Admission
 from service.api.auth import RequireKey
 from service.api.bodies import BodyLimit
@@ -38,7 +50,11 @@ ROUTERS = (
     completions.router,
     embeddings.router,
     inspect.router,
+    messages.router,
+    messages.counting,
     models.router,
+    responses.router,
+    responses.stored,
     tokenize.router,
     health.router,
     docs.router,
