@@ -60,11 +60,11 @@ ROUTERS = (
     docs.router,
 )
 
-_DESCRIPTION = """Completions and chat in the form of OpenAI's API.
+_DESCRIPTION = """Completions, chat and responses in the form of OpenAI's API, and messages in the form of Anthropic's.
 
 A field that a route doesn't list is refused with status 400 and its name, unless its value asks for nothing; by the
 setting `unknown_fields` one that nobody knows is ignored and named in `X-Headlight-Ignored` instead. Null means a
-field's default. Streams are server-sent events that end with `data: [DONE]`."""
+field's default. Streams are server-sent events; those of completions and chat end with `data: [DONE]`."""
 
 
 def create_app(

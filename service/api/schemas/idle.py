@@ -95,7 +95,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "sampling_seed": (),
     "session_params": ({},),
     "spaces_between_special_tokens": (True,),
-    "speed": ("standard",),
     "stop_reason": (),
     "stop_regex": ([],),
     "stream_reasoning": (True,),

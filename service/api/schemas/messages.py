@@ -227,5 +227,6 @@ class MessagesBody(CountBody):
     top_p: float | None = Field(None, gt=0, le=1, description="As in a chat request.")
     top_k: Integer | None = Field(None, ge=-1, le=2**31 - 1, description="As in a chat request.")
     stream: bool = Field(False, description="Answer with server-sent events.")
+    speed: Literal["standard"] | None = Field(None, description="All requests have one speed.")
     metadata: MessageMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="All requests have one tier.")
