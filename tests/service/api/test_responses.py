@@ -58,7 +58,7 @@ async def ask(caller: Any, **fields: Any) -> httpx.Response:
     return await caller.http.post("/v1/responses", json={"input": "hi"} | fields)
 
 
-@pytest.mark.parametrize("limit", [None, 45])
+@pytest.mark.parametrize("limit", [None, 45, 90])
 @pytest.mark.parametrize("kind", ANSWERS)
 async def test_a_stream_is_the_whole_response(kind: str, limit: int | None) -> None:
     async with (
@@ -79,6 +79,7 @@ async def test_a_stream_is_the_whole_response(kind: str, limit: int | None) -> N
         assert whole.status == ("incomplete" if cut else "completed")
         assert (whole.incomplete_details is not None) == cut
         assert (whole.output[-1].status == "incomplete") == cut
+        assert {item.status for item in whole.output[:-1]} <= {"completed"}
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
