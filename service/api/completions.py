@@ -34,7 +34,7 @@ async def create_completion(body: CompletionBody, request: Request, context: Ser
 class CompletionFormat(Format):
     """Completion answers: text with log-probabilities, after the prompt if it is to be echoed."""
 
-    prefix = "cmpl"
+    prefix = "cmpl-"
 
     def __init__(self, job: Job, context: JobContext) -> None:
         super().__init__(job, context)
