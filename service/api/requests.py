@@ -4,7 +4,6 @@ A limit that holds for one route holds for all of them, because there is no othe
 response formats.
 """
 
-import itertools
 import re
 import secrets
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from service.api.envelope import Envelope
 from service.api.errors import ApiError, refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
+from service.api.looks import named_heads
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.schemas.requests import (
     Body,
@@ -26,6 +26,7 @@ from service.api.schemas.requests import (
     EmbeddingBody,
     GenerationBody,
     InspectBody,
+    Look,
     Sampling,
     TokenizeBody,
 )
@@ -44,6 +45,9 @@ _GREEDY_BELOW = 1e-5
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
+
+DISTRIBUTION_BYTES = 96
+"""Most bytes of a candidate in a distribution: a number of 8 for each of eleven stages, and its noise."""
 
 T = TypeVar("T")
 
@@ -66,6 +70,8 @@ class Job:
     """Number of likeliest tokens to report beside each prompt token; None: nothing is reported of the prompt."""
     scores_echo: bool
     """Whether the echoed prompt has log-probabilities too."""
+    look: Look | None = None
+    """The things inside the model that are told beside each token."""
     message: MessageForm = field(default_factory=MessageForm)
     """Form of a chat's answers."""
 
@@ -187,38 +193,57 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
 
 def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
-    limits, settings = context.client.limits, context.settings
     positions = body.positions if body.positions is not None else [*range(prompt)]
     if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
         raise refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
-    every = itertools.product(range(limits.layers), range(limits.heads))
-    heads = [*every] if body.attention == "all" else [(layer, head) for layer, head in body.attention or ()]
-    if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
-        raise refusal(
-            "attention", f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0"
-        )
-    _check_at_most("distribution", body.distribution, settings.max_logprobs, "tokens")
     if body.distribution is None and body.settings is not None:
         raise refusal("settings", "need distribution")
     shown = body.max_tokens + len(positions) * (len(body.settings or ()) or not body.max_tokens)
     if body.distribution is not None:
-        _check_at_most("distribution", shown, settings.max_distributions, "distributions")
-    count = len(positions) + body.max_tokens
-    size = 4 * len(heads) * count * (prompt + body.max_tokens)
-    if size > settings.max_inspection:
-        raise refusal("attention", f"would be {size} bytes, more than the {settings.max_inspection} of this server")
-    rows = 0 if body.lens is None else count * (limits.layers + 1)
-    if rows > settings.max_lens_rows:
-        raise refusal("lens", f"would be {rows} rows, more than the {settings.max_lens_rows} of this server")
-    _check_at_most("lens", body.lens, settings.max_logprobs, "tokens")
-    return Trace(
-        positions=positions,
-        generated=body.max_tokens > 0,
-        heads=heads,
-        stream=body.residual,
-        lens=body.lens,
-        distribution=body.distribution,
-    )
+        _check_at_most("distribution", shown, context.settings.max_distributions, "distributions")
+    rows = len(positions) + body.max_tokens
+    looks = _looks(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
+    return replace(looks, positions=positions, generated=body.max_tokens > 0)
+
+
+def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:
+    """The trace that a request asks for, without positions. Raises ApiError.
+
+    `rows` is the number of positions that it will be, `cells` that of the attention weights of a head there.
+    """
+    limits, settings = context.client.limits, context.settings
+    heads = named_heads(look, limits)
+    if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
+        raise refusal(
+            f"{path}attention",
+            f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0",
+        )
+    _check_size(f"{path}attention", 4 * len(heads) * cells, settings.max_inspection)
+    lens = 0 if look.lens is None else rows * (limits.layers + 1)
+    if lens > settings.max_lens_rows:
+        raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
+    _check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
+    _check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
+    return Trace(heads=heads, stream=look.residual, lens=look.lens, distribution=look.distribution)
+
+
+def _check_size(param: str, size: int, most: int) -> None:
+    if size > most:
+        raise refusal(param, f"would be {size} bytes, more than the {most} of this server")
+
+
+def _looks_beside(body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]) -> Trace:
+    """The trace of a request that looks where tokens are drawn. Raises ApiError; fewer max_tokens may help."""
+    assert body.inspect is not None
+    if not (body.inspect.attention or body.inspect.residual) and body.inspect.lens == body.inspect.distribution is None:
+        raise refusal("inspect", "says nothing to look at")
+    rows = body.n * sum(lengths)
+    cells = body.n * sum(length * (len(prompt) + length) for length, prompt in zip(lengths, prompts, strict=True))
+    looks = _looks(body.inspect, context, rows=rows, cells=cells, path="inspect.")
+    if looks.distribution is not None:
+        size = rows * DISTRIBUTION_BYTES * (2 * looks.distribution + 1)
+        _check_size("inspect.distribution", size, context.settings.max_inspection)
+    return replace(looks, generated=True)
 
 
 def _trials(body: InspectBody, defaults: SamplingDefaults, limits: ModelLimits) -> list[SamplingParams]:
@@ -341,6 +366,7 @@ def _job(
             f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
         )
 
+    trace = None if body.inspect is None else _looks_beside(body, context, lengths, prompts)
     choices = [
         GenerationRequest(
             prompt=prompt,
@@ -360,7 +386,7 @@ def _job(
             caller=envelope.caller,
             patience=envelope.patience,
             grammar=grammar,
-            wanted=Wanted(prompt_logprobs=max(scored, default=None)),
+            wanted=Wanted(prompt_logprobs=max(scored, default=None), trace=trace),
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(body.n)
@@ -377,6 +403,7 @@ def _job(
         logprobs=logprobs is not None,
         prompt_logprobs=body.prompt_logprobs,
         scores_echo=scores_echo,
+        look=body.inspect,
         message=message,
     )
 

@@ -273,6 +273,41 @@ class Sampling(Body):
     ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
 
 
+HeadName = Annotated[Integers, Field(min_length=2, max_length=2)]
+
+
+def _attention_shape(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else "<list>"
+
+
+class Look(Body):
+    """The things to look at inside the model, where tokens are read or drawn."""
+
+    attention: (
+        Annotated[
+            Annotated[Literal["all"], Tag("<text>")]
+            | Annotated[Annotated[list[HeadName], Field(fail_fast=True), _at_most(2**14, "heads")], Tag("<list>")],
+            Discriminator(_attention_shape),
+        ]
+        | None
+    ) = Field(None, description='Heads whose attention weights to return, as pairs of layer and head; or "all".')
+    residual: bool = Field(
+        False, description="Return the norms of the residual stream, and of what attention and MLP add to it."
+    )
+    lens: Integer | None = Field(
+        None, ge=0, description="Return this many likeliest tokens that the stream after each layer would give."
+    )
+    distribution: Integer | None = Field(
+        None,
+        ge=0,
+        description="Return the distributions that tokens are drawn from, stage by stage, with this many likeliest "
+        "tokens of the first and the last stage.",
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Nested lists of numbers, or little-endian float16 in base64."
+    )
+
+
 class GenerationBody(Labels, Sampling):
     """Fields of both completion routes."""
 
@@ -321,6 +356,9 @@ class GenerationBody(Labels, Sampling):
     )
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
+    )
+    inspect: Look | None = Field(
+        None, description="Look inside the model where it draws each token: told beside the token as `inspection`."
     )
 
 
@@ -587,14 +625,7 @@ class TokenizeBody(Body):
     chat_template_kwargs: TemplateVariables | None = Field(None, description="For messages, as in a chat request.")
 
 
-HeadName = Annotated[Integers, Field(min_length=2, max_length=2)]
-
-
-def _attention_shape(value: Any) -> str:
-    return "<text>" if isinstance(value, str) else "<list>"
-
-
-class InspectBody(TokenizeBody, Sampling):
+class InspectBody(TokenizeBody, Sampling, Look):
     """A text or messages to look at inside the model, as it reads them and as it goes on."""
 
     model_config = ConfigDict(
@@ -607,37 +638,17 @@ class InspectBody(TokenizeBody, Sampling):
     positions: Annotated[Integers, _at_most(2**16, "positions")] | None = Field(
         None, description="Positions of the prompt to look at, ascending; by default all."
     )
-    attention: (
-        Annotated[
-            Annotated[Literal["all"], Tag("<text>")]
-            | Annotated[Annotated[list[HeadName], Field(fail_fast=True), _at_most(2**14, "heads")], Tag("<list>")],
-            Discriminator(_attention_shape),
-        ]
-        | None
-    ) = Field(None, description='Heads whose attention weights to return, as pairs of layer and head; or "all".')
-    residual: bool = Field(
-        False, description="Return the norms of the residual stream, and of what attention and MLP add to it."
-    )
-    lens: Integer | None = Field(
-        None, ge=0, description="Return this many likeliest tokens that the stream after each layer would give."
-    )
     max_tokens: Integer = Field(
         0, ge=0, le=2**31 - 1, description="Tokens to generate; their positions are looked at as well."
     )
-    distribution: Integer | None = Field(
-        None,
-        ge=0,
-        description="Return the distributions that tokens are drawn from, stage by stage, with this many likeliest "
-        "tokens of the first and the last stage: of every generated token, and at the positions under each of the "
-        "settings, or under the request's own sampling if neither settings nor tokens are asked for.",
-    )
     settings: Annotated[list[Sampling], Field(min_length=1, fail_fast=True), _at_most(2**10, "settings")] | None = (
-        Field(None, description="Ways to draw that are tried; what one leaves out is as in the request itself.")
+        Field(
+            None,
+            description="Ways to draw, tried at the positions; what one leaves out is as in the request itself. "
+            "Without them the request's own is tried, if no tokens are to be generated.",
+        )
     )
     temperature: float | None = Field(None, ge=0, le=2, description="As in a completion request, but 0 if missing.")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="Nested lists of numbers, or little-endian float16 in base64."
-    )
 
 
 class DetokenizeBody(Body):

@@ -10,7 +10,7 @@ import pytest
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.contract import Array, Distribution, Inside, Stage, TokenLogprobs
 from service.engine.messages import Delta
-from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling
+from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling, events
 
 
 def array(*shape: int) -> Array:
@@ -198,4 +198,88 @@ async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any
         answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["param"].split("[")[0] == param
+        assert caller.engine.streams == []
+
+
+EVERYTHING = {"distribution": 1, "lens": 1, "attention": [[1, 0]], "residual": True}
+
+
+def drawing(caller: Caller) -> None:
+    """Three tokens, the first of which shows no text of its own."""
+    tokens = [0xC3, 0xA9, 74]
+    scripted(
+        caller,
+        *(
+            Delta(
+                0,
+                [token],
+                None,
+                "length" if place == 2 else None,
+                inside=look([4 + place], 5 + place),
+                distributions=[shown(4 + place, token)],
+                times=TIMES,
+            )
+            for place, token in enumerate(tokens)
+        ),
+    )
+
+
+def check_seen(seen: list[dict[str, Any]]) -> None:
+    assert [(one["position"], one["token"]) for one in seen] == [(4, 0xC3), (5, 0xA9), (6, 74)]
+    for one in seen:
+        keys = one["position"] + 1
+        assert one["distribution"]["drawn"] == one["token"]
+        assert one["attention"] == {
+            "heads": [[1, 0]],
+            "shape": [1, keys],
+            "data": [[index / 8 for index in range(keys)]],
+        }
+        assert one["residual"]["stream"]["shape"] == [2 * LIMITS.layers + 1]
+        assert one["residual"]["added"]["shape"] == [2 * LIMITS.layers]
+        assert [entry["next_rank"] for entry in one["lens"]] == [7] * (LIMITS.layers + 1)
+
+
+@pytest.mark.parametrize("route", ["chat", "complete"])
+async def test_generation_is_looked_at_token_by_token(route: str) -> None:
+    async with calling() as caller:
+        send = getattr(caller, route)
+        drawing(caller)
+        (whole,) = (await send(inspect=EVERYTHING, max_tokens=3)).json()["choices"]
+        drawing(caller)
+        *chunks, done = events(await send(inspect=EVERYTHING, max_tokens=3, stream=True))
+        drawing(caller)
+        (plain,) = (await send(max_tokens=3)).json()["choices"]
+    assert done is None
+    check_seen(whole["inspection"])
+    check_seen([chunk["choices"][0]["inspection"] for chunk in chunks if "inspection" in chunk["choices"][0]])
+    assert "inspection" not in plain
+    traces = [stream.wanted.trace for stream in caller.engine.streams]
+    assert traces[0] == traces[1]
+    assert traces[2] is None
+    assert traces[0] is not None
+    assert (traces[0].positions, traces[0].generated, traces[0].distribution) == ((), True, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"inspect": {}}, "inspect"),
+        ({"inspect": {"attention": []}}, "inspect"),
+        ({"inspect": {"lens": 1}}, "inspect.lens"),
+        ({"inspect": {"lens": 21}, "max_tokens": 1}, "inspect.lens"),
+        ({"inspect": {"attention": "all"}}, "inspect.attention"),
+        ({"inspect": {"attention": [[0, 99]]}, "max_tokens": 1}, "inspect.attention"),
+        ({"inspect": {"distribution": 20}, "max_tokens": 200}, "inspect.distribution"),
+        ({"inspect": {"distribution": 20}, "max_tokens": 20, "n": 4}, "inspect.distribution"),
+        ({"inspect": {"distribution": 21}, "max_tokens": 1}, "inspect.distribution"),
+        ({"inspect": {"positions": [1]}}, "inspect"),
+        ({"inspect": True}, "inspect"),
+        ({"distribution": 1}, "distribution"),
+    ],
+)
+async def test_looks_beside_tokens_have_limits(fields: dict[str, Any], param: str) -> None:
+    async with calling(max_inspection=200_000, max_lens_rows=100) as caller:
+        answer = await caller.chat(**fields)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"].startswith(param)
         assert caller.engine.streams == []
