@@ -6,6 +6,7 @@ from itertools import pairwise
 from math import log
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from model.contract import Distribution, Draw, SamplingParams, Trace, Wanted
 from model.sampling import waterfall
 from model.sampling.choice import choose
 from model.sampling.memory import TokenMemory
+from service.engine.messages import Submit
 from tests.kernels.test_sampling import Filters, check_frequencies, textbook
 from tests.model.test_extras import CPU, GREEDY, PROMPT, Engine
 from tests.tiny import random_tokens
@@ -171,6 +173,27 @@ def test_settings_are_tried_at_positions_of_a_prompt(tmp_path: Path) -> None:
             assert (mine.name, mine.kept) == (theirs.name, theirs.kept)
             assert mine.entropy == pytest.approx(theirs.entropy, abs=1e-4)
             assert mine.entropy <= log(engine.spec.vocab_size) + 1e-6
+
+
+def test_a_prompt_that_is_tried_again_is_found(tmp_path: Path) -> None:
+    """The tried position itself is computed again, and shows the same."""
+    engine = Engine("llama", tmp_path, token_budget=64)
+    wanted = Wanted(trace=Trace(positions=[20], settings=[PLAIN], distribution=2))
+    first, again = (engine.run((PROMPT, GREEDY, wanted))[0] for _ in range(2))
+    assert first.last is not None
+    assert again.last is not None
+    assert (first.last.cached_tokens, again.last.cached_tokens) == (0, 16)
+    assert first.distributions[0].candidates == again.distributions[0].candidates
+    np.testing.assert_allclose(first.distributions[0].probabilities, again.distributions[0].probabilities, atol=1e-5)
+
+
+def test_a_trial_of_what_is_no_number_ends_with_an_error(tmp_path: Path) -> None:
+    engine = Engine("llama", tmp_path, token_budget=64)
+    engine.decoder.weights.output.weight.fill_(float("nan"))
+    wanted = Wanted(trace=Trace(positions=[20], settings=[PLAIN], distribution=2))
+    engine.core.submit(Submit(1, PROMPT, GREEDY, wanted=wanted))
+    deltas = [delta for report in iter(engine.core.step, None) for delta in report.deltas]
+    assert [delta.finish_reason for delta in deltas] == ["error"]
 
 
 PLAIN_SHORT = replace(PLAIN, max_tokens=8)
