@@ -74,6 +74,8 @@ class Piece:
     """The looks inside at the positions up to the one that the token was drawn from, since the piece before."""
     distributions: Sequence[Distribution] = ()
     """The distributions that came with the token; its own is the last of them, if it is wanted."""
+    stopped: str | None = None
+    """In the last piece, the stop string that ended the completion, if one did."""
 
 
 class Generation:
@@ -173,10 +175,10 @@ class Generation:
     def _piece(self, token: int, logprobs: TokenLogprobs | None, reason: Literal["stop", "length"] | None) -> Piece:
         self.completion_tokens += 1
         if reason == "stop" and not self.request.include_stop:
-            return Piece(self._detokenizer.end(token), token, None, reason)
+            return Piece(self._detokenizer.end(token), token, None, reason, stopped=self._detokenizer.stopped)
         text = self._detokenizer.push(token)
         if self._detokenizer.stopped:
-            return Piece(text, token, logprobs, "stop")
+            return Piece(text, token, logprobs, "stop", stopped=self._detokenizer.stopped)
         if reason is not None:
             text += self._detokenizer.finish()
         return Piece(text, token, logprobs, reason)

@@ -182,7 +182,7 @@ def test_a_prompt_that_is_tried_again_is_found(tmp_path: Path) -> None:
     first, again = (engine.run((PROMPT, GREEDY, wanted))[0] for _ in range(2))
     assert first.last is not None
     assert again.last is not None
-    assert (first.last.cached_tokens, again.last.cached_tokens) == (0, 16)
+    assert (first.last.cached_tokens, again.last.cached_tokens) == (0, 20)
     assert first.distributions[0].candidates == again.distributions[0].candidates
     np.testing.assert_allclose(first.distributions[0].probabilities, again.distributions[0].probabilities, atol=1e-5)
 
