@@ -243,25 +243,9 @@ class StructuredOutputs(Body):
     grammar: str | None = Field(None, min_length=1, description="A grammar in Lark's form, or in llama.cpp's GBNF.")
 
 
-class GenerationBody(Labels):
-    """Fields of both completion routes."""
+class Sampling(Body):
+    """The fields that say how a token is drawn."""
 
-    elsewhere = ELSEWHERE
-
-    model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
-    n: Integer = Field(
-        1,
-        ge=1,
-        description="Completions for each prompt. Several are drawn with temperature 1, unless the request gives one, "
-        "where the model's makers recommend the likeliest token.",
-    )
-    max_tokens: Integer | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
-    min_tokens: Integer = Field(
-        0,
-        ge=0,
-        le=2**31 - 1,
-        description="Tokens before which no stop token is drawn and no stop string is looked for.",
-    )
     temperature: float | None = Field(
         None,
         ge=0,
@@ -299,6 +283,62 @@ class GenerationBody(Labels):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
     ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
+
+
+HeadName = Annotated[Integers, Field(min_length=2, max_length=2)]
+
+
+def _attention_shape(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else "<list>"
+
+
+class Look(Body):
+    """The things to look at inside the model, where tokens are read or drawn."""
+
+    attention: (
+        Annotated[
+            Annotated[Literal["all"], Tag("<text>")]
+            | Annotated[Annotated[list[HeadName], Field(fail_fast=True), _at_most(2**14, "heads")], Tag("<list>")],
+            Discriminator(_attention_shape),
+        ]
+        | None
+    ) = Field(None, description='Heads whose attention weights to return, as pairs of layer and head; or "all".')
+    residual: bool = Field(
+        False, description="Return the norms of the residual stream, and of what attention and MLP add to it."
+    )
+    lens: Integer | None = Field(
+        None, ge=0, description="Return this many likeliest tokens that the stream after each layer would give."
+    )
+    distribution: Integer | None = Field(
+        None,
+        ge=0,
+        description="Return the distributions that tokens are drawn from, stage by stage, with this many likeliest "
+        "tokens of the first and the last stage.",
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Nested lists of numbers, or little-endian float16 in base64."
+    )
+
+
+class GenerationBody(Labels, Sampling):
+    """Fields of both completion routes."""
+
+    elsewhere = ELSEWHERE
+
+    model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
+    n: Integer = Field(
+        1,
+        ge=1,
+        description="Completions for each prompt. Several are drawn with temperature 1, unless the request gives one, "
+        "where the model's makers recommend the likeliest token.",
+    )
+    max_tokens: Integer | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
+    min_tokens: Integer = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Tokens before which no stop token is drawn and no stop string is looked for.",
+    )
     stop: Stop | None = Field(
         None,
         description="Strings that end the completion and are left out of it. Special tokens in them are found even "
@@ -328,6 +368,9 @@ class GenerationBody(Labels):
     )
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
+    )
+    inspect: Look | None = Field(
+        None, description="Look inside the model where it draws each token: told beside the token as `inspection`."
     )
 
 
@@ -595,14 +638,7 @@ class TokenizeBody(Body):
     chat_template_kwargs: TemplateVariables | None = Field(None, description="For messages, as in a chat request.")
 
 
-HeadName = Annotated[Integers, Field(min_length=2, max_length=2)]
-
-
-def _attention_shape(value: Any) -> str:
-    return "<text>" if isinstance(value, str) else "<list>"
-
-
-class InspectBody(TokenizeBody):
+class InspectBody(TokenizeBody, Sampling, Look):
     """A text or messages to look at inside the model, as it reads them and as it goes on."""
 
     model_config = ConfigDict(
@@ -615,28 +651,17 @@ class InspectBody(TokenizeBody):
     positions: Annotated[Integers, _at_most(2**16, "positions")] | None = Field(
         None, description="Positions of the prompt to look at, ascending; by default all."
     )
-    attention: (
-        Annotated[
-            Annotated[Literal["all"], Tag("<text>")]
-            | Annotated[Annotated[list[HeadName], Field(fail_fast=True), _at_most(2**14, "heads")], Tag("<list>")],
-            Discriminator(_attention_shape),
-        ]
-        | None
-    ) = Field(None, description='Heads whose attention weights to return, as pairs of layer and head; or "all".')
-    residual: bool = Field(
-        False, description="Return the norms of the residual stream, and of what attention and MLP add to it."
-    )
-    lens: Integer | None = Field(
-        None, ge=0, description="Return this many likeliest tokens that the stream after each layer would give."
-    )
     max_tokens: Integer = Field(
         0, ge=0, le=2**31 - 1, description="Tokens to generate; their positions are looked at as well."
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="As in a completion request.")
-    seed: Integer | None = Field(None, ge=-(2**63), lt=2**63, description="As in a completion request.")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="Nested lists of numbers, or little-endian float16 in base64."
+    settings: Annotated[list[Sampling], Field(min_length=1, fail_fast=True), _at_most(2**10, "settings")] | None = (
+        Field(
+            None,
+            description="Ways to draw, tried at the positions; what one leaves out is as in the request itself. "
+            "Without them the request's own is tried, if no tokens are to be generated.",
+        )
     )
+    temperature: float | None = Field(None, ge=0, le=2, description="As in a completion request, but 0 if missing.")
 
 
 class DetokenizeBody(Body):

@@ -64,6 +64,7 @@ SHARED: dict[str, Any] = {
     "stream_options": {"include_usage": True},
     "return_token_ids": True,
     "prompt_logprobs": 1,
+    "inspect": {"residual": True},
     "cache_salt": "mine",
     "response_format": {"type": "json_object"},
     "structured_outputs": {"regex": "a*"},
