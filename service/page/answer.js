@@ -6,8 +6,8 @@ import { h } from "./dom.js";
 import { bits, percent, t } from "./language.js";
 import { leastEntropy } from "./distribution.js";
 
-const MOST_BITS = 6;
 /** Entropy from which the shade grows no darker. */
+const MOST_BITS = 6;
 
 let count = 0;
 
@@ -75,7 +75,7 @@ export class TokenRow {
             probability: percent(token.probability),
           }),
           class: token.isEnd ? "token end" : "token",
-          style: { "--unsure": Math.min(token.entropy / Math.LN2 / MOST_BITS, 1) },
+          style: { "--doubt": Math.min(token.entropy / Math.LN2 / MOST_BITS, 1) },
         },
         token.isEnd ? t("answer.end") : token.text || "·",
       ),

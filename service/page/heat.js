@@ -1,6 +1,6 @@
 // Tables of numbers as shades, each with a legend and a line that reads the cell which is pointed at.
 
-import { h, shown } from "./dom.js";
+import { h, s, shown } from "./dom.js";
 import { number, t } from "./language.js";
 
 /** A table of shades.
@@ -79,18 +79,11 @@ export function legend() {
   );
 }
 
-/** A small picture of a lower triangle, [queries][keys], in the text's colour. */
+/** A small picture of a lower triangle, [queries][keys]. Its cells differ in opacity, the colour is the style sheet's. */
 export function miniature(weights) {
   const count = weights.length;
-  const picture = h("canvas", { width: count, height: count, "aria-hidden": "true" });
-  const context = picture.getContext("2d");
-  const image = context.createImageData(count, count);
-  for (const [row, keys] of weights.entries()) {
-    for (const [column, weight] of keys.entries()) {
-      // Only the opacity differs, so that the colour can be the style sheet's.
-      image.data[4 * (row * count + column) + 3] = Math.round(255 * shade(weight));
-    }
-  }
-  context.putImageData(image, 0, 0);
-  return picture;
+  const cells = weights.flatMap((keys, row) =>
+    keys.slice(0, row + 1).map((weight, x) => s("rect", { x, y: row, width: 1, height: 1, "fill-opacity": shade(weight).toFixed(3) })),
+  );
+  return s("svg", { class: "miniature", viewBox: `0 0 ${count} ${count}`, "aria-hidden": "true" }, cells);
 }

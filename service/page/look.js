@@ -3,8 +3,8 @@
 import { post } from "./api.js";
 
 const PATH = "v1/inspect";
-export const MOST_TOKENS = 48;
 /** Tokens of a prompt that fit into the pictures. */
+export const MOST_TOKENS = 48;
 const MOST_LENS_ROWS = 2048;
 
 export class Look {

@@ -12,8 +12,8 @@ const SLIDERS = [
   ["top_p", 0.05, 1, 0.01, 2],
   ["min_p", 0, 0.5, 0.01, 2],
 ];
-const PAUSE = 60;
 /** Milliseconds for which a slider rests before the server is asked. */
+const PAUSE = 60;
 
 export function choosing(state) {
   const { look, chosen } = state;
