@@ -30,8 +30,8 @@ export function chatPart() {
     h(
       "aside",
       { class: "side", "aria-label": t("settings") },
-      h("details", { class: "card settings", open: innerWidth > 900 }, h("summary", {}, t("settings")), samplingForm()),
       view.side,
+      h("details", { class: "card settings", open: innerWidth > 900 }, h("summary", {}, t("settings")), samplingForm()),
     ),
   ];
 }

@@ -1,18 +1,18 @@
 // Tables of numbers as shades, each with a legend and a line that reads the cell which is pointed at.
 
-import { h, s, shown } from "./dom.js";
+import { h, s } from "./dom.js";
 import { number, t } from "./language.js";
 
 /** A table of shades.
  *
- * `rows` and `columns` are labels, `value(row, column)` a share of 1 or null for no cell, `read(row, column)` the
+ * `rows` and `columns` are labels as they are shown, `value(row, column)` a share of 1 or null for no cell, `read(row, column)` the
  * sentence about a cell, `text(row, column)` what is written in it, if anything. `choose(row)` makes rows a choice.
  */
 export function heat({ label, rows, columns, value, read, text, chosen, choose, wide = false, corner = "" }) {
   const line = h("p", { class: "reading", role: "status" }, t("reading.hint"));
   const cells = rows.map((_, row) => columns.map((_, column) => cell(row, column)));
   const body = rows.map((name, row) =>
-    h("tr", { class: row === chosen ? "marked" : null }, h("th", { scope: "row" }, choose ? rowButton(name, row) : shown(name)), cells[row]),
+    h("tr", { class: row === chosen ? "marked" : null }, h("th", { scope: "row" }, choose ? rowButton(name, row) : name), cells[row]),
   );
   const place = h(
     "div",
@@ -21,7 +21,7 @@ export function heat({ label, rows, columns, value, read, text, chosen, choose, 
       "table",
       { class: wide ? "heat wide" : "heat" },
       h("caption", { class: "unseen" }, label),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, corner), columns.map((name) => h("th", { scope: "col" }, h("span", {}, shown(name)))))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, corner), columns.map((name) => h("th", { scope: "col" }, h("span", {}, name))))),
       h("tbody", {}, body),
     ),
   );
@@ -34,7 +34,7 @@ export function heat({ label, rows, columns, value, read, text, chosen, choose, 
   }
 
   function rowButton(name, row) {
-    return h("button", { type: "button", class: "row-name", "aria-pressed": String(row === chosen), on: { click: () => choose(row) } }, shown(name));
+    return h("button", { type: "button", class: "row-name", "aria-pressed": String(row === chosen), on: { click: () => choose(row) } }, name);
   }
 
   function show(row, column) {
@@ -60,7 +60,7 @@ export function heat({ label, rows, columns, value, read, text, chosen, choose, 
     if (at) cells[at[0]][at[1]].scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
-  return h("figure", { class: "heat-figure" }, place, legend(), line);
+  return h("figure", { class: wide ? "heat-figure wide" : "heat-figure" }, place, legend(), line);
 }
 
 /** Small shares would hardly be seen, so a shade grows with the square root. */

@@ -10,7 +10,7 @@ export async function lens({ look, base }) {
   const order = stages.map((_, stage) => stage).reverse();
   const entry = (row, column) => stages[order[row]][column];
   const name = (row) => (order[row] === 0 ? t("lens.embedding") : t("layer.short", { layer: order[row] - 1 }));
-  const names = positions.map((position) => base.tokens[position].text);
+  const names = positions.map((position) => shown(base.tokens[position].text));
   const share = ({ likeliest: [first] }) => Math.exp(first.logprob);
   const figure = heat({
     label: t("lens.label"),
@@ -18,11 +18,11 @@ export async function lens({ look, base }) {
     rows: order.map((_, row) => name(row)),
     columns: names,
     value: (row, column) => share(entry(row, column)),
-    text: (row, column) => h("span", { class: share(entry(row, column)) > 0.3 ? "cell-text strong" : "cell-text" }, shown(entry(row, column).likeliest[0].text)),
+    text: (row, column) => h("span", { class: "cell-text" }, shown(entry(row, column).likeliest[0].text)),
     read: (row, column) =>
       t("lens.read", {
         layer: name(row),
-        token: shown(names[column]),
+        token: names[column],
         list: entry(row, column).likeliest.map(({ text, logprob }) => `${shown(text)} ${percent(Math.exp(logprob))}`).join(", "),
       }) + (entry(row, column).next_rank ? ` ${t("lens.rank", { rank: entry(row, column).next_rank })}` : ""),
   });

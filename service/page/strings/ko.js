@@ -141,7 +141,7 @@ export default {
   "tokens.title": "토큰화",
   "tokens.text": "모델은 글자나 단어를 읽지 않아요. 토크나이저가 글을 미리 배운 조각으로 자르고 조각마다 번호를 붙여요. 학습할 때 쓴 토크나이저를 그대로 써야 해요. 다른 것을 쓰면 번호가 다른 조각을 뜻하게 돼요.",
   "tokens.formula": "글 → (id₁, id₂, …, idₙ),  0 ≤ idᵢ < V",
-  "tokens.symbols": "V: 어휘의 크기. ␣는 빈칸, ↵는 줄바꿈이에요.",
+  "tokens.symbols": "V: 어휘의 크기. ␣는 빈칸, ↵는 줄바꿈, �는 글자의 일부예요.",
   "tokens.limits": "조각의 뜻은 보이지 않아요. 자주 나오는 문자열이 조각이 되었을 뿐, 꼭 단어인 것은 아니에요.",
   "tokens.prompt": "이 글은 {count}토큰이에요",
   "tokens.samples": "같은 토크나이저로 자른 다른 글",
