@@ -14,7 +14,7 @@ export function bars(rows, { label, full = 1 }) {
         { class: [mark && "marked", rest && "rest"].filter(Boolean).join(" ") || null, "data-value": value },
         h("span", { class: rest ? "name" : "name token-text" }, rest ? text : shown(text)),
         h("span", { class: "track", "aria-hidden": "true" }, h("span", { style: { "--share": value / full } })),
-        h("span", { class: "amount" }, percent(value), note && h("span", { class: "note" }, note)),
+        h("span", { class: "amount" }, value > 0 ? percent(value) : "–", note && h("span", { class: "note" }, note)),
       ),
     ),
   );
@@ -32,7 +32,7 @@ export function waterfall(distribution) {
     h(
       "table",
       { class: "waterfall" },
-      h("caption", {}, t("waterfall.caption")),
+      h("caption", { class: "unseen" }, t("waterfall.caption")),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("token")), stages.map(stageName))),
       h(
         "tbody",

@@ -26,7 +26,9 @@ function filled(element, { on = {}, style = {}, ...attributes }, children) {
 /** A token's text with its invisible characters made visible. */
 export function shown(text) {
   if (text === "") return "∅";
-  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
+  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣").replace(/\p{Cc}/gu, (control) => {
+    return `\\x${control.charCodeAt(0).toString(16).padStart(2, "0")}`;
+  });
 }
 
 /** A button with a text. */

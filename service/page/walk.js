@@ -47,6 +47,12 @@ export function walkPart(name) {
 }
 
 function contents(step) {
+  // On a narrow screen the list is a line to be scrolled, which begins at its first step.
+  requestAnimationFrame(() => {
+    const nav = document.querySelector(".contents");
+    const current = nav?.querySelector("[aria-current]");
+    if (current) nav.scrollLeft = current.offsetLeft - nav.offsetLeft - (nav.clientWidth - current.offsetWidth) / 2;
+  });
   return h(
     "nav",
     { class: "contents", "aria-label": t("steps") },

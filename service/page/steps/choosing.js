@@ -20,7 +20,7 @@ export function choosing(state) {
   chosen.sampling ??= { temperature: 1, top_k: 10, top_p: 0.9, min_p: 0.1, seed: 0 };
   const { sampling } = chosen;
   const place = h("div", { class: "cards ways", "aria-live": "off" });
-  const whole = h("div", {});
+  const whole = h("div", { class: "stack" });
   let abort = new AbortController();
   let timer = null;
 
@@ -54,6 +54,7 @@ export function choosing(state) {
   return [
     h("div", { class: "row controls" }, positionPicker(state, t("softmax.after")), draw),
     h("div", { class: "sliders" }, SLIDERS.map((limits) => slider(limits, sampling, later))),
+    h("p", { class: "help" }, t("choosing.mark")),
     place,
     whole,
   ];
