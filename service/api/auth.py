@@ -1,6 +1,7 @@
 """Refuses requests without an API key, and tells apart the clients of different keys.
 
-Every path is guarded except those listed here, and the page's where there is one, so that a new route is guarded too. Knows nothing of the keys' origin.
+Every path is guarded except those listed here, and the page's if there is one, so that a new route is guarded too.
+Knows nothing of the keys' origin.
 """
 
 import hashlib

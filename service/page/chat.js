@@ -188,6 +188,7 @@ async function answer() {
   renderTurns();
   renderComposer();
   document.getElementById("message").focus();
+  toEnd();
   const decoder = new TextDecoder();
   try {
     for await (const { choices } of stream(PATH, asked, { signal: abort.signal, optional: ["inspect"] })) {
@@ -201,11 +202,20 @@ async function answer() {
   const inComposer = view.composer.contains(document.activeElement);
   renderTurns();
   renderComposer();
-  if (inComposer) document.getElementById("message").focus();
+  if (inComposer) {
+    document.getElementById("message").focus();
+    toEnd();
+  }
   view.said.textContent = turn.text;
 }
 
+function toEnd() {
+  scrollTo(0, document.documentElement.scrollHeight);
+}
+
 function take(turn, choice, decoder) {
+  // Who has scrolled up to read is left there.
+  const near = scrollY + innerHeight > document.documentElement.scrollHeight - 120;
   turn.text += choice.delta.content ?? "";
   turn.finish = choice.finish_reason ?? turn.finish;
   const entries = choice.logprobs?.content ?? [];
@@ -217,8 +227,7 @@ function take(turn, choice, decoder) {
     turn.view.push(token);
   }
   if (turn.tokens.length > 0) turn.view.element.parentElement?.querySelector(".loading")?.remove();
-  const atEnd = scrollY + innerHeight > document.documentElement.scrollHeight - 120;
-  if (entries.length && atEnd) scrollTo(0, document.documentElement.scrollHeight);
+  if (entries.length && near) toEnd();
 }
 
 function openToken(token, row) {
