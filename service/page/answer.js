@@ -52,7 +52,7 @@ export class TokenRow {
       "aria-label": t("answer.tokens"),
       on: {
         keydown: (event) => this._key(event),
-        pointerover: ({ target }) => this._point(this._index(target)),
+        pointerover: ({ target }) => target.role === "option" && this._point(this._index(target)),
         pointerleave: () => this._point(-1),
         blur: () => this._point(-1),
         click: ({ target }) => this._choose(this._index(target)),

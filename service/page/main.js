@@ -13,7 +13,7 @@ const PARTS = { chat: chatPart, walk: walkPart };
 let model = "";
 
 function render() {
-  const [part, step] = location.hash.slice(1).split("/");
+  const [part, step] = location.hash.replace(/^#\/?/, "").split("/");
   const open = part in PARTS ? part : "chat";
   document.documentElement.lang = language();
   document.title = `${t(`part.${open}`)} · Headlight`;
@@ -39,7 +39,7 @@ function head(open) {
       "nav",
       { "aria-label": t("parts") },
       Object.keys(PARTS).map((part) =>
-        h("a", { href: `#${part}`, "aria-current": part === open ? "page" : null }, t(`part.${part}`)),
+        h("a", { href: `#/${part}`, "aria-current": part === open ? "page" : null }, t(`part.${part}`)),
       ),
     ),
     h("p", { class: "model", title: t("model") }, model),

@@ -59,7 +59,7 @@ function contents(step) {
     h(
       "ol",
       {},
-      NAMES.map((name) => h("li", {}, h("a", { href: `#walk/${name}`, "aria-current": name === step ? "step" : null }, t(`${name}.title`)))),
+      NAMES.map((name) => h("li", {}, h("a", { href: `#/walk/${name}`, "aria-current": name === step ? "step" : null }, t(`${name}.title`)))),
     ),
   );
 }
@@ -101,6 +101,6 @@ function show(step, place) {
 
 function neighbours(step) {
   const at = NAMES.indexOf(step);
-  const link = (name, text, side) => name && h("a", { class: side, href: `#walk/${name}` }, t(text, { title: t(`${name}.title`) }));
+  const link = (name, text, side) => name && h("a", { class: side, href: `#/walk/${name}` }, t(text, { title: t(`${name}.title`) }));
   return h("nav", { class: "neighbours", "aria-label": t("neighbours") }, link(NAMES[at - 1], "previous", "left"), link(NAMES[at + 1], "next", "right"));
 }

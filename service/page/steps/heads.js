@@ -20,7 +20,7 @@ export async function heads(state) {
 function tile(weights, head, chosen) {
   const open = () => {
     chosen.head = head;
-    location.hash = "#walk/attention";
+    location.hash = "#/walk/attention";
   };
   return h(
     "button",

@@ -61,13 +61,12 @@ def ask(browser: Browser, text: str, **settings: float) -> None:
 
 def faults(browser: Browser) -> list[str]:
     """What axe finds against the rules of WCAG 2.1 at levels A and AA, and against good practice."""
-
     found = Axe().run(browser.driver)  # type: ignore[no-untyped-call]
     return [f"{v['id']}: {node['html'][:200]}" for v in found["violations"] for node in v["nodes"]]
 
 
 def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/#chat", language="en")
+    browser.open(f"{url}/#/chat", language="en")
     browser.one("#message").send_keys("Count from one to three hundred, in words.", Keys.ENTER)
     seen = browser.until(lambda: len(browser.all(".token")))
     browser.until(lambda: len(browser.all(".token")) > seen)
@@ -92,7 +91,7 @@ def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: s
 
 
 def test_the_alternatives_of_a_token_are_those_of_the_api(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/#chat", language="en")
+    browser.open(f"{url}/#/chat", language="en")
     ask(browser, QUESTION, temperature=0, max_tokens=8)
     body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 8}
     answer = httpx.post(
@@ -117,7 +116,7 @@ def test_the_alternatives_of_a_token_are_those_of_the_api(browser: Browser, url:
 
 
 def test_the_cells_of_attention_are_the_numbers_of_the_api(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/#walk/attention", language="en")
+    browser.open(f"{url}/#/walk/attention", language="en")
     for layer, head in ((15, 0), (2, 7)):
         browser.until(lambda: browser.all("#attention-matrix"))
         browser.run(
@@ -144,9 +143,9 @@ def test_the_cells_of_attention_are_the_numbers_of_the_api(browser: Browser, url
 
 @pytest.mark.parametrize(("language", "name"), [("en", "The walk"), ("ko", "둘러보기")])
 def test_every_step_in_each_language(browser: Browser, url: str, language: str, name: str) -> None:
-    browser.open(f"{url}/#walk", width=375, height=740, dark=language == "ko", language=language)
+    browser.open(f"{url}/#/walk", width=375, height=740, dark=language == "ko", language=language)
     for number, step in enumerate(STEPS, 1):
-        browser.run("location.hash = arguments[0]", f"#walk/{step}")
+        browser.run("location.hash = arguments[0]", f"#/walk/{step}")
         browser.until(lambda: str(number) in browser.one(".count").text)  # noqa: B023
         browser.settled()
         assert browser.driver.title.startswith(name)
@@ -157,7 +156,7 @@ def test_every_step_in_each_language(browser: Browser, url: str, language: str, 
 
 
 def test_the_chat_on_a_narrow_screen(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/#chat", width=375, height=740, language="ko")
+    browser.open(f"{url}/#/chat", width=375, height=740, language="ko")
     ask(browser, QUESTION, temperature=0, max_tokens=8)
     browser.all(".token")[0].click()
     assert browser.one(".detail").is_displayed()
@@ -166,7 +165,7 @@ def test_the_chat_on_a_narrow_screen(browser: Browser, url: str) -> None:
 
 
 def test_by_keyboard_alone(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/#chat", language="en")
+    browser.open(f"{url}/#/chat", language="en")
     browser.settled()
     browser.run("document.getElementById('message').focus()")
     browser.keys(QUESTION, Keys.ENTER)
@@ -195,7 +194,7 @@ def test_by_keyboard_alone(browser: Browser, url: str) -> None:
     assert not browser.all(".detail")
     assert "tokens" in focused()
 
-    browser.run("location.hash = '#walk/attention'")
+    browser.run("location.hash = '#/walk/attention'")
     browser.until(lambda: browser.all("#attention-matrix"))
     press_until("scroll")
     browser.keys(Keys.ARROW_DOWN, Keys.ARROW_UP)
@@ -204,7 +203,7 @@ def test_by_keyboard_alone(browser: Browser, url: str) -> None:
 
 def test_the_page_asks_for_a_key_and_keeps_it_for_the_tab(window: Browser, tmp_path: Path) -> None:
     def visit(url: str) -> None:
-        window.open(f"{url}/#chat", language="en")
+        window.open(f"{url}/#/chat", language="en")
         window.run("sessionStorage.clear()")
         window.driver.refresh()
         for key, left in (("wrong", True), ("sesame", False)):
@@ -230,7 +229,7 @@ def test_an_engine_that_is_gone_is_told(window: Browser) -> None:
             await asyncio.to_thread(visit, server.url)
 
     def visit(url: str) -> None:
-        window.open(f"{url}/#walk/attention", language="en")
+        window.open(f"{url}/#/walk/attention", language="en")
         assert "not ready" in window.one(".problem").text
         window.button("Try again")
 
@@ -251,7 +250,7 @@ CHOOSING: dict[str, Any] = {
 
 
 def test_a_slider_that_moves_asks_the_server_again(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/#walk/purpose", language="en")
+    browser.open(f"{url}/#/walk/purpose", language="en")
     browser.settled()
     # The answer is made up, so that the page is held to the form of it and not to the model.
     browser.run(
@@ -264,7 +263,7 @@ def test_a_slider_that_moves_asks_the_server_again(browser: Browser, url: str) -
         };""",
         CHOOSING,
     )
-    browser.run("location.hash = '#walk/choosing'")
+    browser.run("location.hash = '#/walk/choosing'")
     browser.until(lambda: len(browser.all(".way")) == 6)
     shown = [float(bar.get_attribute("data-value") or "nan") for bar in browser.all("[data-way=top_k] .bars li")]
     assert shown == [0.75, 0.25]
