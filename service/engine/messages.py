@@ -11,6 +11,7 @@ import msgspec
 from model.contract import (
     NOTHING,
     Array,
+    Distribution,
     Inside,
     ModelLimits,
     RunnerInfo,
@@ -112,6 +113,8 @@ class Delta(msgspec.Struct, frozen=True):
     prompt tokens."""
     inside: Inside | None = None
     """A look inside at further positions."""
+    distributions: Sequence[Distribution] = ()
+    """Those of trial draws at further positions, in order, then that of the drawn token, as far as they are wanted."""
     times: RequestTimes | None = None
     """Present in every delta, because a client that finds a stop string reads no further one; None if the engine never
     took the request."""

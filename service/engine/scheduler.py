@@ -197,7 +197,9 @@ class Scheduler:
             if request.ended:
                 continue
             self._count(request, chunk)
-            if any(isnan(entry.chosen) for entry in outcome.scores):
+            if any(isnan(entry.chosen) for entry in outcome.scores) or any(
+                shown.drawn == INVALID_TOKEN for shown in outcome.distributions
+            ):
                 deltas.append(self._fail(request, NOT_FINITE))
                 continue
             if chunk.draws:
@@ -528,6 +530,7 @@ def _delta(request: Request, outcome: ChunkResult, reason: FinishReason | None =
         scores=outcome.scores,
         pooled=outcome.pooled,
         inside=outcome.inside,
+        distributions=outcome.distributions,
         times=request.times,
     )
 
