@@ -54,11 +54,11 @@ def router_of(root_path: str) -> APIRouter:
     async def index(request: Request) -> Response:
         return _answer(request, found[INDEX])
 
-    @router.get(FOLDER + "/{name:path}")
-    async def file(name: str, request: Request) -> Response:
-        if name not in found:
+    @router.get(FOLDER + "/{file:path}")
+    async def part(file: str, request: Request) -> Response:
+        if file not in found:
             raise ApiError(404, "There is no such route.")
-        return _answer(request, found[name])
+        return _answer(request, found[file])
 
     return router
 

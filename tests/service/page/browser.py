@@ -12,6 +12,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -75,6 +76,13 @@ class Browser:
         """Type where the focus is."""
         for key in keys:
             ActionChains(self.driver).send_keys(key).perform()
+
+    def tab(self, *, back: bool = False) -> None:
+        """Move the focus to the next place, or to the one before."""
+        actions = ActionChains(self.driver)
+        if back:
+            actions.key_down(Keys.SHIFT)
+        actions.send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
 
     def requests(self) -> list[str]:
         """Addresses that were asked for since the last call."""

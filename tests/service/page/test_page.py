@@ -171,32 +171,33 @@ def test_by_keyboard_alone(browser: Browser, url: str) -> None:
     browser.keys(QUESTION, Keys.ENTER)
     browser.until(lambda: browser.all(".token") and browser.all("#send"))
 
-    def focused() -> str:
-        described: str = browser.run("return document.activeElement.id || document.activeElement.className")
-        return described
+    def is_in(selector: str) -> bool:
+        found: bool = browser.run("return document.activeElement.matches(arguments[0])", selector)
+        return found
 
-    def press_until(name: str, key: str = Keys.TAB) -> None:
+    def go_to(selector: str, *, back: bool = False) -> None:
         for _ in range(40):
-            if name in focused():
+            if is_in(selector):
                 return
-            browser.keys(key)
-        raise AssertionError(f"{name} is not reached; the focus is at {focused()}")
+            browser.tab(back=back)
+        raise AssertionError(f"{selector} is not reached")
 
-    # From the top: the link past the head, the parts, the answer's tokens.
-    browser.run("document.activeElement.blur()")
-    browser.keys(Keys.TAB)
-    press_until("tokens")
+    go_to(".tokens", back=True)
     browser.keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert browser.one(".tip").is_displayed()
     browser.keys(Keys.ENTER)
-    assert "detail" in focused()
+    assert is_in(".detail")
     browser.keys(Keys.ESCAPE)
     assert not browser.all(".detail")
-    assert "tokens" in focused()
+    assert is_in(".tokens")
 
-    browser.run("location.hash = '#/walk/attention'")
-    browser.until(lambda: browser.all("#attention-matrix"))
-    press_until("scroll")
+    go_to("nav [href='#/walk']", back=True)
+    browser.keys(Keys.ENTER)
+    browser.until(lambda: is_in("main"))
+    go_to("[href='#/walk/attention']")
+    browser.keys(Keys.ENTER)
+    browser.until(lambda: is_in("main") and browser.all("#attention-matrix"))
+    go_to("#attention-matrix .scroll")
     browser.keys(Keys.ARROW_DOWN, Keys.ARROW_UP)
     assert "%" in browser.one("#attention-matrix .reading").text
 
