@@ -116,7 +116,7 @@ def draw_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Tensor:
 
 
 class Kept(NamedTuple):
-    """What the filters keep of some of each row's tokens."""
+    """The part that the filters keep of some of each row's tokens."""
 
     weights: Tensor
     """[rows, count] float32: probabilities relative to the highest, 0 where a filter drops the token."""
@@ -127,7 +127,7 @@ class Kept(NamedTuple):
 
 
 def keep_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Kept:
-    """What the filters keep of the `count` likeliest tokens of each row."""
+    """The part that the filters keep of the `count` likeliest tokens of each row."""
     ranked, ids = logits.topk(count)
     top_k, top_p, min_p = batch.top_k[:, None], batch.top_p[:, None], batch.min_p[:, None]
 

@@ -282,7 +282,7 @@ class ChunkResult:
     """[hidden]: the sum of the rows that `Chunk.pooled` names."""
     inside: Inside | None = None
     distributions: Sequence[Distribution] = ()
-    """Those of the chunk's trials, then those of its draws that ask for theirs."""
+    """The distributions of the chunk's trials, then of its draws that ask for theirs."""
 
 
 @dataclass(frozen=True, slots=True)

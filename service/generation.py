@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from model.contract import NOTHING, Array, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
+from model.contract import NOTHING, Array, Distribution, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
 from service.engine.interface import EngineClient
 from service.engine.messages import Grammar, Refusal, RequestTimes
 from service.engine.status import EngineLost
@@ -94,6 +94,8 @@ class Generation:
         """Parts of the prompt's embedding, as in `Delta`."""
         self.insides: list[Inside] = []
         """Looks inside the decoder, position by position in ascending order."""
+        self.distributions: list[Distribution] = []
+        """The distributions of trial draws in order, then of the tokens."""
         self._detokenizer = Detokenizer(
             tokenizer,
             request.stop,
@@ -145,6 +147,7 @@ class Generation:
                 self.pooled.append(delta.pooled)
             if delta.inside is not None:
                 self.insides.append(delta.inside)
+            self.distributions += delta.distributions
             if ending and not delta.tokens:
                 yield Piece("", None, None, ending, scores)
                 return

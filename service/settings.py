@@ -221,6 +221,9 @@ class Settings(BaseSettings):
     max_lens_rows: Count = Field(
         2048, description="Positions times layers of one request's logit lens; each costs an output projection."
     )
+    max_distributions: Count = Field(
+        64, description="Distributions that one request may look at: positions times settings, and generated tokens."
+    )
     max_stop: Count = Field(16, description="Stop strings in one request.")
     max_stop_length: Count = Field(256, description="Characters of one stop string.")
     max_stop_token_ids: Count = Field(128, description="Stop token ids in one request.")

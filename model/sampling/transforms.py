@@ -28,7 +28,7 @@ class Transform:
     """One transform: which draws ask for it, and what it does to their logits."""
 
     name: str
-    """What looks inside call the stage."""
+    """The name of the stage to those who look inside."""
     applies: Callable[[Draw], bool]
     edit: Edit
 

@@ -6,6 +6,7 @@ The engine that serves everybody else does the looking, in the same steps.
 import base64
 from collections.abc import Sequence
 from contextlib import aclosing
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.contract import Inside, TokenLogprobs
+from model.contract import Distribution, Inside, TokenLogprobs
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_numpy
 from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
+from service.api.distributions import inspected
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite
@@ -27,6 +29,7 @@ from service.api.prompts import off_loop
 from service.api.requests import inspect_job
 from service.api.schemas.answers import (
     InspectedAttention,
+    InspectedDistribution,
     InspectedResidual,
     InspectedToken,
     Inspection,
@@ -53,41 +56,52 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     job = await inspect_job(body, context, envelope)
     envelope.record.id = f"insp-{uuid4().hex}"
     try:
-        tokens, insides = await while_connected(request.receive, _look(context, job, envelope.record))
+        seen = await while_connected(request.receive, _look(context, job, envelope.record))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    view = View(body, context, job.prompt, tokens, insides)
+    view = View(body, context, job, seen)
     text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: view.inspection().model_dump_json())
     return Response(text, media_type="application/json")
 
 
-async def _look(context: Context, job: GenerationRequest, record: RequestRecord) -> tuple[list[int], Sequence[Inside]]:
-    """The generated tokens, and the looks inside."""
+class Seen(NamedTuple):
+    """The engine's news of a request."""
+
+    tokens: list[int]
+    """The generated ones."""
+    insides: Sequence[Inside]
+    distributions: Sequence[Distribution]
+
+
+async def _look(context: Context, job: GenerationRequest, record: RequestRecord) -> Seen:
     with open_generations(context, [job], record) as generations:
         async with aclosing(observed(record, generations)) as pieces:
             tokens = [piece.token async for _, piece in pieces if piece.token is not None]
-        return tokens, generations[0].insides
+        return Seen(tokens, generations[0].insides, generations[0].distributions)
 
 
 class View:
     """The answer to one request, made of looks at consecutive positions."""
 
-    def __init__(
-        self, body: InspectBody, context: Context, prompt: list[int], generated: list[int], insides: Sequence[Inside]
-    ) -> None:
+    def __init__(self, body: InspectBody, context: Context, job: GenerationRequest, seen: Seen) -> None:
         self._body = body
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
         self._layers, self._heads = context.client.limits.layers, context.client.limits.heads
-        self._prompt, self._generated = prompt, generated
-        self._insides = insides
-        self._positions = [position for inside in insides for position in inside.positions]
+        self._prompt, self._generated = job.prompt, seen.tokens
+        self._insides, self._shown = seen.insides, seen.distributions
+        assert job.wanted.trace is not None
+        self._trace = job.wanted.trace
+        drawn_from = range(len(self._prompt) - 1, len(self._prompt) - 1 + len(self._generated))
+        self._positions = sorted({*self._trace.positions, *drawn_from})
 
     @property
     def numbers(self) -> int:
         """About how many numbers the answer has."""
         arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
-        return sum(len(array.data) // 4 for array in arrays) + 40 * len(self._positions) * (self._body.lens or 0)
+        candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
+        lens = 40 * len(self._positions) * (self._body.lens or 0)
+        return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates
 
     def inspection(self) -> Inspection:
         """The whole answer."""
@@ -100,6 +114,8 @@ class View:
             answer.residual = InspectedResidual(stream=self._joined("stream"), added=self._joined("added"))
         if self._body.lens is not None:
             answer.lens = self._lens()
+        if self._body.distribution is not None:
+            answer.distributions = self._distributions()
         return answer
 
     def _token(self, id: int, *, generated: bool) -> InspectedToken:
@@ -127,6 +143,14 @@ class View:
             return Numbers(shape=shape, data=base64.b64encode(array.astype("<f2").tobytes()).decode())
         # Rounded to six digits behind the point, in 64 bits, so that the numbers are written as short as they are.
         return Numbers(shape=shape, data=array.astype(np.float64).round(6).tolist())
+
+    def _distributions(self) -> list[InspectedDistribution]:
+        """The distributions of the trials, then of the generated tokens."""
+        named = range(len(self._body.settings)) if self._body.settings else [None] * len(self._trace.settings)
+        settings = [*named] * len(self._trace.positions) + [None] * len(self._generated)
+        return [
+            inspected(self._tokenizer, shown, setting) for shown, setting in zip(self._shown, settings, strict=True)
+        ]
 
     def _lens(self) -> list[list[LensEntry]]:
         """[stages][positions]."""

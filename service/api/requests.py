@@ -26,6 +26,7 @@ from service.api.schemas.requests import (
     EmbeddingBody,
     GenerationBody,
     InspectBody,
+    Sampling,
     TokenizeBody,
 )
 from service.api.tools import answer_form
@@ -169,20 +170,18 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     _check_prompts(sent, [prompt], context)
     limits = context.client.limits
     length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
+    defaults = replace(context.sampling, temperature=0.0)
+    params = _sampling_params(body, defaults, limits)
+    trace = _trace(body, len(prompt), context)
     return GenerationRequest(
         prompt=prompt,
-        params=SamplingParams(
-            max_tokens=length,
-            stop_token_ids=drawable(context.tokenizer.eos_token_ids, limits),
-            temperature=body.temperature if body.temperature >= _GREEDY_BELOW else 0.0,
-            seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
-        ),
+        params=replace(params, max_tokens=length, stop_token_ids=drawable(context.tokenizer.eos_token_ids, limits)),
         include_stop=True,
         skip_special_tokens=False,
         cache_salt=_cache_salt(None, context, envelope.caller),
         caller=envelope.caller,
         patience=envelope.patience,
-        wanted=Wanted(trace=_trace(body, len(prompt), context)),
+        wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, limits))),
     )
 
 
@@ -198,6 +197,12 @@ def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
         raise refusal(
             "attention", f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0"
         )
+    _check_at_most("distribution", body.distribution, settings.max_logprobs, "tokens")
+    if body.distribution is None and body.settings is not None:
+        raise refusal("settings", "need distribution")
+    shown = body.max_tokens + len(positions) * (len(body.settings or ()) or not body.max_tokens)
+    if body.distribution is not None:
+        _check_at_most("distribution", shown, settings.max_distributions, "distributions")
     count = len(positions) + body.max_tokens
     size = 4 * len(heads) * count * (prompt + body.max_tokens)
     if size > settings.max_inspection:
@@ -206,7 +211,24 @@ def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     if rows > settings.max_lens_rows:
         raise refusal("lens", f"would be {rows} rows, more than the {settings.max_lens_rows} of this server")
     _check_at_most("lens", body.lens, settings.max_logprobs, "tokens")
-    return Trace(positions=positions, generated=body.max_tokens > 0, heads=heads, stream=body.residual, lens=body.lens)
+    return Trace(
+        positions=positions,
+        generated=body.max_tokens > 0,
+        heads=heads,
+        stream=body.residual,
+        lens=body.lens,
+        distribution=body.distribution,
+    )
+
+
+def _trials(body: InspectBody, defaults: SamplingDefaults, limits: ModelLimits) -> list[SamplingParams]:
+    """The settings under which tokens are drawn on trial. Raises ApiError."""
+    if body.distribution is None or (body.max_tokens and body.settings is None):
+        return []
+    own = {name: getattr(body, name) for name in Sampling.model_fields if name in body.model_fields_set}
+    changes = [entry.model_dump(exclude_unset=True) for entry in body.settings or [Sampling()]]
+    # A trial without a seed is the same each time it is asked for.
+    return [_sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, limits) for change in changes]
 
 
 async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
@@ -307,11 +329,7 @@ def _job(
 ) -> Job:
     message = message or MessageForm()
     limits = context.client.limits
-    seed = secrets.randbits(63) if body.seed is None else body.seed
-    defaults = _sampling_defaults(body, context.sampling)
-    temperature = _given(body.temperature, defaults.temperature)
-    top_k = _given(body.top_k, defaults.top_k)
-    bias = _logit_bias(body.logit_bias, limits.vocab_size)
+    params = _sampling_params(body, _sampling_defaults(body, context.sampling), limits)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
@@ -326,20 +344,12 @@ def _job(
     choices = [
         GenerationRequest(
             prompt=prompt,
-            params=SamplingParams(
+            params=replace(
+                params,
                 max_tokens=length,
                 min_tokens=body.min_tokens,
                 stop_token_ids=drawable((*end_tokens, *body.stop_token_ids), limits),
-                temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-                top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
-                top_p=_given(body.top_p, defaults.top_p),
-                min_p=_given(body.min_p, defaults.min_p),
-                typical_p=body.typical_p,
-                seed=(seed + index * _SEED_STRIDE) % 2**63,
-                presence_penalty=body.presence_penalty,
-                frequency_penalty=body.frequency_penalty,
-                repetition_penalty=_given(body.repetition_penalty, context.sampling.repetition_penalty),
-                logit_bias=bias,
+                seed=(params.seed + index * _SEED_STRIDE) % 2**63,
                 logprobs=logprobs,
             ),
             stop=_stop_strings(body),
@@ -368,6 +378,25 @@ def _job(
         prompt_logprobs=body.prompt_logprobs,
         scores_echo=scores_echo,
         message=message,
+    )
+
+
+def _sampling_params(body: Sampling, defaults: SamplingDefaults, limits: ModelLimits) -> SamplingParams:
+    """How a request draws its tokens; their number and ends are left open. Raises ApiError."""
+    temperature = _given(body.temperature, defaults.temperature)
+    top_k = _given(body.top_k, defaults.top_k)
+    return SamplingParams(
+        max_tokens=0,
+        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
+        top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
+        top_p=_given(body.top_p, defaults.top_p),
+        min_p=_given(body.min_p, defaults.min_p),
+        typical_p=body.typical_p,
+        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=_given(body.repetition_penalty, defaults.repetition_penalty),
+        logit_bias=_logit_bias(body.logit_bias, limits.vocab_size),
     )
 
 

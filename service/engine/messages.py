@@ -114,7 +114,7 @@ class Delta(msgspec.Struct, frozen=True):
     inside: Inside | None = None
     """A look inside at further positions."""
     distributions: Sequence[Distribution] = ()
-    """Those of trial draws at further positions, in order, then that of the drawn token, as far as they are wanted."""
+    """The distributions of trial draws at further positions, in order, then of the drawn token, as far as wanted."""
     times: RequestTimes | None = None
     """Present in every delta, because a client that finds a stop string reads no further one; None if the engine never
     took the request."""

@@ -271,6 +271,37 @@ class LensEntry(BaseModel):
     next_rank: int | None
 
 
+class InspectedStage(BaseModel):
+    """A stage on the way from the model's distribution to the one that is drawn from."""
+
+    name: str
+    kept: int = Field(description="Tokens with a probability above 0.")
+    mass: float = Field(description="Probability that these tokens had at the stage before.")
+    entropy: float = Field(description="In nats.")
+
+
+class Candidate(BaseModel):
+    """A token through the stages."""
+
+    id: int
+    text: str
+    probabilities: list[float] = Field(description="One for each stage.")
+    noise: float | None = Field(
+        description="Exponential random number E: the token drawn is the one of least E / probability. Null where the "
+        "likeliest is taken."
+    )
+
+
+class InspectedDistribution(BaseModel):
+    """The distribution from which a token is drawn, stage by stage; the last stage is drawn from."""
+
+    position: int = Field(description="The token is drawn from the logits of this position.")
+    setting: int | None = Field(description="Index in the request's settings; null for its own sampling.")
+    stages: list[InspectedStage] = Field(description="Those that apply, in their order.")
+    candidates: list[Candidate] = Field(description="By their probability at the last stage, the likeliest first.")
+    drawn: int
+
+
 class Inspection(BaseModel):
     """The answer to a request that looks inside."""
 
@@ -282,6 +313,9 @@ class Inspection(BaseModel):
     residual: InspectedResidual | None = None
     lens: list[list[LensEntry]] | None = Field(
         None, description="[layers + 1][positions]: the embedding, then each layer's stream."
+    )
+    distributions: list[InspectedDistribution] | None = Field(
+        None, description="Of each position under each setting, then of the generated tokens."
     )
 
 

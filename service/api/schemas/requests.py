@@ -231,25 +231,9 @@ class StructuredOutputs(Body):
     grammar: str | None = Field(None, min_length=1, description="A grammar in Lark's form, or in llama.cpp's GBNF.")
 
 
-class GenerationBody(Labels):
-    """Fields of both completion routes."""
+class Sampling(Body):
+    """The fields that say how a token is drawn."""
 
-    elsewhere = ELSEWHERE
-
-    model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
-    n: Integer = Field(
-        1,
-        ge=1,
-        description="Completions for each prompt. Several are drawn with temperature 1, unless the request gives one, "
-        "where the model's makers recommend the likeliest token.",
-    )
-    max_tokens: Integer | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
-    min_tokens: Integer = Field(
-        0,
-        ge=0,
-        le=2**31 - 1,
-        description="Tokens before which no stop token is drawn and no stop string is looked for.",
-    )
     temperature: float | None = Field(
         None,
         ge=0,
@@ -287,6 +271,27 @@ class GenerationBody(Labels):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
     ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
+
+
+class GenerationBody(Labels, Sampling):
+    """Fields of both completion routes."""
+
+    elsewhere = ELSEWHERE
+
+    model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
+    n: Integer = Field(
+        1,
+        ge=1,
+        description="Completions for each prompt. Several are drawn with temperature 1, unless the request gives one, "
+        "where the model's makers recommend the likeliest token.",
+    )
+    max_tokens: Integer | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
+    min_tokens: Integer = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Tokens before which no stop token is drawn and no stop string is looked for.",
+    )
     stop: Stop | None = Field(
         None,
         description="Strings that end the completion and are left out of it. Special tokens in them are found even "
@@ -589,7 +594,7 @@ def _attention_shape(value: Any) -> str:
     return "<text>" if isinstance(value, str) else "<list>"
 
 
-class InspectBody(TokenizeBody):
+class InspectBody(TokenizeBody, Sampling):
     """A text or messages to look at inside the model, as it reads them and as it goes on."""
 
     model_config = ConfigDict(
@@ -619,8 +624,17 @@ class InspectBody(TokenizeBody):
     max_tokens: Integer = Field(
         0, ge=0, le=2**31 - 1, description="Tokens to generate; their positions are looked at as well."
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="As in a completion request.")
-    seed: Integer | None = Field(None, ge=-(2**63), lt=2**63, description="As in a completion request.")
+    distribution: Integer | None = Field(
+        None,
+        ge=0,
+        description="Return the distributions that tokens are drawn from, stage by stage, with this many likeliest "
+        "tokens of the first and the last stage: of every generated token, and at the positions under each of the "
+        "settings, or under the request's own sampling if neither settings nor tokens are asked for.",
+    )
+    settings: Annotated[list[Sampling], Field(min_length=1, fail_fast=True), _at_most(2**10, "settings")] | None = (
+        Field(None, description="Ways to draw that are tried; what one leaves out is as in the request itself.")
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="As in a completion request, but 0 if missing.")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="Nested lists of numbers, or little-endian float16 in base64."
     )

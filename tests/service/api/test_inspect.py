@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.contract import Array, Inside, TokenLogprobs
+from model.checkpoint.sampling_defaults import SamplingDefaults
+from model.contract import Array, Distribution, Inside, Stage, TokenLogprobs
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling
 
@@ -94,7 +95,66 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
         body = await inspect(caller, tokens=None, messages=HI)
         told = (await caller.http.post("/tokenize", json={"messages": HI})).json()["tokens"]
     assert [token["id"] for token in body["tokens"]] == told
-    assert body["positions"] == []
+    assert body["positions"] == [*range(len(told))]
+
+
+def shown(position: int, drawn: int) -> Distribution:
+    return Distribution(
+        position=position,
+        stages=[Stage("raw", 260, 1.0, 2.5), Stage("top_k", 1, 0.25, 0.0)],
+        candidates=[drawn, 65],
+        probabilities=[[0.25, 1.0], [0.1234567891, 0.0]],
+        noise=[0.5, 2.0],
+        drawn=drawn,
+    )
+
+
+async def test_distributions_of_settings_come_first_and_then_those_of_tokens() -> None:
+    async with calling(sampling=SamplingDefaults(top_p=0.9)) as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, distributions=[shown(0, 72), shown(0, 73)], times=TIMES),
+            Delta(0, [72], None, "length", distributions=[shown(2, 74), shown(2, 75), shown(2, 72)], times=TIMES),
+        )
+        own = {"seed": 5, "presence_penalty": 0.5, "temperature": 0.5}
+        settings = [{"top_k": 3}, {"temperature": 0, "seed": 2}]
+        body = await inspect(caller, distribution=1, positions=[0, 2], settings=settings, max_tokens=1, **own)
+    places = [(one["position"], one["setting"], one["drawn"]) for one in body["distributions"]]
+    assert places == [(0, 0, 72), (0, 1, 73), (2, 0, 74), (2, 1, 75), (2, None, 72)]
+    assert body["positions"] == [0, 2]
+    assert body["distributions"][0] == {
+        "position": 0,
+        "setting": 0,
+        "stages": [
+            {"name": "raw", "kept": 260, "mass": 1.0, "entropy": 2.5},
+            {"name": "top_k", "kept": 1, "mass": 0.25, "entropy": 0.0},
+        ],
+        "candidates": [
+            {"id": 72, "text": "H", "probabilities": [0.25, 1.0], "noise": 0.5},
+            {"id": 65, "text": "A", "probabilities": [0.1234568, 0.0], "noise": 2.0},
+        ],
+        "drawn": 72,
+    }
+    stream = caller.engine.streams[-1]
+    trace = stream.wanted.trace
+    assert trace is not None
+    assert (trace.generated, trace.distribution, trace.probes) == (True, 1, False)
+    first, second = trace.settings
+    assert (first.temperature, first.top_k, first.top_p, first.seed, first.presence_penalty) == (0.5, 3, 0.9, 5, 0.5)
+    assert (second.temperature, second.top_k, second.seed, second.presence_penalty) == (0, 0, 2, 0.5)
+    assert (stream.params.temperature, stream.params.top_p, stream.params.seed) == (0.5, 0.9, 5)
+
+
+@pytest.mark.parametrize(("max_tokens", "tried"), [(0, [None]), (1, [])])
+async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: int, tried: list[None]) -> None:
+    async with calling() as caller:
+        found = [shown(2, 72)] * max(1, max_tokens)
+        scripted(caller, Delta(0, [72] * max_tokens, None, "length", distributions=found, times=TIMES))
+        body = await inspect(caller, distribution=1, positions=[2], max_tokens=max_tokens, top_k=3, temperature=1)
+    assert [one["setting"] for one in body["distributions"]] == [None]
+    trace = caller.engine.streams[-1].wanted.trace
+    assert trace is not None
+    assert [(params.top_k, params.seed) for params in trace.settings] == [(3, 0)] * len(tried)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +179,22 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
         ({"tokens": [65] * 200, "attention": "all"}, "attention"),
         ({"tokens": [65] * 200, "lens": 1}, "lens"),
         ({"stream": True}, "stream"),
-        ({"top_p": 0.5}, "top_p"),
+        ({"stop": "a"}, "stop"),
+        ({"distribution": 21}, "distribution"),
+        ({"settings": [{"top_p": 0.5}]}, "settings"),
+        ({"distribution": 1, "settings": []}, "settings"),
+        ({"distribution": 1, "settings": [{"top_p": 2}]}, "settings"),
+        ({"distribution": 1, "settings": [{"top_q": 2}]}, "settings"),
+        ({"distribution": 1, "settings": [{"max_tokens": 2}]}, "settings"),
+        ({"distribution": 1, "settings": [{}] * 4}, "distribution"),
+        ({"distribution": 1, "max_tokens": 11}, "distribution"),
         ({"add_special_tokens": True}, "add_special_tokens"),
         ({"add_generation_prompt": True}, "add_generation_prompt"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
     ],
 )
 async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    async with calling(max_inspection=100_000, max_lens_rows=100) as caller:
+    async with calling(max_inspection=100_000, max_lens_rows=100, max_distributions=10) as caller:
         answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["param"].split("[")[0] == param
