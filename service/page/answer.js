@@ -2,7 +2,7 @@
 //
 // To a screen reader the answer is one text; its tokens are a list box beside it, in which arrow keys move.
 
-import { h } from "./dom.js";
+import { h, spelled } from "./dom.js";
 import { bits, percent, t } from "./language.js";
 import { leastEntropy } from "./distribution.js";
 
@@ -14,17 +14,22 @@ let count = 0;
 /** What is known of one token of an answer. */
 export class Token {
   constructor(entry, text, inspection) {
-    this.spelling = entry.token;
-    this.bytes = entry.bytes;
+    this.entry = entry;
     this.text = text;
-    this.logprob = entry.logprob;
-    this.alternatives = entry.top_logprobs;
     this.distribution = inspection?.distribution ?? null;
     this.isEnd = false;
   }
 
+  get bytes() {
+    return this.entry.bytes;
+  }
+
   get probability() {
-    return Math.exp(this.logprob);
+    return Math.exp(this.entry.logprob);
+  }
+
+  get alternatives() {
+    return this.entry.top_logprobs;
   }
 
   /** Nats, of the model's own distribution. */
@@ -71,13 +76,13 @@ export class TokenRow {
           id: `${this._id}-${index}`,
           "aria-selected": "false",
           "aria-label": t("token.label", {
-            text: token.isEnd ? t("answer.end") : token.spelling,
+            text: token.isEnd ? t("answer.end") : spelled(token.entry),
             probability: percent(token.probability),
           }),
-          class: token.isEnd ? "token end" : "token",
+          class: ["token", token.isEnd && "end", !token.isEnd && !token.text && "part"].filter(Boolean).join(" "),
           style: { "--doubt": Math.min(token.entropy / Math.LN2 / MOST_BITS, 1) },
         },
-        token.isEnd ? t("answer.end") : token.text || "·",
+        token.isEnd ? t("answer.end") : token.text,
       ),
     );
   }

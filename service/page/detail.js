@@ -2,7 +2,7 @@
 
 import { isMissing } from "./api.js";
 import { bars, waterfall } from "./distribution.js";
-import { button, h, shown } from "./dom.js";
+import { button, h, hexadecimal, spelled } from "./dom.js";
 import { percent, t } from "./language.js";
 import { absent } from "./states.js";
 
@@ -21,7 +21,7 @@ export function detail(token, close) {
     h(
       "div",
       { class: "row between" },
-      h("h2", { id: "detail-title" }, t("detail.title"), " ", h("span", { class: "token-text" }, shown(token.spelling))),
+      h("h2", { id: "detail-title" }, t("detail.title"), " ", h("span", { class: "token-text" }, spelled(token.entry))),
       button("✕", close, { "aria-label": t("close") }),
     ),
     h(
@@ -29,7 +29,7 @@ export function detail(token, close) {
       { class: "facts" },
       fact(t("probability"), percent(token.probability)),
       fact(t("entropy"), token.entropyText),
-      fact(t("bytes"), token.bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")),
+      fact(t("bytes"), hexadecimal(token.bytes)),
     ),
     h("h3", {}, t("alternatives")),
     h("p", { class: "help" }, t("alternatives.help")),
@@ -43,12 +43,10 @@ export function detail(token, close) {
 }
 
 function alternatives(token) {
-  const known = token.alternatives.map(({ token: text, logprob }) => ({
-    text,
-    value: Math.exp(logprob),
-    mark: text === token.spelling,
-  }));
-  if (!known.some(({ mark }) => mark)) known.push({ text: token.spelling, value: token.probability, mark: true });
+  const isChosen = ({ bytes }) => String(bytes) === String(token.bytes);
+  const row = (entry) => ({ text: spelled(entry), value: Math.exp(entry.logprob), mark: isChosen(entry) });
+  const known = token.alternatives.map(row);
+  if (!token.alternatives.some(isChosen)) known.push(row(token.entry));
   const rest = 1 - known.reduce((sum, { value }) => sum + value, 0);
   if (rest > 0) known.push({ text: t("others"), value: rest, rest: true });
   return bars(known, { label: t("alternatives"), full: Math.max(...known.map(({ value }) => value)) });

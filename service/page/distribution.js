@@ -3,7 +3,7 @@
 import { h, shown } from "./dom.js";
 import { bits, number, percent, t } from "./language.js";
 
-/** Bars of `rows` ({ text, value, mark, note }); `value` is a share of 1, drawn against `full`. */
+/** Bars of `rows` ({ text, as it is shown, value, mark, note }); `value` is a share of 1, drawn against `full`. */
 export function bars(rows, { label, full = 1 }) {
   return h(
     "ul",
@@ -12,7 +12,7 @@ export function bars(rows, { label, full = 1 }) {
       h(
         "li",
         { class: [mark && "marked", rest && "rest"].filter(Boolean).join(" ") || null, "data-value": value },
-        h("span", { class: rest ? "name" : "name token-text" }, rest ? text : shown(text)),
+        h("span", { class: rest ? "name" : "name token-text" }, text),
         h("span", { class: "track", "aria-hidden": "true" }, h("span", { style: { "--share": value / full } })),
         h("span", { class: "amount" }, value > 0 ? percent(value) : "–", note && h("span", { class: "note" }, note)),
       ),

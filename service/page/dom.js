@@ -31,6 +31,16 @@ export function shown(text) {
   });
 }
 
+/** A token whose bytes are known: those of a part of a character in numbers. */
+export function spelled({ token, bytes }) {
+  return token.includes("\uFFFD") ? hexadecimal(bytes) : shown(token);
+}
+
+/** Bytes as numbers of two digits. */
+export function hexadecimal(bytes) {
+  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+}
+
 /** A button with a text. */
 export function button(label, click, properties = {}) {
   return h("button", { type: "button", class: "quiet", on: { click }, ...properties }, label);

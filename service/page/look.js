@@ -6,6 +6,8 @@ const PATH = "v1/inspect";
 /** Tokens of a prompt that fit into the pictures. */
 export const MOST_TOKENS = 48;
 const MOST_LENS_ROWS = 2048;
+/** Settings that leave a distribution as it is, and not as the model's makers would have it. */
+const NEUTRAL = { temperature: 1, top_k: 0, top_p: 1, min_p: 0, typical_p: 1, repetition_penalty: 1 };
 
 export class Look {
   constructor(prompt) {
@@ -82,8 +84,8 @@ export class Look {
   /** Distributions after the prompt's position under each of `settings`; null from a server that does not tell. */
   async distributions(position, settings, signal) {
     const { ids } = await this.base();
-    const asked = { tokens: ids, positions: [position], distribution: 10, settings };
-    const answer = await post(PATH, asked, { signal, optional: ["distribution", "settings"] });
+    const asked = { tokens: ids, positions: [position], distribution: 10, settings, ...NEUTRAL };
+    const answer = await post(PATH, asked, { signal, optional: ["distribution", "settings", ...Object.keys(NEUTRAL)] });
     return answer.distributions ?? null;
   }
 

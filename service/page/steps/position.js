@@ -38,6 +38,6 @@ export function position({ look, base, chosen, redraw }) {
 }
 
 function side(prompt, likeliest) {
-  const rows = likeliest.map(({ text, logprob }) => ({ text, value: Math.exp(logprob) }));
+  const rows = likeliest.map(({ text, logprob }) => ({ text: shown(text), value: Math.exp(logprob) }));
   return h("section", { class: "card" }, h("h3", { class: "quoted" }, prompt, " …"), bars(rows, { label: t("position.next", { prompt: shown(prompt) }), full: rows[0].value }));
 }

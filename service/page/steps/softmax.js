@@ -10,7 +10,7 @@ const NAMED = 20;
 export async function softmax(state) {
   const { look, base, chosen } = state;
   const [likeliest, told] = await Promise.all([look.next(chosen.position, NAMED), look.distributions(chosen.position, [{ temperature: 1 }])]);
-  const rows = likeliest.map(({ text, logprob }) => ({ text, value: Math.exp(logprob), note: number(logprob, 2) }));
+  const rows = likeliest.map(({ text, logprob }) => ({ text: shown(text), value: Math.exp(logprob), note: number(logprob, 2) }));
   const rest = Math.max(1 - rows.reduce((sum, { value }) => sum + value, 0), 0);
   const raw = told?.[0].stages[0];
   rows.push({ text: raw ? t("softmax.rest", { count: number(raw.kept - rows.length) }) : t("others"), value: rest, rest: true });

@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -47,13 +46,17 @@ def browser(window: Browser) -> Iterator[Browser]:
     assert [line for line in window.complaints() if not any(words in line for words in refusals)] == []
 
 
-def ask(browser: Browser, text: str, **settings: float) -> None:
-    """Send a message, and wait for the whole answer."""
+def choose(browser: Browser, **settings: float) -> None:
+    """Fill in sampling settings."""
     for name, value in settings.items():
         field = browser.one(f"#setting-{name}")
         browser.run("arguments[0].closest('details').open = true", field)
         field.clear()
         field.send_keys(str(value))
+
+
+def ask(browser: Browser, text: str) -> None:
+    """Send a message, and wait for the whole answer."""
     browser.one("#message").send_keys(text, Keys.ENTER)
     browser.until(lambda: browser.all(".token"))
     browser.until(lambda: browser.all("#send"))
@@ -67,6 +70,7 @@ def faults(browser: Browser) -> list[str]:
 
 def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/chat", language="en")
+    choose(browser, max_tokens=150)
     browser.one("#message").send_keys("Count from one to three hundred, in words.", Keys.ENTER)
     seen = browser.until(lambda: len(browser.all(".token")))
     browser.until(lambda: len(browser.all(".token")) > seen)
@@ -92,7 +96,8 @@ def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: s
 
 def test_the_alternatives_of_a_token_are_those_of_the_api(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/chat", language="en")
-    ask(browser, QUESTION, temperature=0, max_tokens=8)
+    choose(browser, temperature=0, max_tokens=8)
+    ask(browser, QUESTION)
     body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 8}
     answer = httpx.post(
         f"{url}/v1/chat/completions", json=body | {"logprobs": True, "top_logprobs": 10}, timeout=60
@@ -157,7 +162,8 @@ def test_every_step_in_each_language(browser: Browser, url: str, language: str, 
 
 def test_the_chat_on_a_narrow_screen(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/chat", width=375, height=740, language="ko")
-    ask(browser, QUESTION, temperature=0, max_tokens=8)
+    choose(browser, temperature=0, max_tokens=8)
+    ask(browser, QUESTION)
     browser.all(".token")[0].click()
     assert browser.one(".detail").is_displayed()
     assert browser.run("return document.documentElement.scrollWidth") <= 375
@@ -237,41 +243,33 @@ def test_an_engine_that_is_gone_is_told(window: Browser) -> None:
     asyncio.run(serve())
 
 
-CHOOSING: dict[str, Any] = {
-    "candidates": [
-        {"id": 1, "text": " student", "probabilities": [0.5, 0.75], "noise": 1.0},
-        {"id": 2, "text": " book", "probabilities": [0.25, 0.25], "noise": 0.1},
-    ],
-    "stages": [
-        {"name": "raw", "kept": 100, "mass": 1.0, "entropy": 2.0},
-        {"name": "top_k", "kept": 2, "mass": 0.75, "entropy": 0.5},
-    ],
-    "drawn": 2,
-}
+NEUTRAL = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
 
 
-def test_a_slider_that_moves_asks_the_server_again(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/#/walk/purpose", language="en")
-    browser.settled()
-    # The answer is made up, so that the page is held to the form of it and not to the model.
-    browser.run(
-        """const real = window.fetch; window.asked = [];
-        window.fetch = async (path, options = {}) => {
-          const body = options.body && JSON.parse(options.body);
-          if (!body?.settings) return real(path, options);
-          window.asked.push(body);
-          return Response.json({ distributions: body.settings.map(() => arguments[0]) });
-        };""",
-        CHOOSING,
-    )
-    browser.run("location.hash = '#/walk/choosing'")
+def kept(url: str, **settings: float) -> list[float]:
+    """Probabilities above 0 of the last stage among ten candidates, as the API tells them, the largest first."""
+    body = {"prompt": PROMPT, "positions": [8], "distribution": 10, "settings": [settings]} | NEUTRAL
+    [distribution] = httpx.post(f"{url}/v1/inspect", json=body, timeout=60).raise_for_status().json()["distributions"]
+    last = [candidate["probabilities"][-1] for candidate in distribution["candidates"]]
+    return sorted((share for share in last if share > 0), reverse=True)
+
+
+def test_the_ways_of_choosing_are_the_servers_and_follow_a_slider(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/walk/choosing", language="en")
+
+    def shown(way: str) -> list[float]:
+        script = "return [...document.querySelectorAll(arguments[0])].map(bar => Number(bar.dataset.value))"
+        shares: list[float] = browser.run(script, f"[data-way={way}] .bars li")
+        return sorted((share for share in shares if share > 0), reverse=True)
+
     browser.until(lambda: len(browser.all(".way")) == 6)
-    shown = [float(bar.get_attribute("data-value") or "nan") for bar in browser.all("[data-way=top_k] .bars li")]
-    assert shown == [0.75, 0.25]
-    assert browser.one("[data-way=top_k] .marked").text.startswith("␣book")
-    before = browser.run("return window.asked.length")
+    assert shown("greedy") == [1]
+    assert shown("top_k") == pytest.approx(kept(url, temperature=1, top_k=10), abs=1e-3)
+    assert shown("min_p") == pytest.approx(kept(url, temperature=1, min_p=0.1), abs=1e-3)
+    before = shown("top_k")
     browser.run("document.getElementById('slider-temperature').focus()")
-    browser.keys(Keys.ARROW_RIGHT)
-    browser.until(lambda: browser.run("return window.asked.length") > before)
-    settings = browser.run("return window.asked.at(-1).settings")
-    assert [round(setting["temperature"], 2) for setting in settings] == [0, 1.05, 1.05, 1.05, 1.05, 1.05]
+    browser.keys(*[Keys.ARROW_RIGHT] * 4)
+    warmer = kept(url, temperature=1.2, top_k=10)
+    assert warmer != pytest.approx(before, abs=1e-2)
+    browser.until(lambda: shown("top_k") == pytest.approx(warmer, abs=1e-3))
+    assert len(browser.all("[data-way] .marked")) == 6
