@@ -126,6 +126,7 @@ class Settings(BaseSettings):
     share_prefix_cache: bool = Field(
         False, description="Whether clients with different API keys share cached prefixes, and can see that they do."
     )
+    page: bool = Field(True, description="Whether / is a page to chat with the model and to look inside it.")
     api_processes: Count = Field(
         1, le=64, description="Processes that answer HTTP for the engine; more than 1 if one is busy all the time."
     )
