@@ -83,7 +83,7 @@ function way(name, { stages, candidates, drawn }) {
   return h(
     "section",
     { class: "card way", "data-way": name },
-    h("h3", {}, t(`way.${name}`)),
+    h("h2", { class: "small" }, t(`way.${name}`)),
     h("p", { class: "help" }, t("choosing.kept", { count: number(last.kept), entropy: bits(last.entropy) })),
     bars(rows, { label: t(`way.${name}`) }),
   );
