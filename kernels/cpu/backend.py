@@ -97,7 +97,7 @@ class CpuBackend:
             codes = self._empty(len(x), groups * form.group_input_bytes, dtype=torch.uint8)
             sums = self._empty(len(x), groups, 2)
             rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
-            self._run(quantize_operation(form.group, form.bits == 4), rounding)
+            self._run(quantize_operation(form), rounding)
         arguments = (
             *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
             *(out.data_ptr(), groups, panels.rows),

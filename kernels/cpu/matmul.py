@@ -3,9 +3,10 @@
 from functools import cache
 
 from kernels.cpu.instructions import floats, words
+from kernels.cpu.matrix_tile import SCRATCH, TOKENS, configure, multiply_matrix_tile, release
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
-from kernels.cpu.target import dot_path
+from kernels.cpu.target import dot_path, matrix_unit
 from kernels.cpu.tile import SUMS_BYTES, multiply_tile, quantize_group
 
 CHUNK_BYTES = 12 * 1024
@@ -14,14 +15,24 @@ ROUNDED = 8
 """Number of tokens in a chunk of quantising."""
 
 
+NEVER = 1 << 40
+
+
+def _least_rows(form: Format) -> int:
+    """Number of tokens from which on the matrix unit multiplies."""
+    fits = form.bits <= 8 and form.group % 4 == 0
+    return TOKENS if matrix_unit() and fits else NEVER
+
+
 @cache
-def quantize_operation(group: int, split: bool) -> Operation:
-    """Quantise activations in groups to 16-bit codes, as `quantize_group` does.
+def quantize_operation(form: Format) -> Operation:
+    """Quantise activations in groups to 16-bit codes, as `quantize_group` does, for weights of `form`.
 
     Record: rows, x, codes, sums, columns, groups. x is [rows, columns] float32, and columns are whole groups. codes are
-    [rows, groups, group] int16, or [rows, groups, 2, group] int8 if `split`; sums are [rows, groups, 2] float32.
+    [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights and for the matrix unit; sums are
+    [rows, groups, 2] float32.
     """
-    halves = int(split)
+    group, split, least = form.group, form.bits == 4, _least_rows(form)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         r = words(arguments, 6)
@@ -33,7 +44,10 @@ def quantize_operation(group: int, split: bool) -> Operation:
             for g in range(groups):
                 at = row * groups + g
                 x = r[1] + (row * columns + g * group) * 4
-                quantize_group(group, halves, x, r[2] + at * group * 2, r[3] + at * SUMS_BYTES)
+                if split or rows >= least:
+                    quantize_group(group, 1, x, r[2] + at * group * 2, r[3] + at * SUMS_BYTES)
+                else:
+                    quantize_group(group, 0, x, r[2] + at * group * 2, r[3] + at * SUMS_BYTES)
         return 0
 
     return operation(run)

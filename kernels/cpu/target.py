@@ -1,5 +1,7 @@
 """The capabilities of the CPU that kernels are compiled for, by LLVM's names. Kernels are not known here."""
 
+import ctypes
+import platform
 from functools import cache
 
 import llvmlite.binding as llvm
@@ -30,3 +32,15 @@ def dot_path() -> str:
 def register_floats() -> int:
     """Number of float32 numbers in a register that sums products."""
     return 16 if dot_path() == "avx512-vnni" else 8
+
+
+@cache
+def matrix_unit() -> bool:
+    """Whether the CPU has a matrix unit for small integers (Intel's AMX) that this process may use.
+
+    Linux wants a process to ask for it, since its registers take 8 KB of every thread's state.
+    """
+    if dot_path() != "avx512-vnni" or not {"amx-tile", "amx-int8"} <= features() or platform.system() != "Linux":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0

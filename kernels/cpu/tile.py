@@ -126,12 +126,27 @@ def _add_group(
     """Totals f32 [LANES] of every token, with one group's products added."""
     if form.bits > 8:
         return _add_dense(builder, form, at, inputs, totals)
+    dots = (_dot_nibbles if form.bits == 4 else _dot_bytes)(builder, form, at, inputs)
+    return add_products(builder, form, at, dots, factors, totals)
+
+
+def add_products(
+    builder: ir.IRBuilder,
+    form: Format,
+    at: v.Value,
+    dots: Sequence[v.Value],
+    factors: Sequence[v.Value],
+    totals: Sequence[v.Value],
+) -> list[v.Value]:
+    """Totals f32 [LANES] of every token, with the products of one group, the sums of codes i32 [LANES], added.
+
+    `at` is the address of the weight's group, and `factors` are those of the tokens' sums for it.
+    """
     scale = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, form.codes_bytes))
     offset = None
     if form.offsets:
         place = form.codes_bytes + 2 * LANES
         offset = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, place))
-    dots = (_dot_nibbles if form.bits == 4 else _dot_bytes)(builder, form, at, inputs)
     added = []
     for dot, factor, total in zip(dots, factors, totals, strict=True):
         step = v.splat(builder, v.load(builder, v.F32, factor), LANES)
@@ -145,7 +160,7 @@ def _add_group(
 
 def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
     """Sums of 4-bit weight codes times 16-bit activation codes, stored as two halves: i32 [LANES] for every token."""
-    codes = _nibbles(builder, form, at)
+    codes = nibble_quads(builder, form, at)
     dots = []
     for x in inputs:
         larger, smaller = (v.add_quads(builder, codes, _octets(builder, form, x, offset)) for offset in (0, form.group))
@@ -154,7 +169,7 @@ def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Seque
     return dots
 
 
-def _nibbles(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
+def nibble_quads(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
     """The 4-bit weight codes of a group, in vectors i8 [4 LANES] that have four inputs of every output."""
     wide = v.vector(v.I8, 4 * LANES)
     loaded = [v.load(builder, wide, at, 4 * LANES * i) for i in range(form.group // 8)]
@@ -173,13 +188,17 @@ def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequenc
     """Sums of 8-bit weight codes times 16-bit activation codes: i32 [LANES] for every token."""
     wide = v.vector(v.I16, 2 * LANES)
     dots: list[v.Value] = [v.filled(v.I32, LANES, 0) for _ in inputs]
-    for pair in range(form.group // 2):
-        stored = v.load(builder, v.vector(v.I8, 2 * LANES), at, 2 * LANES * pair)
+    for pair, stored in enumerate(byte_pairs(builder, form, at)):
         codes = builder.zext(stored, wide) if form.offsets else builder.sext(stored, wide)
         for t, x in enumerate(inputs):
             numbers = builder.bitcast(v.splat(builder, v.load(builder, v.I32, x, 4 * pair), LANES), wide)
             dots[t] = builder.add(dots[t], v.add_pairs(builder, codes, numbers))
     return dots
+
+
+def byte_pairs(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
+    """The 8-bit weight codes of a group, in vectors i8 [2 LANES] that have two inputs of every output."""
+    return [v.load(builder, v.vector(v.I8, 2 * LANES), at, 2 * LANES * pair) for pair in range(form.group // 2)]
 
 
 def _add_dense(

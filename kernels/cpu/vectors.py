@@ -60,7 +60,7 @@ def prefetch(builder: ir.IRBuilder, address: Value) -> None:
     """Begin to bring the cache line at `address` into the second-level cache."""
     reading, level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
     place = builder.inttoptr(address, I8.as_pointer())
-    _call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, reading, level, data])
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, reading, level, data])
 
 
 def repeat(
@@ -89,7 +89,7 @@ def repeat(
 
 def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
     """The number a * b + c of float32, scalars or vectors, rounded once if the CPU has such an instruction."""
-    return _call(builder, f"llvm.fmuladd.{_suffix(a)}", a.type, [a, b, c])
+    return call(builder, f"llvm.fmuladd.{_suffix(a)}", a.type, [a, b, c])
 
 
 def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
@@ -110,7 +110,7 @@ def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
     lanes = a.type.count // 2
     if dot_path() != "portable" and lanes == register_floats():
         name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.avx512.pmaddw.d.512"
-        return _call(builder, name, vector(I32, lanes), [a, b])
+        return call(builder, name, vector(I32, lanes), [a, b])
     wide = vector(I32, 2 * lanes)
     return _neighbours(builder, builder.mul(builder.sext(a, wide), builder.sext(b, wide)))
 
@@ -125,11 +125,11 @@ def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[V
     if whole and dot_path().endswith("vnni"):
         total = filled(I32, lanes, 0)
         for a, b in zip(codes, numbers, strict=True):
-            total = _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total.type, [total, a, b])
+            total = call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total.type, [total, a, b])
         return total
     if whole and dot_path() == "avx2":
         pairs = [
-            _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 2 * lanes), [a, b])
+            call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 2 * lanes), [a, b])
             for a, b in zip(codes, numbers, strict=True)
         ]
         summed = sum_up(builder.add, pairs)
@@ -145,7 +145,7 @@ def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[V
 
 def rint(builder: ir.IRBuilder, x: Value) -> Value:
     """The integers nearest to float32 numbers, ties to even, as float32."""
-    return _call(builder, f"llvm.rint.{_suffix(x)}", x.type, [x])
+    return call(builder, f"llvm.rint.{_suffix(x)}", x.type, [x])
 
 
 def exp(builder: ir.IRBuilder, x: Value) -> Value:
@@ -246,7 +246,8 @@ def _suffix(x: Value) -> str:
     return f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
 
 
-def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[Value]) -> Value:
+def call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[Value]) -> Value:
+    """Call LLVM's intrinsic function `name`, whose result has the type `result`."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, arguments)
