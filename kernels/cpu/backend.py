@@ -38,7 +38,7 @@ from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.storage import STORED
-from kernels.cpu.target import dot_path
+from kernels.cpu.target import path_name
 from kernels.reference import attention_weights
 from kernels.reference_sampling import sample
 
@@ -60,7 +60,7 @@ class CpuBackend:
     capturable = False
 
     def __init__(self, threads: int) -> None:
-        self.name = f"cpu ({dot_path()})"
+        self.name = f"cpu ({path_name()})"
         self._workers = Workers(threads)
         self._step = np.zeros(STEP_WORDS, np.int64)
         self._rows = self._step.ctypes.data

@@ -44,3 +44,8 @@ def matrix_unit() -> bool:
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
     return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
+def path_name() -> str:
+    """Name of the instructions that multiply, those for one token and those for many."""
+    return f"{dot_path()}, amx" if matrix_unit() else dot_path()

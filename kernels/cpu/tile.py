@@ -17,29 +17,35 @@ SUMS_BYTES = 8
 """Bytes of a token's sums for one group: two float32 numbers, the scale and the scale times the sum of codes."""
 
 
-LARGEST_CODE = 127 * 256 + 127
-"""Limit of activation codes, below 2^15, so that the larger half of a split code is at most 127."""
+LOW_BITS = {4: 4, 8: 8}
+"""Number of bits in the lower part of an activation's code, by the weights' bits; the upper part has 8 bits.
+
+A 4-bit weight times 2^4 fits into a byte, so that the matrix unit can sum the products of both parts together.
+"""
 
 
 @intrinsic(prefer_literal=True)
-def quantize_group(_: Any, group: Any, split: Any, x: Any, codes: Any, sums: Any) -> Any:
-    """Quantise a token's activations [group] float32 for `multiply_tile`: x = scale * code, with 16-bit codes.
+def quantize_group(_: Any, group: Any, low_bits: Any, split: Any, x: Any, codes: Any, sums: Any) -> Any:
+    """Quantise a token's activations [group] float32 for `multiply_tile`: x = scale * code, with 8 + `low_bits` bits.
 
-    `group` and `split` are compile-time constants; x, `codes` and `sums` are addresses. Codes are [group] int16;
-    `split` codes are [2, group] int8, with code = 256 * first + second. The sums are the scale, which is a NaN if any
-    activation is a NaN or infinite, and the scale times the sum of codes.
+    `group`, `low_bits` and `split` are compile-time constants; x, `codes` and `sums` are addresses. Codes are [group]
+    int16; `split` codes are [2, group] int8, with code = 2^low_bits * first + second. The sums are the scale, which is
+    a NaN if any activation is a NaN or infinite, and the scale times the sum of codes.
     """
-    size, halved = group.literal_value, bool(split.literal_value)
+    size, low, halved = group.literal_value, low_bits.literal_value, bool(split.literal_value)
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        _emit_quantize(builder, size, halved, values[2:])
+        _emit_quantize(builder, size, low, halved, values[3:])
         return context.get_dummy_value()
 
-    return types.none(group, split, *[types.int64] * 3), generate
+    return types.none(group, low_bits, split, *[types.int64] * 3), generate
 
 
-def _emit_quantize(builder: ir.IRBuilder, group: int, split: bool, arguments: Sequence[v.Value]) -> None:
+def _emit_quantize(builder: ir.IRBuilder, group: int, low: int, split: bool, arguments: Sequence[v.Value]) -> None:
     x, codes, sums = arguments
+    # The lower part is signed, from -half to half - 1, and the upper part is at most 127.
+    half = 1 << (low - 1)
+    largest = (127 << low) + half - 1
     numbers = v.load(builder, v.vector(v.F32, group), x)
     bits = builder.bitcast(numbers, v.vector(v.I32, group))
     # Without their signs, bits of floats are in the floats' order, and those of infinity and NaN are the largest.
@@ -50,17 +56,17 @@ def _emit_quantize(builder: ir.IRBuilder, group: int, split: bool, arguments: Se
     )
     infinite = builder.icmp_signed(">=", peak, v.like(peak, 0x7F800000))
     size = builder.bitcast(peak, v.F32)
-    scale = builder.fdiv(size, v.like(size, LARGEST_CODE))
+    scale = builder.fdiv(size, v.like(size, largest))
     scale = builder.select(infinite, v.like(scale, float("nan")), scale)
     normal = builder.fcmp_ordered(">", scale, v.like(scale, 1e-38))
     inverse = builder.select(normal, builder.fdiv(v.like(scale, 1), scale), v.like(scale, 0))
     scaled = v.rint(builder, builder.fmul(numbers, v.splat(builder, inverse, group)))
     integers = builder.fptosi(scaled, bits.type)
     if split:
-        # Adding 128 rounds, since the smaller half is signed, from -128 to 127.
-        larger = builder.ashr(builder.add(integers, v.like(integers, 128)), v.like(integers, 8))
-        v.store(builder, builder.trunc(larger, v.vector(v.I8, group)), codes)
-        v.store(builder, builder.trunc(integers, v.vector(v.I8, group)), codes, group)
+        upper = builder.ashr(builder.add(integers, v.like(integers, half)), v.like(integers, low))
+        lower = builder.sub(integers, builder.shl(upper, v.like(upper, low)))
+        v.store(builder, builder.trunc(upper, v.vector(v.I8, group)), codes)
+        v.store(builder, builder.trunc(lower, v.vector(v.I8, group)), codes, group)
     else:
         v.store(builder, builder.trunc(integers, v.vector(v.I16, group)), codes)
     total = builder.sitofp(v.across(builder, builder.add, integers), v.F32)
@@ -159,13 +165,12 @@ def add_products(
 
 
 def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
-    """Sums of 4-bit weight codes times 16-bit activation codes, stored as two halves: i32 [LANES] for every token."""
+    """Sums of 4-bit weight codes times activation codes, stored as two parts: i32 [LANES] for every token."""
     codes = nibble_quads(builder, form, at)
     dots = []
     for x in inputs:
-        larger, smaller = (v.add_quads(builder, codes, _octets(builder, form, x, offset)) for offset in (0, form.group))
-        # The sum is at most 15 * 127 * 32 * 256, which float32 holds exactly.
-        dots.append(builder.add(builder.shl(larger, v.filled(v.I32, LANES, 8)), smaller))
+        upper, lower = (v.add_quads(builder, codes, _octets(builder, form, x, offset)) for offset in (0, form.group))
+        dots.append(builder.add(builder.shl(upper, v.filled(v.I32, LANES, LOW_BITS[form.bits])), lower))
     return dots
 
 
@@ -179,7 +184,7 @@ def nibble_quads(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Val
 
 
 def _octets(builder: ir.IRBuilder, form: Format, x: v.Value, offset: int) -> list[v.Value]:
-    """Halves of a token's activation codes, in vectors i8 [4 LANES] that repeat four inputs for every output."""
+    """A part of a token's activation codes, in vectors i8 [4 LANES] that repeat four inputs for every output."""
     quads = [v.load(builder, v.I32, x, offset + 4 * quad) for quad in range(form.group // 4)]
     return [builder.bitcast(v.splat(builder, quad, LANES), v.vector(v.I8, 4 * LANES)) for quad in quads]
 

@@ -41,9 +41,9 @@ def close(got: Tensor, expected: Tensor, error: float) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(
-    rows=st.integers(1, 9),
+    rows=st.integers(1, 9) | st.integers(15, 40),
     outputs=st.integers(1, 40),
-    groups=st.integers(1, 5),
+    groups=st.integers(1, 5) | st.just(19),
     form=st.sampled_from([(4, 32, True), (4, 32, False), (8, 32, False), (8, 16, True), (4, 128, True)]),
     biased=st.booleans(),
     seed=st.integers(0, 99),
@@ -58,11 +58,19 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
     x = torch.randn(rows, groups * group) + 20 * torch.randn(rows, groups).repeat_interleave(group, 1)
     got = CPU.linear(x, CPU.pack(weight, bias))
     dense = dequantize(weight).double()
-    # A group's inputs are rounded to steps of its largest one over 32639: by half a step.
-    steps = x.view(rows, -1, min(group, 32)).abs().amax(-1).repeat_interleave(min(group, 32), 1) / 32639
+    # A group's inputs are rounded by half a step; the steps are the largest input over the largest code.
+    largest = {4: 2039, 8: 32639}[bits]
+    steps = x.view(rows, -1, min(group, 32)).abs().amax(-1).repeat_interleave(min(group, 32), 1) / largest
     bound = steps.double() / 2 @ dense.abs().T + 1e-3
     expected = x.double() @ dense.T + (0 if bias is None else bias)
     assert ((got - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_projection_of_many_tokens_has_the_bits_of_each_alone(bits: int) -> None:
+    weight = CPU.pack(quantized(40, 64 * 11, bits, 32, bits == 4), torch.randn(40))
+    x = torch.randn(521, 64 * 11)
+    assert torch.equal(CPU.linear(x, weight), torch.cat([CPU.linear(part, weight) for part in x.split(7)]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -299,10 +307,10 @@ def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pyt
 
 MASKED = """
 import torch
-from kernels.cpu.target import dot_path
+from kernels.cpu.target import path_name
 from tests.kernels.cpu.test_backend import CPU, FP8, PLAIN, RAGGED, attention_case, quantized
 torch.manual_seed(0)
-print(dot_path())
+print(path_name())
 for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 32, True)):
     x, weight = torch.randn(23, 64), CPU.pack(quantized(44, 64, bits, group, offsets), None)
     out = CPU.linear(x, weight)
@@ -315,6 +323,7 @@ for dtype in (torch.float32, torch.bfloat16, FP8):
 AVX2 = ["avx", "avx2", "fma", "f16c", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi", "bmi2", "lzcnt"]
 AVX512 = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"]
 PATHS = {"portable": ["sse2"], "avx2": AVX2, "avx-vnni": [*AVX2, "avxvnni"], "avx512-vnni": [*AVX2, *AVX512]}
+PATHS["avx512-vnni, amx"] = [*PATHS["avx512-vnni"], "amx-tile", "amx-int8"]
 
 
 def run_masked(path: str) -> list[float]:
@@ -326,7 +335,7 @@ def run_masked(path: str) -> list[float]:
     done = subprocess.run(
         [sys.executable, "-c", MASKED], env={**os.environ, **masked}, capture_output=True, text=True, check=True
     )
-    taken, *sums = done.stdout.split()
+    taken, *sums = done.stdout.splitlines()
     assert taken == path
     return [float(value) for value in sums]
 
@@ -339,7 +348,7 @@ def masked() -> Iterator[dict[str, Future[list[float]]]]:
         yield {path: pool.submit(run_masked, path) for path, needed in PATHS.items() if host.issuperset(needed)}
 
 
-@pytest.mark.parametrize("path", ["avx2", "avx-vnni", "avx512-vnni"])
+@pytest.mark.parametrize("path", ["avx2", "avx-vnni", "avx512-vnni", "avx512-vnni, amx"])
 def test_every_path_comes_to_the_same_numbers(path: str, masked: dict[str, Future[list[float]]]) -> None:
     if path not in masked:
         pytest.skip(f"this CPU does not have all of {PATHS[path]}")
