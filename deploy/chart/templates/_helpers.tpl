@@ -25,6 +25,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- end -}}
 
+{{/*
+The Deployment's replicas. An autoscaler sets them in the cluster, so that with one they are what they are there: left out,
+they would become 1 when it is turned on, and whenever Helm then sees that it once had set them. Where there is no
+Deployment yet, or nothing may be looked up (helm template), they are left out.
+*/}}
+{{- define "headlight.replicas" -}}
+{{- if eq .Values.autoscaling.kind "none" -}}
+replicas: {{ .Values.replicas }}
+{{- else -}}
+{{- with lookup "apps/v1" "Deployment" .Release.Namespace (include "headlight.name" .) -}}
+replicas: {{ int .spec.replicas }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "headlight.image" -}}
 {{ printf "%s:%s" .Values.image.repository .Values.image.tag | quote }}
 {{- end -}}
