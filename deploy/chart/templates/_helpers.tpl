@@ -1,28 +1,46 @@
 {{- define "headlight.name" -}}
-{{- .Values.nameOverride | default .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | default .Values.nameOverride | default .Release.Name | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "headlight.selector" -}}
 app.kubernetes.io/name: headlight
-app.kubernetes.io/instance: {{ include "headlight.name" . }}
+app.kubernetes.io/instance: {{ include "headlight.name" . | quote }}
 app.kubernetes.io/component: server
 {{- end -}}
 
 {{- define "headlight.pickerSelector" -}}
 app.kubernetes.io/name: headlight
-app.kubernetes.io/instance: {{ include "headlight.name" . }}
+app.kubernetes.io/instance: {{ include "headlight.name" . | quote }}
 app.kubernetes.io/component: endpoint-picker
 {{- end -}}
 
-{{- define "headlight.labels" -}}
-{{ include "headlight.selector" . }}
-{{ include "headlight.commonLabels" . }}
-{{- end -}}
-
-{{- define "headlight.commonLabels" -}}
+{{- define "headlight.versionLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end -}}
+
+{{/*
+Labels and annotations of `root`'s object: its `own`, then those of the value `of` (a map with labels and annotations), then
+the common ones; of a key that is given more than once, the first.
+*/}}
+{{- define "headlight.marks" -}}
+{{- $of := .of | default dict -}}
+labels:
+  {{- merge dict .own ($of.labels | default dict) (.root.Values.commonLabels | default dict) | toYaml | nindent 2 }}
+{{- with merge dict (.annotations | default dict) ($of.annotations | default dict) (.root.Values.commonAnnotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The metadata of an object: `root`, and if need be its `name`, its `selector` and the value that it is made `of`. */}}
+{{- define "headlight.metadata" -}}
+{{- $selector := include (.selector | default "headlight.selector") .root | fromYaml -}}
+{{- $own := merge $selector (include "headlight.versionLabels" .root | fromYaml) -}}
+name: {{ .name | default (include "headlight.name" .root) | quote }}
+namespace: {{ .root.Release.Namespace }}
+{{ include "headlight.marks" (merge (dict "own" $own) .) }}
 {{- end -}}
 
 {{/*
@@ -41,7 +59,22 @@ replicas: {{ int .spec.replicas }}
 {{- end -}}
 
 {{- define "headlight.image" -}}
-{{ printf "%s:%s" .Values.image.repository .Values.image.tag | quote }}
+{{- $registry := (.Values.global | default dict).imageRegistry -}}
+{{- $repository := empty $registry | ternary .Values.image.repository (printf "%s/%s" $registry .Values.image.repository) -}}
+{{ printf "%s:%s" $repository .Values.image.tag | quote }}
+{{- end -}}
+
+{{/* Pull secrets of all of an umbrella's charts, which may be plain names, and of this one. */}}
+{{- define "headlight.pullSecrets" -}}
+{{- range concat ((.Values.global | default dict).imagePullSecrets | default list) (.Values.imagePullSecrets | default list) }}
+- name: {{ if kindIs "string" . }}{{ quote . }}{{ else }}{{ quote .name }}{{ end }}
+{{- end }}
+{{- end -}}
+
+{{- define "headlight.serviceAccount" -}}
+{{- with .Values.serviceAccount | default dict -}}
+{{- .name | default (ternary (include "headlight.name" $) "" (.create | default false)) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Whether the model is a path on the mounted volume, and not a name. */}}
@@ -73,6 +106,19 @@ replicas: {{ int .spec.replicas }}
 {{- with .Values }}
 {{- if and .apiKeys.secret .apiKeys.create }}
 {{- fail "apiKeys.secret and apiKeys.create: give the keys in one way" }}
+{{- end }}
+{{- if and .nameOverride .fullnameOverride }}
+{{- fail "nameOverride and fullnameOverride: give the name in one way" }}
+{{- end }}
+{{- $names := list }}
+{{- range concat (.env | default list) (.extraEnv | default list) (ternary (list (dict "name" "HF_TOKEN")) list (not (empty .model.download.tokenSecret.name))) }}
+{{- if has .name $names }}
+{{- fail (printf "env, extraEnv and model.download.tokenSecret: %s is given more than once" .name) }}
+{{- end }}
+{{- $names = append $names .name }}
+{{- end }}
+{{- if kindIs "bool" .enabled | and (not .enabled) }}
+{{- fail "enabled: false leaves the chart out of an umbrella chart whose dependency has condition: headlight.enabled; alone there would be nothing to install" }}
 {{- end }}
 {{- end }}
 {{- if and (eq .Values.model.source "oci") (semverCompare "<1.33.0-0" .Capabilities.KubeVersion.Version) }}
