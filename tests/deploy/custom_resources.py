@@ -32,6 +32,19 @@ def one_of(*values: str) -> Schema:
     return {"enum": list(values)}
 
 
+def trigger(kind: str, required: str, *fields: str) -> Schema:
+    """A trigger of KEDA's. Every value of its metadata is a string, numbers too."""
+    return struct(
+        "type metadata",
+        type=one_of(kind),
+        metricType=one_of("AverageValue", "Value"),
+        metadata=struct(required, **dict.fromkeys(fields, STRING)),
+        authenticationRef=struct(
+            "name", name=NAME, kind=one_of("TriggerAuthentication", "ClusterTriggerAuthentication")
+        ),
+    )
+
+
 HEADER = struct("name value", name=STRING, value=STRING)
 
 SCALING_RULES = struct(
@@ -121,18 +134,33 @@ SPECS: dict[tuple[str, str], Schema] = {
         cooldownPeriod=COUNT,
         minReplicaCount=COUNT,
         maxReplicaCount=COUNT,
+        fallback=struct(
+            "failureThreshold replicas",
+            failureThreshold=COUNT,
+            replicas=COUNT,
+            behavior=one_of("static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"),
+        ),
         advanced=struct(
             horizontalPodAutoscalerConfig=struct(behavior=struct(scaleUp=SCALING_RULES, scaleDown=SCALING_RULES))
         ),
         triggers=array(
-            struct(
-                "type metadata",
-                type=one_of("prometheus"),
-                metricType=one_of("AverageValue", "Value"),
-                # Every value is a string, numbers too.
-                metadata=struct("serverAddress query threshold", serverAddress=STRING, query=STRING, threshold=STRING),
-            )
+            {
+                "anyOf": [
+                    trigger(
+                        "prometheus",
+                        "serverAddress query threshold",
+                        *("serverAddress", "query", "threshold", "ignoreNullValues", "authModes"),
+                    ),
+                    trigger(
+                        "cron", "timezone start end desiredReplicas", *"timezone start end desiredReplicas".split()
+                    ),
+                ]
+            }
         ),
+    ),
+    ("keda.sh/v1alpha1", "TriggerAuthentication"): struct(
+        "secretTargetRef",
+        secretTargetRef=array(struct("parameter name key", parameter=STRING, name=NAME, key=STRING)),
     ),
     ("networking.istio.io/v1", "DestinationRule"): struct(
         "host",

@@ -24,6 +24,13 @@ HEADERS = [{"name": "x-team", "value": "search"}]
 FILTERS = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["x-internal"]}}]
 PATHS = [{"type": "PathPrefix", "value": "/v1"}, {"type": "Exact", "value": "/health"}]
 HOSTNAMES = ["llm.example.com", "llm.example.org"]
+KEDA = (("autoscaling.kind", "keda"),)
+METRICS = [
+    {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}
+]
+FALLBACK = {"failureThreshold": 3, "replicas": 4}
+HOURS = {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *", "desiredReplicas": "1"}
+CRON = [{"type": "cron", "metadata": HOURS}]
 GATEWAY = {"enabled": True, "gateway": {"name": "public"}}
 
 
@@ -123,6 +130,17 @@ HATCHES = [
         (("route", GATEWAY),),
         [],
     ),
+    Hatch(
+        "autoscaling.hpa.metrics",
+        METRICS,
+        spec("HorizontalPodAutoscaler", "metrics"),
+        (("autoscaling.kind", "hpa"),),
+        [],
+    ),
+    Hatch("autoscaling.keda.pollingSeconds", 60, spec("ScaledObject", "pollingInterval"), KEDA),
+    Hatch("autoscaling.keda.cooldownSeconds", 60, spec("ScaledObject", "cooldownPeriod"), KEDA),
+    Hatch("autoscaling.keda.fallback", FALLBACK, spec("ScaledObject", "fallback"), KEDA, {}),
+    Hatch("autoscaling.keda.triggers", CRON, spec("ScaledObject", "triggers"), KEDA, []),
     Hatch("ingress.className", "nginx", spec("Ingress", "ingressClassName"), (("ingress.enabled", True),), ""),
     Hatch("ingress.tls", TLS, spec("Ingress", "tls"), (("ingress.enabled", True),), []),
 ]

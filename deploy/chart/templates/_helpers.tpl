@@ -97,10 +97,28 @@ replicas: {{ int .spec.replicas }}
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
+{{/* What KEDA's triggers refer to for how to ask Prometheus. */}}
+{{- define "headlight.triggerAuthentication" -}}
+{{- with .Values.autoscaling.keda.authentication -}}
+{{- if .secrets }}name: {{ include "headlight.name" $ | quote }}{{ else if .ref }}{{ toYaml .ref }}{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "headlight.check" -}}
 {{- with .Values.autoscaling }}
 {{- if and (ne .kind "none") (gt (int .minReplicas) (int .maxReplicas)) }}
 {{- fail (printf "autoscaling.minReplicas (%d) is more than maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) }}
+{{- end }}
+{{- if and (eq .kind "keda") (eq (int .minReplicas) 0) (not .keda.triggers) }}
+{{- fail "autoscaling.minReplicas 0 needs a trigger in autoscaling.keda.triggers that calls for a pod while there is none" }}
+{{- end }}
+{{- with .keda.authentication }}
+{{- if and .secrets .ref }}
+{{- fail "autoscaling.keda.authentication: give secrets or ref, not both" }}
+{{- end }}
+{{- if ne (empty .modes) (and (empty .secrets) (empty .ref)) }}
+{{- fail "autoscaling.keda.authentication: modes, and secrets or ref, go together" }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- with .Values }}
