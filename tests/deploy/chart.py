@@ -34,6 +34,11 @@ class Rendered:
         assert len(found) == 1, kind
         return found[0]
 
+    def pods(self) -> list[Document]:
+        """What runs: the server, the picker and the test."""
+        deployments = [d["spec"]["template"]["spec"] for d in self.documents if d["kind"] == "Deployment"]
+        return [*deployments, *(d["spec"] for d in self.documents if d["kind"] == "Pod")]
+
     @property
     def pod(self) -> Document:
         return self.of("Deployment")["spec"]["template"]["spec"]

@@ -40,9 +40,9 @@ def test_every_document_is_in_the_namespace_and_says_whose_it_is(rendered: Rende
 
 def test_whatever_selects_pods_selects_the_servers_alone(rendered: Rendered) -> None:
     pods = {
-        d["metadata"]["name"]: d["spec"]["template"]["metadata"]["labels"]
+        d["metadata"]["name"]: (d["spec"]["template"] if d["kind"] == "Deployment" else d)["metadata"]["labels"]
         for d in rendered.documents
-        if d["kind"] == "Deployment"
+        if d["kind"] in ("Deployment", "Pod")
     }
     selectors = [
         rendered.of("Deployment")["spec"]["selector"]["matchLabels"],
@@ -57,8 +57,7 @@ def test_whatever_selects_pods_selects_the_servers_alone(rendered: Rendered) -> 
 
 
 def test_pods_can_do_nothing_that_they_need_not(rendered: Rendered) -> None:
-    for deployment in (d for d in rendered.documents if d["kind"] == "Deployment"):
-        pod = deployment["spec"]["template"]["spec"]
+    for pod in rendered.pods():
         assert pod["enableServiceLinks"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
@@ -71,6 +70,7 @@ def test_pods_can_do_nothing_that_they_need_not(rendered: Rendered) -> None:
             }
             assert container["resources"]["limits"]["memory"]
     assert rendered.pod["automountServiceAccountToken"] is False
+    assert rendered.of("Pod")["spec"]["automountServiceAccountToken"] is False
 
 
 def test_mounts_have_volumes(rendered: Rendered) -> None:
@@ -147,8 +147,9 @@ def test_nobody_but_those_named_reaches_the_pods() -> None:
         peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
         for peer in rule["from"]
     ]
-    assert names == ["gateways", "monitoring", None]
-    assert rule["from"][2]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "endpoint-picker"
+    assert names == ["gateways", "monitoring", None, None]
+    components = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in rule["from"][2:]]
+    assert components == ["endpoint-picker", "test"]
 
 
 @pytest.mark.parametrize("kind", ["hpa", "keda"])

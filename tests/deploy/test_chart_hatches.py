@@ -24,6 +24,8 @@ HEADERS = [{"name": "x-team", "value": "search"}]
 FILTERS = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["x-internal"]}}]
 PATHS = [{"type": "PathPrefix", "value": "/v1"}, {"type": "Exact", "value": "/health"}]
 HOSTNAMES = ["llm.example.com", "llm.example.org"]
+LIMITS = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"cpu": "50m", "memory": "64Mi"}}
+CACHE = (("claims.cache.size", "5Gi"),)
 KEDA = (("autoscaling.kind", "keda"),)
 METRICS = [
     {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}
@@ -141,10 +143,21 @@ HATCHES = [
     Hatch("autoscaling.keda.cooldownSeconds", 60, spec("ScaledObject", "cooldownPeriod"), KEDA),
     Hatch("autoscaling.keda.fallback", FALLBACK, spec("ScaledObject", "fallback"), KEDA, {}),
     Hatch("autoscaling.keda.triggers", CRON, spec("ScaledObject", "triggers"), KEDA, []),
+    Hatch("test.resources", LIMITS, lambda r: [r.of("Pod")["spec"]["containers"][0]["resources"]]),
+    Hatch(
+        "tolerations",
+        [{"operator": "Exists"}],
+        lambda r: [r.of("Pod")["spec"].get("tolerations")],
+        empty=[],
+        name="tolerations-of-the-test",
+    ),
+    Hatch("claims.cache.storageClassName", "fast", spec("PersistentVolumeClaim", "storageClassName"), CACHE, ""),
+    Hatch("claims.cache.accessModes", ["ReadWriteMany"], spec("PersistentVolumeClaim", "accessModes"), CACHE),
     Hatch("ingress.className", "nginx", spec("Ingress", "ingressClassName"), (("ingress.enabled", True),), ""),
     Hatch("ingress.tls", TLS, spec("Ingress", "tls"), (("ingress.enabled", True),), []),
 ]
 OWNERS = {
+    "claims.cache": ("PersistentVolumeClaim", CACHE),
     "deployment": ("Deployment", ()),
     "service": ("Service", ()),
     "serviceAccount": ("ServiceAccount", (("serviceAccount.create", True),)),
@@ -235,7 +248,7 @@ def test_an_objects_own_labels_go_before_the_common_ones() -> None:
 def test_everything_has_the_name_that_it_is_given(value: str, name: str) -> None:
     rendered = render("examples/inference-extension.yaml", *set_json(**{value: name, "serviceAccount.create": True}))
     names = {document["metadata"]["name"] for document in rendered.documents}
-    assert names == {name, f"{name}-picker"}
+    assert names == {name, f"{name}-picker", f"{name}-test"}
     assert rendered.of("Deployment")["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == name
     assert rendered.pod["serviceAccountName"] == name
     assert rendered.of("HTTPRoute")["spec"]["rules"][0]["backendRefs"][0]["name"] == name
@@ -266,13 +279,12 @@ def test_an_ingress_leads_to_the_service() -> None:
 
 def test_a_quota_can_count_all_that_a_pod_may_use() -> None:
     rendered = render("examples/quota.yaml", "--set", "inferencePool.enabled=true")
-    pods = [d["spec"]["template"]["spec"] for d in rendered.documents if d["kind"] == "Deployment"]
-    assert len(pods) == 2
-    for pod_spec in pods:
+    assert len(rendered.pods()) == 3
+    for pod_spec in rendered.pods():
         for container in [*pod_spec.get("initContainers", []), *pod_spec["containers"]]:
             for amounts in (container["resources"]["requests"], container["resources"]["limits"]):
                 assert {"cpu", "memory", "ephemeral-storage"} <= amounts.keys()
-        assert all(volume["emptyDir"]["sizeLimit"] for volume in pod_spec["volumes"] if "emptyDir" in volume)
+        assert all(volume["emptyDir"]["sizeLimit"] for volume in pod_spec.get("volumes", []) if "emptyDir" in volume)
 
 
 def test_by_default_every_container_has_the_limits_that_a_quota_asks_for() -> None:

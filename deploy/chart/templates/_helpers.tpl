@@ -2,16 +2,24 @@
 {{- .Values.fullnameOverride | default .Values.nameOverride | default .Release.Name | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- define "headlight.selector" -}}
+{{- define "headlight.release" -}}
 app.kubernetes.io/name: headlight
 app.kubernetes.io/instance: {{ include "headlight.name" . | quote }}
+{{- end -}}
+
+{{- define "headlight.selector" -}}
+{{ include "headlight.release" . }}
 app.kubernetes.io/component: server
 {{- end -}}
 
 {{- define "headlight.pickerSelector" -}}
-app.kubernetes.io/name: headlight
-app.kubernetes.io/instance: {{ include "headlight.name" . | quote }}
+{{ include "headlight.release" . }}
 app.kubernetes.io/component: endpoint-picker
+{{- end -}}
+
+{{- define "headlight.testSelector" -}}
+{{ include "headlight.release" . }}
+app.kubernetes.io/component: test
 {{- end -}}
 
 {{- define "headlight.versionLabels" -}}
@@ -86,6 +94,16 @@ replicas: {{ int .spec.replicas }}
 {{- if .Values.apiKeys.create }}{{ include "headlight.name" . }}-api-keys{{ else }}{{ .Values.apiKeys.secret }}{{ end -}}
 {{- end -}}
 
+{{- define "headlight.keysVolume" -}}
+- name: api-keys
+  secret:
+    secretName: {{ include "headlight.apiKeysSecret" . | quote }}
+    defaultMode: 0440
+    items:
+      - key: {{ .Values.apiKeys.key }}
+        path: api-keys
+{{- end -}}
+
 {{/* Strictly more than what a pod may take to end. */}}
 {{- define "headlight.gracePeriod" -}}
 {{- $shutdown := .Values.shutdown -}}
@@ -101,6 +119,43 @@ replicas: {{ int .spec.replicas }}
 {{- define "headlight.triggerAuthentication" -}}
 {{- with .Values.autoscaling.keda.authentication -}}
 {{- if .secrets }}name: {{ include "headlight.name" $ | quote }}{{ else if .ref }}{{ toYaml .ref }}{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A `rule` of deploy/alerts as an item of a list, with the values' thresholds and times; nothing if it is left out. */}}
+{{- define "headlight.alert" -}}
+{{- $alerts := .root.Values.alerts -}}
+{{- $rule := .rule -}}
+{{- $disabled := $alerts.disabled | default list -}}
+{{- with .root.Values.autoscaling -}}
+{{- if and (eq .kind "keda") (eq (int .minReplicas) 0) -}}
+{{- $disabled = append $disabled "HeadlightMissing" -}}
+{{- end -}}
+{{- end -}}
+{{- if not (has $rule.alert $disabled) -}}
+{{- range $name, $value := $alerts.thresholds -}}
+{{- $_ := set $rule "expr" (regexReplaceAll (printf "[0-9.]+ # %s\\b" $name) $rule.expr (printf "%v # %s" $value $name)) -}}
+{{- end -}}
+{{- with get ($alerts.for | default dict) $rule.alert -}}
+{{- $_ := set $rule "for" . -}}
+{{- end -}}
+{{- with get ($alerts.severity | default dict) $rule.alert -}}
+{{- $_ := set $rule.labels "severity" . -}}
+{{- end -}}
+{{- with $alerts.runbookUrl -}}
+{{- $_ := set $rule.annotations "runbook_url" (printf "%s%s" . (lower $rule.alert)) -}}
+{{- end -}}
+{{- list $rule | toYaml -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The source of the volume `name`: the claim that the chart makes, or the `value`, or an emptyDir. */}}
+{{- define "headlight.volume" -}}
+{{- if (get .root.Values.claims .name).size -}}
+persistentVolumeClaim:
+  claimName: {{ printf "%s-%s" (include "headlight.name" .root) .name | quote }}
+{{- else -}}
+{{- .value | default (dict "emptyDir" dict) | toYaml -}}
 {{- end -}}
 {{- end -}}
 
@@ -124,6 +179,12 @@ replicas: {{ int .spec.replicas }}
 {{- with .Values }}
 {{- if and .apiKeys.secret .apiKeys.create }}
 {{- fail "apiKeys.secret and apiKeys.create: give the keys in one way" }}
+{{- end }}
+{{- if and .claims.models.size (ne .model.source "download") }}
+{{- fail (printf "claims.models is for model.source download, which fills it; this is %s" .model.source) }}
+{{- end }}
+{{- if or (and .claims.models.size .model.download.volume) (and .claims.cache.size .cache) }}
+{{- fail "claims: give a volume in one way, by claims.models or model.download.volume, and by claims.cache or cache" }}
 {{- end }}
 {{- if and .nameOverride .fullnameOverride }}
 {{- fail "nameOverride and fullnameOverride: give the name in one way" }}
