@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,6 +34,11 @@ class Rendered:
         assert len(found) == 1, kind
         return found[0]
 
+    def pods(self) -> list[Document]:
+        """What runs: the server, the picker and the test."""
+        deployments = [d["spec"]["template"]["spec"] for d in self.documents if d["kind"] == "Deployment"]
+        return [*deployments, *(d["spec"] for d in self.documents if d["kind"] == "Pod")]
+
     @property
     def pod(self) -> Document:
         return self.of("Deployment")["spec"]["template"]["spec"]
@@ -53,10 +59,14 @@ def set_json(**values: Document) -> list[str]:
     return [flag for name, value in values.items() for flag in ("--set-json", f"{name}={json.dumps(value)}")]
 
 
-def template(*flags: str) -> subprocess.CompletedProcess[str]:
+def template(*flags: str, chart: Path = CHART) -> subprocess.CompletedProcess[str]:
     """`helm template` of a release called headlight in the namespace llm."""
-    command = [helm(), "template", "headlight", str(CHART), "--namespace", "llm", "--kube-version", KUBERNETES, *flags]
+    command = [helm(), "template", "headlight", str(chart), "--namespace", "llm", "--kube-version", KUBERNETES, *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def parse(text: str) -> list[Document]:
+    return [document for document in yaml.safe_load_all(text) if document]
 
 
 @functools.cache
@@ -66,7 +76,7 @@ def render(case: str, *flags: str) -> Rendered:
     assert done.returncode == 0, done.stderr
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     over = yaml.safe_load((CHART / case).read_text())
-    return Rendered([document for document in yaml.safe_load_all(done.stdout) if document], _merge(values, over))
+    return Rendered(parse(done.stdout), _merge(values, over))
 
 
 def _merge(under: Document, over: Document) -> Document:

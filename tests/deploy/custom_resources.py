@@ -7,6 +7,7 @@ v1: those fields that the chart has a use for. A field that is not here is an er
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 
 Schema = dict[str, Any]
 
@@ -30,6 +31,21 @@ def array(items: Schema, low: int = 1, high: int = 1000) -> Schema:
 def one_of(*values: str) -> Schema:
     return {"enum": list(values)}
 
+
+def trigger(kind: str, required: str, *fields: str) -> Schema:
+    """A trigger of KEDA's. Every value of its metadata is a string, numbers too."""
+    return struct(
+        "type metadata",
+        type=one_of(kind),
+        metricType=one_of("AverageValue", "Value"),
+        metadata=struct(required, **dict.fromkeys(fields, STRING)),
+        authenticationRef=struct(
+            "name", name=NAME, kind=one_of("TriggerAuthentication", "ClusterTriggerAuthentication")
+        ),
+    )
+
+
+HEADER = struct("name value", name=STRING, value=STRING)
 
 SCALING_RULES = struct(
     stabilizationWindowSeconds={**COUNT, "maximum": 3600},
@@ -64,7 +80,21 @@ SPECS: dict[tuple[str, str], Schema] = {
             struct(
                 "backendRefs",
                 matches=array(
-                    struct(path=struct("type value", type=one_of("Exact", "PathPrefix"), value={"pattern": "^/"}))
+                    struct(
+                        path=struct("type value", type=one_of("Exact", "PathPrefix"), value={"pattern": "^/"}),
+                        headers=array(struct("name value", name=STRING, value=STRING, type=one_of("Exact")), high=16),
+                    )
+                ),
+                filters=array(
+                    struct(
+                        "type",
+                        type=one_of("RequestHeaderModifier", "URLRewrite"),
+                        requestHeaderModifier=struct(
+                            remove=array(STRING, high=16), set=array(HEADER), add=array(HEADER)
+                        ),
+                        urlRewrite=struct(hostname=STRING, path={"type": "object"}),
+                    ),
+                    high=16,
                 ),
                 timeouts=struct(request=GO_DURATION, backendRequest=GO_DURATION),
                 backendRefs=array(struct("name", group=STRING, kind=STRING, name=NAME, port=PORT, weight=COUNT)),
@@ -104,18 +134,33 @@ SPECS: dict[tuple[str, str], Schema] = {
         cooldownPeriod=COUNT,
         minReplicaCount=COUNT,
         maxReplicaCount=COUNT,
+        fallback=struct(
+            "failureThreshold replicas",
+            failureThreshold=COUNT,
+            replicas=COUNT,
+            behavior=one_of("static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"),
+        ),
         advanced=struct(
             horizontalPodAutoscalerConfig=struct(behavior=struct(scaleUp=SCALING_RULES, scaleDown=SCALING_RULES))
         ),
         triggers=array(
-            struct(
-                "type metadata",
-                type=one_of("prometheus"),
-                metricType=one_of("AverageValue", "Value"),
-                # Every value is a string, numbers too.
-                metadata=struct("serverAddress query threshold", serverAddress=STRING, query=STRING, threshold=STRING),
-            )
+            {
+                "anyOf": [
+                    trigger(
+                        "prometheus",
+                        "serverAddress query threshold",
+                        *("serverAddress", "query", "threshold", "ignoreNullValues", "authModes"),
+                    ),
+                    trigger(
+                        "cron", "timezone start end desiredReplicas", *"timezone start end desiredReplicas".split()
+                    ),
+                ]
+            }
         ),
+    ),
+    ("keda.sh/v1alpha1", "TriggerAuthentication"): struct(
+        "secretTargetRef",
+        secretTargetRef=array(struct("parameter name key", parameter=STRING, name=NAME, key=STRING)),
     ),
     ("networking.istio.io/v1", "DestinationRule"): struct(
         "host",
@@ -174,3 +219,11 @@ def validate(document: dict[str, Any]) -> None:
         spec=spec,
     )
     jsonschema.validate(document, whole)
+
+
+def validate_any(document: dict[str, Any], version: str) -> None:
+    """As `validate`, with the kinds of Kubernetes itself, of that version."""
+    if (document["apiVersion"], document["kind"]) in SPECS:
+        validate(document)
+    else:
+        kubernetes_validate.validate(document, version, strict=True)

@@ -1,15 +1,17 @@
 """The chart as Helm renders it: every example is valid for Kubernetes, and wrong values are refused by name."""
 
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
 
 from tests.deploy import custom_resources
-from tests.deploy.chart import CASES, KUBERNETES, Rendered, render, template
+from tests.deploy.chart import CASES, KUBERNETES, Rendered, parse, render, set_json, template
+from tests.deploy.cluster import cluster
 from tests.deploy.tools import CHART, DEPLOY, helm
 
 
@@ -27,24 +29,20 @@ def test_helm_finds_nothing_to_complain_of(case: str) -> None:
 
 def test_every_document_is_valid(rendered: Rendered) -> None:
     for document in rendered.documents:
-        if (document["apiVersion"], document["kind"]) in custom_resources.SPECS:
-            custom_resources.validate(document)
-        else:
-            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        custom_resources.validate_any(document, KUBERNETES)
 
 
 def test_every_document_is_in_the_namespace_and_says_whose_it_is(rendered: Rendered) -> None:
     for document in rendered.documents:
         assert document["metadata"]["namespace"] == "llm"
-        if document["kind"] != "DestinationRule":
-            assert document["metadata"]["labels"]["app.kubernetes.io/instance"] == "headlight"
+        assert document["metadata"]["labels"]["app.kubernetes.io/instance"] == "headlight"
 
 
 def test_whatever_selects_pods_selects_the_servers_alone(rendered: Rendered) -> None:
     pods = {
-        d["metadata"]["name"]: d["spec"]["template"]["metadata"]["labels"]
+        d["metadata"]["name"]: (d["spec"]["template"] if d["kind"] == "Deployment" else d)["metadata"]["labels"]
         for d in rendered.documents
-        if d["kind"] == "Deployment"
+        if d["kind"] in ("Deployment", "Pod")
     }
     selectors = [
         rendered.of("Deployment")["spec"]["selector"]["matchLabels"],
@@ -59,8 +57,7 @@ def test_whatever_selects_pods_selects_the_servers_alone(rendered: Rendered) -> 
 
 
 def test_pods_can_do_nothing_that_they_need_not(rendered: Rendered) -> None:
-    for deployment in (d for d in rendered.documents if d["kind"] == "Deployment"):
-        pod = deployment["spec"]["template"]["spec"]
+    for pod in rendered.pods():
         assert pod["enableServiceLinks"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
@@ -73,6 +70,7 @@ def test_pods_can_do_nothing_that_they_need_not(rendered: Rendered) -> None:
             }
             assert container["resources"]["limits"]["memory"]
     assert rendered.pod["automountServiceAccountToken"] is False
+    assert rendered.of("Pod")["spec"]["automountServiceAccountToken"] is False
 
 
 def test_mounts_have_volumes(rendered: Rendered) -> None:
@@ -149,8 +147,9 @@ def test_nobody_but_those_named_reaches_the_pods() -> None:
         peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
         for peer in rule["from"]
     ]
-    assert names == ["gateways", "monitoring", None]
-    assert rule["from"][2]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "endpoint-picker"
+    assert names == ["gateways", "monitoring", None, None]
+    components = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in rule["from"][2:]]
+    assert components == ["endpoint-picker", "test"]
 
 
 @pytest.mark.parametrize("kind", ["hpa", "keda"])
@@ -167,6 +166,53 @@ def test_replicas_follow_queue_and_batch(kind: str) -> None:
         metrics = [(t["query"].removeprefix("sum(").split("{")[0], t["threshold"]) for t in triggers]
         assert all(t["query"].endswith('{namespace="llm", job="headlight"})') for t in triggers)
     assert metrics == [("headlight_num_requests_waiting", "5"), ("headlight_num_requests_running", "48")]
+
+
+def deployed(replicas: int) -> dict[str, Any]:
+    """The Deployment as an installation of before has left it, and whoever has scaled it since."""
+    owner = {"meta.helm.sh/release-name": "headlight", "meta.helm.sh/release-namespace": "llm"}
+    labels = {"app.kubernetes.io/managed-by": "Helm"}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "headlight", "namespace": "llm", "labels": labels, "annotations": owner},
+        "spec": {"replicas": replicas},
+    }
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["none", "hpa", "keda"])
+def test_autoscaling_keeps_the_replicas_that_there_are(tmp_path: Path, kind: str, replicas: int) -> None:
+    with cluster(tmp_path, deployed(replicas)) as config:
+        flags = ["--set", f"autoscaling.kind={kind},replicas=3", "--kubeconfig", str(config)]
+        done = template(*flags, "--dry-run=server", "--disable-openapi-validation")
+    assert done.returncode == 0, done.stderr
+    (deployment,) = [d for d in parse(done.stdout) if d["kind"] == "Deployment"]
+    assert deployment["spec"]["replicas"] == (3 if kind == "none" else replicas)
+
+
+def test_pods_do_not_restart_for_a_new_version_of_the_chart(tmp_path: Path) -> None:
+    chart = shutil.copytree(CHART, tmp_path / "chart")
+    (chart / "Chart.yaml").write_text((CHART / "Chart.yaml").read_text().replace("\nversion: ", "\nversion: 9"))
+    flags = ["--values", str(CHART / "examples/inference-extension.yaml")]
+    before, after = (
+        {d["metadata"]["name"]: d for d in parse(template(*flags, chart=path).stdout) if d["kind"] == "Deployment"}
+        for path in (CHART, chart)
+    )
+    assert before.keys() == after.keys() == {"headlight", "headlight-picker"}
+    for name, deployment in before.items():
+        assert deployment["metadata"]["labels"] != after[name]["metadata"]["labels"]
+        assert deployment["spec"]["template"] == after[name]["spec"]["template"]
+
+
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "amd.com/gpu", "nvidia.com/mig-1g.10gb"])
+@pytest.mark.parametrize("field", ["requests", "limits"])
+@pytest.mark.parametrize("count", [2, "2", "1k", "0.5"])
+def test_more_gpus_than_the_server_uses_are_refused(resource: str, field: str, count: int | str) -> None:
+    done = template(*set_json(resources={field: {resource: count}}))
+    assert done.returncode != 0
+    assert f"/resources/{field}/{resource.replace('/', '~1')}" in done.stderr
+    assert template(*set_json(resources={field: {resource: 1}})).returncode == 0
 
 
 def test_the_pool_finds_its_picker_and_the_picker_its_pool() -> None:
