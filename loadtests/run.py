@@ -21,6 +21,7 @@ from loadtests import progress
 from loadtests.client import Client, ServerError, Target
 from loadtests.figures import Span, over_time
 from loadtests.goals import Goals, GoalsError, load_goals
+from loadtests.locust_rows import show
 from loadtests.pace import fitting_scale, pace_of, probe, turn_seconds
 from loadtests.report import conclusion, render
 from loadtests.scrape import Scrape
@@ -142,15 +143,7 @@ class Run:
     def take(self, answer: Answer) -> None:
         """Keep an answer of this process, and show it in Locust's statistics."""
         self._answers.append(answer)
-        for name, amount, error in _shown(answer):
-            self._environment.events.request.fire(
-                request_type=self._options.workload,
-                name=name,
-                response_time=amount,
-                response_length=0,
-                exception=error,
-                context={},
-            )
+        show(self._environment, answer)
 
     def send(self, client_id: str, data: dict[str, Any]) -> None:
         """Add this worker's answers to `data`, its report to the master."""
@@ -243,20 +236,3 @@ class Run:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _shown(answer: Answer) -> list[tuple[str, float, Exception | None]]:
-    """(name, amount, error) of rows of Locust's statistics, in milliseconds, or tokens where the name says so."""
-    if answer.abandoned:
-        return []
-    rows: list[tuple[str, float, Exception | None]] = [
-        ("end-to-end latency", 1000 * answer.seconds, Exception(answer.error) if answer.error else None)
-    ]
-    if answer.complete and answer.ttft is not None:
-        rows.append(("time to first token", 1000 * answer.ttft, None))
-        rows += [("inter-token latency", 1000 * gap, None) for gap in answer.gaps]
-        rows += [
-            ("tokens of prompt", answer.prompt_tokens, None),
-            ("tokens of completion", answer.completion_tokens, None),
-        ]
-    return rows
