@@ -42,6 +42,12 @@ class Spread:
     p95: float
     p99: float
     max: float
+    samples: int
+
+    def quantile(self, share: float) -> float | None:
+        """p50, p95 or p99; None if there are so few samples that it is but the largest of them."""
+        known = {0.5: self.p50, 0.95: self.p95, 0.99: self.p99}
+        return known[share] if self.samples * (1 - share) >= 1 - 1e-9 else None
 
     @classmethod
     def of(cls, values: Sequence[float] | Numbers, mean: float | None = None) -> Self | None:
@@ -51,9 +57,8 @@ class Spread:
         # Quantiles are measured values, without interpolation: like the histogram's quantiles that they are compared
         # with, they lie in a bucket that has a value.
         p50, p95, p99 = np.quantile(values, (0.5, 0.95, 0.99), method="inverted_cdf")
-        return cls(
-            float(np.mean(values)) if mean is None else mean, float(p50), float(p95), float(p99), float(max(values))
-        )
+        middle = float(np.mean(values)) if mean is None else mean
+        return cls(middle, float(p50), float(p95), float(p99), float(max(values)), len(values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,8 @@ class Figures:
     complete: int
     failed: int
     abandoned: int
+    """Requests that the end of the test broke off. What came of them counts in `ttft` and `inter_token`."""
+    abandoned_without_token: int
     errors: dict[str, int]
     """Message -> number of requests that failed with it."""
     error_rate: float | None
@@ -116,21 +123,25 @@ def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
     good = [answer for answer in complete if _meets(answer, goals)] if _judges_latency(goals) else None
     events = sum(1 + len(answer.gaps) for answer in complete)
     tokens = sum(answer.completion_tokens for answer in complete)
-    gaps = [gap for answer in complete for gap in answer.gaps]
+    abandoned = [answer for answer in mine if answer.abandoned]
+    heard = [answer for answer in (*complete, *abandoned) if answer.ttft is not None]
+    gaps = [gap for answer in heard for gap in answer.gaps]
+    pauses = tokens - len(complete) + sum(len(answer.gaps) for answer in abandoned)
     return Figures(
         users=span.users,
         seconds=span.seconds,
         complete=len(complete),
         failed=len(errors),
-        abandoned=sum(answer.abandoned for answer in mine),
+        abandoned=len(abandoned),
+        abandoned_without_token=sum(answer.ttft is None for answer in abandoned),
         errors={error: errors.count(error) for error in sorted(set(errors))},
         error_rate=len(errors) / finished if finished else None,
         prompt_tokens=sum(answer.prompt_tokens for answer in complete),
         cached_prompt_tokens=sum(answer.cached_tokens for answer in complete),
         completion_tokens=tokens,
         tokens_per_event=tokens / events if events else None,
-        ttft=Spread.of([answer.ttft for answer in complete if answer.ttft is not None]),
-        inter_token=Spread.of(gaps, mean=sum(gaps) / max(tokens - len(complete), 1)),
+        ttft=Spread.of([answer.ttft for answer in heard if answer.ttft is not None]),
+        inter_token=Spread.of(gaps, mean=sum(gaps) / max(pauses, 1)),
         end_to_end=Spread.of([answer.seconds for answer in complete]),
         in_flight=_in_flight(answers, span),
         requests_per_second=_ended(answers, span) / span.seconds,

@@ -4,7 +4,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 
 class GoalsError(ValueError):
@@ -26,14 +25,27 @@ class Goals:
     drift: float | None = None
 
 
+LEAST_SAMPLES = 20
+"""The number of samples below which no goal is judged: of fewer, the 95th percentile is only the largest one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A figure, and the number of samples that it rests on. `value` is None if there were none."""
+
+    value: float | None
+    samples: int
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One goal and its result. If there was nothing to measure, `value` is None and the goal is missed."""
+    """One goal and its result. `met` is None if there were too few samples to tell."""
 
     goal: str
     limit: float
     value: float | None
-    met: bool
+    samples: int
+    met: bool | None
 
 
 AT_LEAST = ("goodput_share", "goodput_per_second")
@@ -63,12 +75,31 @@ def load_goals(path: Path) -> Goals:
     return goals
 
 
-def judge(goals: Goals, values: Mapping[str, Any]) -> list[Verdict]:
-    """A verdict for each goal that is set. `values` are goal -> value, or None where nothing was measured."""
-    verdicts = []
-    for name, limit in asdict(goals).items():
-        if limit is not None:
-            value = values[name]
-            met = value is not None and (value >= limit if name in AT_LEAST else value <= limit)
-            verdicts.append(Verdict(name, limit, value, met))
-    return verdicts
+def judge(goals: Goals, figures: Mapping[str, Measured]) -> list[Verdict]:
+    """A verdict for each goal that is set. `figures` are goal -> what was measured."""
+    limits = {name: limit for name, limit in asdict(goals).items() if limit is not None}
+    return [
+        Verdict(name, limit, figures[name].value, figures[name].samples, _met(name, limit, figures[name]))
+        for name, limit in limits.items()
+    ]
+
+
+def _met(name: str, limit: float, measured: Measured) -> bool | None:
+    value = measured.value
+    if value is None:
+        return None
+    if measured.samples < LEAST_SAMPLES and not _hopeless(name, limit, value, measured.samples):
+        return None
+    return value >= limit if name in AT_LEAST else value <= limit
+
+
+def _hopeless(name: str, limit: float, value: float, samples: int) -> bool:
+    """Whether a share would miss its limit even if all samples that are wanting were good ones."""
+    match name:
+        case "error_rate":
+            bad, allowed = value, limit
+        case "goodput_share":
+            bad, allowed = 1 - value, 1 - limit
+        case _:
+            return False
+    return round(bad * samples) > round(allowed * LEAST_SAMPLES, 6)

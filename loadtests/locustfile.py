@@ -25,11 +25,11 @@ from loadtests.shapes import SHAPES, stage_at
 from loadtests.workloads import WORKLOADS, User
 
 ROUTE = "/v1/chat/completions"
-GRACE_SECONDS = 120
-"""The time that requests in flight have to finish after their users are told to stop."""
 _REPORT_SECONDS = 4.0
 """The time that the master waits for the workers' last answers."""
 
+asked = EventHook()
+"""Fired by a user as it sends a request."""
 answered = EventHook()
 """Fired by a user with the Answer to its request."""
 
@@ -45,16 +45,16 @@ def add_options(parser: LocustArgumentParser) -> None:
     group.add_argument("--shape", choices=list(SHAPES), default="steady", help="how many there are (default: steady)")
     group.add_argument("--goals", default=str(Path(__file__).with_name("goals.toml")), help="TOML file to be judged by")
     group.add_argument("--results", default="build/loadtest", help="folder for report.html and summary.json")
-    group.add_argument("--scale", type=positive, default=1.0, help="multiplies all lengths (default: 1)")
+    group.add_argument("--scale", type=scale, default="auto", help="multiplies all lengths (default: fits the time)")
     group.add_argument("--seed", type=int, default=0, help="of lengths and thinking times (default: 0)")
     group.add_argument("--model-name", default="", help="model to ask for (default: the first of /v1/models)")
 
 
-def positive(text: str) -> float:
-    """A finite number above zero. Raises ValueError for other texts."""
-    if not 0 < float(text) < float("inf"):
+def scale(text: str) -> str:
+    """`text`, if it is "auto" or a finite number above zero. Raises ValueError for other texts."""
+    if text != "auto" and not 0 < float(text) < float("inf"):
         raise ValueError
-    return float(text)
+    return text
 
 
 @events.init.add_listener
@@ -63,8 +63,8 @@ def prepare(environment: Environment, **_: Any) -> None:
 
     Without a server or goals, the process ends with one line of explanation and exit status 1.
     """
-    environment.stop_timeout = environment.stop_timeout or GRACE_SECONDS
     run = Run(environment)
+    asked.add_listener(run.ask)
     answered.add_listener(run.take)
     if isinstance(environment.runner, WorkerRunner):
         environment.events.report_to_master.add_listener(run.send)
@@ -91,7 +91,7 @@ class StreamingUser(LocustUser):
         self._target = Target(**options.target)
         self._client = Client(self._target.url)
         name = f"{getattr(self.environment.runner, 'worker_index', 0)}.{next(self._numbers)}"
-        workload = WORKLOADS[options.workload].scaled(options.scale)
+        workload = WORKLOADS[options.workload].scaled(options.factor)
         self._user = User(workload, options.seed, options.run, name, self._target.max_context)
         self.wait()  # Users don't all arrive at the same moment.
 
@@ -105,6 +105,7 @@ class StreamingUser(LocustUser):
     def turn(self) -> None:
         """Send one request and report its Answer."""
         messages, max_tokens = self._user.ask()
+        asked.fire()
         try:
             answer, text = self._client.stream(ROUTE, self._target.chat(messages, max_tokens))
         except Abandoned as abandoned:

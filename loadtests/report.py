@@ -1,13 +1,13 @@
 """The report of a run: a self-contained HTML file with verdict, plots and tables, and lines for a terminal."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from html import escape
 
 import numpy as np
 
 from loadtests.charts import Layer, Mark, chart
 from loadtests.figures import Figures, Series, Spread
+from loadtests.goals import LEAST_SAMPLES, Verdict
 from loadtests.scrape import Comparison
 from loadtests.sse import Answer
 from loadtests.summary import Summary
@@ -18,7 +18,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; } th, td { padding: .25rem .7rem; border-bottom: 1px solid #d1d9e0; }
 th { text-align: left; font-weight: 600; } td { text-align: right; font-variant-numeric: tabular-nums; }
 td.word { text-align: left; }
-.yes { color: #1a7f37; } .no { color: #cf222e; font-weight: 600; }
+.yes { color: #1a7f37; } .no { color: #cf222e; font-weight: 600; } .unclear { color: #9a6700; font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
 svg { width: 100%; height: auto; } svg text { fill: #1f2328; font: 11px system-ui, sans-serif; }
 svg .title { font-weight: 600; font-size: 13px; } svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
@@ -70,11 +70,14 @@ def conclusion(summary: Summary) -> list[str]:
         lines.append(f"knee at {summary.stages[summary.knee].users} users")
         held = None if summary.capacity is None else summary.stages[summary.capacity].users
         lines.append(f"goals hold up to {held} users" if held else "goals hold at no load")
-    for verdict in summary.verdicts:
-        value = "none" if verdict.value is None else f"{verdict.value:.3g}"
-        lines.append(f"{'met   ' if verdict.met else 'MISSED'}  {verdict.goal}: {value} (goal {verdict.limit:g})")
+    lines += [f"{_WORDS[verdict.met]:7}  {_sentence(verdict)}" for verdict in summary.verdicts]
+    if summary.passed is None:
+        lines.append(f"too few: a verdict needs {LEAST_SAMPLES} samples; give the run more DURATION or USERS")
     if total.abandoned:
-        lines.append(f"{total.abandoned} requests were abandoned at the end; only the server counts those")
+        lines.append(
+            f"{total.abandoned} requests were abandoned at the end, {total.abandoned_without_token} of them before the "
+            "first token; the tokens of the others count in the latencies"
+        )
     if summary.server is None:
         lines.append("server's own figures: no /metrics to compare with")
     else:
@@ -83,6 +86,14 @@ def conclusion(summary: Summary) -> list[str]:
             f"server's own figures: {'differ in ' + '; '.join(off) if off else 'agree within 5% (latencies: or 50 ms)'}"
         )
     return lines
+
+
+_WORDS = {True: "met", False: "MISSED", None: "too few"}
+
+
+def _sentence(verdict: Verdict) -> str:
+    value = "none" if verdict.value is None else f"{verdict.value:.3g}"
+    return f"{verdict.goal}: {value} of {verdict.samples} samples (goal {verdict.limit:g})"
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
@@ -95,11 +106,12 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[s
 
 def _verdict(summary: Summary) -> str:
     rows = [
-        (verdict.goal, _number(verdict.value), _number(verdict.limit), _yes_no(verdict.met))
+        (verdict.goal, _number(verdict.value), str(verdict.samples), _number(verdict.limit), _judged(verdict.met))
         for verdict in summary.verdicts
     ]
-    word = _yes_no(summary.passed, "All goals met.", "A goal was missed.")
-    lines = [f"<p>{word}</p>", _table(rows, ("goal", "measured", "limit", "met"))]
+    unclear = f"Too few samples for a verdict, which needs {LEAST_SAMPLES}."
+    word = _judged(summary.passed, "All goals met.", "A goal was missed.", unclear)
+    lines = [f"<p>{word}</p>", _table(rows, ("goal", "measured", "samples", "limit", "met"))]
     if summary.knee is not None:
         knee = summary.stages[summary.knee]
         lines.append(f"<p>Knee: {knee.users} users, {knee.tokens_per_second:.1f} tokens/s.</p>")
@@ -145,14 +157,31 @@ def _distribution(ttfts: Sequence[float]) -> str:
 
 
 def _latencies(total: Figures) -> str:
-    names = [field.name for field in fields(Spread)]
+    quantiles = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
     spreads = (
         ("time to first token, s", total.ttft),
         ("inter-token latency, s", total.inter_token),
         ("end to end, s", total.end_to_end),
     )
-    rows = [(label, *(_number(getattr(spread, name)) for name in names)) for label, spread in spreads if spread]
-    return _table(rows, ("", *names))
+    rows = [
+        (
+            label,
+            str(spread.samples),
+            _number(spread.mean),
+            *(_quantile(spread, share) for share in quantiles.values()),
+            _number(spread.max),
+        )
+        for label, spread in spreads
+        if spread
+    ]
+    return _table(rows, ("", "samples", "mean", *quantiles, "max"))
+
+
+def _quantile(spread: Spread | None, share: float) -> str:
+    if spread is None:
+        return "none"
+    value = spread.quantile(share)
+    return "too few" if value is None else _number(value)
 
 
 def _stages(summary: Summary) -> str:
@@ -162,7 +191,7 @@ def _stages(summary: Summary) -> str:
 
 def _stage(part: Figures) -> tuple[str, ...]:
     goodput = "" if part.goodput_share is None else f"{part.goodput_share:.0%}"
-    latencies = tuple(_number(spread.p95 if spread else None) for spread in (part.ttft, part.inter_token))
+    latencies = tuple(_quantile(spread, 0.95) for spread in (part.ttft, part.inter_token))
     counts = (part.complete, part.failed, part.abandoned, part.prompt_tokens, part.cached_prompt_tokens)
     rates = (_number(part.tokens_per_second), _number(part.requests_per_second))
     load = (str(part.users), f"{part.seconds:.0f}", f"{part.in_flight:.1f}")
@@ -179,7 +208,7 @@ def _server(summary: Summary) -> str:
     server = summary.server
     if server is None:
         return "<p>Not compared: it has no /metrics with names that are known here.</p>"
-    rows = [(row.figure, _number(row.client), _theirs(row), _yes_no(row.agrees)) for row in server.comparisons]
+    rows = [(row.figure, _number(row.client), _theirs(row), _judged(row.agrees)) for row in server.comparisons]
     build = "".join(f"{escape(name)} {escape(value)}, " for name, value in server.build.items() if value).rstrip(", ")
     table = _table(rows, ("figure", "clients", "server", "agree"))
     return table + (f"<p>{build}</p>" if build else "")
@@ -210,8 +239,9 @@ def _cell(text: str) -> str:
     return text if isinstance(text, _Markup) else escape(text)
 
 
-def _yes_no(fine: bool, yes: str = "yes", no: str = "no") -> _Markup:
-    return _Markup(f'<span class="{"yes" if fine else "no"}">{escape(yes if fine else no)}</span>')
+def _judged(fine: bool | None, yes: str = "yes", no: str = "no", unclear: str = "too few samples") -> _Markup:
+    kind, text = {True: ("yes", yes), False: ("no", no), None: ("unclear", unclear)}[fine]
+    return _Markup(f'<span class="{kind}">{escape(text)}</span>')
 
 
 def _number(value: float | None) -> str:

@@ -30,6 +30,8 @@ class Answer:
     cached_tokens: int = 0
     """Tokens of the prompt that the server reports as found in its prefix cache."""
     completion_tokens: int = 0
+    length: int = 0
+    """The bytes of the text."""
     error: str | None = None
     abandoned: bool = False
     """Whether the test ended before the answer did; this is not an error."""
@@ -107,6 +109,7 @@ class Stream:
             prompt_tokens=int(self._usage.get("prompt_tokens") or 0),
             cached_tokens=int(details.get("cached_tokens") or 0),
             completion_tokens=tokens,
+            length=len(self.text.encode()),
         )
 
     def broken(self, began: float, now: float, error: str | None) -> Answer:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loadtests.figures import Figures, Span, measure
-from loadtests.goals import Goals, Verdict, judge
+from loadtests.goals import Goals, Measured, Verdict, judge
 from loadtests.scrape import Comparison, Scrape, compare
 from loadtests.sse import Answer
 
@@ -36,7 +36,8 @@ class Summary:
     """Mean inter-token latency of the last stage, divided by that of the first."""
     goals: Goals
     verdicts: list[Verdict]
-    passed: bool
+    passed: bool | None
+    """Whether all goals are met; None if none is missed, but some rest on too few samples."""
     knee: int | None
     """Index of the first stage with SATURATED of the best throughput; None unless the shape is step."""
     capacity: int | None
@@ -62,9 +63,10 @@ def summarise(
     stages = [measure(answers, span, goals) for span in spans]
     drift = _drift(stages)
     stepped = settings["shape"] == "step"
-    judged = values(stages[0] if stepped else total) | {"drift": drift}
+    judged = values(stages[0] if stepped else total) | {"drift": Measured(drift, _drift_samples(stages))}
     if stepped:
-        judged["goodput_per_second"] = max(stage.goodput_per_second or 0.0 for stage in stages)
+        best = max(stages, key=lambda stage: stage.goodput_per_second or 0.0)
+        judged["goodput_per_second"] = values(best)["goodput_per_second"]
     verdicts = judge(goals, judged)
     return Summary(
         settings=settings,
@@ -73,22 +75,30 @@ def summarise(
         drift=drift,
         goals=goals,
         verdicts=verdicts,
-        passed=all(verdict.met for verdict in verdicts),
+        passed=_passed(verdicts),
         knee=find_knee(stages) if stepped else None,
         capacity=find_capacity(stages, goals) if stepped else None,
         server=_server(gained, total),
     )
 
 
-def values(figures: Figures) -> dict[str, float | None]:
+def values(figures: Figures) -> dict[str, Measured]:
     """Goal -> the figure it is compared with. Drift is missing, since it is no figure of a single span."""
+    finished = figures.complete + figures.failed
+    ttft, pace = figures.ttft, figures.inter_token
     return {
-        "ttft_p95_seconds": figures.ttft.p95 if figures.ttft else None,
-        "inter_token_p95_seconds": figures.inter_token.p95 if figures.inter_token else None,
-        "error_rate": figures.error_rate,
-        "goodput_share": figures.goodput_share,
-        "goodput_per_second": figures.goodput_per_second,
+        "ttft_p95_seconds": Measured(ttft.p95, ttft.samples) if ttft else Measured(None, 0),
+        "inter_token_p95_seconds": Measured(pace.p95, pace.samples) if pace else Measured(None, 0),
+        "error_rate": Measured(figures.error_rate, finished),
+        "goodput_share": Measured(figures.goodput_share, finished),
+        "goodput_per_second": Measured(figures.goodput_per_second, finished),
     }
+
+
+def _passed(verdicts: Sequence[Verdict]) -> bool | None:
+    if any(verdict.met is False for verdict in verdicts):
+        return False
+    return None if any(verdict.met is None for verdict in verdicts) else True
 
 
 def find_knee(stages: Sequence[Figures]) -> int:
@@ -98,19 +108,28 @@ def find_knee(stages: Sequence[Figures]) -> int:
 
 
 def find_capacity(stages: Sequence[Figures], goals: Goals) -> int | None:
-    """The index of the last of the leading stages that meet every goal; None if the first one doesn't.
+    """The index of the last stage that meets every goal, before the first one that misses one; None without such.
 
-    Goals for drift and goodput_per_second are ignored, since they are not about a single load.
+    Stages with too few samples to tell are passed over. Goals for drift and goodput_per_second are ignored, since they
+    are not about a single load.
     """
     goals = replace(goals, drift=None, goodput_per_second=None)
-    good = [all(verdict.met for verdict in judge(goals, values(stage))) for stage in stages]
-    leading = good.index(False) if False in good else len(good)
-    return leading - 1 if leading else None
+    held = None
+    for index, stage in enumerate(stages):
+        passed = _passed(judge(goals, values(stage)))
+        if passed is False:
+            break
+        held = index if passed else held
+    return held
 
 
 def _drift(stages: Sequence[Figures]) -> float | None:
     first, last = stages[0].inter_token, stages[-1].inter_token
     return last.mean / first.mean if first and last and len(stages) > 1 and first.mean else None
+
+
+def _drift_samples(stages: Sequence[Figures]) -> int:
+    return min(stage.inter_token.samples if stage.inter_token else 0 for stage in (stages[0], stages[-1]))
 
 
 def _server(gained: Scrape | None, total: Figures) -> Server | None:

@@ -27,6 +27,11 @@ class LogNormal:
     low: int
     high: int
 
+    @property
+    def mean(self) -> float:
+        """The mean, without regard to the clipping."""
+        return self.median * math.exp(self.sigma**2 / 2)
+
     def draw(self, rng: random.Random) -> int:
         return min(max(round(rng.lognormvariate(math.log(self.median), self.sigma)), self.low), self.high)
 
@@ -51,9 +56,16 @@ class Workload:
     """Tokens of a system prompt that all users share."""
 
     def scaled(self, factor: float) -> "Workload":
-        """The workload with all lengths multiplied, for models and machines that are too small for the original."""
-        prompt, output = self.prompt.scaled(factor), self.output.scaled(factor)
-        return replace(self, prompt=prompt, output=output, system=round(self.system * factor))
+        """The workload with all lengths multiplied, for models and machines that are too small for the original.
+
+        Thinking times are multiplied as well: less text is read faster, and as many users stay busy as before.
+        """
+        prompt, output, think = self.prompt.scaled(factor), self.output.scaled(factor), self.think * factor
+        return replace(self, prompt=prompt, output=output, think=think, system=round(self.system * factor))
+
+    def describe(self) -> str:
+        """Its mean lengths in words."""
+        return f"{self.prompt.mean:.0f} tokens of prompt and {self.output.mean:.0f} of completion in the mean"
 
 
 # A log-normal has median = mean / exp(sigma^2 / 2), and its 90th percentile is median * exp(1.2816 sigma). From there:

@@ -47,7 +47,7 @@ def test_latencies_have_their_quantiles() -> None:
     assert figures.ttft.p50 == pytest.approx(5.0)
     assert figures.ttft.p95 == pytest.approx(9.5)
     assert figures.ttft.max == pytest.approx(10.0)
-    assert figures.inter_token == Spread(0.5, 0.5, 0.5, 0.5, 0.5)
+    assert figures.inter_token == Spread(0.5, 0.5, 0.5, 0.5, 0.5, samples=400)
 
 
 def test_the_mean_between_tokens_counts_tokens_that_share_an_event() -> None:
@@ -73,6 +73,24 @@ def test_an_abandoned_request_is_neither_complete_nor_failed() -> None:
     figures = measure([Answer(100.0, 5.0, 1.0, [1.0], abandoned=True)], SPAN, GOALS)
     assert (figures.complete, figures.failed, figures.abandoned, figures.error_rate) == (0, 0, 1, None)
     assert figures.tokens_per_second == pytest.approx(0.2)
+
+
+def test_what_came_of_an_abandoned_request_counts() -> None:
+    silent = Answer(100.0, 5.0, abandoned=True)
+    figures = measure([answer(100), Answer(100.0, 5.0, 3.0, [0.1], abandoned=True), silent], SPAN, GOALS)
+    assert (figures.abandoned, figures.abandoned_without_token) == (2, 1)
+    assert figures.ttft
+    assert (figures.ttft.samples, figures.ttft.max) == (2, 3.0)
+    assert figures.inter_token
+    assert (figures.inter_token.samples, figures.inter_token.mean) == (5, pytest.approx((4 * 0.5 + 0.1) / 5))
+
+
+def test_a_quantile_needs_samples_beyond_it() -> None:
+    for share, least in ((0.5, 2), (0.95, 20), (0.99, 100)):
+        for samples, known in ((least - 1, False), (least, True)):
+            spread = Spread.of([1.0] * samples)
+            assert spread
+            assert (spread.quantile(share) is not None) == known
 
 
 def test_slices_add_up_to_the_whole() -> None:

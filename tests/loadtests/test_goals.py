@@ -3,9 +3,14 @@ from pathlib import Path
 import pytest
 
 from loadtests import goals as module
-from loadtests.goals import Goals, GoalsError, judge, load_goals
+from loadtests.goals import LEAST_SAMPLES, Goals, GoalsError, Measured, judge, load_goals
 
-NOTHING = dict.fromkeys(Goals.__dataclass_fields__)
+NOTHING = dict.fromkeys(Goals.__dataclass_fields__, Measured(None, 0))
+
+
+def met(goals: Goals, samples: int, **values: float) -> list[bool | None]:
+    figures = NOTHING | {name: Measured(value, samples) for name, value in values.items()}
+    return [verdict.met for verdict in judge(goals, figures)]
 
 
 def test_the_goals_that_come_with_it_can_be_read() -> None:
@@ -14,14 +19,27 @@ def test_the_goals_that_come_with_it_can_be_read() -> None:
 
 def test_latencies_are_ceilings_and_goodput_is_a_floor() -> None:
     goals = Goals(ttft_p95_seconds=1.0, goodput_share=0.9)
-    verdicts = judge(goals, NOTHING | {"ttft_p95_seconds": 1.0, "goodput_share": 0.9})
-    assert [verdict.met for verdict in verdicts] == [True, True]
-    verdicts = judge(goals, NOTHING | {"ttft_p95_seconds": 1.01, "goodput_share": 0.89})
-    assert [verdict.met for verdict in verdicts] == [False, False]
+    assert met(goals, 100, ttft_p95_seconds=1.0, goodput_share=0.9) == [True, True]
+    assert met(goals, 100, ttft_p95_seconds=1.01, goodput_share=0.89) == [False, False]
 
 
-def test_what_was_not_measured_is_not_met() -> None:
-    assert [verdict.met for verdict in judge(Goals(error_rate=1.0), NOTHING)] == [False]
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert met(Goals(error_rate=1.0), 0) == [None]
+
+
+@pytest.mark.parametrize("goal", Goals.__dataclass_fields__)
+@pytest.mark.parametrize("value", [0.45, 0.55])
+def test_too_few_samples_decide_nothing(goal: str, value: float) -> None:
+    goals = Goals(**{goal: 0.5})
+    assert met(goals, LEAST_SAMPLES // 2, **{goal: value}) == [None]
+    assert met(goals, LEAST_SAMPLES, **{goal: value}) != [None]
+
+
+def test_a_share_may_be_so_bad_that_more_samples_could_not_mend_it() -> None:
+    assert met(Goals(error_rate=0.01), 2, error_rate=0.5) == [False]
+    assert met(Goals(error_rate=0.2), 4, error_rate=1.0) == [None]
+    assert met(Goals(goodput_share=0.9), 3, goodput_share=0.0) == [False]
+    assert met(Goals(goodput_share=0.9), 2, goodput_share=0.0) == [None]
 
 
 @pytest.mark.parametrize(

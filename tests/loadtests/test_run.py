@@ -1,5 +1,6 @@
 """Whole runs, each in a process of its own: Locust replaces the sockets and threads of the one it is imported in."""
 
+import csv
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ from tests.service.servers import free_port
 
 EASY = "ttft_p95_seconds = 60\ninter_token_p95_seconds = 60\nerror_rate = 0\ngoodput_share = 1\n"
 LATENCIES = {"end-to-end latency", "time to first token", "inter-token latency"}
-COUNTS = {"tokens of prompt", "tokens of completion"}
+USERS = 4
+ROWS = {"/v1/chat/completions", "time to first token", "time per output token", "Aggregated"}
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def locust(url: str, goals: Path, *options: str, **environment: str) -> subproce
     """A run beside its goals file; short unless the options say otherwise."""
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary"]
     settings = ["--host", url, "--goals", str(goals), "--results", str(goals.parent), "--scale", "0.02"]
-    return run([*command, *settings, "-u", "4", "-t", "3s", *options], environment)
+    return run([*command, *settings, "-u", str(USERS), "-t", "3s", *options], environment)
 
 
 def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -46,18 +48,18 @@ def test_a_server_with_nothing_but_openais_api(goals: Path) -> None:
     """Locust's own statistics, the summary and the server's count say the same."""
     with fake_server(strict=True, key="secret") as server:
         statistics = goals.parent / "locust"
-        result = locust(server.url, goals, "--json-file", str(statistics), OPENAI_API_KEY="secret")
+        result = locust(server.url, goals, "--csv", str(statistics), OPENAI_API_KEY="secret")
         assert result.returncode == 0, result.stderr
-        asked = server.bodies[1:]  # The first one only tries the fields.
+        asked = server.bodies[1 + USERS :]  # The others try the fields, and measure the pace.
     total = summary(goals)["total"]
     assert total["complete"] == len(asked) > 4
     assert total["prompt_tokens"] == sum(map(server.prompt_tokens, asked))
     assert total["completion_tokens"] == sum(body["max_tokens"] for body in asked)
     assert (total["failed"], total["abandoned"], total["tokens_per_event"]) == (0, 0, 1.0)
-    rows = {row["name"]: row["num_requests"] for row in json.loads(statistics.with_suffix(".json").read_text())}
-    assert rows == dict.fromkeys(LATENCIES | COUNTS, len(asked)) | {
-        "inter-token latency": total["completion_tokens"] - len(asked)
-    }
+    with Path(f"{statistics}_stats.csv").open() as file:
+        rows = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
+    several = sum(body["max_tokens"] > 1 for body in asked)
+    assert rows == dict.fromkeys(ROWS, len(asked)) | {"time per output token": several}
     assert summary(goals)["server"] is None
     assert "<svg" in (goals.parent / "report.html").read_text()
 
@@ -66,11 +68,37 @@ def test_missed_goals_and_failures_are_the_exit_status(goals: Path) -> None:
     with fake_server(fails_every=3) as server:
         result = locust(server.url, goals, "--shape", "step")
     assert result.returncode == 1
-    assert "MISSED  error_rate" in result.stdout
+    assert "MISSED   error_rate" in result.stdout
     assert "knee at" in result.stdout
     total = summary(goals)["total"]
     assert total["errors"] == {"status 503: too busy": total["failed"]}
     assert [stage["users"] for stage in summary(goals)["stages"]] == [1, 2, 4]
+
+
+def test_a_run_that_is_too_short_for_full_lengths_gets_shorter_ones(goals: Path) -> None:
+    """As a newcomer starts it: the server would take half a minute for one answer, and has six seconds for all."""
+    command = [sys.executable, "-m", "loadtests", "--users", "2", "--duration", "6s", "--goals", str(goals)]
+    with fake_server(pace=0.05) as server:
+        result = run([*command, "--host", server.url, "--results", str(goals.parent)], {})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    assert summary(goals)["settings"]["scale"] < 0.1
+    assert summary(goals)["total"]["complete"] >= 20
+    said = result.stdout.splitlines()
+    assert said[0].startswith("measuring fake-model")
+    assert "goals will rest on about" in said[3]
+    assert "0:05 of 0:06" in said[4]
+
+
+def test_too_few_requests_are_a_status_of_their_own_and_their_first_tokens_count(goals: Path) -> None:
+    with fake_server(pace=0.05) as server:
+        result = locust(server.url, goals, "--scale", "1", "--stop-timeout", "1")
+    assert result.returncode == 2
+    assert "too few  ttft_p95_seconds" in result.stdout
+    total = summary(goals)["total"]
+    assert 0 < total["abandoned"] <= USERS
+    assert total["ttft"]["samples"] == total["complete"] + total["abandoned"]
+    assert f"{total['abandoned']} requests were abandoned at the end, 0 of them before the first" in result.stdout
 
 
 def test_the_answers_of_several_processes_come_together(goals: Path) -> None:
@@ -78,7 +106,7 @@ def test_the_answers_of_several_processes_come_together(goals: Path) -> None:
         port = str(free_port())
         result = locust(server.url, goals, "--processes", "2", "--master-bind-port", port, "--master-port", port)
         assert result.returncode == 0, result.stderr
-        asked = server.bodies[1:]
+        asked = server.bodies[1 + USERS :]
     assert summary(goals)["total"]["complete"] == len(asked) > 4
 
 
@@ -107,7 +135,8 @@ def test_the_real_server_counts_what_the_users_count(smollm2: Path, goals: Path)
     settings = ["--workload", "chat", "--goals", str(goals), "--results", str(goals.parent)]
     # One thread leaves a core to the users, even while other tests run.
     result = run([*command, *settings], {"HEADLIGHT_CACHE_MEMORY": "256MB", "HEADLIGHT_THREADS": "1"})
-    assert result.returncode == 0, result.stdout + result.stderr
+    # How many requests there are depends on what else the machine does: there may be too few for a verdict.
+    assert result.returncode in (0, 2), result.stdout + result.stderr
     server = summary(goals)["server"]
     compared = {row["figure"].split(",")[0] for row in server["comparisons"]}
     assert compared == {"requests", "prompt tokens", "generated tokens"} | LATENCIES

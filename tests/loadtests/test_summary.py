@@ -24,7 +24,7 @@ def answers(start: float, count: int, ttft: float = 0.5, gap: float = 0.1) -> li
 
 def run(shape: str = "step", gained: Scrape | None = None, goals: Goals = GOALS) -> tuple[Summary, list[Answer]]:
     """Throughput grows for two stages; at the third there is only more waiting."""
-    got = [*answers(0, 10), *answers(10, 20), *answers(20, 21, ttft=3.0, gap=0.2)]
+    got = [*answers(0, 20), *answers(10, 40), *answers(20, 41, ttft=3.0, gap=0.2)]
     spans = [Span(0, 10, 1), Span(10, 20, 2), Span(20, 30, 4)]
     return summarise(got, spans, goals, SETTINGS | {"shape": shape}, gained), got
 
@@ -50,10 +50,10 @@ def test_drift_compares_the_last_stage_with_the_first() -> None:
 
 
 def test_a_rate_of_goodput_is_what_the_best_step_reaches() -> None:
-    summary, _ = run(goals=dataclasses.replace(GOALS, goodput_per_second=1.5))
+    summary, _ = run(goals=dataclasses.replace(GOALS, goodput_per_second=3.5))
     assert summary.passed
     assert summary.capacity == 1
-    summary, _ = run(goals=dataclasses.replace(GOALS, goodput_per_second=2.5))
+    summary, _ = run(goals=dataclasses.replace(GOALS, goodput_per_second=4.5))
     assert not summary.passed
 
 
@@ -64,10 +64,20 @@ def test_a_later_stage_that_happens_to_be_good_adds_no_capacity() -> None:
     assert find_capacity(stages[1:], GOALS) is None
 
 
+def test_a_stage_with_too_few_samples_says_nothing_about_capacity() -> None:
+    spans = [Span(0, 10, 1), Span(10, 20, 2), Span(20, 30, 4)]
+    few = [*answers(0, 5), *answers(10, 40), *answers(20, 5)]
+    summary = summarise(few, spans, GOALS, SETTINGS, None)
+    assert (summary.capacity, summary.passed) == (1, None)
+    assert "too few  ttft_p95_seconds: 0.5 of 5 samples (goal 1)" in conclusion(summary)
+
+
 def test_the_servers_side_is_there_if_its_metrics_are() -> None:
     assert run()[0].server is None
     assert run(gained=Scrape())[0].server is None
-    gained = Scrape({("generation_tokens", ""): 250.0}, {"time_to_first_token_seconds": Histogram({1.0: 51}, 90.0, 51)})
+    gained = Scrape(
+        {("generation_tokens", ""): 500.0}, {"time_to_first_token_seconds": Histogram({1.0: 101}, 190.0, 101)}
+    )
     server = run(gained=gained)[0].server
     assert server is not None
     assert not server.agrees
@@ -80,8 +90,8 @@ def test_the_servers_side_is_there_if_its_metrics_are() -> None:
 def test_the_json_says_it_all() -> None:
     summary, _ = run()
     read = json.loads(json.dumps(summary.as_json(), allow_nan=False))
-    assert read["total"]["completion_tokens"] == 255
-    assert read["verdicts"][0] == {"goal": "ttft_p95_seconds", "limit": 1.0, "value": 0.5, "met": True}
+    assert read["total"]["completion_tokens"] == 505
+    assert read["verdicts"][0] == {"goal": "ttft_p95_seconds", "limit": 1.0, "value": 0.5, "samples": 20, "met": True}
 
 
 class Page(HTMLParser):
@@ -123,6 +133,6 @@ def test_the_report_needs_nothing_else_and_escapes_what_it_shows(count: int) -> 
 
 def test_the_terminal_is_told_the_verdict() -> None:
     lines = "\n".join(conclusion(run("steady")[0]))
-    assert "MISSED  ttft_p95_seconds: 3 (goal 1)" in lines
-    assert "met     error_rate: 0 (goal 0.1)" in lines
+    assert "MISSED   ttft_p95_seconds: 3 of 101 samples (goal 1)" in lines
+    assert "met      error_rate: 0 of 101 samples (goal 0.1)" in lines
     assert "goals hold up to 2 users" in "\n".join(conclusion(run()[0]))
