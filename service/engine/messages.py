@@ -147,6 +147,10 @@ class Counters(msgspec.Struct):
     """Drafts that were computed: guesses of the tokens to come."""
     accepted_tokens: int = 0
     """Drafts among `drafted_tokens` that were right."""
+    event_batches: int = 0
+    """Batches of the prefix cache's events, dropped ones included."""
+    dropped_event_batches: int = 0
+    """Batches among `event_batches` that were dropped, because their publisher was far behind."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
