@@ -17,7 +17,7 @@ _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
 """Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
 RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
 """Settings that are a runner's configuration, where they have the same names."""
-ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "sampling_defaults", "log_level")
+ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "draft_running", "sampling_defaults", "log_level")
 """Settings that matter without HTTP, to the terminal's commands."""
 OFFLINE_SETTINGS = (
     *ENGINE_SETTINGS,
@@ -182,6 +182,9 @@ class Settings(BaseSettings):
         ge=0,
         le=64,
         description="Tokens of a completion that a step guesses from its own text and checks, which changes no answer.",
+    )
+    draft_running: Count = Field(
+        4, description="Completions that run at the same time up to which tokens are guessed; beyond, guessing is off."
     )
     max_running: Count = Field(_RUNNER.max_running, description="Completions that run at the same time.")
     max_waiting: int = Field(

@@ -66,6 +66,7 @@ class EngineCore:
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
         draft_tokens: int = 0,
+        draft_running: int = 1,
         clock: Callable[[], float] = time.perf_counter,
         announce: Callable[[float | None], None] = lambda seconds: None,
         read_vocabulary: Callable[[], Vocabulary] | None = None,
@@ -94,6 +95,7 @@ class EngineCore:
             max_running=max_running,
             caller_limits=caller_limits,
             draft_tokens=draft_tokens,
+            draft_running=draft_running,
         )
         self._grammars = Grammars(read_vocabulary, limits.vocab_size) if read_vocabulary else None
         self._in_flight: deque[_Started] = deque()

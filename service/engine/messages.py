@@ -143,6 +143,8 @@ class Counters(msgspec.Struct):
     prefix_hits: int = 0
     """Prompt tokens found in the prefix cache when they were looked up."""
     preemptions: int = 0
+    drafts: int = 0
+    """Times that a request got drafts in a step."""
     drafted_tokens: int = 0
     """Drafts that were computed: guesses of the tokens to come."""
     accepted_tokens: int = 0

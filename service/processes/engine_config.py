@@ -20,6 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     runner: RunnerConfig
     caller_limits: CallerLimits = NO_LIMITS
     draft_tokens: int = 0
+    draft_running: int = 1
     events: EventsConfig | None = None
     """The publisher of the prefix cache's events; None: nobody is told of them."""
     log_level: str = "info"
@@ -38,6 +39,7 @@ def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
             tokens_per_minute=settings.tokens_per_minute_per_key,
         ),
         draft_tokens=settings.draft_tokens,
+        draft_running=settings.draft_running,
         events=_events(settings),
         log_level=settings.log_level,
         log_format=settings.log_format,

@@ -58,6 +58,7 @@ def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) ->
             max_running=config.runner.max_running,
             caller_limits=config.caller_limits,
             draft_tokens=config.draft_tokens,
+            draft_running=config.draft_running,
             read_vocabulary=partial(read_vocabulary, config.runner),
             publish=publisher.publish if publisher else None,
         )
