@@ -4,7 +4,8 @@
 
 The load is a closed loop: a fixed number of clients, each of which sends its next request when the last one is
 answered, all with the same lengths. The figures compare servers and versions; for what users would see, run the load
-test. Prompts are random words, different in every request, so that a prefix cache finds nothing.
+test. Prompts are random words, different in every request, so that a prefix cache finds nothing. With --repeats 4 the
+words repeat so often, and a model copies them on: what guessing of tokens (`--draft-tokens`) is for.
 """
 
 import argparse
@@ -47,13 +48,20 @@ def closed_loop(
     return answers, time.perf_counter() - began
 
 
-def run(target: Target, prompt_tokens: int, output_tokens: int, concurrency: int, requests: int) -> dict[str, float]:
+def prompt(rng: random.Random, tokens: int, repeats: int) -> str:
+    """About so many tokens of random words, the same ones `repeats` times."""
+    return "\n".join([words(rng, max(tokens // repeats, 1))] * repeats)
+
+
+def run(
+    target: Target, prompt_tokens: int, output_tokens: int, concurrency: int, requests: int, repeats: int = 1
+) -> dict[str, float]:
     """The figures of a run of `requests` completions, `concurrency` at once. Raises ServerError if one fails.
 
     `prompt_tokens` is the mean over requests; the other keys name their units.
     """
     rng = random.Random()
-    prompts = [words(rng, prompt_tokens) for _ in range(requests)]
+    prompts = [prompt(rng, prompt_tokens, repeats) for _ in range(requests)]
     answers, wall = closed_loop(target, prompts, output_tokens, concurrency)
     if failed := [answer.error for answer in answers if answer.error is not None]:
         raise ServerError(f"{len(failed)} of {requests} requests failed, the first with: {failed[0]}")
@@ -79,7 +87,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, float]]:
     for _ in range(args.rounds):
         for concurrency in args.concurrency:
             requests = max(concurrency * args.requests_per_client, 2)
-            results.append(run(target, args.prompt_tokens, args.output_tokens, concurrency, requests))
+            results.append(run(target, args.prompt_tokens, args.output_tokens, concurrency, requests, args.repeats))
             print(_row(results[-1]), flush=True)
     return results
 
@@ -107,6 +115,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=1, help="times that the words of a prompt are repeated")
     parser.add_argument("--requests-per-client", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE", help="write the medians here as well")

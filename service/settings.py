@@ -17,7 +17,7 @@ _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
 """Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
 RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
 """Settings that are a runner's configuration, where they have the same names."""
-ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "sampling_defaults", "log_level")
+ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "draft_running", "sampling_defaults", "log_level")
 """Settings that matter without HTTP, to the terminal's commands."""
 OFFLINE_SETTINGS = (
     *ENGINE_SETTINGS,
@@ -27,6 +27,7 @@ OFFLINE_SETTINGS = (
 """Settings of programs with an engine of their own: the engine's, and the bounds on requests."""
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 """Endings of the variables that Kubernetes sets in every pod for services named like the prefix."""
+_ZMQ_ADDRESS = r"^(tcp://\S+:[0-9]+|ipc://\S+)$"
 _KEYS = (f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE")
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (power + 1) for power, letter in enumerate("KMGT")}
@@ -182,6 +183,9 @@ class Settings(BaseSettings):
         le=64,
         description="Tokens of a completion that a step guesses from its own text and checks, which changes no answer.",
     )
+    draft_running: Count = Field(
+        4, description="Completions that run at the same time up to which tokens are guessed; beyond, guessing is off."
+    )
     max_running: Count = Field(_RUNNER.max_running, description="Completions that run at the same time.")
     max_waiting: int = Field(
         256, ge=0, description="Completions that may wait beyond those; one more is answered with 429."
@@ -252,6 +256,21 @@ class Settings(BaseSettings):
     vllm_metrics: bool = Field(
         True, description="Whether /metrics tells the series that vLLM has too under vLLM's names as well."
     )
+    kv_events_endpoint: str | None = Field(
+        None,
+        pattern=_ZMQ_ADDRESS,
+        description="ZeroMQ address to publish the prefix cache's events at, tcp://*:5557, or of a subscriber; "
+        "for routers that know vLLM's.",
+    )
+    kv_events_replay_endpoint: str | None = Field(
+        None, pattern=_ZMQ_ADDRESS, description="ZeroMQ address that repeats such events, such as tcp://*:5558."
+    )
+    kv_events_topic: str | None = Field(
+        None, max_length=512, description="Topic of such events, such as kv@10.0.0.7:8000@model for llm-d."
+    )
+    kv_events_form: Literal["map", "array"] = Field(
+        "map", description="Such events as maps, as in vLLM since 0.24, or as arrays, as in vLLM before."
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/]+",
@@ -272,6 +291,13 @@ class Settings(BaseSettings):
         limits = (self.max_running_per_key, self.max_waiting_per_key, self.tokens_per_minute_per_key)
         if any(limits) and not (self.api_keys or self.api_keys_file):
             raise ValueError("limits per key need API keys: set api_keys or api_keys_file")
+        return self
+
+    @model_validator(mode="after")
+    def _events_have_an_endpoint(self) -> Self:
+        further = (self.kv_events_replay_endpoint, self.kv_events_topic, self.kv_events_form != "map")
+        if any(further) and self.kv_events_endpoint is None:
+            raise ValueError("kv_events_endpoint should be set: the other settings of events are nothing without it")
         return self
 
     def revealed(self) -> dict[str, Any]:

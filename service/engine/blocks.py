@@ -12,6 +12,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
+from service.engine.block_events import BlockEvents
 from service.engine.request import Request
 
 
@@ -35,9 +36,11 @@ def root_key(salt: str) -> bytes:
 class BlockPool:
     """Reference-counted blocks with a prefix cache. Every operation costs O(1) for each block it touches."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, events: BlockEvents | None = None) -> None:
+        """`events` is told what can be found, and what no longer can be."""
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self._events = events
         self._owners = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
         self._found_under: dict[bytes, int] = {}
@@ -134,6 +137,7 @@ class BlockPool:
             if key not in self._found_under:
                 self._found_under[key] = block
                 self._keys[block] = key
+                self._tell_stored(request, index)
         request.published = max(request.published, full)
 
     def release(self, request: Request) -> None:
@@ -189,6 +193,14 @@ class BlockPool:
         if key is not None:
             del self._found_under[key]
             self._keys[block] = None
+            if self._events is not None:
+                self._events.removed(key)
+
+    def _tell_stored(self, request: Request, index: int) -> None:
+        if self._events is not None:
+            parent = request.chain[index - 1] if index else None
+            tokens = request.tokens(index * self.block_size, (index + 1) * self.block_size)
+            self._events.stored(request.chain[index], parent, tokens, request.cache_salt)
 
     def _extend_chain(self, request: Request, full: int) -> None:
         chain = request.chain

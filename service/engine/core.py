@@ -17,7 +17,7 @@ The life of a request, from its message to its last delta:
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from itertools import chain
 from typing import Literal
 
 from model.contract import DeviceLostError, PendingStep, Runner, StepPlan, StepResult
+from service.engine.block_events import BlockEvent, BlockEvents
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.grammars import Grammars, Vocabulary
@@ -65,13 +66,17 @@ class EngineCore:
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
         draft_tokens: int = 0,
+        draft_running: int = 1,
         clock: Callable[[], float] = time.perf_counter,
         announce: Callable[[float | None], None] = lambda seconds: None,
         read_vocabulary: Callable[[], Vocabulary] | None = None,
+        publish: Callable[[Sequence[BlockEvent]], bool] | None = None,
     ) -> None:
         """`clock` gives seconds. Before each step `announce` gets the seconds that it may take, or None if unknown.
 
         `read_vocabulary` is called in a thread; without it, requests with a grammar end with an error.
+
+        `publish` gets the prefix cache's events of each step; it must not wait, and returns False if it dropped them.
 
         Raises ValueError as `Scheduler` does.
         """
@@ -81,13 +86,16 @@ class EngineCore:
         self._announce = announce
         self._pace = Pace()
         self._vocab_size = limits.vocab_size
-        self._pool = BlockPool(limits.num_blocks, limits.block_size)
+        self._publish = publish
+        self._events = BlockEvents(limits.block_size) if publish else None
+        self._pool = BlockPool(limits.num_blocks, limits.block_size, self._events)
         self._scheduler = Scheduler(
             self._pool,
             token_budget=token_budget,
             max_running=max_running,
             caller_limits=caller_limits,
             draft_tokens=draft_tokens,
+            draft_running=draft_running,
         )
         self._grammars = Grammars(read_vocabulary, limits.vocab_size) if read_vocabulary else None
         self._in_flight: deque[_Started] = deque()
@@ -141,6 +149,7 @@ class EngineCore:
         if self._computes:
             deltas += self._compute()
         with self.measured("deliver"):
+            self._publish_events()
             return Report(deltas, self.stats())
 
     def stats(self) -> EngineStats:
@@ -192,6 +201,11 @@ class EngineCore:
             self._scheduler.await_grammars()
             return []
         return self._land()
+
+    def _publish_events(self) -> None:
+        if self._publish and self._events and (events := self._events.take()):
+            self._scheduler.counters.event_batches += 1
+            self._scheduler.counters.dropped_event_batches += not self._publish(events)
 
     def _plan(self) -> StepPlan | None:
         with self.measured("schedule") as now:

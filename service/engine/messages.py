@@ -143,10 +143,16 @@ class Counters(msgspec.Struct):
     prefix_hits: int = 0
     """Prompt tokens found in the prefix cache when they were looked up."""
     preemptions: int = 0
+    drafts: int = 0
+    """Times that a request got drafts in a step."""
     drafted_tokens: int = 0
     """Drafts that were computed: guesses of the tokens to come."""
     accepted_tokens: int = 0
     """Drafts among `drafted_tokens` that were right."""
+    event_batches: int = 0
+    """Batches of the prefix cache's events, dropped ones included."""
+    dropped_event_batches: int = 0
+    """Batches among `event_batches` that were dropped, because their publisher was far behind."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):

@@ -40,6 +40,8 @@ class Request:
     """Number of tokens whose draws are in flight, without those that depend on a draft."""
     drafts: Sequence[int] = ()
     """Drafts in flight: guesses of the tokens that follow, whose fate the step in flight decides."""
+    reach: int = 4
+    """The most drafts of its next step: twice as many as the last ones if all were right, else one more than were."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)

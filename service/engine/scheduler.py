@@ -75,11 +75,13 @@ class Scheduler:
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
         draft_tokens: int = 0,
+        draft_running: int = 1,
         guess: Guess = look_up,
     ) -> None:
         """`token_budget` is the most tokens a step computes, `max_running` the most requests that own blocks.
 
-        A decoding request gets up to `draft_tokens` drafts in a step, which `guess` makes.
+        A decoding request gets up to `draft_tokens` drafts in a step, which `guess` makes, while no more than
+        `draft_running` requests own blocks: in a larger batch, wrong drafts cost others more than right ones save.
 
         Raises ValueError if the budget does not give every running request a token.
         """
@@ -90,6 +92,7 @@ class Scheduler:
         self._token_budget = token_budget
         self._max_running = max_running
         self._draft_tokens = draft_tokens
+        self._draft_running = draft_running
         self._guess = guess
         self._callers = Callers(caller_limits, max_running)
         self._leaders = Leaders(pool.block_size)
@@ -261,13 +264,14 @@ class Scheduler:
     def _draft(self, decoding: Sequence[Request], budget: int) -> None:
         """Give decoding requests drafts from what is left of a step's budget and of the free blocks."""
         for request in filter(self._drafts, decoding):
-            most = min(budget, self._draft_tokens, request.params.max_tokens - request.drawn - 1)
+            most = min(budget, self._draft_tokens, request.reach, request.params.max_tokens - request.drawn - 1)
             drafts = self._guess(request, most) if most > 0 else ()
             if not drafts:
                 continue
             if self._pool.grow(request, len(drafts)):
                 request.drafts = drafts
                 budget -= len(drafts)
+                self.counters.drafts += 1
                 self.counters.drafted_tokens += len(drafts)
             else:
                 self._pool.shrink(request)
@@ -277,13 +281,16 @@ class Scheduler:
 
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
-        if not self._draft_tokens or request.params.reads_output or request.guide is not None:
+        if not self._draft_tokens or len(self._running) > self._draft_running:
+            return False
+        if request.params.reads_output or request.guide is not None:
             return False
         return request.wanted.trace is None or not request.wanted.trace.generated
 
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""
-        waits = request.promised and (self._drafts(request) or request.guide is not None)
+        # Behind drafts in flight no chunk can be planned, even if the load has ended all drafting meanwhile.
+        waits = request.promised and (request.drafts or request.guide is not None or self._drafts(request))
         return request.behind == 1 and not waits and not request.awaits_mask
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
@@ -445,6 +452,8 @@ class Scheduler:
         """End the flight of a request's draws, `right` of whose drafts were right and so count as computed."""
         request.promised -= 1
         request.computed += right
+        if request.drafts:
+            request.reach = max(request.reach, 2 * right) if right == len(request.drafts) else right + 1
         request.drafts = ()
         self.counters.accepted_tokens += right
 

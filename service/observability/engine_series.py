@@ -60,8 +60,15 @@ class EngineCollector(Collector):
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", totals.prefix_queries),
             ("prefix_cache_hits", "Prompt tokens found at the look-up.", totals.prefix_hits),
             ("num_preemptions", "Times that a completion gave up its blocks for an older one.", totals.preemptions),
+            ("drafts", "Times that tokens to come were guessed for a completion.", totals.drafts),
             ("drafted_tokens", "Guesses of tokens to come that were computed.", totals.drafted_tokens),
             ("accepted_tokens", "Guesses among them that were right.", totals.accepted_tokens),
+            ("kv_event_batches", "Batches of the prefix cache's events.", totals.event_batches),
+            (
+                "kv_event_batches_dropped",
+                "Batches among them that were dropped before any subscriber.",
+                totals.dropped_event_batches,
+            ),
             ("steps", "Steps of the engine.", totals.steps),
             ("engine_restarts", "Times that the engine died and was started again.", self._client.restarts),
         ):

@@ -33,6 +33,7 @@ VLLM_NAMES: dict[str, tuple[str, ...]] = {
     )
 } | {
     "step_tokens": ("iteration_tokens_total",),
+    "drafts": ("spec_decode_num_drafts",),
     "drafted_tokens": ("spec_decode_num_draft_tokens",),
     "accepted_tokens": ("spec_decode_num_accepted_tokens",),
     # The second names are those of vLLM until 0.10, which dashboards in use still ask for.

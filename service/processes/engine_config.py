@@ -6,6 +6,7 @@ import msgspec
 
 from model.contract import RunnerConfig
 from service.engine.callers import NO_LIMITS, CallerLimits
+from service.engine.event_publisher import EventsConfig
 from service.observability.logs import LogFormat
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     runner: RunnerConfig
     caller_limits: CallerLimits = NO_LIMITS
     draft_tokens: int = 0
+    draft_running: int = 1
+    events: EventsConfig | None = None
+    """The publisher of the prefix cache's events; None: nobody is told of them."""
     log_level: str = "info"
     log_format: LogFormat = "text"
     loader: str = "model.loading.load:load_runner"
@@ -35,6 +39,19 @@ def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
             tokens_per_minute=settings.tokens_per_minute_per_key,
         ),
         draft_tokens=settings.draft_tokens,
+        draft_running=settings.draft_running,
+        events=_events(settings),
         log_level=settings.log_level,
         log_format=settings.log_format,
+    )
+
+
+def _events(settings: "Settings") -> EventsConfig | None:
+    if settings.kv_events_endpoint is None:
+        return None
+    return EventsConfig(
+        endpoint=settings.kv_events_endpoint,
+        replay_endpoint=settings.kv_events_replay_endpoint,
+        topic=settings.kv_events_topic or "",
+        form=settings.kv_events_form,
     )

@@ -12,6 +12,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,7 @@ from model.checkpoint.source import open_checkpoint
 from model.contract import DeviceLostError, Runner, RunnerConfig
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
+from service.engine.event_publisher import EventPublisher
 from service.engine.grammars import Vocabulary
 from service.engine.messages import Failed, Ready
 from service.engine.server import EngineServer
@@ -40,7 +42,13 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
 
     Ends the process if the device is lost; the parent then starts another.
     """
+    with ExitStack() as stack:
+        _serve(socket, config, stack)
+
+
+def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) -> None:
     try:
+        publisher = stack.enter_context(EventPublisher(config.events)) if config.events else None
         load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(config.loader)
         runner = load(config.runner)
         make_core = partial(
@@ -50,7 +58,9 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
             max_running=config.runner.max_running,
             caller_limits=config.caller_limits,
             draft_tokens=config.draft_tokens,
+            draft_running=config.draft_running,
             read_vocabulary=partial(read_vocabulary, config.runner),
+            publish=publisher.publish if publisher else None,
         )
         server = EngineServer(socket, make_core, Ready(runner.limits, runner.info, os.getpid()))
     except (CheckpointError, ValueError) as error:

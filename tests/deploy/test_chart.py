@@ -305,3 +305,27 @@ def test_the_notes_say_how_to_reach_it_and_what_to_worry_about() -> None:
     notes = with_keys.split("NOTES:")[1]
     assert '-H "Authorization: Bearer $KEY"' in notes
     assert "WARNING" not in notes
+
+
+def test_ports_of_events_are_the_containers_and_open_to_clients() -> None:
+    settings = {
+        "kv_events_endpoint": "tcp://*:5557",
+        "kv_events_replay_endpoint": "tcp://[::]:5558",
+        "kv_events_topic": "kv@$(POD_IP):8000@model",
+    }
+    rendered = render("values.yaml", *set_json(settings=settings))
+    ports = {port["name"]: port["containerPort"] for port in rendered.server["ports"]}
+    assert ports == {"http": 8000, "kv-events": 5557, "kv-replay": 5558}
+    (rule,) = rendered.of("NetworkPolicy")["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == ["http", "kv-events", "kv-replay"]
+    # Kubernetes resolves a variable in those that come after it.
+    names = [variable["name"] for variable in rendered.server["env"]]
+    assert names.index("POD_IP") < names.index("HEADLIGHT_KV_EVENTS_TOPIC")
+
+
+@pytest.mark.parametrize("endpoint", [None, "tcp://router:5557"])
+def test_without_an_endpoint_of_its_own_a_pod_opens_no_port_for_events(endpoint: str | None) -> None:
+    settings = {} if endpoint is None else {"kv_events_endpoint": endpoint}
+    rendered = render("values.yaml", *set_json(settings=settings))
+    assert [port["name"] for port in rendered.server["ports"]] == ["http"]
+    assert ("POD_IP" in [variable["name"] for variable in rendered.server["env"]]) == bool(endpoint)

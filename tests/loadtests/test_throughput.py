@@ -1,7 +1,9 @@
+import random
+
 import pytest
 
 from loadtests.client import Client, ServerError
-from loadtests.throughput import medians, run
+from loadtests.throughput import medians, prompt, run
 from tests.loadtests.fake_server import fake_server
 
 
@@ -18,6 +20,12 @@ def test_a_closed_loop_keeps_its_clients_busy() -> None:
     assert result["inter_token_ms"] > 15
     # Two rounds of three at once, each of five tokens: one after another they would take three times as long.
     assert result["wall_seconds"] < 6 * 5 * 0.03
+
+
+def test_a_repeating_prompt_says_the_same_words_again() -> None:
+    first, *others = prompt(random.Random(1), 64, 4).split("\n")
+    assert others == [first] * 3
+    assert len(first.split()) == 16
 
 
 def test_a_failed_request_fails_the_measurement() -> None:

@@ -59,6 +59,10 @@ def test_sizes(text: str, size: int) -> None:
         ({"token_budget": 8, "max_running": 9}, ["token_budget (8)", "max_running (9)"]),
         ({"log_format": "xml"}, ["log_format", "json", "'xml'"]),
         ({"otlp_endpoint": "localhost:4318"}, ["otlp_endpoint", "http", "'localhost:4318'"]),
+        ({"kv_events_endpoint": "*:5557"}, ["kv_events_endpoint", "tcp", "'*:5557'"]),
+        ({"kv_events_endpoint": "tcp://*"}, ["kv_events_endpoint", "'tcp://*'"]),
+        ({"kv_events_topic": "kv"}, ["kv_events_endpoint", "should be set"]),
+        ({"kv_events_replay_endpoint": "tcp://*:5558"}, ["kv_events_endpoint", "should be set"]),
         ({"colour": "red"}, ["colour", "no such setting"]),
     ],
 )

@@ -159,6 +159,17 @@ persistentVolumeClaim:
 {{- end -}}
 {{- end -}}
 
+{{/* Ports at which the server tells of its prefix cache: those of addresses that it binds, which have a * or ::. */}}
+{{- define "headlight.eventPorts" -}}
+{{- range $name, $setting := dict "kv-events" "kv_events_endpoint" "kv-replay" "kv_events_replay_endpoint" }}
+{{- $address := get $.Values.settings $setting | default "" }}
+{{- if and (hasPrefix "tcp://" $address) (or (contains "*" $address) (contains "::" $address)) }}
+- name: {{ $name }}
+  containerPort: {{ regexFind "[0-9]+$" $address }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "headlight.check" -}}
 {{- with .Values.autoscaling }}
 {{- if and (ne .kind "none") (gt (int .minReplicas) (int .maxReplicas)) }}

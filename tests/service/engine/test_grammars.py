@@ -56,7 +56,14 @@ def run(core: EngineCore, messages: Sequence[Submit]) -> dict[int, list[Delta]]:
 
 
 def fake_core(blocks: int = 64, lookahead: int = 0) -> EngineCore:
-    return EngineCore(FakeRunner(blocks, 4, lookahead), token_budget=16, max_running=8, read_vocabulary=lambda: LETTERS)
+    return EngineCore(
+        FakeRunner(blocks, 4, lookahead),
+        token_budget=16,
+        max_running=8,
+        draft_tokens=4,  # Requests with a grammar step aside, which the runner holds them to.
+        draft_running=8,
+        read_vocabulary=lambda: LETTERS,
+    )
 
 
 def outcome(deltas: Sequence[Delta]) -> tuple[list[int], str | None, Any]:

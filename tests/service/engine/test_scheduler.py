@@ -513,6 +513,58 @@ def test_a_request_that_can_never_fit_ends_at_once() -> None:
     assert bench.finish()[-1].finish_reason == "length"
 
 
+def drafting(draft_running: int, lookahead: int = 0) -> Bench:
+    """A bench whose every guess is right for the token that the request's first prompt token says, else wrong."""
+    bench = Bench(64, 4, lookahead=lookahead)
+
+    def guess(request: Request, most: int) -> list[int]:
+        tokens = [*request.tokens(0, request.known)]
+        for place in range(most):
+            right = next_token(tokens)
+            tokens.append(right if place < request.prompt[0] else (right + 1) % VOCAB_SIZE)
+        return tokens[request.known :]
+
+    bench.scheduler = Scheduler(
+        bench.pool, token_budget=64, max_running=8, draft_tokens=16, draft_running=draft_running, guess=guess
+    )
+    return bench
+
+
+def drafted(bench: Bench, steps: int) -> list[list[int]]:
+    """Sizes of the chunks of so many steps behind the prompts."""
+    bench.step()
+    return [sizes(bench.step()[0]) for _ in range(steps)]
+
+
+def test_right_drafts_lead_to_more_and_wrong_ones_to_fewer() -> None:
+    bench = drafting(draft_running=1)
+    bench.add([7, 1], max_tokens=60)
+    assert drafted(bench, 4) == [[5], [9], [9], [9]]  # Seven of eight are right.
+    bench = drafting(draft_running=1)
+    bench.add([0, 1], max_tokens=60)
+    assert drafted(bench, 3) == [[5], [2], [2]]
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_drafting_ends_under_load_and_begins_again(lookahead: int) -> None:
+    bench = drafting(draft_running=2, lookahead=lookahead)
+    first, second = bench.add([7], max_tokens=60), bench.add([7, 7], max_tokens=60)
+    bench.step()
+    assert all(size > 1 for size in sizes(bench.start()))
+    third = bench.add([7, 7, 7], max_tokens=3)  # While drafts are in flight.
+    if lookahead:
+        assert sizes(bench.start()) == [3]
+        bench.land()
+    bench.land()
+    while third.blocks or not third.output:
+        plan, _ = bench.step()
+        assert all(len(chunk.tokens) == 1 for chunk in plan.chunks if chunk.start >= 3)
+    assert all(size > 1 for size in sizes(bench.step()[0]))
+    bench.finish()
+    for request in (first, second, third):
+        assert request.output == output_alone(request.prompt, request.params)[0]
+
+
 @dataclass
 class Watched:
     """A request of the machine below, with what it ought to get and what it has got."""
@@ -552,15 +604,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 6),
         spare=st.integers(0, 40),
         draft_tokens=st.sampled_from([0, 0, 1, 4]),
+        draft_running=st.integers(1, 6),
     )
-    def begin(self, num_blocks: int, block_size: int, max_running: int, spare: int, draft_tokens: int) -> None:
+    def begin(
+        self, num_blocks: int, block_size: int, max_running: int, spare: int, draft_tokens: int, draft_running: int
+    ) -> None:
         self.budget, self.max_running = max_running + spare, max_running
         self.capacity = num_blocks * block_size
         self.pool = BlockPool(num_blocks, block_size)
         self.runner = FakeRunner(num_blocks, block_size, self.lookahead)
-        self.draft_tokens = draft_tokens
+        self.draft_tokens, self.draft_running = draft_tokens, draft_running
         self.scheduler = Scheduler(
-            self.pool, token_budget=self.budget, max_running=max_running, draft_tokens=draft_tokens, guess=half_wrong
+            self.pool,
+            token_budget=self.budget,
+            max_running=max_running,
+            draft_tokens=draft_tokens,
+            draft_running=draft_running,
+            guess=half_wrong,
         )
 
     @property
@@ -656,7 +716,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def waits(self, request: Request) -> bool:
         """Whether a request, which may get drafts, waits for its own draw."""
-        return bool(self.draft_tokens and request.promised and not request.params.reads_output)
+        drafting = self.draft_tokens and self.scheduler.running <= self.draft_running
+        return bool(request.promised and (request.drafts or (drafting and not request.params.reads_output)))
 
     def is_due(self, request: Request) -> bool:
         """Whether the next step owes a request a token."""

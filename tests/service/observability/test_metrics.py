@@ -22,7 +22,7 @@ STATS = EngineStats(
     totals=Counters(
         steps=9, step_tokens=[2, 0, 3, *[0] * 11, 4], computed_tokens=40_000, prompt_tokens=100,
         cached_prompt_tokens=30, generated_tokens=50, prefix_queries=120, prefix_hits=20,
-        preemptions=1, drafted_tokens=12, accepted_tokens=7,
+        preemptions=1, drafts=5, drafted_tokens=12, accepted_tokens=7, event_batches=6, dropped_event_batches=2,
     ),
     schedule_seconds=0.5, forward_seconds=1.5, sample_seconds=0.75, deliver_seconds=0.25,
 )  # fmt: skip
@@ -58,8 +58,11 @@ async def test_the_engines_counts() -> None:
             "headlight_prefix_cache_queries_total": 120,
             "headlight_prefix_cache_hits_total": 20,
             "headlight_num_preemptions_total": 1,
+            "headlight_drafts_total": 5,
             "headlight_drafted_tokens_total": 12,
             "headlight_accepted_tokens_total": 7,
+            "headlight_kv_event_batches_total": 6,
+            "headlight_kv_event_batches_dropped_total": 2,
             "headlight_steps_total": 9,
             "headlight_engine_restarts_total": 2,
             "headlight_engine_up": 1,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
+from unittest.mock import ANY
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ import zmq
 
 from model.contract import SamplingParams
 from service.engine.endpoint import endpoint
+from service.engine.event_publisher import EventsConfig
 from service.engine.messages import Delta, EngineStats, Failed, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
 from service.engine.server import HEARTBEAT_SECONDS
 from service.processes.engine_config import EngineConfig
@@ -173,6 +175,39 @@ def test_malformed_messages_are_dropped(engine: Engine) -> None:
         stranger.connect(endpoint(engine.directory).removeprefix("ipc://"))
         stranger.sendall(b"not even this protocol" * 100)
     check_service(client, 5)
+
+
+def test_the_prefix_cache_is_told_of(config: EngineConfig, tmp_path: Path) -> None:
+    first = output_alone([5, 2, 3], PARAMS)[0][0]
+    events = EventsConfig(endpoint=f"ipc://{tmp_path}/events", replay_endpoint=f"ipc://{tmp_path}/replay", form="array")
+    engine = Engine(msgspec.structs.replace(config, events=events))
+    client = engine.ready_client()
+    check_service(client, 5)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as asking:
+        asking.rcvtimeo = PATIENCE * 1000
+        asking.connect(f"ipc://{tmp_path}/replay")
+        told: list[list[object]] = []
+        while len(told) < 2:  # Batches may still be on their way to the publisher's thread.
+            told.clear()
+            asking.send_multipart([b"", bytes(8)])
+            while batch := asking.recv_multipart()[2]:
+                told += msgspec.msgpack.decode(batch)[1]
+        assert told[0] == ["AllBlocksCleared"]
+        assert told[1][:5] == ["BlockStored", [ANY], None, [5, 2, 3, first], 4]
+    client.send(Shutdown())
+    assert engine.process.wait(PATIENCE) == 0
+    engine.close()
+
+
+def test_an_endpoint_that_cannot_be_used_is_refused_before_loading(config: EngineConfig, script: Path) -> None:
+    command(script, "wait")
+    engine = Engine(msgspec.structs.replace(config, events=EventsConfig(endpoint="ipc:///nowhere/at/all/*")))
+    client = engine.connect()
+    failed = client.receive()
+    assert isinstance(failed, Failed)
+    assert failed.message == "kv_events_endpoint: cannot use ipc:///nowhere/at/all/*: No such file or directory"
+    client.send(Shutdown())
+    engine.close()
 
 
 def test_its_log_has_the_form_that_was_asked_for(config: EngineConfig, capfd: pytest.CaptureFixture[str]) -> None:
