@@ -55,6 +55,10 @@ class Trace:
     """Whether the positions from whose logits tokens are drawn are recorded too, beginning with the prompt's last."""
     heads: Sequence[tuple[int, int]] = ()
     """(layer, head) pairs whose attention weights are recorded."""
+    reduction: Literal["mean", "max"] | None = None
+    """The way in which the named heads of a layer become one map; None: each keeps its own."""
+    top_keys: int | None = None
+    """Number of heaviest keys of each row that are recorded; None: all keys."""
     stream: bool = False
     """Whether the residual stream's norms are recorded, and those of what attention and MLP add to it."""
     lens: int | None = None
@@ -224,7 +228,13 @@ class Inside:
 
     positions: Sequence[int]
     attention: Array | None = None
-    """[heads, positions, keys]: attention weights, in the order of `Trace.heads`; 0 where a position sees no key."""
+    """[maps, positions, keys]: attention weights; 0 where a position sees no key.
+
+    There is a map for each of `Trace.heads`, in their order, or with a reduction for each layer that they name, in the
+    order in which they first do. With `Trace.top_keys` it is [maps, positions, top_keys], the heaviest first."""
+    attention_keys: Array | None = None
+    """[maps, positions, top_keys]: the keys of the heaviest weights; -1 where no further key has a weight. A float32
+    holds every position below 2^24 exactly."""
     stream: Array | None = None
     """[2 * layers + 1, positions]: the L2 norm of the residual stream, which begins as the embedding; attention and MLP
     of each layer add to it in turn."""

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from model.contract import Distribution, Inside
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_numpy
+from service.api.attention import heaviest, joined, rollout
 from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
@@ -56,7 +57,9 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     view = View(body, context, job, seen)
-    text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: view.inspection().model_dump_json())
+    text = await off_loop(
+        context, view.numbers * CHARACTERS_A_NUMBER, lambda: view.inspection().model_dump_json(exclude_unset=True)
+    )
     return Response(text, media_type="application/json")
 
 
@@ -125,10 +128,12 @@ class View:
         )
 
     def _attention(self) -> InspectedAttention:
-        keys = self._positions[-1] + 1
-        parts = [to_numpy(inside.attention) for inside in self._insides if inside.attention]
-        maps = np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, keys - part.shape[2]))) for part in parts], axis=1)
-        return self._looks.attention(maps)
+        attention = joined(self._insides)
+        if self._body.reduction == "rollout":
+            attention = attention._replace(weights=rollout(attention.weights))
+            if self._body.top_keys is not None:
+                attention = heaviest(attention.weights, self._body.top_keys)
+        return self._looks.attention(attention)
 
     def _joined(self, name: str) -> Numbers:
         return self._looks.numbers(

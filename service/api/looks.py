@@ -1,12 +1,14 @@
 """Looks inside the model in JSON, for every route that shows them."""
 
 import base64
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.contract import Distribution, Inside, ModelLimits, TokenLogprobs
 from service.api.arrays import to_numpy
+from service.api.attention import Attention, joined
 from service.api.logprobs import finite
 from service.api.schemas.answers import (
     Candidate,
@@ -59,16 +61,31 @@ class Looks:
     def _add(self, answer: TokenInspection, inside: Inside) -> None:
         """Add what is seen of the last position."""
         if inside.attention is not None:
-            answer.attention = self.attention(to_numpy(inside.attention)[:, -1])
+            answer.attention = self.attention(joined([inside]).last())
         if inside.stream is not None and inside.added is not None:
             stream, added = (self.numbers(to_numpy(array)[:, -1]) for array in (inside.stream, inside.added))
             answer.residual = InspectedResidual(stream=stream, added=added)
         if inside.lens is not None:
             answer.lens = [self.lens_entry(stage[-1], followed=True) for stage in inside.lens]
 
-    def attention(self, maps: NDArray[np.float32]) -> InspectedAttention:
-        """Weights whose first axis are the heads that the request names."""
-        return InspectedAttention(heads=self._heads, **self.numbers(maps).model_dump())
+    def attention(self, attention: Attention) -> InspectedAttention:
+        """Weights whose first axis are the heads that the request names, or their layers if it reduces them."""
+        numbers = self.numbers(attention.weights)
+        answer = InspectedAttention(shape=numbers.shape, data=numbers.data)
+        if self._look.reduction is None:
+            answer.heads = self._heads
+        else:
+            answer.layers = [*dict.fromkeys(layer for layer, _ in self._heads)]
+        if attention.keys is not None:
+            answer.keys = self._indices(attention.keys)
+        return answer
+
+    def _indices(self, array: NDArray[np.int32]) -> list[Any] | str:
+        """Whole numbers, which float16 would not hold."""
+        if self._look.encoding_format == "base64":
+            return base64.b64encode(array.astype("<i4").tobytes()).decode()
+        indices: list[Any] = array.tolist()
+        return indices
 
     def numbers(self, array: NDArray[np.float32]) -> Numbers:
         """An array in the encoding that the request asks for."""

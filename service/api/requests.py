@@ -193,6 +193,8 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
 
 def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
+    if body.reduction == "rollout" and body.positions is not None:
+        raise refusal("positions", "do not go with rollout, which is of all positions")
     positions = body.positions if body.positions is not None else [*range(prompt)]
     if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
         raise refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
@@ -218,13 +220,36 @@ def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str 
             f"{path}attention",
             f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0",
         )
-    _check_size(f"{path}attention", 4 * len(heads) * cells, settings.max_inspection)
+    _check_reduction(look, path)
+    _check_at_most(f"{path}attention", len(heads) * cells, settings.max_weights, "attention weights to compute")
+    maps = len({layer for layer, _ in heads}) if look.reduction else len(heads)
+    whole = look.top_keys is None or look.reduction == "rollout"
+    size = 4 * maps * (cells if whole else 2 * rows * (look.top_keys or 0))
+    _check_size(f"{path}attention", size, settings.max_inspection)
     lens = 0 if look.lens is None else rows * (limits.layers + 1)
     if lens > settings.max_lens_rows:
         raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
     _check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
     _check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
-    return Trace(heads=heads, stream=look.residual, lens=look.lens, distribution=look.distribution)
+    return Trace(
+        heads=heads,
+        reduction="mean" if look.reduction == "rollout" else look.reduction,
+        top_keys=None if look.reduction == "rollout" else look.top_keys,
+        stream=look.residual,
+        lens=look.lens,
+        distribution=look.distribution,
+    )
+
+
+def _check_reduction(look: Look, path: str) -> None:
+    """Refuse what is to be done to attention weights that cannot be done to those that are asked for."""
+    for name in ("reduction", "top_keys"):
+        if getattr(look, name) is not None and not look.attention:
+            raise refusal(f"{path}{name}", "needs attention")
+    if look.reduction == "rollout" and path:
+        raise refusal(f"{path}reduction", "can be rollout in /v1/inspect only, which sees the whole prompt")
+    if look.reduction == "rollout" and look.attention != "all":
+        raise refusal(f"{path}attention", 'should be "all" for rollout')
 
 
 def _check_size(param: str, size: int, most: int) -> None:

@@ -71,9 +71,18 @@ class Numbers(BaseModel):
 
 
 class InspectedAttention(Numbers):
-    """Attention weights [heads, positions, keys]; each row adds up to 1, but for attention sinks."""
+    """Attention weights [heads, positions, keys]; each row adds up to 1, but for attention sinks.
 
-    heads: list[tuple[int, int]] = Field(description="Layer and head.")
+    Reduced over heads they are [layers, positions, keys]; with top_keys the last axis is that of the heaviest keys.
+    """
+
+    heads: list[tuple[int, int]] | None = Field(None, description="Layer and head; absent where heads are reduced.")
+    layers: list[int] | None = Field(None, description="Where heads are reduced.")
+    keys: list[Any] | str | None = Field(
+        None,
+        description="With top_keys the positions of these keys, in the shape of the weights; -1 where no further key "
+        "has a weight. In base64 as little-endian int32.",
+    )
 
 
 class InspectedResidual(BaseModel):

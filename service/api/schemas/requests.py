@@ -303,6 +303,14 @@ class Look(Body):
         ]
         | None
     ) = Field(None, description='Heads whose attention weights to return, as pairs of layer and head; or "all".')
+    reduction: Literal["mean", "max", "rollout"] | None = Field(
+        None,
+        description="One map for each layer, instead of one for each head: the mean or the maximum over the named "
+        "heads, or, in /v1/inspect, the rollout of all heads (Abnar and Zuidema, 2020).",
+    )
+    top_keys: Integer | None = Field(
+        None, ge=1, le=2**16, description="Return only this many heaviest keys of each row of attention weights."
+    )
     residual: bool = Field(
         False, description="Return the norms of the residual stream, and of what attention and MLP add to it."
     )

@@ -89,6 +89,85 @@ async def test_numbers_may_come_as_half_precision() -> None:
     assert body.get("lens") is None
 
 
+def reduced(positions: list[int], keys: int, top: int | None = None) -> Inside:
+    """A look at one map for each layer, or at its heaviest keys, which are the position and those before it."""
+    if top is None:
+        return Inside(positions=positions, attention=array(LIMITS.layers, len(positions), keys))
+    shape = (LIMITS.layers, len(positions), top)
+    rows = [float(max(-1, position - back)) for position in positions for back in range(top)]
+    found = struct.pack(f"<{LIMITS.layers * len(rows)}f", *rows * LIMITS.layers)
+    return Inside(positions=positions, attention=array(*shape), attention_keys=Array(shape, found))
+
+
+async def test_attention_is_shown_reduced_over_heads() -> None:
+    async with calling() as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, inside=reduced([0, 1], 2), times=TIMES),
+            Delta(0, [], None, "length", inside=reduced([2], 3), times=TIMES),
+        )
+        body = await inspect(caller, attention=[[2, 1], [0, 0], [2, 0], [1, 1]], reduction="max")
+    assert body["attention"]["layers"] == [2, 0, 1]
+    assert body["attention"]["shape"] == [3, 3, 3]
+    assert body["attention"]["data"][0] == [[0, 0.125, 0], [0.25, 0.375, 0], [0, 0.125, 0.25]]
+    assert "heads" not in body["attention"]
+    trace = caller.engine.streams[-1].wanted.trace
+    assert trace is not None
+    assert (trace.reduction, trace.top_keys) == ("max", None)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_the_heaviest_keys_come_with_their_positions(encoding: str) -> None:
+    async with calling() as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, inside=reduced([0, 1], 2, 2), times=TIMES),
+            Delta(0, [], None, "length", inside=reduced([2], 3, 2), times=TIMES),
+        )
+        look = {"attention": "all", "reduction": "mean", "top_keys": 2, "encoding_format": encoding}
+        body = await inspect(caller, **look)
+    assert body["attention"]["shape"] == [LIMITS.layers, 3, 2]
+    keys = body["attention"]["keys"]
+    if encoding == "base64":
+        keys = np.frombuffer(base64.b64decode(keys), "<i4").reshape(LIMITS.layers, 3, 2).tolist()
+    assert keys == [[[0, -1], [1, 0], [2, 1]]] * LIMITS.layers
+
+
+async def test_rollout_is_made_of_the_mean_of_all_heads_at_all_positions() -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [], None, "length", inside=reduced([0, 1, 2], 3), times=TIMES))
+        whole = (await inspect(caller, attention="all", reduction="rollout"))["attention"]
+        scripted(caller, Delta(0, [], None, "length", inside=reduced([0, 1, 2], 3), times=TIMES))
+        part = (await inspect(caller, attention="all", reduction="rollout", top_keys=1))["attention"]
+    mean = np.arange(27).reshape(3, 3, 3) / 8
+    flow = np.eye(3)
+    for layer in range(3):
+        flow = (mean[layer] + np.eye(3)) / 2 @ flow
+        np.testing.assert_allclose(whole["data"][layer], flow, atol=1e-5)
+        np.testing.assert_allclose(part["data"][layer], flow.max(1, keepdims=True), atol=1e-5)
+        assert part["keys"][layer] == flow.argmax(1)[:, None].tolist()
+    for stream in caller.engine.streams:
+        trace = stream.wanted.trace
+        assert trace is not None
+        assert (trace.reduction, trace.top_keys, trace.positions) == ("mean", None, [0, 1, 2])
+
+
+async def test_a_part_of_the_weights_may_be_had_where_all_are_too_many() -> None:
+    async with calling(max_inspection=100_000, max_lens_rows=100) as caller:
+        long = {"tokens": [65] * 200, "attention": "all"}
+        for fields, status in [
+            ({}, 400),
+            ({"reduction": "mean"}, 400),
+            ({"top_keys": 9}, 200),
+            ({"top_keys": 11}, 400),
+        ]:
+            scripted(caller, Delta(0, [], None, "length", times=TIMES))
+            answer = await caller.http.post("/v1/inspect", json=long | fields)
+            assert answer.status_code == status, (fields, answer.text)
+            if status == 400:
+                assert "bytes" in answer.json()["error"]["message"]
+
+
 async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
     async with calling() as caller:
         scripted(caller, Delta(0, [], None, "length", times=TIMES))
@@ -173,6 +252,14 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
         ({"attention": [[0, LIMITS.heads]]}, "attention"),
         ({"attention": [[0]]}, "attention"),
         ({"attention": "some"}, "attention"),
+        ({"reduction": "mean"}, "reduction"),
+        ({"attention": [[0, 0]], "reduction": "sum"}, "reduction"),
+        ({"attention": [[0, 0]], "reduction": "rollout"}, "attention"),
+        ({"attention": "all", "reduction": "rollout", "positions": [0, 1, 2]}, "positions"),
+        ({"tokens": [65] * 200, "attention": "all", "reduction": "rollout", "top_keys": 1}, "attention"),
+        ({"top_keys": 1}, "top_keys"),
+        ({"attention": [[0, 0]], "top_keys": 0}, "top_keys"),
+        ({"tokens": [65] * 230, "attention": "all", "top_keys": 1}, "attention"),
         ({"lens": 21}, "lens"),
         ({"lens": -1}, "lens"),
         ({"max_tokens": 300}, "max_tokens"),
@@ -194,7 +281,8 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
     ],
 )
 async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    async with calling(max_inspection=100_000, max_lens_rows=100, max_distributions=10) as caller:
+    limits = {"max_inspection": 100_000, "max_weights": 300_000, "max_lens_rows": 100, "max_distributions": 10}
+    async with calling(**limits) as caller:
         answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["param"].split("[")[0] == param
@@ -269,6 +357,8 @@ async def test_generation_is_looked_at_token_by_token(route: str) -> None:
         ({"inspect": {"lens": 21}, "max_tokens": 1}, "inspect.lens"),
         ({"inspect": {"attention": "all"}}, "inspect.attention"),
         ({"inspect": {"attention": [[0, 99]]}, "max_tokens": 1}, "inspect.attention"),
+        ({"inspect": {"lens": 1, "reduction": "mean"}, "max_tokens": 1}, "inspect.reduction"),
+        ({"inspect": {"attention": "all", "reduction": "rollout"}, "max_tokens": 1}, "inspect.reduction"),
         ({"inspect": {"distribution": 20}, "max_tokens": 200}, "inspect.distribution"),
         ({"inspect": {"distribution": 20}, "max_tokens": 20, "n": 4}, "inspect.distribution"),
         ({"inspect": {"distribution": 21}, "max_tokens": 1}, "inspect.distribution"),
