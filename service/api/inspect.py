@@ -33,12 +33,16 @@ from service.api.schemas.answers import (
     Inspection,
     LensEntry,
     Numbers,
+    Respelling,
+    SpeltToken,
 )
 from service.api.schemas.requests import InspectBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import GenerationRequest
 from service.observability.record import RequestRecord
 from service.text.interface import Tokenizer
+from service.text.respelling import Spelling, respellings
+from service.text.spans import place_tokens
 
 CHARACTERS_A_NUMBER = 10
 """About the size of a number in an answer."""
@@ -105,13 +109,18 @@ class View:
         arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
         candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
         lens = 40 * len(self._positions) * (self._body.lens or 0)
-        return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates
+        spelt = 40 * len(self._body.prompt) if self._body.spellings and self._body.prompt else 0
+        return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates + spelt
 
     def inspection(self) -> Inspection:
         """The whole answer."""
-        tokens = [self._token(id, generated=False) for id in self._prompt]
-        tokens += [self._token(id, generated=True) for id in self._generated]
+        ids = [*self._prompt, *self._generated]
+        tokens = [InspectedToken(**self._looks.token(id), generated=p >= len(self._prompt)) for p, id in enumerate(ids)]
         answer = Inspection(object="inspection", model=self._model, tokens=tokens, positions=self._positions)
+        if self._body.details:
+            answer.text = self._add_details(ids, tokens)
+        if self._body.spellings:
+            answer.spellings = self._spellings()
         if self._body.attention and self._insides:
             answer.attention = self._attention()
         if self._body.residual and self._insides:
@@ -122,10 +131,24 @@ class View:
             answer.distributions = self._distributions()
         return answer
 
-    def _token(self, id: int, *, generated: bool) -> InspectedToken:
-        return InspectedToken(
-            id=id, text=self._looks.text(id), special=self._tokenizer.is_special(id), generated=generated
-        )
+    def _add_details(self, ids: Sequence[int], tokens: Sequence[SpeltToken]) -> str:
+        """Add the tokens' bytes and their places in the text that they spell, which is returned."""
+        placed = place_tokens(self._tokenizer, ids)
+        for token, span in zip(tokens, placed.spans, strict=True):
+            token.bytes, token.offsets = [*self._tokenizer.token_bytes(token.id)], span
+        return placed.text
+
+    def _spellings(self) -> list[Respelling]:
+        assert self._body.prompt is not None
+        return [self._respelling(name, text) for name, text in respellings(self._body.prompt).items()]
+
+    def _respelling(self, name: Spelling, text: str) -> Respelling:
+        frame = self._body.add_special_tokens is not False
+        ids = self._tokenizer.encode(text, add_special_tokens=frame, parse_special=True)
+        tokens = [SpeltToken(**self._looks.token(id)) for id in ids]
+        if self._body.details:
+            self._add_details(ids, tokens)
+        return Respelling(name=name, text=text, tokens=tokens)
 
     def _attention(self) -> InspectedAttention:
         attention = joined(self._insides)

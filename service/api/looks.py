@@ -44,6 +44,10 @@ class Looks:
         """A token's text; bytes that are no characters are replaced."""
         return self._tokenizer.token_bytes(token).decode(errors="replace")
 
+    def token(self, id: int) -> dict[str, Any]:
+        """A token's id, its text, and whether it is special, as the fields of `SpeltToken`."""
+        return {"id": id, "text": self.text(id), "special": self._tokenizer.is_special(id)}
+
     def of_token(self, piece: Piece) -> TokenInspection | None:
         """The look at the place where a piece's token was drawn; None for a piece without a token."""
         if piece.token is None:

@@ -35,6 +35,7 @@ from service.engine.messages import Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.message import MessageForm
+from service.text.respelling import respellings
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions without max_tokens; a chat answer may fill the context."""
@@ -48,6 +49,9 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 
 DISTRIBUTION_BYTES = 96
 """Most bytes of a candidate in a distribution: a number of 8 for each of eleven stages, and its noise."""
+
+TOKEN_BYTES = 80
+"""About the size of a token in an answer."""
 
 T = TypeVar("T")
 
@@ -174,6 +178,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
             raise refusal("add_special_tokens", "goes with prompt or messages")
         _check_no_template_fields(body)
     _check_prompts(sent, [prompt], context)
+    _check_spellings(body, context)
     limits = context.client.limits
     length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
     defaults = replace(context.sampling, temperature=0.0)
@@ -189,6 +194,16 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
         patience=envelope.patience,
         wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, limits))),
     )
+
+
+def _check_spellings(body: InspectBody, context: JobContext) -> None:
+    """Refuse other spellings of what is no text, and of a text that has too many bytes to show all its tokens."""
+    if not body.spellings:
+        return
+    if body.prompt is None:
+        raise refusal("spellings", "need a prompt that is a text")
+    size = sum(len(text.encode()) for text in respellings(body.prompt).values())
+    _check_size("spellings", TOKEN_BYTES * size, context.settings.max_inspection)
 
 
 def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:

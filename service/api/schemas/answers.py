@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from service.text.respelling import Spelling
+
 
 class ErrorDetail(BaseModel):
     """An error for a person (message) and for a program (the other fields)."""
@@ -318,13 +320,32 @@ class Embeddings(BaseModel):
     usage: EmbeddingUsage
 
 
-class InspectedToken(BaseModel):
-    """A token of the prompt, or a generated one."""
+class SpeltToken(BaseModel):
+    """A token, and what it spells."""
 
     id: int
-    text: str
+    text: str = Field(description="Bytes that are no characters are replaced.")
     special: bool
+    bytes: list[int] | None = Field(None, description="With details.")
+    offsets: tuple[int, int] | None = Field(
+        None,
+        description="With details: the first character of the text that it spells, and the one behind its last. Tokens "
+        "that share a character have it in common.",
+    )
+
+
+class InspectedToken(SpeltToken):
+    """A token of the prompt, or a generated one."""
+
     generated: bool
+
+
+class Respelling(BaseModel):
+    """The prompt in another spelling, and what the tokenizer makes of it."""
+
+    name: Spelling
+    text: str
+    tokens: list[SpeltToken]
 
 
 class Inspection(BaseModel):
@@ -333,6 +354,8 @@ class Inspection(BaseModel):
     object: Literal["inspection"]
     model: str
     tokens: list[InspectedToken]
+    text: str | None = Field(None, description="With details: what the tokens spell, special ones included.")
+    spellings: list[Respelling] | None = Field(None, description="Those that differ from the prompt.")
     positions: list[int]
     attention: InspectedAttention | None = None
     residual: InspectedResidual | None = None

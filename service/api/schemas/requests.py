@@ -659,6 +659,12 @@ class InspectBody(TokenizeBody, Sampling, Look):
     positions: Annotated[Integers, _at_most(2**16, "positions")] | None = Field(
         None, description="Positions of the prompt to look at, ascending; by default all."
     )
+    details: bool = Field(False, description="Return the bytes of each token, and its place in the text.")
+    spellings: bool = Field(
+        False,
+        description="Return the tokens of the prompt in other spellings: with a space before it and without, in lower "
+        "and in upper case, with its letters and their marks composed and decomposed (NFC, NFD).",
+    )
     max_tokens: Integer = Field(
         0, ge=0, le=2**31 - 1, description="Tokens to generate; their positions are looked at as well."
     )

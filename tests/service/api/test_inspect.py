@@ -177,6 +177,38 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
     assert body["positions"] == [*range(len(told))]
 
 
+async def test_details_of_tokens_are_their_bytes_and_places() -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [0xC3], None, times=TIMES), Delta(0, [0xA9], None, "length", times=TIMES))
+        body = await inspect(caller, tokens=None, prompt="aé", positions=[], max_tokens=2, details=True)
+    assert body["text"] == "<s>aéé"
+    assert [(token["bytes"], token["offsets"], token["generated"]) for token in body["tokens"]] == [
+        ([*b"<s>"], [0, 3], False),
+        ([0x61], [3, 4], False),
+        ([0xC3], [4, 5], False),
+        ([0xA9], [4, 5], False),
+        ([0xC3], [5, 6], True),
+        ([0xA9], [5, 6], True),
+    ]
+
+
+@pytest.mark.parametrize("details", [False, True])
+async def test_other_spellings_have_other_tokens(details: bool) -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [], None, "length", times=TIMES))
+        asked = {"positions": [], "add_special_tokens": False, "spellings": True, "details": details}
+        body = await inspect(caller, tokens=None, prompt="aÉ", **asked)
+    assert {spelt["name"]: spelt["text"] for spelt in body["spellings"]} == {
+        "leading_space": " aÉ",
+        "lower": "aé",
+        "upper": "AÉ",
+        "decomposed": "aE\u0301",
+    }
+    for spelt in body["spellings"]:
+        assert [token["id"] for token in spelt["tokens"]] == [*spelt["text"].encode()]
+        assert all(("offsets" in token) == details for token in spelt["tokens"])
+
+
 def shown(position: int, drawn: int) -> Distribution:
     return Distribution(
         position=position,
@@ -260,6 +292,9 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
         ({"top_keys": 1}, "top_keys"),
         ({"attention": [[0, 0]], "top_keys": 0}, "top_keys"),
         ({"tokens": [65] * 230, "attention": "all", "top_keys": 1}, "attention"),
+        ({"spellings": True}, "spellings"),
+        ({"tokens": None, "messages": HI, "spellings": True}, "spellings"),
+        ({"tokens": None, "prompt": "Ab" * 100, "spellings": True, "max_tokens": 1}, "spellings"),
         ({"lens": 21}, "lens"),
         ({"lens": -1}, "lens"),
         ({"max_tokens": 300}, "max_tokens"),
@@ -281,7 +316,7 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
     ],
 )
 async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    limits = {"max_inspection": 100_000, "max_weights": 300_000, "max_lens_rows": 100, "max_distributions": 10}
+    limits = {"max_inspection": 40_000, "max_weights": 300_000, "max_lens_rows": 100, "max_distributions": 10}
     async with calling(**limits) as caller:
         answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
         assert answer.status_code == 400, answer.text
