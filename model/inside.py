@@ -54,6 +54,11 @@ class Recorder:
             (rows,) = stage([self._places], residual.device)
             self.streams.append(residual.index_select(0, rows))
 
+    @property
+    def probe(self) -> Probe | None:
+        """The recorder itself, where the forward pass is to be looked at."""
+        return self if self._trace.probes else None
+
     def inside(self, lens: Sequence[Sequence[TokenLogprobs]] | None) -> Inside:
         """The positions as the trace asked to see them; `lens` is their logit lens. Waits for the device."""
         trace = self._trace

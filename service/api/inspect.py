@@ -108,6 +108,7 @@ class View:
         """About how many numbers the answer has."""
         arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
         candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
+        arrays += [inside.encoding.learned for inside in self._insides if inside.encoding and inside.encoding.learned]
         lens = 40 * len(self._positions) * (self._body.lens or 0)
         spelt = 40 * len(self._body.prompt) if self._body.spellings and self._body.prompt else 0
         return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates + spelt
@@ -125,6 +126,12 @@ class View:
             answer.attention = self._attention()
         if self._body.residual and self._insides:
             answer.residual = InspectedResidual(stream=self._joined("stream"), added=self._joined("added"))
+        embedded = [inside.embedding for inside in self._insides if inside.embedding is not None]
+        if embedded:
+            answer.embedding = self._looks.embedding(embedded)
+        encodings = [inside.encoding for inside in self._insides if inside.encoding is not None]
+        if encodings:
+            answer.position_encoding = self._looks.encoding(encodings)
         if self._body.lens is not None:
             answer.lens = self._lens()
         if self._body.distribution is not None:

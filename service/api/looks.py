@@ -1,12 +1,13 @@
 """Looks inside the model in JSON, for every route that shows them."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.contract import Distribution, Inside, ModelLimits, TokenLogprobs
+from model.contract import Distribution, Embedded, Inside, ModelLimits, PositionEncoding, TokenLogprobs
 from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined
 from service.api.logprobs import finite
@@ -14,10 +15,14 @@ from service.api.schemas.answers import (
     Candidate,
     InspectedAttention,
     InspectedDistribution,
+    InspectedEmbedding,
+    InspectedEncoding,
     InspectedResidual,
+    InspectedRotation,
     InspectedStage,
     LensEntry,
     LensToken,
+    NearToken,
     Numbers,
     TokenInspection,
 )
@@ -98,6 +103,36 @@ class Looks:
             return Numbers(shape=shape, data=base64.b64encode(array.astype("<f2").tobytes()).decode())
         # Rounded to six digits behind the point, in 64 bits, so that the numbers are written as short as they are.
         return Numbers(shape=shape, data=array.astype(np.float64).round(6).tolist())
+
+    def embedding(self, parts: Sequence[Embedded]) -> InspectedEmbedding:
+        """The embeddings at consecutive positions."""
+        nearest = [
+            [NearToken(id=id, text=self.text(id), cosine=_short(cosine)) for id, cosine in near]
+            for part in parts
+            for near in part.nearest
+        ]
+        norms = self.numbers(np.concatenate([to_numpy(part.norms) for part in parts]))
+        return InspectedEmbedding(norms=norms, nearest=nearest)
+
+    def encoding(self, parts: Sequence[PositionEncoding]) -> InspectedEncoding:
+        """The encodings of consecutive positions."""
+        answer, first = InspectedEncoding(), parts[0]
+        if first.rotary:
+            answer.rotary = [
+                InspectedRotation(
+                    layers=[*rotary[0].layers],
+                    magnitude=_short(rotary[0].magnitude),
+                    frequencies=[_short(frequency) for frequency in to_numpy(rotary[0].frequencies).tolist()],
+                    angles=self.numbers(np.concatenate([to_numpy(part.angles) for part in rotary])),
+                )
+                for rotary in zip(*(part.rotary for part in parts), strict=True)
+            ]
+        if first.learned is not None:
+            rows = [to_numpy(part.learned) for part in parts if part.learned is not None]
+            answer.learned = self.numbers(np.concatenate(rows))
+        if first.slopes is not None:
+            answer.alibi_slopes = [_short(slope) for slope in to_numpy(first.slopes).tolist()]
+        return answer
 
     def lens_entry(self, entry: TokenLogprobs, *, followed: bool) -> LensEntry:
         """The lens at one layer and position; `followed` says whether a token follows."""

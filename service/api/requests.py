@@ -220,7 +220,19 @@ def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
         _check_at_most("distribution", shown, context.settings.max_distributions, "distributions")
     rows = len(positions) + body.max_tokens
     looks = _looks(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
-    return replace(looks, positions=positions, generated=body.max_tokens > 0)
+    if body.embedding is not None:
+        _check_at_most("embedding", rows, context.settings.max_lens_rows, "rows")
+        _check_at_most("embedding", body.embedding, context.settings.max_logprobs, "tokens")
+    if body.position_encoding:
+        size = 4 * rows * context.client.limits.encoding_width
+        _check_size("position_encoding", size, context.settings.max_inspection)
+    return replace(
+        looks,
+        positions=positions,
+        generated=body.max_tokens > 0,
+        embedding=body.embedding,
+        encoding=body.position_encoding,
+    )
 
 
 def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:

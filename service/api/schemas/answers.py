@@ -94,6 +94,40 @@ class InspectedResidual(BaseModel):
     added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
 
 
+class NearToken(BaseModel):
+    """A token whose embedding lies near another's."""
+
+    id: int
+    text: str
+    cosine: float
+
+
+class InspectedEmbedding(BaseModel):
+    """The tokens' rows in the embedding's table, before any scale or norm."""
+
+    norms: Numbers = Field(description="[positions]: L2 norms.")
+    nearest: list[list[NearToken]] = Field(description="[positions]: the other tokens of largest cosine.")
+
+
+class InspectedRotation(BaseModel):
+    """The angles by which some layers rotate pairs of numbers of queries and keys."""
+
+    layers: list[int]
+    magnitude: float = Field(description="Factor on cosines and sines.")
+    frequencies: list[float] = Field(description="[pairs], in radians per position.")
+    angles: Numbers = Field(description="[positions, pairs], in radians from -pi to pi.")
+
+
+class InspectedEncoding(BaseModel):
+    """The numbers that tell the model where the positions are; kinds that the model does not have are missing."""
+
+    rotary: list[InspectedRotation] | None = None
+    learned: Numbers | None = Field(None, description="[positions, hidden]: rows that are added to the embedding.")
+    alibi_slopes: list[float] | None = Field(
+        None, description="[heads]: the score of a key d positions back is lowered by slope times d."
+    )
+
+
 class LensToken(BaseModel):
     """A token that a layer's residual stream would give."""
 
@@ -359,6 +393,8 @@ class Inspection(BaseModel):
     positions: list[int]
     attention: InspectedAttention | None = None
     residual: InspectedResidual | None = None
+    embedding: InspectedEmbedding | None = None
+    position_encoding: InspectedEncoding | None = None
     lens: list[list[LensEntry]] | None = Field(
         None, description="[layers + 1][positions]: the embedding, then each layer's stream."
     )

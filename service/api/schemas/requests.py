@@ -659,6 +659,14 @@ class InspectBody(TokenizeBody, Sampling, Look):
     positions: Annotated[Integers, _at_most(2**16, "positions")] | None = Field(
         None, description="Positions of the prompt to look at, ascending; by default all."
     )
+    embedding: Integer | None = Field(
+        None,
+        ge=0,
+        description="Return the norm of each position's embedding, and this many tokens with the nearest embeddings.",
+    )
+    position_encoding: bool = Field(
+        False, description="Return the rotary angles, the learned row or the ALiBi slopes that positions have."
+    )
     details: bool = Field(False, description="Return the bytes of each token, and its place in the text.")
     spellings: bool = Field(
         False,

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import Array, Distribution, Inside, Stage, TokenLogprobs
+from model.contract import (
+    Array,
+    Distribution,
+    Embedded,
+    Inside,
+    PositionEncoding,
+    RotaryAngles,
+    Stage,
+    TokenLogprobs,
+)
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling, events
 
@@ -152,6 +161,15 @@ async def test_rollout_is_made_of_the_mean_of_all_heads_at_all_positions() -> No
         assert (trace.reduction, trace.top_keys, trace.positions) == ("mean", None, [0, 1, 2])
 
 
+async def test_positions_encodings_have_a_limit_in_bytes() -> None:
+    async with calling(max_inspection=4 * 3 * LIMITS.encoding_width) as caller:
+        for tokens, status in (([65] * 3, 200), ([65] * 4, 400)):
+            scripted(caller, Delta(0, [], None, "length", times=TIMES))
+            answer = await caller.http.post("/v1/inspect", json={"tokens": tokens, "position_encoding": True})
+            assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["param"] == "position_encoding"
+
+
 async def test_a_part_of_the_weights_may_be_had_where_all_are_too_many() -> None:
     async with calling(max_inspection=100_000, max_lens_rows=100) as caller:
         long = {"tokens": [65] * 200, "attention": "all"}
@@ -207,6 +225,47 @@ async def test_other_spellings_have_other_tokens(details: bool) -> None:
     for spelt in body["spellings"]:
         assert [token["id"] for token in spelt["tokens"]] == [*spelt["text"].encode()]
         assert all(("offsets" in token) == details for token in spelt["tokens"])
+
+
+def floats(*numbers: float) -> Array:
+    return Array((len(numbers),), struct.pack(f"<{len(numbers)}f", *numbers))
+
+
+async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> None:
+    def seen(positions: list[int]) -> Inside:
+        count = len(positions)
+        rotary = [
+            RotaryAngles(layers=layers, magnitude=1.5, frequencies=floats(1, 1e-6), angles=array(count, 2))
+            for layers in ([0, 2], [1])
+        ]
+        return Inside(
+            positions=positions,
+            embedding=Embedded(norms=floats(*map(float, positions)), nearest=[[(66, 0.5), (67, -0.25)]] * count),
+            encoding=PositionEncoding(rotary=rotary, learned=array(count, 3), slopes=floats(0.5, 0.25)),
+        )
+
+    async with calling() as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, inside=seen([0, 1]), times=TIMES),
+            Delta(0, [], None, "length", inside=seen([2]), times=TIMES),
+        )
+        body = await inspect(caller, embedding=2, position_encoding=True)
+        near = [{"id": 66, "text": "B", "cosine": 0.5}, {"id": 67, "text": "C", "cosine": -0.25}]
+        assert body["embedding"] == {"norms": {"shape": [3], "data": [0, 1, 2]}, "nearest": [near] * 3}
+        told = body["position_encoding"]
+        assert [kind["layers"] for kind in told["rotary"]] == [[0, 2], [1]]
+        assert told["rotary"][1]["angles"] == {"shape": [3, 2], "data": [[0, 0.125], [0.25, 0.375], [0, 0.125]]}
+        assert (told["rotary"][0]["frequencies"], told["rotary"][0]["magnitude"]) == ([1, 1e-6], 1.5)
+        assert told["learned"]["shape"] == [3, 3]
+        assert told["alibi_slopes"] == [0.5, 0.25]
+        trace = caller.engine.streams[-1].wanted.trace
+        assert trace is not None
+        assert (trace.embedding, trace.encoding, trace.probes) == (2, True, False)
+
+        bare = Inside(positions=[0], encoding=PositionEncoding(rotary=[], learned=None, slopes=None))
+        scripted(caller, Delta(0, [], None, "length", inside=bare, times=TIMES))
+        assert (await inspect(caller, position_encoding=True))["position_encoding"] == {}
 
 
 def shown(position: int, drawn: int) -> Distribution:
@@ -292,6 +351,8 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
         ({"top_keys": 1}, "top_keys"),
         ({"attention": [[0, 0]], "top_keys": 0}, "top_keys"),
         ({"tokens": [65] * 230, "attention": "all", "top_keys": 1}, "attention"),
+        ({"embedding": 21}, "embedding"),
+        ({"tokens": [65] * 101, "embedding": 0}, "embedding"),
         ({"spellings": True}, "spellings"),
         ({"tokens": None, "messages": HI, "spellings": True}, "spellings"),
         ({"tokens": None, "prompt": "Ab" * 100, "spellings": True, "max_tokens": 1}, "spellings"),
