@@ -230,8 +230,13 @@ class Settings(BaseSettings):
     max_inspection: Bytes = Field(
         4 * 2**20, description="Size of the attention weights that one request may look at, at 4 bytes a number."
     )
+    max_weights: Count = Field(
+        2**25, description="Attention weights to compute for one request that looks at them, or at a part of them."
+    )
     max_lens_rows: Count = Field(
-        2048, description="Positions times layers of one request's logit lens; each costs an output projection."
+        2048,
+        description="Positions times layers of one request's logit lens, and positions whose nearest tokens it asks "
+        "for; each costs an output projection.",
     )
     max_distributions: Count = Field(
         64, description="Distributions that one request may look at: positions times settings, and generated tokens."
