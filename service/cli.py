@@ -1,4 +1,4 @@
-"""The command line: headlight serve | chat | complete | fetch | models.
+"""The command line: headlight serve | chat | complete | batch | fetch | models.
 
 Every setting is a flag of the same name. Every failure ends in one plain line and a status other than 0.
 """
@@ -8,6 +8,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from model.checkpoint.errors import CheckpointError
@@ -16,7 +17,7 @@ from service.command_error import CommandError
 from service.engine.status import EngineDead
 from service.processes.api_keeper import ApiDead
 from service.processes.supervisor import run_server
-from service.settings import ENGINE_SETTINGS, Settings, SettingsError, load_settings
+from service.settings import BATCH_SETTINGS, ENGINE_SETTINGS, Settings, SettingsError, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +61,17 @@ def complete(text: str, max_tokens: float | str, temperature: float | str, **fla
     from service.terminal import complete_in_terminal
 
     asyncio.run(complete_in_terminal(load_settings(**flags), text, max_tokens=max_tokens, temperature=temperature))
+
+
+def batch(requests: Path, results: Path, **flags: Any) -> None:
+    """Answer a file of requests in OpenAI's batch form; the same command goes on where a stopped one was."""
+    from service.batch import run_batch
+
+    try:
+        asyncio.run(run_batch(load_settings(**flags), requests, results))
+    except KeyboardInterrupt:
+        print("headlight: stopped; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def fetch(**flags: Any) -> None:
@@ -114,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command, positional=False)
     command.add_argument("--max-tokens", type=_number, default=64, help="tokens to generate (default: 64)")
     command.add_argument("--temperature", type=_number, default=0.0, help="0 is greedy (default: 0)")
+
+    command = _command(commands, "batch", batch, BATCH_SETTINGS)
+    command.add_argument("requests", type=Path, help="file to read, a request as JSON in each line")
+    command.add_argument("results", type=Path, help="file to write, a result in each line; those it has are kept")
+    _add_model(command, positional=False)
 
     command = _command(commands, "fetch", fetch, ("home",))
     _add_model(command, positional=True)
