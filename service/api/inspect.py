@@ -38,6 +38,7 @@ from service.api.sse import ClientLeft, while_connected
 from service.generation import GenerationRequest
 from service.observability.record import RequestRecord
 from service.text.interface import Tokenizer
+from service.text.spans import spans_of
 
 CHARACTERS_A_NUMBER = 10
 """About the size of a number in an answer."""
@@ -109,6 +110,8 @@ class View:
         tokens = [self._token(id, generated=False) for id in self._prompt]
         tokens += [self._token(id, generated=True) for id in self._generated]
         answer = Inspection(object="inspection", model=self._model, tokens=tokens, positions=self._positions)
+        if self._body.return_offsets:
+            answer.offsets = spans_of(self._tokenizer, [*self._prompt, *self._generated])
         if self._body.attention and self._insides:
             answer.attention = self._attention()
         if self._body.residual and self._insides:

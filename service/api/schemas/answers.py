@@ -325,6 +325,9 @@ class Inspection(BaseModel):
     model: str
     tokens: list[InspectedToken]
     positions: list[int]
+    offsets: list[tuple[int, int]] | None = Field(
+        None, description="The place of each token, [start, end) in characters, in the text that /detokenize gives."
+    )
     attention: InspectedAttention | None = None
     residual: InspectedResidual | None = None
     lens: list[list[LensEntry]] | None = Field(
@@ -357,6 +360,12 @@ class Tokens(BaseModel):
 
     tokens: list[int]
     count: int
+    offsets: list[tuple[int, int]] | None = Field(
+        None,
+        description="The place of each token, [start, end) in characters: in the prompt, or for messages in the text "
+        "that /detokenize gives. Each begins where the one before it ended, and a character of several tokens is in "
+        "the last of them.",
+    )
 
 
 class Text(BaseModel):
