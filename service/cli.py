@@ -1,13 +1,16 @@
-"""The command line: headlight serve | chat | complete | fetch | models.
+"""The command line: headlight serve | chat | complete | batch | fetch | models.
 
 Every setting is a flag of the same name. Every failure ends in one plain line and a status other than 0.
 """
 
 import argparse
 import asyncio
+import json
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from model.checkpoint.errors import CheckpointError
@@ -16,7 +19,20 @@ from service.command_error import CommandError
 from service.engine.status import EngineDead
 from service.processes.api_keeper import ApiDead
 from service.processes.supervisor import run_server
-from service.settings import ENGINE_SETTINGS, Settings, SettingsError, load_settings
+from service.settings import BATCH_SETTINGS, ENGINE_SETTINGS, Settings, SettingsError, load_settings
+
+_SAMPLING = {
+    "max_tokens": "tokens to generate at most",
+    "temperature": "0 is greedy",
+    "top_k": "draw from the k likeliest tokens",
+    "top_p": "draw from the likeliest tokens that hold this much probability",
+    "min_p": "leave out tokens below this share of the likeliest one's probability",
+    "seed": "same seed, same text",
+    "stop": "string that ends the text; may be given several times",
+}
+"""Fields of a request that are flags of chat and complete, and their descriptions."""
+_DRAWS = ("top_k", "top_p", "min_p", "seed")
+"""Fields that mean nothing where the likeliest token is taken."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,18 +64,33 @@ def serve(**flags: Any) -> None:
         run_server(settings, listener)
 
 
-def chat(system: str | None, **flags: Any) -> None:
+def chat(system: str, **flags: Any) -> None:
     """Talk with a model in the terminal."""
     from service.terminal import chat_in_terminal
 
-    asyncio.run(chat_in_terminal(load_settings(**flags), system))
+    sampling = _sampling(flags)
+    asyncio.run(chat_in_terminal(load_settings(**flags), system, **sampling))
 
 
-def complete(text: str, max_tokens: float | str, temperature: float | str, **flags: Any) -> None:
+def complete(text: str, **flags: Any) -> None:
     """Continue a text and print what comes."""
     from service.terminal import complete_in_terminal
 
-    asyncio.run(complete_in_terminal(load_settings(**flags), text, max_tokens=max_tokens, temperature=temperature))
+    sampling = _sampling(flags)
+    if sampling.keys().isdisjoint(_DRAWS):
+        sampling.setdefault("temperature", 0.0)
+    asyncio.run(complete_in_terminal(load_settings(**flags), text, **{"max_tokens": 64} | sampling))
+
+
+def batch(requests: Path, results: Path, **flags: Any) -> None:
+    """Answer a file of requests in OpenAI's batch form; the same command goes on where a stopped one was."""
+    from service.batch import run_batch
+
+    try:
+        asyncio.run(run_batch(load_settings(**flags), requests, results))
+    except KeyboardInterrupt:
+        print("headlight: stopped; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def fetch(**flags: Any) -> None:
@@ -74,6 +105,21 @@ def models(**flags: Any) -> None:
         state = "on this machine" if status.cached else "fetched when first used"
         print(f"{status.alias:<28}{status.size / 1e6:>7.0f} MB  {state}")
     print("\nMODEL may also be a GGUF file, a local Hugging Face folder, or a hub id such as org/name.")
+
+
+def _sampling(flags: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request among the flags, which are taken out of them. Raises CommandError and OSError."""
+    fields = {name: flags.pop(name) for name in _SAMPLING if name in flags}
+    if (path := flags.pop("schema", None)) is not None:
+        fields["response_format"] = {"type": "json_schema", "json_schema": {"name": "schema", "schema": _json(path)}}
+    return fields
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{path}: not JSON: {error}") from None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -107,13 +153,19 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "chat", chat, ENGINE_SETTINGS)
     _add_model(command, positional=True)
-    command.add_argument("--system", help="system message to begin with")
+    command.add_argument("--system", default="", help="system message to begin with")
+    _add_sampling(command, max_tokens="what the context holds", temperature="the model's")
 
     command = _command(commands, "complete", complete, ENGINE_SETTINGS)
     command.add_argument("text", help="what to continue")
     _add_model(command, positional=False)
-    command.add_argument("--max-tokens", type=_number, default=64, help="tokens to generate (default: 64)")
-    command.add_argument("--temperature", type=_number, default=0.0, help="0 is greedy (default: 0)")
+    draws = ", ".join(f"--{name.replace('_', '-')}" for name in _DRAWS)
+    _add_sampling(command, max_tokens="64", temperature=f"0, or the model's with any of {draws}")
+
+    command = _command(commands, "batch", batch, BATCH_SETTINGS)
+    command.add_argument("requests", type=Path, help="file to read, a request as JSON in each line")
+    command.add_argument("results", type=Path, help="file to write, a result in each line; those it has are kept")
+    _add_model(command, positional=False)
 
     command = _command(commands, "fetch", fetch, ("home",))
     _add_model(command, positional=True)
@@ -146,12 +198,26 @@ def _add_model(command: argparse.ArgumentParser, *, positional: bool) -> None:
         command.add_argument("--model", default=argparse.SUPPRESS, metavar="MODEL", help=text)
 
 
+def _add_sampling(command: argparse.ArgumentParser, **defaults: str) -> None:
+    """Flags that are fields of a request, where their values are checked."""
+    for name, text in _SAMPLING.items():
+        default = f" (default: {defaults[name]})" if name in defaults else ""
+        flag, read = "--" + name.replace("_", "-"), str if name == "stop" else _number
+        action = "append" if name == "stop" else "store"
+        command.add_argument(
+            flag, type=read, action=action, default=argparse.SUPPRESS, metavar="VALUE", help=text + default
+        )
+    command.add_argument(
+        "--schema", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="JSON schema that the text has to fit"
+    )
+
+
 def _number(value: str) -> float | str:
     """A number if it is one; other text stays as it is, and the schema of requests refuses it."""
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    for read in (int, float):
+        with suppress(ValueError):
+            return read(value)
+    return value
 
 
 if __name__ == "__main__":

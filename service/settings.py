@@ -25,6 +25,11 @@ OFFLINE_SETTINGS = (
     *"max_stop_length max_stop_token_ids max_logit_bias max_grammar".split(),
 )
 """Settings of programs with an engine of their own: the engine's, and the bounds on requests."""
+BATCH_SETTINGS = (
+    *OFFLINE_SETTINGS,
+    *"served_model_name unknown_fields max_body max_prompts max_inspection max_lens_rows max_distributions".split(),
+)
+"""Settings of batches, whose requests may be any that the server takes."""
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 """Endings of the variables that Kubernetes sets in every pod for services named like the prefix."""
 _ZMQ_ADDRESS = r"^(tcp://\S+:[0-9]+|ipc://\S+)$"

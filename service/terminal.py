@@ -5,18 +5,22 @@ A command's input is a body like any client's: it is read and checked where thos
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from service.api.context import JobContext
-from service.api.errors import ApiError, describe
+from service.api.errors import ApiError, describe, renamed
 from service.api.requests import Job, chat_job, completion_job
 from service.api.schemas.requests import ChatBody, CompletionBody
 from service.command_error import CommandError
+from service.conversation import Messages, changed, system_message
 from service.generation import Generation, GenerationError, GenerationRefused
 from service.local_engine import Schema, body_of, envelope, running_engine
 from service.settings import Settings
+
+_FLAGS = {"response_format.json_schema.schema": "schema"}
+"""Fields of requests that are flags of another name."""
 
 
 async def complete_in_terminal(settings: Settings, text: str, **sampling: Any) -> None:
@@ -25,24 +29,46 @@ async def complete_in_terminal(settings: Settings, text: str, **sampling: Any) -
     Raises EngineDead, CheckpointError and CommandError.
     """
     body = _body(CompletionBody, {"prompt": text, **sampling}, settings)
-    async with _running(settings) as context:
-        await _print(await completion_job(body, context, envelope()), context)
+    async with running_engine(settings) as context:
+        with _plainly():
+            await _print(await completion_job(body, context, envelope()), context)
 
 
-async def chat_in_terminal(settings: Settings, system: str | None) -> None:
-    """Take turns until the input ends. Each turn sends the whole conversation; the prefix cache makes that cheap."""
-    messages = [{"role": "system", "content": system}] if system else []
-    if messages:
-        _body(ChatBody, {"messages": messages}, settings)  # Before anything slow, as far as it can be checked.
-    async with _running(settings) as context:
+async def chat_in_terminal(settings: Settings, system: str, **sampling: Any) -> None:
+    """Take turns until the input ends; `sampling` are fields of a chat request.
+
+    Each turn sends the whole conversation; the prefix cache makes that cheap. A line that is refused changes nothing.
+    On a terminal the chat goes on then; elsewhere the refusal is raised as CommandError.
+    """
+    messages = system_message(system)
+    trial = changed(messages, "Hello").messages
+    _body(ChatBody, {"messages": trial, **sampling}, settings)  # Before anything slow, as far as it can be checked.
+    async with running_engine(settings) as context:
         if context.template is None:
             raise CommandError(f"{context.model_name} has no chat template; use headlight complete")
-        print(f"{context.model_name}: an empty line or Ctrl-D ends the chat, Ctrl-C ends the program.")
-        while text := await _ask():
-            messages.append({"role": "user", "content": text})
-            body = _body(ChatBody, {"messages": messages}, settings)
-            answer = await _print(await chat_job(body, context, envelope()), context)
-            messages.append({"role": "assistant", "content": answer})
+        print(f"{context.model_name}: /help lists commands, an empty line or Ctrl-D ends the chat, Ctrl-C the program.")
+        while True:
+            try:
+                with _plainly():
+                    if not (line := await _ask()):
+                        return
+                    messages = await _turn(messages, line, sampling, context)
+            except CommandError as error:
+                if not sys.stdin.isatty():
+                    raise
+                print(error)
+
+
+async def _turn(messages: Messages, line: str, sampling: Mapping[str, Any], context: JobContext) -> Messages:
+    """The conversation after a line, and the answer that it may get."""
+    change = changed(messages, line)
+    if change.says:
+        print(change.says)
+    if not change.answers:
+        return change.messages
+    body = _body(ChatBody, {"messages": change.messages, **sampling}, context.settings)
+    answer = await _print(await chat_job(body, context, envelope()), context)
+    return [*change.messages, {"role": "assistant", "content": answer}]
 
 
 def _body(schema: type[Schema], fields: dict[str, Any], settings: Settings) -> Schema:
@@ -50,19 +76,23 @@ def _body(schema: type[Schema], fields: dict[str, Any], settings: Settings) -> S
     try:
         return body_of(schema, fields, settings)
     except ApiError as error:
-        raise CommandError(error.detail) from None
+        raise _as_said(error) from None
 
 
-@asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[JobContext]:
-    """An engine and all that a job for it is made with. Refusals of the block are raised as CommandError."""
-    async with running_engine(settings) as context:
-        try:
-            yield context
-        except (ApiError, GenerationError, GenerationRefused) as error:
-            raise CommandError(describe(error).detail) from None
-        except (UnicodeDecodeError, UnicodeEncodeError) as error:
-            raise CommandError(f"the terminal's encoding is {error.encoding}, which this text does not fit") from None
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Raises refusals and failures of a request as CommandError."""
+    try:
+        yield
+    except (ApiError, GenerationError, GenerationRefused) as error:
+        raise _as_said(describe(error)) from None
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise CommandError(f"the terminal's encoding is {error.encoding}, which this text does not fit") from None
+
+
+def _as_said(error: ApiError) -> CommandError:
+    """A refusal in the words of the command line."""
+    return CommandError(renamed(error, lambda name: _FLAGS.get(name, name)).detail)
 
 
 async def _ask() -> str:

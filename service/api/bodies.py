@@ -123,7 +123,11 @@ class _StrictRequest(Request):
 
 def read_body(body: bytes, schema: TypeAdapter[T], settings: Settings) -> T:
     """The object of a schema that a JSON text holds. Raises ApiError."""
-    value = parse(body)
+    return validated(parse(body), schema, settings)
+
+
+def validated(value: Any, schema: TypeAdapter[T], settings: Settings) -> T:
+    """The object of a schema that a value of JSON is. Raises ApiError."""
     try:
         return schema.validate_python(value, from_attributes=True, context=settings)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_numpy
 from service.api.bodies import EngineRoute
-from service.api.context import Context, Served
+from service.api.context import Context, JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS, refusal
 from service.api.observe import CLIENT_CLOSED_REQUEST
@@ -35,30 +35,34 @@ async def create_embeddings(body: EmbeddingBody, request: Request, context: Serv
     inputs = await embedding_job(body, context, envelope)
     envelope.record.id, envelope.record.n = f"embd-{uuid4().hex}", len(inputs)
     try:
-        vectors = await while_connected(request.receive, _embed(context, inputs, envelope.record))
+        generations = await while_connected(request.receive, _embed(context, inputs, envelope.record))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    tokens = sum(len(one.prompt) for one in inputs)
-    answer = Embeddings(
-        object="list",
-        model=context.model_name,
-        data=[
-            Embedding(object="embedding", index=index, embedding=_written(_finished(vector, body), body))
-            for index, vector in enumerate(vectors)
-        ],
-        usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
-    )
+    answer = embeddings_of(generations, body, context)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _embed(
-    context: Context, inputs: Sequence[GenerationRequest], record: RequestRecord
-) -> list[NDArray[np.float32]]:
+async def _embed(context: Context, inputs: Sequence[GenerationRequest], record: RequestRecord) -> Sequence[Generation]:
     with open_generations(context, inputs, record) as generations:
         async with aclosing(observed(record, generations)) as pieces:
             async for _ in pieces:
                 pass
-        return [_pooled(generation) for generation in generations]
+        return generations
+
+
+def embeddings_of(generations: Sequence[Generation], body: EmbeddingBody, context: JobContext) -> Embeddings:
+    """The answer, once all inputs have been read. Raises ApiError, and GenerationError if a number is not finite."""
+    vectors = [_finished(_pooled(generation), body) for generation in generations]
+    tokens = sum(len(generation.request.prompt) for generation in generations)
+    return Embeddings(
+        object="list",
+        model=context.model_name,
+        data=[
+            Embedding(object="embedding", index=index, embedding=_written(vector, body))
+            for index, vector in enumerate(vectors)
+        ],
+        usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
+    )
 
 
 def _pooled(generation: Generation) -> NDArray[np.float32]:

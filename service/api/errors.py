@@ -43,6 +43,7 @@ RETRY_SECONDS = 10
 
 _PROBLEMS = {
     "bool_type": "should be true or false",
+    "extra_forbidden": "is not known here",
     "dict_type": "should be a JSON object",
     "finite_number": "should be a finite number",
     "float_type": "should be a number",

@@ -42,7 +42,7 @@ from service.generation import GenerationRequest
 from service.observability.record import RequestRecord
 from service.text.interface import Tokenizer
 from service.text.respelling import Spelling, respellings
-from service.text.spans import place_tokens
+from service.text.spans import spans_of
 
 CHARACTERS_A_NUMBER = 10
 """About the size of a number in an answer."""
@@ -120,6 +120,8 @@ class View:
         answer = Inspection(object="inspection", model=self._model, tokens=tokens, positions=self._positions)
         if self._body.details:
             answer.text = self._add_details(ids, tokens)
+        if self._body.return_offsets:
+            answer.offsets = spans_of(self._tokenizer, ids)
         if self._body.spellings:
             answer.spellings = self._spellings()
         if self._body.attention and self._insides:
@@ -140,10 +142,9 @@ class View:
 
     def _add_details(self, ids: Sequence[int], tokens: Sequence[SpeltToken]) -> str:
         """Add the tokens' bytes and their places in the text that they spell, which is returned."""
-        placed = place_tokens(self._tokenizer, ids)
-        for token, span in zip(tokens, placed.spans, strict=True):
+        for token, span in zip(tokens, spans_of(self._tokenizer, ids), strict=True):
             token.bytes, token.offsets = [*self._tokenizer.token_bytes(token.id)], span
-        return placed.text
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _spellings(self) -> list[Respelling]:
         assert self._body.prompt is not None

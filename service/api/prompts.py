@@ -10,6 +10,7 @@ from service.api.fields import template_variables
 from service.api.schemas.requests import ChatBody, Message, TokenizeBody
 from service.api.tools import check_tools, told_tools
 from service.text.chat import TemplateError
+from service.text.spans import Span, spans_of
 
 _INLINE_CHARACTERS = 16_384
 """Longer texts are tokenised in a thread, so that other requests' tokens don't wait."""
@@ -109,6 +110,18 @@ def _characters(value: Any) -> int:
             return sum(map(_characters, value))
         case _:
             return 0
+
+
+async def places_of(tokens: list[int], body: TokenizeBody, context: JobContext) -> list[Span]:
+    """The places of the tokens of a valid body: in its prompt, or for messages in the text that they decode to."""
+    tokenizer, prompt = context.tokenizer, body.prompt
+    if prompt is None:
+        return await off_loop(context, len(tokens), lambda: spans_of(tokenizer, tokens))
+    framed = body.add_special_tokens is not False
+    _, spans = await off_loop(
+        context, len(prompt), lambda: tokenizer.locate(prompt, add_special_tokens=framed, parse_special=True)
+    )
+    return spans
 
 
 async def echoed(prompt: str | list[int], context: JobContext) -> str:

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from service.api.answers import Layout, answer
 from service.api.bodies import EngineRoute
-from service.api.context import Context, Served
-from service.api.envelope import envelope_of
+from service.api.context import JobContext, Served
+from service.api.envelope import Envelope, envelope_of
 from service.api.errors import REFUSALS, ApiError
 from service.api.logprobs import token_logprobs
 from service.api.parts import Change, Part, PartsReader
@@ -74,9 +74,7 @@ async def create_response(body: ResponsesBody, request: Request, context: Served
 
     Nothing is stored, so earlier turns come in `input`.
     """
-    turns = 1 if isinstance(body.input, str) else len(body.input)
-    envelope = envelope_of(request, context.settings)
-    job = await translated_job(body, lambda: _translation(body), turns, context, envelope)
+    job = await response_job(body, context, envelope_of(request, context.settings))
     return await answer(request, context, job, ResponseLayout(job, context, body))
 
 
@@ -89,6 +87,12 @@ async def stored_response(name: str) -> Response:
     raise ApiError(
         404, f"The response {name!r:.128} is not here: this server does not store responses.", code="not_found"
     )
+
+
+async def response_job(body: ResponsesBody, context: JobContext, envelope: Envelope) -> Job:
+    """A request for a response as a job. Raises ApiError."""
+    turns = 1 if isinstance(body.input, str) else len(body.input)
+    return await translated_job(body, lambda: _translation(body), turns, context, envelope)
 
 
 def _translation(body: ResponsesBody) -> Translation:
@@ -199,7 +203,7 @@ class ResponseLayout(Layout):
 
     prefix = "resp_"
 
-    def __init__(self, job: Job, context: Context, body: ResponsesBody) -> None:
+    def __init__(self, job: Job, context: JobContext, body: ResponsesBody) -> None:
         super().__init__(job, context)
         self._body = body
         self._reader = PartsReader(job)

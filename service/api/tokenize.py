@@ -8,7 +8,7 @@ from starlette.responses import Response
 from service.api.bodies import JsonRoute
 from service.api.context import Context, Served
 from service.api.errors import REFUSALS
-from service.api.prompts import off_loop
+from service.api.prompts import off_loop, places_of
 from service.api.requests import detokenized, tokenized
 from service.api.schemas.answers import Text, Tokens
 from service.api.schemas.requests import DetokenizeBody, TokenizeBody
@@ -21,7 +21,10 @@ router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 async def tokenize(body: TokenizeBody, request: Request, context: Served) -> Response:
     """The ids that a completion or chat request would make of the same input."""
     tokens = await tokenized(body, context, record_of(request.scope))
-    return await _written(context, Tokens(tokens=tokens, count=len(tokens)), len(tokens))
+    answer = Tokens(tokens=tokens, count=len(tokens))
+    if body.return_offsets:
+        answer.offsets = await places_of(tokens, body, context)
+    return await _written(context, answer, len(tokens))
 
 
 @router.post("/detokenize", response_model=Text, responses=REFUSALS, summary="Token ids to text")
@@ -33,4 +36,5 @@ async def detokenize(body: DetokenizeBody, request: Request, context: Served) ->
 
 async def _written(context: Context, answer: BaseModel, size: int) -> Response:
     """The response with `answer`, of about `size` tokens or characters; a large one is written in a thread."""
-    return Response(await off_loop(context, size, answer.model_dump_json), media_type="application/json")
+    text = await off_loop(context, size, lambda: answer.model_dump_json(exclude_unset=True))
+    return Response(text, media_type="application/json")

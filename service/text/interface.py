@@ -29,6 +29,15 @@ class Tokenizer(Protocol):
         Raises InvalidTextError.
         """
 
+    def locate(
+        self, text: str, *, add_special_tokens: bool, parse_special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of `encode`, and the place of each in the text, as [start, end) in characters.
+
+        Each place begins where the one before it ended. A character that several tokens make up together is in the last
+        of them. Tokens that are not in the text have empty places.
+        """
+
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
         """The text of tokens; bytes that are not UTF-8 become U+FFFD.
 

@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from model.checkpoint.tokenizer_data import GgufTokenizer, TokenizerData
 from service.text.gguf_vocabulary import gguf_vocabulary
 from service.text.huggingface_vocabulary import huggingface_vocabulary
+from service.text.spans import Span, ends_of, joined
 from service.text.spelling import WORD_MARK, spelling_of
 from service.text.vocabulary import Vocabulary
 
@@ -53,6 +54,8 @@ class VocabularyTokenizer:
             text[:length] for text in self.special_texts for length in range(1, len(text))
         )
         self._longest_beginning = max(map(len, self._special_beginnings), default=0)
+        # It would add special tokens, which is done here, and leave white space out of the places of tokens.
+        self._backend.post_processor = None
         # Special tokens are found by the matcher, and only where the caller wants them; never by the backend itself.
         self._backend.encode_special_tokens = True
         self._matched_ids, self._matcher = _matcher(self._backend)
@@ -69,8 +72,35 @@ class VocabularyTokenizer:
         ids = self.encode_pieces(self.split(text, parse_special=parse_special))
         return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special_tokens else ids
 
+    def locate(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> tuple[list[int], list[Span]]:
+        cut = list(self._cut(text, parse_special))
+        pieces = self._with_first_space([piece for piece, _, _ in cut])
+        spaced = bool(cut) and pieces[0] != cut[0][0]
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        encoded = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        ids: list[int] = []
+        ends: list[int] = []
+        for piece, start, stop in cut:
+            if isinstance(piece, int):
+                ids.append(piece)
+                ends.append(stop)
+            else:
+                found = next(encoded)
+                ids += found.ids
+                ends += ends_of(found.offsets, start, int(spaced and start == 0))
+        spans = joined(ends, len(text))
+        if not add_special_tokens:
+            return ids, spans
+        before, after = [(0, 0)] * len(self._prefix_ids), [(len(text), len(text))] * len(self._suffix_ids)
+        return [*self._prefix_ids, *ids, *self._suffix_ids], [*before, *spans, *after]
+
     def split(self, text: str, *, parse_special: bool = True) -> Iterator[str | int]:
         """The added tokens in a text, as ids, and the texts between them. Raises InvalidTextError."""
+        for piece, _, _ in self._cut(text, parse_special):
+            yield piece
+
+    def _cut(self, text: str, parse_special: bool) -> Iterator[tuple[str | int, int, int]]:
+        """The pieces of `split`, with the places where each begins and ends."""
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -82,22 +112,15 @@ class VocabularyTokenizer:
             if token in self._special_ids and not parse_special:
                 continue
             if start > end:
-                yield text[end:start]
-            yield token
+                yield text[end:start], end, start
+            yield token, start, stop
             end = stop
         if end < len(text):
-            yield text[end:]
+            yield text[end:], end, len(text)
 
     def encode_pieces(self, pieces: Iterable[str | int]) -> list[int]:
         """The tokens of a text that `split` has cut; special tokens written out in its texts are plain text."""
-        pieces = list(pieces)
-        if (
-            self._prepends_first
-            and pieces
-            and isinstance(pieces[0], str)
-            and not pieces[0].startswith((" ", WORD_MARK))
-        ):
-            pieces[0] = " " + pieces[0]
+        pieces = self._with_first_space(list(pieces))
         texts = [piece for piece in pieces if isinstance(piece, str)]
         # A batch, even of one text, is encoded without holding the interpreter's lock.
         encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
@@ -105,6 +128,13 @@ class VocabularyTokenizer:
         for piece in pieces:
             ids += next(encoded).ids if isinstance(piece, str) else [piece]
         return ids
+
+    def _with_first_space(self, pieces: list[str | int]) -> list[str | int]:
+        """The pieces of a text with the space that the model expects before it."""
+        first = pieces[0] if pieces else 0
+        if not self._prepends_first or isinstance(first, int) or first.startswith((" ", WORD_MARK)):
+            return pieces
+        return [f" {first}", *pieces[1:]]
 
     def may_spell_special(self, text: str) -> bool:
         """Whether a text spells out a special token, or ends in the beginning of one that other text could complete.

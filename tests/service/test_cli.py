@@ -80,6 +80,14 @@ def dummy(folder: Path, template: str = "") -> tuple[str, ...]:
         (("hi", "--max-tokens", "many"), "max_tokens: should be an integer"),
         (("hi", "--temperature", "3"), "temperature: should be"),
         (("hi", "--temperature", "nan"), "NaN"),
+        (("hi", "--top-k", "-2"), "top_k: should be at least -1"),
+        (("hi", "--top-p", "0"), "top_p: should be more than 0"),
+        (("hi", "--min-p", "2"), "min_p: should be at most 1"),
+        (("hi", "--seed", "1.5"), "seed: should be an integer"),
+        (("hi", "--stop", ""), "stop: has an empty string"),
+        (("hi", *("--stop", "a") * 17), "17 strings are more than the 16"),
+        (("hi", "--schema", "/nowhere/at/all"), "/nowhere/at/all: No such file"),
+        (("hi", "--schema", __file__), "not JSON"),
     ],
 )
 def test_what_a_request_would_be_refused_for(
@@ -96,6 +104,8 @@ def test_what_a_request_would_be_refused_for(
         ((), b"\xff\n", "strict", "encoding is utf-8"),
         ((), b"\xff\n", "surrogateescape", "surrogate"),
         ((), b"hi " * 200, "strict", "leaves no room"),
+        ((), b"/nothing\n", "strict", "no command /nothing"),
+        (("--top-k", "many"), b"", "strict", "top_k: should be an integer"),
     ],
 )
 def test_what_a_chat_would_be_refused_for(
@@ -109,3 +119,66 @@ def test_what_a_chat_would_be_refused_for(
     (said,) = done.stderr.decode().splitlines()
     assert said.startswith("headlight: ")
     assert words in said
+
+
+TEMPLATE = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+
+
+@pytest.mark.parametrize(("schema", "words"), [({"type": "strin"}, "schema: "), ([], "schema: should be")])
+def test_a_schema_that_cannot_be_followed(
+    schema: object, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(schema))
+    said = failure(capfd, "complete", "hi", "--max-tokens", "9", "--schema", str(path), *dummy(tmp_path))
+    assert said.startswith(f"headlight: {words}")
+
+
+def test_fields_of_a_request_are_flags(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["한"]}')
+    flags = dummy(tmp_path)
+
+    def complete(*arguments: str) -> str:
+        assert cli.main(["complete", "hi", "--max-tokens", "12", *arguments, *flags]) == 0
+        return capfd.readouterr().out
+
+    assert complete("--schema", str(schema)) == '"한"\n'
+    greedy = complete()
+    assert complete("--top-k", "1", "--temperature", "1") == greedy
+    assert complete("--seed", "1") != greedy  # It would mean nothing where the likeliest token is taken.
+    last = greedy.strip()[-1]
+    assert complete("--stop", "nowhere", "--stop", last) == greedy.partition(last)[0] + "\n"
+
+
+def chat(folder: Path, *arguments: str) -> list[str]:
+    """A command that chats with a tiny model. Its answers are one character."""
+    flags = ("--schema", str(folder / "schema.json"), *dummy(folder, TEMPLATE)[1:])
+    (folder / "schema.json").write_text('{"enum": [7]}')
+    return [sys.executable, "-m", "service.cli", "chat", *arguments, *flags]
+
+
+def test_a_chat_with_commands(tmp_path: Path) -> None:
+    lines = "one\n/system Be brief.\ntwo\n/undo\n/retry\n/edit 2 //three\n/history\n/clear\n/history\n/help\n\nunread"
+    done = subprocess.run(chat(tmp_path), input=lines, capture_output=True, text=True, check=True)
+    _, *said = done.stdout.splitlines()
+    assert said[:6] == [*["> 7", "> > 7", "> > 7", "> 7", "> 1 system: Be brief.", "2 user: //three"]]
+    assert said[6:8] == ["3 assistant: 7", "> > 1 system: Be brief."]
+    assert said[8].startswith("> /help")
+    assert said[-1].startswith("/clear") or said[-2].startswith("/clear")
+
+
+def test_a_chat_on_a_terminal_goes_on_after_a_refusal(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = chat(tmp_path, "--system", "Be brief.")
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        os.close(theirs)
+        os.write(ours, b"hi\n" + b"hi " * 200 + b"\n/what\nho\n/history\n\n")
+        out, error = running.communicate(timeout=100)
+        os.close(ours)
+    assert (running.returncode, error) == (0, "")
+    assert "leaves no room" in out
+    assert "no command /what" in out
+    assert out.rstrip("> \n").splitlines()[-5:] == [
+        *("> 1 system: Be brief.", "2 user: hi", "3 assistant: 7", "4 user: ho", "5 assistant: 7")
+    ]

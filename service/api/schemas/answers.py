@@ -391,6 +391,9 @@ class Inspection(BaseModel):
     text: str | None = Field(None, description="With details: what the tokens spell, special ones included.")
     spellings: list[Respelling] | None = Field(None, description="Those that differ from the prompt.")
     positions: list[int]
+    offsets: list[tuple[int, int]] | None = Field(
+        None, description="The place of each token, [start, end) in characters, in the text that /detokenize gives."
+    )
     attention: InspectedAttention | None = None
     residual: InspectedResidual | None = None
     embedding: InspectedEmbedding | None = None
@@ -425,6 +428,12 @@ class Tokens(BaseModel):
 
     tokens: list[int]
     count: int
+    offsets: list[tuple[int, int]] | None = Field(
+        None,
+        description="The place of each token, [start, end) in characters: in the prompt, or for messages in the text "
+        "that /detokenize gives. Each begins where the one before it ended, and a character of several tokens is in "
+        "the last of them.",
+    )
 
 
 class Text(BaseModel):

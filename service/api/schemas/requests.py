@@ -644,6 +644,7 @@ class TokenizeBody(Body):
     continue_final_message: bool = Field(False, description="For messages, as in a chat request.")
     reasoning_effort: Effort | None = Field(None, description="For messages, as in a chat request.")
     chat_template_kwargs: TemplateVariables | None = Field(None, description="For messages, as in a chat request.")
+    return_offsets: bool = Field(False, description="Return the place of each token, in characters.")
 
 
 class InspectBody(TokenizeBody, Sampling, Look):

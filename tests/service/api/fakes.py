@@ -30,6 +30,7 @@ from service.served_model import ServedModel
 from service.settings import Settings, listed
 from service.text.chat import TemplateError
 from service.text.reasoning import ReasoningFormat
+from service.text.spans import spans_of
 from service.text.tools.formats import HERMES, ToolFormat
 
 MODEL = "toy"
@@ -59,6 +60,13 @@ class FakeTokenizer:
                 tokens += [EOS, *part.encode()]
             return tokens
         return [*tokens, *text.encode()]
+
+    def locate(
+        self, text: str, *, add_special_tokens: bool, parse_special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        tokens = self.encode(text, add_special_tokens=add_special_tokens, parse_special=parse_special)
+        before = tokens[:1].count(BOS)
+        return tokens, [(0, 0)] * before + spans_of(self, tokens[before:])
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else SPECIAL.get(token, "").encode()

@@ -291,6 +291,12 @@ async def test_tokenize_and_back() -> None:
         ]:
             answer = (await caller.http.post("/tokenize", json=body)).json()
             assert answer == {"tokens": tokens, "count": len(tokens)}
+        for body, offsets in [
+            ({"prompt": "h한</s>"}, [[0, 0], [0, 1], [1, 1], [1, 1], [1, 2], [2, 6]]),
+            ({"messages": HI, "add_generation_prompt": False}, [[place, place + 1] for place in range(8)]),
+        ]:
+            answer = (await caller.http.post("/tokenize", json=body | {"return_offsets": True})).json()
+            assert answer["offsets"] == offsets
         for body in ({}, {"prompt": "a", "messages": HI}, {"prompt": "a", "add_generation_prompt": True}):
             assert (await caller.http.post("/tokenize", json=body)).status_code == 400
         answer = await caller.http.post("/detokenize", json={"tokens": [BOS, *"한".encode()]})

@@ -189,10 +189,11 @@ async def test_a_part_of_the_weights_may_be_had_where_all_are_too_many() -> None
 async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
     async with calling() as caller:
         scripted(caller, Delta(0, [], None, "length", times=TIMES))
-        body = await inspect(caller, tokens=None, messages=HI)
+        body = await inspect(caller, tokens=None, messages=HI, return_offsets=True)
         told = (await caller.http.post("/tokenize", json={"messages": HI})).json()["tokens"]
     assert [token["id"] for token in body["tokens"]] == told
     assert body["positions"] == [*range(len(told))]
+    assert body["offsets"] == [[place, place + 1] for place in range(len(told))]
 
 
 async def test_details_of_tokens_are_their_bytes_and_places() -> None:

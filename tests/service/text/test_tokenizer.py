@@ -1,3 +1,4 @@
+import codecs
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
+from service.text.spans import spans_of
 from service.text.tokenizer import InvalidTextError, VocabularyTokenizer, load_tokenizer
 from tests.service.text import training
 from tests.service.text.training import deterministic
@@ -207,6 +209,52 @@ def test_plain_text_survives_a_round_trip(kind: str, text: str) -> None:
     joined = b"".join(map(subject.token_bytes, ids)).decode()
     assert joined in (text, " " + text)
     assert joined == subject.decode(ids, continuation=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@deterministic
+@given(text=training.texts(), framed=st.booleans(), parse=st.booleans())
+def test_tokens_are_located_in_the_text(kind: str, text: str, framed: bool, parse: bool) -> None:
+    subject = tokenizer(kind)
+    ids, spans = subject.locate(text, add_special_tokens=framed, parse_special=parse)
+    assert ids == subject.encode(text, add_special_tokens=framed, parse_special=parse)
+    assert len(spans) == len(ids)
+    slices = [text[start:end] for start, end in spans]
+    if any(slices) or not text:
+        assert "".join(slices) == text
+    if kind == "qwen2" or "▁" in text or unknown(subject, ids):
+        return  # It composes characters, or a token stands for other text than its own.
+    read = codecs.getincrementaldecoder("utf-8")()
+    for token, sliced in zip(ids, slices, strict=True):
+        if subject.is_special(token):
+            assert sliced.strip() in ("", subject.special_text(token))
+        else:
+            assert read.decode(subject.token_bytes(token)).removeprefix(" ") == sliced.removeprefix(" ")
+
+
+def unknown(subject: VocabularyTokenizer, ids: list[int]) -> bool:
+    return any(subject.special_text(token) == "<unk>" for token in ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_character_of_several_tokens_is_located_in_its_last(kind: str) -> None:
+    text = "a 🧑🏽‍🚀 안"
+    _, spans = tokenizer(kind).locate(text, add_special_tokens=False, parse_special=False)
+    slices = [text[start:end] for start, end in spans]
+    assert "".join(slices) == text
+    assert "" in slices
+    assert "🚀" in "".join(slices[-4:])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "mistral"])
+@deterministic
+@given(tokens=st.lists(st.integers(0, 720), max_size=20))
+def test_any_tokens_are_located_in_what_they_decode_to(kind: str, tokens: list[int]) -> None:
+    subject = tokenizer(kind)
+    text = subject.decode(tokens, skip_special_tokens=False)
+    spans = spans_of(subject, tokens)
+    assert len(spans) == len(tokens)
+    assert "".join(text[start:end] for start, end in spans) == text
 
 
 def test_the_texts_of_special_tokens_are_parsed_only_on_request() -> None:
