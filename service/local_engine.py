@@ -16,6 +16,9 @@ from service.api.bodies import read_body
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
+from service.api.inspect import Seen, View
+from service.api.requests import inspect_job
+from service.api.schemas.requests import InspectBody
 from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord
@@ -87,6 +90,14 @@ async def generated(
             async for index, piece in arriving:
                 pieces[index].append(piece)
     return generations, pieces
+
+
+async def inspected(context: JobContext, fields: Mapping[str, Any]) -> View:
+    """The answer, with all digits, to a request to look inside that has these fields. Raises as `Generation` does."""
+    body = body_of(InspectBody, fields, context.settings)
+    job = await inspect_job(body, context, envelope())
+    [generation], [pieces] = await generated(context, [job])
+    return View(body, context, job, Seen.of(generation, pieces), exact=True)
 
 
 async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:
