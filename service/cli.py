@@ -1,10 +1,11 @@
-"""The command line: headlight serve | chat | complete | fetch | models.
+"""The command line: headlight serve | chat | complete | inspect | fetch | models.
 
 Every setting is a flag of the same name. Every failure ends in one plain line and a status other than 0.
 """
 
 import argparse
 import asyncio
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from service.command_error import CommandError
 from service.engine.status import EngineDead
 from service.processes.api_keeper import ApiDead
 from service.processes.supervisor import run_server
-from service.settings import ENGINE_SETTINGS, Settings, SettingsError, load_settings
+from service.settings import ENGINE_SETTINGS, LOOK_SETTINGS, Settings, SettingsError, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +61,52 @@ def complete(text: str, max_tokens: float | str, temperature: float | str, **fla
     from service.terminal import complete_in_terminal
 
     asyncio.run(complete_in_terminal(load_settings(**flags), text, max_tokens=max_tokens, temperature=temperature))
+
+
+def inspect(
+    text: str,
+    *,
+    chat: bool,
+    system: str | None,
+    attention: str | None,
+    lens: bool,
+    residual: bool,
+    distribution: bool,
+    top: float | str,
+    max_tokens: float | str | None,
+    npz: str | None,
+    temperature: float | str,
+    top_k: float | str | None,
+    top_p: float | str | None,
+    min_p: float | str | None,
+    seed: float | str | None,
+    **flags: Any,
+) -> None:
+    """Look inside the model while it reads a text."""
+    from service.terminal import inspect_in_terminal
+
+    told = [{"role": "system", "content": system}] if system is not None else []
+    messages = [*told, {"role": "user", "content": text}]
+    fields = {
+        **({"messages": messages} if chat or told else {"prompt": text}),
+        "attention": _heads(attention),
+        "lens": top if lens else None,
+        "residual": residual,
+        "distribution": top if distribution else None,
+        # The distribution is that of the next token, which therefore has to be drawn.
+        "max_tokens": int(distribution) if max_tokens is None else max_tokens,
+        **{"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed},
+    }
+    asyncio.run(inspect_in_terminal(load_settings(**flags), fields, npz=npz))
+
+
+def _heads(written: str | None) -> list[list[int]] | str | None:
+    """Heads that are written as LAYER.HEAD, with commas between them."""
+    if written is None or written == "all":
+        return written
+    if not re.fullmatch(r"\d{1,6}\.\d{1,6}(,\d{1,6}\.\d{1,6})*", written, re.ASCII):
+        raise CommandError(f"attention: {written!r} is not LAYER.HEAD, such as 3.5 or 3.5,4.0, or all")
+    return [[int(number) for number in name.split(".")] for name in written.split(",")]
 
 
 def fetch(**flags: Any) -> None:
@@ -114,6 +161,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command, positional=False)
     command.add_argument("--max-tokens", type=_number, default=64, help="tokens to generate (default: 64)")
     command.add_argument("--temperature", type=_number, default=0.0, help="0 is greedy (default: 0)")
+
+    command = _command(commands, "inspect", inspect, (*ENGINE_SETTINGS, *LOOK_SETTINGS))
+    command.add_argument("text", help="what the model reads")
+    _add_model(command, positional=False)
+    command.add_argument("--chat", action="store_true", help="the text is a user's message")
+    command.add_argument("--system", help="system message before it; goes with --chat or alone")
+    command.add_argument("--attention", metavar="LAYER.HEAD", help="weights of heads, such as 3.5 or 3.5,4.0, or all")
+    command.add_argument("--lens", action="store_true", help="likeliest tokens if the model ended after each layer")
+    command.add_argument("--residual", action="store_true", help="norms of the residual stream")
+    command.add_argument("--distribution", action="store_true", help="stages of the next token's distribution")
+    command.add_argument("--top", type=_number, default=5, help="likeliest tokens of each (default: 5)")
+    command.add_argument("--max-tokens", type=_number, help="tokens to generate (default: 1 with --distribution, or 0)")
+    command.add_argument("--temperature", type=_number, default=0.0, help="0 is greedy (default: 0)")
+    for name in ("top-k", "top-p", "min-p", "seed"):
+        command.add_argument(f"--{name}", type=_number, help=f"{name}, as in a request")
+    command.add_argument("--npz", metavar="FILE", help="write the arrays to a file of NumPy's instead")
 
     command = _command(commands, "fetch", fetch, ("home",))
     _add_model(command, positional=True)

@@ -92,12 +92,11 @@ async def generated(
     return generations, pieces
 
 
-async def inspected(context: JobContext, fields: Mapping[str, Any]) -> View:
-    """The answer, with all digits, to a request to look inside that has these fields. Raises as `Generation` does."""
-    body = body_of(InspectBody, fields, context.settings)
+async def inspected(context: JobContext, body: InspectBody, *, exact: bool) -> View:
+    """The answer to a request to look inside; `exact` is as for `Looks`. Raises ApiError, and as `Generation` does."""
     job = await inspect_job(body, context, envelope())
     [generation], [pieces] = await generated(context, [job])
-    return View(body, context, job, Seen.of(generation, pieces), exact=True)
+    return View(body, context, job, Seen.of(generation, pieces), exact=exact)
 
 
 async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:

@@ -21,7 +21,7 @@ from service.api.context import JobContext
 from service.api.errors import ApiError, describe
 from service.api.looks import Looks
 from service.api.requests import Job, chat_job, completion_job
-from service.api.schemas.requests import ChatBody, CompletionBody
+from service.api.schemas.requests import ChatBody, CompletionBody, InspectBody
 from service.engine.status import EngineDead
 from service.generation import GenerationError, GenerationRefused, Piece
 from service.inside.arrays import DrawnInspection, Inspection
@@ -220,7 +220,8 @@ class LLM:
 async def _inspection(context: JobContext, fields: Mapping[str, Any]) -> Inspection:
     with _plainly():
         context.client.limits  # noqa: B018 - raises EngineDead.
-        return Inspection.of((await inspected(context, fields)).inspection())
+        body = body_of(InspectBody, fields, context.settings)
+        return Inspection.of((await inspected(context, body, exact=True)).inspection())
 
 
 def _requests(name: str, inputs: Sequence[Any], params: Params, fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,21 +1,27 @@
-"""Chat and completion in a terminal: the engine without HTTP, each token printed as it comes.
+"""Chat, completion and looks inside in a terminal: the engine without HTTP, each token printed as it comes.
 
 A command's input is a body like any client's: it is read and checked where those are.
 """
 
 import asyncio
+import os
+import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from service.api.context import JobContext
 from service.api.errors import ApiError, describe
 from service.api.requests import Job, chat_job, completion_job
-from service.api.schemas.requests import ChatBody, CompletionBody
+from service.api.schemas.requests import ChatBody, CompletionBody, InspectBody
 from service.command_error import CommandError
 from service.generation import Generation, GenerationError, GenerationRefused
-from service.local_engine import Schema, body_of, envelope, running_engine
+from service.inside.arrays import Inspection
+from service.inside.drawing import Canvas, drawn
+from service.inside.npz import write_npz
+from service.local_engine import Schema, body_of, envelope, inspected, running_engine
 from service.settings import Settings
 
 
@@ -43,6 +49,29 @@ async def chat_in_terminal(settings: Settings, system: str | None) -> None:
             body = _body(ChatBody, {"messages": messages}, settings)
             answer = await _print(await chat_job(body, context, envelope()), context)
             messages.append({"role": "assistant", "content": answer})
+
+
+async def inspect_in_terminal(settings: Settings, fields: Mapping[str, Any], *, npz: str | None) -> None:
+    """Draw what a request with these fields sees inside the model, or write it to a file.
+
+    Raises EngineDead, CheckpointError, CommandError and OSError.
+    """
+    body = _body(InspectBody, dict(fields), settings)
+    async with _running(settings) as context:
+        view = await inspected(context, body, exact=True)
+        seen = Inspection.of(view.inspection())
+        if npz is not None:
+            write_npz(Path(npz), seen)
+        else:
+            _draw(seen)
+
+
+def _draw(seen: Inspection) -> None:
+    on_terminal = sys.stdout.isatty()
+    # What goes into a file or a pipe is as wide as a terminal commonly is, unless COLUMNS says otherwise.
+    canvas = Canvas(shutil.get_terminal_size().columns, coloured=on_terminal and not os.environ.get("NO_COLOR"))
+    for line in drawn(seen, canvas):
+        print(line)
 
 
 def _body(schema: type[Schema], fields: dict[str, Any], settings: Settings) -> Schema:
