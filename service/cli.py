@@ -75,6 +75,7 @@ def inspect(
     top: float | str,
     max_tokens: float | str | None,
     npz: str | None,
+    html: str | None,
     temperature: float | str,
     top_k: float | str | None,
     top_p: float | str | None,
@@ -97,7 +98,7 @@ def inspect(
         "max_tokens": int(distribution) if max_tokens is None else max_tokens,
         **{"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed},
     }
-    asyncio.run(inspect_in_terminal(load_settings(**flags), fields, npz=npz))
+    asyncio.run(inspect_in_terminal(load_settings(**flags), fields, npz=npz, html=html))
 
 
 def _heads(written: str | None) -> list[list[int]] | str | None:
@@ -177,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("top-k", "top-p", "min-p", "seed"):
         command.add_argument(f"--{name}", type=_number, help=f"{name}, as in a request")
     command.add_argument("--npz", metavar="FILE", help="write the arrays to a file of NumPy's instead")
+    command.add_argument("--html", metavar="FILE", help="write a page that needs no server instead")
 
     command = _command(commands, "fetch", fetch, ("home",))
     _add_model(command, positional=True)

@@ -18,6 +18,7 @@ from service.api.envelope import Envelope
 from service.api.errors import ApiError
 from service.api.inspect import Seen, View
 from service.api.requests import inspect_job
+from service.api.schemas.answers import Inspection
 from service.api.schemas.requests import InspectBody
 from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationRequest, Piece, interleave
@@ -92,11 +93,11 @@ async def generated(
     return generations, pieces
 
 
-async def inspected(context: JobContext, body: InspectBody, *, exact: bool) -> View:
-    """The answer to a request to look inside; `exact` is as for `Looks`. Raises ApiError, and as `Generation` does."""
+async def inspected(context: JobContext, body: InspectBody) -> Inspection:
+    """The answer to a request to look inside, with all digits. Raises ApiError, and as `Generation` does."""
     job = await inspect_job(body, context, envelope())
     [generation], [pieces] = await generated(context, [job])
-    return View(body, context, job, Seen.of(generation, pieces), exact=exact)
+    return View(body, context, job, Seen.of(generation, pieces), exact=True).inspection()
 
 
 async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:

@@ -221,7 +221,7 @@ async def _inspection(context: JobContext, fields: Mapping[str, Any]) -> Inspect
     with _plainly():
         context.client.limits  # noqa: B018 - raises EngineDead.
         body = body_of(InspectBody, fields, context.settings)
-        return Inspection.of((await inspected(context, body, exact=True)).inspection())
+        return Inspection.of(await inspected(context, body))
 
 
 def _requests(name: str, inputs: Sequence[Any], params: Params, fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from service.generation import Generation, GenerationError, GenerationRefused
 from service.inside.arrays import Inspection
 from service.inside.drawing import Canvas, drawn
 from service.inside.npz import write_npz
+from service.inside.page import page_of
 from service.local_engine import Schema, body_of, envelope, inspected, running_engine
 from service.settings import Settings
 
@@ -51,18 +52,22 @@ async def chat_in_terminal(settings: Settings, system: str | None) -> None:
             messages.append({"role": "assistant", "content": answer})
 
 
-async def inspect_in_terminal(settings: Settings, fields: Mapping[str, Any], *, npz: str | None) -> None:
-    """Draw what a request with these fields sees inside the model, or write it to a file.
+async def inspect_in_terminal(
+    settings: Settings, fields: Mapping[str, Any], *, npz: str | None, html: str | None
+) -> None:
+    """Draw what a request with these fields sees inside the model, or write it to files.
 
     Raises EngineDead, CheckpointError, CommandError and OSError.
     """
     body = _body(InspectBody, dict(fields), settings)
     async with _running(settings) as context:
-        view = await inspected(context, body, exact=True)
-        seen = Inspection.of(view.inspection())
+        answer = await inspected(context, body)
+        seen = Inspection.of(answer)
         if npz is not None:
             write_npz(Path(npz), seen)
-        else:
+        if html is not None:
+            Path(html).write_text(page_of(answer), "utf-8")
+        if npz is html is None:
             _draw(seen)
 
 

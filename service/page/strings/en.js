@@ -104,6 +104,8 @@ export default {
   "stage.top_p": "top-p",
   "stage.min_p": "min-p",
 
+  "inspection.title": "Inside {model}",
+
   steps: "Steps of the walk",
   "step.count": "Step {step} of {steps}",
   neighbours: "Step before and after",

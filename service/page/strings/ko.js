@@ -104,6 +104,8 @@ export default {
   "stage.top_p": "top-p",
   "stage.min_p": "min-p",
 
+  "inspection.title": "{model}의 내부",
+
   steps: "둘러보기의 단계",
   "step.count": "{steps}단계 중 {step}단계",
   neighbours: "앞뒤 단계",

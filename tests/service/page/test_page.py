@@ -7,11 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from axe_core_python.selenium import Axe
 from selenium.webdriver.common.keys import Keys
 
 from tests.service.api import fakes
-from tests.service.page.browser import MISSING, Browser, browsing
+from tests.service.page.browser import MISSING, Browser, browsing, faults
 from tests.service.servers import serving
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -60,12 +59,6 @@ def ask(browser: Browser, text: str) -> None:
     browser.one("#message").send_keys(text, Keys.ENTER)
     browser.until(lambda: browser.all(".token"))
     browser.until(lambda: browser.all("#send"))
-
-
-def faults(browser: Browser) -> list[str]:
-    """What axe finds against the rules of WCAG 2.1 at levels A and AA, and against good practice."""
-    found = Axe().run(browser.driver)  # type: ignore[no-untyped-call]
-    return [f"{v['id']}: {node['html'][:200]}" for v in found["violations"] for node in v["nodes"]]
 
 
 def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: str) -> None:
