@@ -1,4 +1,4 @@
-"""The command line: headlight serve | chat | complete | batch | fetch | models.
+"""The command line: headlight serve | chat | complete | batch | inspect | fetch | models.
 
 Every setting is a flag of the same name. Every failure ends in one plain line and a status other than 0.
 """
@@ -6,6 +6,7 @@ Every setting is a flag of the same name. Every failure ends in one plain line a
 import argparse
 import asyncio
 import json
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from service.command_error import CommandError
 from service.engine.status import EngineDead
 from service.processes.api_keeper import ApiDead
 from service.processes.supervisor import run_server
-from service.settings import BATCH_SETTINGS, ENGINE_SETTINGS, Settings, SettingsError, load_settings
+from service.settings import BATCH_SETTINGS, ENGINE_SETTINGS, LOOK_SETTINGS, Settings, SettingsError, load_settings
 
 _SAMPLING = {
     "max_tokens": "tokens to generate at most",
@@ -91,6 +92,53 @@ def batch(requests: Path, results: Path, **flags: Any) -> None:
     except KeyboardInterrupt:
         print("headlight: stopped; the same command goes on from here", file=sys.stderr)
         raise
+
+
+def inspect(
+    text: str,
+    *,
+    chat: bool,
+    system: str | None,
+    attention: str | None,
+    lens: bool,
+    residual: bool,
+    distribution: bool,
+    top: float | str,
+    max_tokens: float | str | None,
+    npz: str | None,
+    html: str | None,
+    temperature: float | str,
+    top_k: float | str | None,
+    top_p: float | str | None,
+    min_p: float | str | None,
+    seed: float | str | None,
+    **flags: Any,
+) -> None:
+    """Look inside the model while it reads a text."""
+    from service.terminal import inspect_in_terminal
+
+    told = [{"role": "system", "content": system}] if system is not None else []
+    messages = [*told, {"role": "user", "content": text}]
+    fields = {
+        **({"messages": messages} if chat or told else {"prompt": text}),
+        "attention": _heads(attention),
+        "lens": top if lens else None,
+        "residual": residual,
+        "distribution": top if distribution else None,
+        # The distribution is that of the next token, which therefore has to be drawn.
+        "max_tokens": int(distribution) if max_tokens is None else max_tokens,
+        **{"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed},
+    }
+    asyncio.run(inspect_in_terminal(load_settings(**flags), fields, npz=npz, html=html))
+
+
+def _heads(written: str | None) -> list[list[int]] | str | None:
+    """Heads that are written as LAYER.HEAD, with commas between them."""
+    if written is None or written == "all":
+        return written
+    if not re.fullmatch(r"\d{1,6}\.\d{1,6}(,\d{1,6}\.\d{1,6})*", written, re.ASCII):
+        raise CommandError(f"attention: {written!r} is not LAYER.HEAD, such as 3.5 or 3.5,4.0, or all")
+    return [[int(number) for number in name.split(".")] for name in written.split(",")]
 
 
 def fetch(**flags: Any) -> None:
@@ -166,6 +214,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("requests", type=Path, help="file to read, a request as JSON in each line")
     command.add_argument("results", type=Path, help="file to write, a result in each line; those it has are kept")
     _add_model(command, positional=False)
+
+    command = _command(commands, "inspect", inspect, (*ENGINE_SETTINGS, *LOOK_SETTINGS))
+    command.add_argument("text", help="what the model reads")
+    _add_model(command, positional=False)
+    command.add_argument("--chat", action="store_true", help="the text is a user's message")
+    command.add_argument("--system", help="system message before it; goes with --chat or alone")
+    command.add_argument("--attention", metavar="LAYER.HEAD", help="weights of heads, such as 3.5 or 3.5,4.0, or all")
+    command.add_argument("--lens", action="store_true", help="likeliest tokens if the model ended after each layer")
+    command.add_argument("--residual", action="store_true", help="norms of the residual stream")
+    command.add_argument("--distribution", action="store_true", help="stages of the next token's distribution")
+    command.add_argument("--top", type=_number, default=5, help="likeliest tokens of each (default: 5)")
+    command.add_argument("--max-tokens", type=_number, help="tokens to generate (default: 1 with --distribution, or 0)")
+    command.add_argument("--temperature", type=_number, default=0.0, help="0 is greedy (default: 0)")
+    for name in ("top-k", "top-p", "min-p", "seed"):
+        command.add_argument(f"--{name}", type=_number, help=f"{name}, as in a request")
+    command.add_argument("--npz", metavar="FILE", help="write the arrays to a file of NumPy's instead")
+    command.add_argument("--html", metavar="FILE", help="write a page that needs no server instead")
 
     command = _command(commands, "fetch", fetch, ("home",))
     _add_model(command, positional=True)

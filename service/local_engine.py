@@ -16,6 +16,10 @@ from service.api.bodies import read_body
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
+from service.api.inspect import Seen, View
+from service.api.requests import inspect_job
+from service.api.schemas.answers import Inspection
+from service.api.schemas.requests import InspectBody
 from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord
@@ -87,6 +91,13 @@ async def generated(
             async for index, piece in arriving:
                 pieces[index].append(piece)
     return generations, pieces
+
+
+async def inspected(context: JobContext, body: InspectBody) -> Inspection:
+    """The answer to a request to look inside, with all digits. Raises ApiError, and as `Generation` does."""
+    job = await inspect_job(body, context, envelope())
+    [generation], [pieces] = await generated(context, [job])
+    return View(body, context, job, Seen.of(generation, pieces), exact=True).inspection()
 
 
 async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:

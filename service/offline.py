@@ -8,7 +8,7 @@ import asyncio
 import weakref
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from threading import Thread
 from typing import Any, Literal, Self, TypeVar
 
@@ -19,11 +19,13 @@ from service.api.chat import ChatFormat
 from service.api.completions import CompletionFormat
 from service.api.context import JobContext
 from service.api.errors import ApiError, describe
+from service.api.looks import Looks
 from service.api.requests import Job, chat_job, completion_job
-from service.api.schemas.requests import ChatBody, CompletionBody
+from service.api.schemas.requests import ChatBody, CompletionBody, InspectBody
 from service.engine.status import EngineDead
-from service.generation import GenerationError, GenerationRefused
-from service.local_engine import body_of, envelope, generated, in_parallel, running_engine
+from service.generation import GenerationError, GenerationRefused, Piece
+from service.inside.arrays import DrawnInspection, Inspection
+from service.local_engine import body_of, envelope, generated, in_parallel, inspected, running_engine
 from service.progress import Progress
 from service.settings import OFFLINE_SETTINGS, SettingsError, load_settings
 
@@ -94,6 +96,8 @@ class CompletionOutput:
     """One entry for each token of the text, if they were asked for."""
     message: dict[str, Any] | None = None
     """The answer to a chat as a message in OpenAI's form, which can be appended to the conversation."""
+    inspection: list[DrawnInspection] | None = None
+    """The inside of the model where it drew each of `token_ids`, if `inspect` asked for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +154,13 @@ class LLM:
         """Continue one or several texts, or lists of token ids; the results are in the order of the prompts.
 
         `sampling_params` hold for all prompts, or are one for each. `fields` are further fields of a completion
-        request, and hold for all. A bar on the terminal shows the progress. Raises RequestError before anything is
-        generated if any prompt is refused, and EngineDead.
+        request, such as inspect, and hold for all. A bar on the terminal shows the progress. Raises RequestError
+        before anything is generated if any prompt is refused, and EngineDead.
         """
 
         async def job(fields: Mapping[str, Any], context: JobContext) -> tuple[Job, Format]:
             made = await completion_job(body_of(CompletionBody, fields, context.settings), context, envelope())
-            return made, CompletionFormat(made, context)
+            return made, CompletionFormat(replace(made, look=None), context)
 
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         each: Any = [prompts] if alone else prompts
@@ -181,24 +185,61 @@ class LLM:
             if (top := fields.get("logprobs")) is not None:
                 fields = {**fields, "logprobs": True, "top_logprobs": top}
             made = await chat_job(body_of(ChatBody, fields, context.settings), context, envelope())
-            return made, ChatFormat(made, context)
+            return made, ChatFormat(replace(made, look=None), context)
 
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         requests = _requests("messages", [[*each] for each in conversations], sampling_params, fields)
         return self._loop.run(_answers(self._context, requests, job, progress))
 
+    def inspect(
+        self,
+        prompt: Prompt | Conversation,
+        *,
+        attention: Sequence[tuple[int, int]] | Literal["all"] | None = None,
+        residual: bool = False,
+        lens: int | None = None,
+        distribution: int | None = None,
+        **fields: Any,
+    ) -> Inspection:
+        """Look inside the model while it reads a text, a list of token ids or a conversation.
+
+        `attention` names heads as pairs of layer and head. `residual` asks for norms, `lens` and `distribution` for so
+        many likeliest tokens. `fields` are further fields of a request to `/v1/inspect`: positions, max_tokens,
+        settings, temperature. Raises RequestError, also for what would be larger than the settings allow, and
+        EngineDead.
+        """
+        asked = {"attention": attention, "residual": residual, "lens": lens, "distribution": distribution, **fields}
+        name = "prompt" if isinstance(prompt, str) else "tokens"
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            name = "messages"
+        _check_fields(name, fields)
+        given = prompt if isinstance(prompt, str) else [*prompt]
+        return self._loop.run(_inspection(self._context, {name: given, **asked}))
+
+
+async def _inspection(context: JobContext, fields: Mapping[str, Any]) -> Inspection:
+    with _plainly():
+        context.client.limits  # noqa: B018 - raises EngineDead.
+        body = body_of(InspectBody, fields, context.settings)
+        return Inspection.of(await inspected(context, body))
+
 
 def _requests(name: str, inputs: Sequence[Any], params: Params, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The fields of each request."""
-    for field in _NOT_OFFLINE:
-        if field in fields:
-            raise RequestError(f"{field}: does not go with the offline API.", field)
+    _check_fields(name, fields)
     each = (
         [params or SamplingParams()] * len(inputs) if params is None or isinstance(params, SamplingParams) else params
     )
     if len(each) != len(inputs):
         raise RequestError(f"There are {len(inputs)} prompts and {len(each)} sampling_params.", "sampling_params")
     return [{name: given, **one.fields(), **fields} for given, one in zip(inputs, each, strict=True)]
+
+
+def _check_fields(name: str, fields: Mapping[str, Any]) -> None:
+    """Refuse further fields that would stand in place of the input, which is named, or ask for another sending."""
+    for field in (name, *_NOT_OFFLINE):
+        if field in fields:
+            raise RequestError(f"{field}: does not go with the offline API.", field)
 
 
 async def _answers(
@@ -227,6 +268,7 @@ async def _answers(
 
 async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutput:
     generations, pieces = await generated(context, job.choices)
+    looks = None if job.look is None else Looks(job.look, context.tokenizer, context.client.limits, exact=True)
     whole: Any = layout.whole(pieces, usage_of(job, generations))
     outputs = []
     for choice, own in zip(whole.choices, pieces, strict=True):
@@ -239,6 +281,7 @@ async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutpu
                 finish_reason=choice.finish_reason,
                 logprobs=[piece.logprobs for piece in own if piece.logprobs is not None] if job.logprobs else None,
                 message=message,
+                inspection=None if looks is None else _seen(looks, own),
             )
         )
     return RequestOutput(
@@ -247,6 +290,10 @@ async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutpu
         prompt_logprobs=None if job.prompt_logprobs is None else [None, *pieces[0][0].scores],
         cached_tokens=generations[0].cached_tokens,
     )
+
+
+def _seen(looks: Looks, pieces: Sequence[Piece]) -> list[DrawnInspection]:
+    return [DrawnInspection.of(seen) for piece in pieces if (seen := looks.of_token(piece)) is not None]
 
 
 @contextmanager

@@ -17,17 +17,20 @@ _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
 """Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
 RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
 """Settings that are a runner's configuration, where they have the same names."""
+LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_lens_rows", "max_distributions")
+"""Settings that bound what may be looked at inside the model."""
 ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "draft_running", "sampling_defaults", "log_level")
 """Settings that matter without HTTP, to the terminal's commands."""
 OFFLINE_SETTINGS = (
     *ENGINE_SETTINGS,
-    *"max_n max_choices max_request_tokens max_messages max_parts max_tools max_logprobs max_stop".split(),
-    *"max_stop_length max_stop_token_ids max_logit_bias max_grammar".split(),
+    *LOOK_SETTINGS,
+    *"max_n max_choices max_request_tokens max_messages max_parts max_tools max_stop max_stop_length".split(),
+    *"max_stop_token_ids max_logit_bias max_grammar".split(),
 )
 """Settings of programs with an engine of their own: the engine's, and the bounds on requests."""
 BATCH_SETTINGS = (
     *OFFLINE_SETTINGS,
-    *"served_model_name unknown_fields max_body max_prompts max_inspection max_lens_rows max_distributions".split(),
+    *"served_model_name unknown_fields max_body max_prompts".split(),
 )
 """Settings of batches, whose requests may be any that the server takes."""
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")

@@ -1,22 +1,29 @@
-"""Chat and completion in a terminal: the engine without HTTP, each token printed as it comes.
+"""Chat, completion and looks inside in a terminal: the engine without HTTP, each token printed as it comes.
 
 A command's input is a body like any client's: it is read and checked where those are.
 """
 
 import asyncio
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from service.api.context import JobContext
 from service.api.errors import ApiError, describe, renamed
 from service.api.requests import Job, chat_job, completion_job
-from service.api.schemas.requests import ChatBody, CompletionBody
+from service.api.schemas.requests import ChatBody, CompletionBody, InspectBody
 from service.command_error import CommandError
 from service.conversation import Messages, changed, system_message
 from service.generation import Generation, GenerationError, GenerationRefused
-from service.local_engine import Schema, body_of, envelope, running_engine
+from service.inside.arrays import Inspection
+from service.inside.drawing import Canvas, drawn
+from service.inside.npz import write_npz
+from service.inside.page import page_of
+from service.local_engine import Schema, body_of, envelope, inspected, running_engine
 from service.settings import Settings
 
 _FLAGS = {"response_format.json_schema.schema": "schema"}
@@ -69,6 +76,34 @@ async def _turn(messages: Messages, line: str, sampling: Mapping[str, Any], cont
     body = _body(ChatBody, {"messages": change.messages, **sampling}, context.settings)
     answer = await _print(await chat_job(body, context, envelope()), context)
     return [*change.messages, {"role": "assistant", "content": answer}]
+
+
+async def inspect_in_terminal(
+    settings: Settings, fields: Mapping[str, Any], *, npz: str | None, html: str | None
+) -> None:
+    """Draw what a request with these fields sees inside the model, or write it to files.
+
+    Raises EngineDead, CheckpointError, CommandError and OSError.
+    """
+    body = _body(InspectBody, dict(fields), settings)
+    async with running_engine(settings) as context:
+        with _plainly():
+            answer = await inspected(context, body)
+        seen = Inspection.of(answer)
+        if npz is not None:
+            write_npz(Path(npz), seen)
+        if html is not None:
+            Path(html).write_text(page_of(answer), "utf-8")
+        if npz is html is None:
+            _draw(seen)
+
+
+def _draw(seen: Inspection) -> None:
+    on_terminal = sys.stdout.isatty()
+    # What goes into a file or a pipe is as wide as a terminal commonly is, unless COLUMNS says otherwise.
+    canvas = Canvas(shutil.get_terminal_size().columns, coloured=on_terminal and not os.environ.get("NO_COLOR"))
+    for line in drawn(seen, canvas):
+        print(line)
 
 
 def _body(schema: type[Schema], fields: dict[str, Any], settings: Settings) -> Schema:

@@ -50,7 +50,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
         {"torch", "zmq", "transformers"},
     ),
     ("service", {"service", "model.contract", "model.checkpoint"}, {"torch", "transformers"}),
-    ("headlight", {"service.offline"}, {"torch", "fastapi", "zmq"}),
+    ("headlight", {"service.offline", "service.inside.arrays"}, {"torch", "fastapi", "zmq"}),
     ("loadtests", {"loadtests"}, {"torch", "fastapi", "zmq"}),
 ]
 

@@ -1,5 +1,6 @@
-"""What the README says of settings is what the settings are."""
+"""What the README says of settings is what the settings are, and what it shows of Python is what Python says."""
 
+import doctest
 import re
 from pathlib import Path
 
@@ -21,6 +22,15 @@ def test_every_setting_exists_with_the_default_it_is_said_to_have() -> None:
         if None not in defaults:
             told = [float(part) if part.isdigit() else part for part in said.split(", ")]
             assert told == [as_said(default) for default in defaults], names
+
+
+def test_the_session_in_python_says_what_it_is_said_to(smollm2: Path) -> None:
+    """With the real model, in its default place."""
+    (session,) = re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)
+    example = doctest.DocTestParser().get_doctest(session, {}, "README", "README.md", 0)
+    assert len(example.examples) > 5
+    said: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
 
 
 def as_said(default: object) -> float | str:

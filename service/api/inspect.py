@@ -18,7 +18,7 @@ from service.api.answers import observed, open_generations
 from service.api.arrays import to_numpy
 from service.api.attention import heaviest, joined, rollout
 from service.api.bodies import EngineRoute
-from service.api.context import Context, Served
+from service.api.context import Context, JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.looks import Looks
@@ -38,7 +38,7 @@ from service.api.schemas.answers import (
 )
 from service.api.schemas.requests import InspectBody
 from service.api.sse import ClientLeft, while_connected
-from service.generation import GenerationRequest
+from service.generation import Generation, GenerationRequest, Piece
 from service.observability.record import RequestRecord
 from service.text.interface import Tokenizer
 from service.text.respelling import Spelling, respellings
@@ -75,27 +75,35 @@ class Seen(NamedTuple):
     insides: Sequence[Inside]
     distributions: Sequence[Distribution]
 
+    @classmethod
+    def of(cls, generation: Generation, pieces: Sequence[Piece]) -> "Seen":
+        """The news of an ended generation whose pieces these are."""
+        drawn = [piece for piece in pieces if piece.token is not None]
+        return cls(
+            tokens=[piece.token for piece in drawn if piece.token is not None],
+            insides=[*generation.insides, *(piece.inside for piece in drawn if piece.inside is not None)],
+            distributions=[*generation.distributions, *(shown for piece in drawn for shown in piece.distributions)],
+        )
+
 
 async def _look(context: Context, job: GenerationRequest, record: RequestRecord) -> Seen:
     with open_generations(context, [job], record) as generations:
-        async with aclosing(observed(record, generations)) as pieces:
-            drawn = [piece async for _, piece in pieces if piece.token is not None]
-        (generation,) = generations
-    return Seen(
-        tokens=[piece.token for piece in drawn if piece.token is not None],
-        insides=[*generation.insides, *(piece.inside for piece in drawn if piece.inside is not None)],
-        distributions=[*generation.distributions, *(shown for piece in drawn for shown in piece.distributions)],
-    )
+        async with aclosing(observed(record, generations)) as arriving:
+            pieces = [piece async for _, piece in arriving]
+        return Seen.of(generations[0], pieces)
 
 
 class View:
     """The answer to one request, made of looks at consecutive positions."""
 
-    def __init__(self, body: InspectBody, context: Context, job: GenerationRequest, seen: Seen) -> None:
+    def __init__(
+        self, body: InspectBody, context: JobContext, job: GenerationRequest, seen: Seen, *, exact: bool = False
+    ) -> None:
+        """`exact` is as for `Looks`."""
         self._body = body
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
-        self._looks = Looks(body, context.tokenizer, context.client.limits)
+        self._looks = Looks(body, context.tokenizer, context.client.limits, exact=exact)
         self._prompt, self._generated = job.prompt, seen.tokens
         self._insides, self._shown = seen.insides, seen.distributions
         assert job.wanted.trace is not None

@@ -41,8 +41,9 @@ def named_heads(look: Look, limits: ModelLimits) -> list[tuple[int, int]]:
 class Looks:
     """Writes what is seen in the form that a request asks for."""
 
-    def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits) -> None:
-        self._look, self._tokenizer = look, tokenizer
+    def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits, *, exact: bool = False) -> None:
+        """`exact` keeps every digit of the arrays' numbers, for readers to whom their length is nothing."""
+        self._look, self._tokenizer, self._exact = look, tokenizer, exact
         self._heads = named_heads(look, limits)
 
     def text(self, token: int) -> str:
@@ -102,7 +103,8 @@ class Looks:
         if self._look.encoding_format == "base64":
             return Numbers(shape=shape, data=base64.b64encode(array.astype("<f2").tobytes()).decode())
         # Rounded to six digits behind the point, in 64 bits, so that the numbers are written as short as they are.
-        return Numbers(shape=shape, data=array.astype(np.float64).round(6).tolist())
+        kept = array if self._exact else array.astype(np.float64).round(6)
+        return Numbers(shape=shape, data=kept.tolist())
 
     def embedding(self, parts: Sequence[Embedded]) -> InspectedEmbedding:
         """The embeddings at consecutive positions."""

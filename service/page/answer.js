@@ -91,6 +91,12 @@ export class TokenRow {
     this._row.focus();
   }
 
+  /** Scrolls so far that the token which was opened ends above this height of the window. */
+  moveAbove(top) {
+    const { bottom } = this._row.querySelector("[aria-selected=true]").getBoundingClientRect();
+    if (bottom > top) scrollBy(0, bottom - top + 12);
+  }
+
   _index(target) {
     return target.role === "option" ? [...this._row.children].indexOf(target) : -1;
   }

@@ -31,7 +31,10 @@ export async function getText(path, { signal } = {}) {
   return (await request(path, { signal })).text();
 }
 
-/** The JSON that a POST answers. Fields named `optional` are left out for a server that does not know them. */
+/** The JSON that a POST answers.
+ *
+ * Fields named `optional` are left out for a server that does not know them, and of a request for which they ask too much.
+ */
 export async function post(path, body, options = {}) {
   return (await posted(path, body, options)).json();
 }
@@ -74,10 +77,11 @@ async function posted(path, body, { signal, optional = [] }) {
     });
   } catch (error) {
     const unknown = ["unknown_parameter", "unsupported_parameter"].includes(error.code);
-    const field = unknown && optional.find((name) => name in sent && name === error.param);
+    const asked = optional.filter((name) => name in sent);
+    const field = asked.find((name) => (unknown && error.param === name) || error.param?.startsWith(`${name}.`));
     if (!field) throw error;
-    missing.add(`${path} ${field}`);
-    return posted(path, body, { signal, optional });
+    if (unknown) missing.add(`${path} ${field}`);
+    return posted(path, { ...body, [field]: undefined }, { signal, optional: optional.filter((name) => name !== field) });
   }
 }
 

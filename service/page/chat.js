@@ -236,7 +236,10 @@ function openToken(token, row) {
     row.focus();
   });
   view.side.replaceChildren(panel);
-  panel.focus();
+  view.side.parentElement.scrollTop = 0;
+  panel.focus({ preventScroll: true });
+  // On a narrow screen the panel lies over the page's lower part.
+  if (getComputedStyle(panel).position === "fixed") row.moveAbove(panel.getBoundingClientRect().top);
 }
 
 function closeToken() {

@@ -1,12 +1,13 @@
 // The language of the page's own words, and numbers in it.
 
 import en from "./strings/en.js";
+import { keep, kept } from "./storage.js";
 import ko from "./strings/ko.js";
 
 const LANGUAGES = { en, ko };
 const STORED = "headlight.language";
 
-let current = localStorage.getItem(STORED);
+let current = kept(STORED);
 if (!(current in LANGUAGES)) current = navigator.language.startsWith("ko") ? "ko" : "en";
 
 export function language() {
@@ -15,7 +16,7 @@ export function language() {
 
 export function setLanguage(name) {
   current = name;
-  localStorage.setItem(STORED, name);
+  keep(STORED, name);
 }
 
 /** The text with this name, with {values} put in. */

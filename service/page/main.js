@@ -2,12 +2,11 @@
 
 import { get } from "./api.js";
 import { chatPart } from "./chat.js";
-import { h, select } from "./dom.js";
-import { language, setLanguage, t } from "./language.js";
+import { h } from "./dom.js";
+import { language, t } from "./language.js";
+import { paint, preferences } from "./preferences.js";
 import { walkPart } from "./walk.js";
 
-const THEME = "headlight.theme";
-const THEMES = ["light dark", "light", "dark"];
 const PARTS = { chat: chatPart, walk: walkPart };
 
 let model = "";
@@ -43,35 +42,8 @@ function head(open) {
       ),
     ),
     h("p", { class: "model", title: t("model") }, model),
-    h(
-      "div",
-      { class: "row preferences" },
-      h("label", { class: "unseen", for: "language" }, t("language")),
-      select("language", [["en", "English"], ["ko", "한국어"]], language(), changeLanguage),
-      h("label", { class: "unseen", for: "theme" }, t("theme")),
-      select("theme", THEMES.map((theme) => [theme, t(`theme.${theme}`)]), theme(), changeTheme),
-    ),
+    preferences(render),
   );
-}
-
-function changeLanguage(name) {
-  setLanguage(name);
-  render();
-  document.getElementById("language").focus();
-}
-
-function theme() {
-  const stored = localStorage.getItem(THEME);
-  return THEMES.includes(stored) ? stored : THEMES[0];
-}
-
-function changeTheme(name) {
-  localStorage.setItem(THEME, name);
-  paint();
-}
-
-function paint() {
-  document.documentElement.style.colorScheme = theme();
 }
 
 async function nameModel() {

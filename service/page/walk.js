@@ -87,6 +87,8 @@ function promptForm(step, place) {
 }
 
 function show(step, place) {
+  // Who chose something by keyboard goes on from there.
+  const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
   place.replaceChildren(
     eventually(async () => {
       const base = await look.base();
@@ -94,9 +96,16 @@ function show(step, place) {
       chosen.position ??= base.tokens.length - 1;
       chosen.layer ??= Math.floor(base.layers / 2);
       chosen.head ??= 0;
-      return STEPS[step]({ look, base, chosen, redraw: () => show(step, place) });
+      const made = await STEPS[step]({ look, base, chosen, redraw: () => show(step, place) });
+      if (focused) requestAnimationFrame(() => refocus(focused));
+      return made;
     }),
   );
+}
+
+/** Focuses what has this id, unless the person went elsewhere meanwhile. */
+function refocus(id) {
+  if (document.activeElement === document.body) document.getElementById(id)?.focus();
 }
 
 function neighbours(step) {

@@ -5,6 +5,7 @@ import { heat } from "../heat.js";
 import { percent, t } from "../language.js";
 import { eventually } from "../states.js";
 import { headPicker, layerPicker, positionPicker } from "./controls.js";
+import { matrix } from "./matrix.js";
 
 export async function attention(state) {
   const { look, base, chosen, redraw } = state;
@@ -25,24 +26,6 @@ export async function attention(state) {
     h("p", { class: "help" }, t("attention.through.help")),
     eventually(async () => through(names, await look.through(chosen.position), state)),
   ];
-}
-
-function matrix(names, weights, { chosen, redraw }) {
-  const figure = heat({
-    label: t("attention.label", { layer: chosen.layer, head: chosen.head }),
-    corner: t("attention.corner"),
-    rows: names,
-    columns: names,
-    value: (query, key) => (key <= query ? weights[query][key] : null),
-    read: (query, key) => t("attention.read", { query: names[query], key: names[key], share: percent(weights[query][key]) }),
-    chosen: chosen.position,
-    choose: (position) => {
-      chosen.position = position;
-      redraw();
-    },
-  });
-  figure.id = "attention-matrix";
-  return figure;
 }
 
 /** Keys on the left, queries on the right; the chosen query's lines stand out. */

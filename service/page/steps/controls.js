@@ -3,7 +3,8 @@
 import { h, select, shown } from "../dom.js";
 import { t } from "../language.js";
 
-function picker(id, label, options, value, change) {
+/** A list to choose a number from, `options` being pairs of number and text. */
+export function picker(id, label, options, value, change) {
   return h("div", { class: "field" }, h("label", { for: id }, label), select(id, options, value, (text) => change(Number(text))));
 }
 

@@ -1,9 +1,10 @@
 // Tokenization: the prompt's tokens with their ids, and what other kinds of text cost.
 
 import { post } from "../api.js";
-import { h, shown } from "../dom.js";
+import { h } from "../dom.js";
 import { number, t } from "../language.js";
 import { eventually } from "../states.js";
+import { chips } from "./chips.js";
 
 const SAMPLES = [
   ["english", "The weather is nice today, so let us take a walk."],
@@ -18,17 +19,6 @@ export function tokens({ base }) {
     h("h2", {}, t("tokens.samples")),
     eventually(samples),
   ];
-}
-
-/** Tokens with their ids, in order. */
-function chips(list) {
-  return h(
-    "ol",
-    { class: "chips" },
-    list.map(({ id, text, special }) =>
-      h("li", { class: special ? "special" : null }, h("span", { class: "token-text" }, shown(text)), h("span", { class: "id" }, id)),
-    ),
-  );
 }
 
 async function samples() {

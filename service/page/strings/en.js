@@ -88,7 +88,7 @@ export default {
   "waterfall.caption": "Probabilities of the candidates after each stage",
   "waterfall.help": "Each setting changes the distribution in turn. The token is drawn from the last column.",
   "waterfall.missing": "This server does not tell the stages of a choice.",
-  "waterfall.none": "The stages of this token were not told.",
+  "waterfall.none": "The stages of this token were not told. Of an answer that may grow very long the server tells none; fewer most tokens help.",
   "stage.kept": "tokens kept",
   "stage.mass": "share kept",
   "stage.entropy": "entropy",
@@ -103,6 +103,8 @@ export default {
   "stage.top_k": "top-k",
   "stage.top_p": "top-p",
   "stage.min_p": "min-p",
+
+  "inspection.title": "Inside {model}",
 
   steps: "Steps of the walk",
   "step.count": "Step {step} of {steps}",

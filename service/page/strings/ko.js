@@ -88,7 +88,7 @@ export default {
   "waterfall.caption": "단계마다 달라지는 후보의 확률",
   "waterfall.help": "설정이 차례로 분포를 바꿔요. 토큰은 마지막 열에서 뽑아요.",
   "waterfall.missing": "이 서버는 선택의 단계를 알려 주지 않아요.",
-  "waterfall.none": "이 토큰의 단계는 받지 못했어요.",
+  "waterfall.none": "이 토큰의 단계는 받지 못했어요. 아주 길어질 수 있는 답변은 서버가 단계를 알려 주지 않으니, 최대 토큰 수를 줄여 보세요.",
   "stage.kept": "남은 토큰",
   "stage.mass": "남은 비율",
   "stage.entropy": "엔트로피",
@@ -103,6 +103,8 @@ export default {
   "stage.top_k": "top-k",
   "stage.top_p": "top-p",
   "stage.min_p": "min-p",
+
+  "inspection.title": "{model}의 내부",
 
   steps: "둘러보기의 단계",
   "step.count": "{steps}단계 중 {step}단계",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from axe_core_python.selenium import Axe
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -108,3 +109,9 @@ def browsing(profile: Path) -> Iterator[Browser]:
         yield Browser(driver)
     finally:
         driver.quit()
+
+
+def faults(browser: Browser) -> list[str]:
+    """What axe finds against the rules of WCAG 2.1 at levels A and AA, and against good practice."""
+    found = Axe().run(browser.driver)  # type: ignore[no-untyped-call]
+    return [f"{v['id']}: {node['html'][:200]}" for v in found["violations"] for node in v["nodes"]]

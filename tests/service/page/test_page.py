@@ -7,11 +7,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from axe_core_python.selenium import Axe
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from tests.service.api import fakes
-from tests.service.page.browser import MISSING, Browser, browsing
+from tests.service.page.browser import MISSING, Browser, browsing, faults
 from tests.service.servers import serving
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -60,12 +60,6 @@ def ask(browser: Browser, text: str) -> None:
     browser.one("#message").send_keys(text, Keys.ENTER)
     browser.until(lambda: browser.all(".token"))
     browser.until(lambda: browser.all("#send"))
-
-
-def faults(browser: Browser) -> list[str]:
-    """What axe finds against the rules of WCAG 2.1 at levels A and AA, and against good practice."""
-    found = Axe().run(browser.driver)  # type: ignore[no-untyped-call]
-    return [f"{v['id']}: {node['html'][:200]}" for v in found["violations"] for node in v["nodes"]]
 
 
 def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: str) -> None:
@@ -120,6 +114,51 @@ def test_the_alternatives_of_a_token_are_those_of_the_api(browser: Browser, url:
         ) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("language", "mark"), [("en", "drawn"), ("ko", "뽑힘")])
+def test_a_token_is_pointed_at_and_opened_to_its_stages(browser: Browser, url: str, language: str, mark: str) -> None:
+    """The stages, too, are those of the API."""
+    drawing = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3, "max_tokens": 6}
+    browser.open(f"{url}/#/chat", language=language)
+    choose(browser, **drawing, repetition_penalty=1.1)
+    ask(browser, QUESTION)
+    body = {"messages": [{"role": "user", "content": QUESTION}], **drawing, "repetition_penalty": 1.1}
+    asked = body | {"inspect": {"distribution": 10}}
+    [choice] = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).raise_for_status().json()["choices"]
+    tokens = browser.all(".token")
+    assert len(tokens) == len(choice["inspection"])
+    for token, seen in zip(tokens, choice["inspection"], strict=True):
+        told = seen["distribution"]
+        [drawn] = [candidate for candidate in told["candidates"] if candidate["id"] == told["drawn"]]
+        ActionChains(browser.driver).move_to_element(token).perform()
+        likely = 100 * drawn["probabilities"][0]
+        assert float(browser.one(".tip strong").text.strip("%<")) == pytest.approx(likely, abs=0.1)
+        token.click()
+        rows = browser.run(
+            "return [...document.querySelectorAll('.detail .waterfall tbody tr:not(.summary)')]"
+            ".map(row => [...row.querySelectorAll('[data-value]')].map(cell => Number(cell.dataset.value)))"
+        )
+        assert len(rows[0]) == len(told["stages"]) == 6
+        for row, candidate in zip(rows, told["candidates"], strict=True):
+            assert row == pytest.approx(candidate["probabilities"], abs=1e-3)
+        assert mark in browser.one(".detail .waterfall .marked").text
+    browser.settled()
+
+
+def test_an_answer_that_may_grow_too_long_for_its_stages_is_still_an_answer(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/chat", language="en")
+    choose(browser, temperature=0, max_tokens=4000)
+    ask(browser, QUESTION)
+    browser.settled()
+    browser.all(".token")[0].click()
+    assert "fewer most tokens" in browser.one(".detail").text
+    browser.one("#setting-max_tokens").clear()
+    browser.one("#setting-max_tokens").send_keys("8")
+    ask(browser, QUESTION)
+    browser.until(lambda: len(browser.all(".turn")) == 4)
+    browser.all(".turn:last-child .token")[0].click()
+    assert browser.all(".detail .waterfall")
+
+
 def test_the_cells_of_attention_are_the_numbers_of_the_api(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/walk/attention", language="en")
     for layer, head in ((15, 0), (2, 7)):
@@ -166,6 +205,11 @@ def test_the_chat_on_a_narrow_screen(browser: Browser, url: str) -> None:
     ask(browser, QUESTION)
     browser.all(".token")[0].click()
     assert browser.one(".detail").is_displayed()
+    below, top = (
+        browser.run(f"return document.querySelector('{place}').getBoundingClientRect().{side}")
+        for place, side in ((".token[aria-selected=true]", "bottom"), (".detail", "top"))
+    )
+    assert 0 < below <= top, "the opened token is under what tells of it"
     assert browser.run("return document.documentElement.scrollWidth") <= 375
     assert faults(browser) == []
 
@@ -203,6 +247,10 @@ def test_by_keyboard_alone(browser: Browser, url: str) -> None:
     go_to("[href='#/walk/attention']")
     browser.keys(Keys.ENTER)
     browser.until(lambda: is_in("main") and browser.all("#attention-matrix"))
+    go_to("#layer")
+    browser.keys(Keys.ARROW_UP)
+    browser.until(lambda: "Layer 14," in browser.one("main").text)
+    browser.until(lambda: is_in("#layer"))
     go_to("#attention-matrix .scroll")
     browser.keys(Keys.ARROW_DOWN, Keys.ARROW_UP)
     assert "%" in browser.one("#attention-matrix .reading").text

@@ -1,0 +1,221 @@
+"""Pictures of what is seen inside the model, in a terminal's characters.
+
+Each view is a function that yields lines, none if the view was not asked for; `VIEWS` has them all.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.inside.arrays import Distribution, Floats, Inspection
+from service.inside.columns import clusters, fitted, shown, width
+
+_SHADES = ((0.64, "█", 208), (0.36, "▓", 179), (0.16, "▒", 72), (0.04, "░", 67), (0.01, "·", 60), (0.0, " ", None))
+"""Least share of each shade, and its colour of the 256, which the colour-blind tell apart."""
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_LABEL = 16
+"""Columns of a token's label beside a picture, at most."""
+_LETTERS = 8
+"""Characters of a label that is written downwards."""
+_TAIL = 22
+"""Columns of a row's strongest key."""
+_LENS_CELL = 10
+_STAGE = 14
+"""Columns of a stage of a distribution, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """The place to draw on."""
+
+    columns: int
+    coloured: bool
+
+    def shade(self, share: float, times: int = 1) -> str:
+        """A share of 1 as a shade."""
+        sign, colour = next((sign, colour) for least, sign, colour in _SHADES if share >= least or least == 0)
+        return f"\x1b[38;5;{colour}m{sign * times}\x1b[0m" if self.coloured and colour else sign * times
+
+    def strong(self, text: str) -> str:
+        """A text that stands out."""
+        return f"\x1b[1m{text}\x1b[0m" if self.coloured else text
+
+
+def drawn(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """The lines of all views that were asked for."""
+    blocks = [lines for view in VIEWS if (lines := [line.rstrip() for line in view(seen, canvas)])]
+    for index, lines in enumerate(blocks):
+        yield from ([""] if index else []) + lines
+
+
+def _tokens(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """The tokens with their ids, as many a line as fit."""
+    yield canvas.strong(f"{len(seen.tokens)} tokens")
+    line = ""
+    for token in seen.tokens:
+        entry = f"{shown(token.text)} {token.id}{' drawn' if token.generated else ''}"
+        if line and width(line) + 3 + width(entry) > canvas.columns:
+            yield line
+            line = ""
+        line = f"{line} │ {entry}" if line else fitted(entry, min(width(entry), canvas.columns))
+    yield line
+
+
+def _attention(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """A matrix for each head: queries down, keys across."""
+    if seen.attention is None or seen.attention.heads is None or not len(seen.positions):
+        return
+    for (layer, head), weights in zip(seen.attention.heads, seen.attention.weights, strict=True):
+        yield canvas.strong(f"attention of layer {layer}, head {head}: what each token (row) looks at (column)")
+        yield from _matrix(seen, weights, canvas)
+        yield ""
+    yield "share  " + "  ".join(f"{canvas.shade(least)} {least:.0%}" for least, *_ in _SHADES[-2::-1]) + " or more"
+
+
+def _matrix(seen: Inspection, weights: Floats, canvas: Canvas) -> Iterator[str]:
+    """The weights [positions, keys] of one head."""
+    names = [shown(token.text) for token in seen.tokens]
+    label = min(_LABEL, max(map(width, names)) + 1 + len(str(len(names))))
+    most = max((canvas.columns - label - 1) // 2, 3)
+    keys, rows = window(weights.shape[1], most), window(weights.shape[0], most)
+    has_tail = label + 1 + 2 * len(keys) + _TAIL <= canvas.columns
+    yield from _downwards(["⋯" if key is None else names[key] for key in keys], " " * (label + 1))
+    for row in rows:
+        if row is None:
+            yield fitted("⋮", label, right=True)
+            continue
+        query = int(seen.positions[row])
+        cells = ("  " if key is None or key > query else canvas.shade(float(weights[row, key]), 2) for key in keys)
+        strongest = int(weights[row].argmax())
+        tail = f" {float(weights[row, strongest]):4.0%} {fitted(names[strongest], _TAIL - 7)}" if has_tail else ""
+        yield f"{_numbered(query, names[query], label)} {''.join(cells)}{tail}"
+    if None in keys:
+        yield f"{weights.shape[1] - len(keys) + 1} of {weights.shape[1]} tokens are left out; --npz and --html have all"
+
+
+def _numbered(position: int, name: str, columns: int) -> str:
+    """A position and its token in so many columns."""
+    room = columns - 1 - len(str(position))
+    return fitted(f"{position} {fitted(name, min(width(name), room))}", columns, right=True)
+
+
+def _downwards(names: Sequence[str], margin: str) -> Iterator[str]:
+    """Labels of columns of two, one character a line."""
+    letters = [[*clusters(name)] for name in names]
+    letters = [[*name[: _LETTERS - 1], "…"] if len(name) > _LETTERS else name for name in letters]
+    tall = max(map(len, letters))
+    for line in range(tall):
+        places = (line - tall + len(name) for name in letters)
+        yield margin + "".join(
+            fitted(name[at], 2) if at >= 0 else "  " for at, name in zip(places, letters, strict=True)
+        )
+
+
+def window(count: int, most: int) -> list[int | None]:
+    """At most `most` of `count` places: all, or the first and the last with None for those between."""
+    if count <= most:
+        return [*range(count)]
+    return [0, None, *range(count - most + 2, count)]
+
+
+def _lens(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """The likeliest token at each layer and position, the last layer on top."""
+    lens = seen.lens
+    if lens is None or not lens.tokens.size:
+        return
+    stages, label, count = len(lens.tokens), 10, len(seen.positions)
+    positions = range(max(count - max((canvas.columns - label) // _LENS_CELL, 1), 0), count)
+    cell = min((canvas.columns - label) // len(positions), 16)
+    yield canvas.strong("logit lens: the likeliest next token if the model ended after a layer")
+
+    def row(name: str, cells: Iterator[str]) -> str:
+        return fitted(name, label) + "".join(cells)
+
+    def entry(stage: int, place: int) -> str:
+        share = math.exp(lens.logprobs[stage, place, 0])
+        return f"{canvas.shade(share)} {fitted(shown(lens.texts[stage, place, 0]), cell - 3)} "
+
+    for stage in reversed(range(stages)):
+        yield row(f"layer {stage - 1}" if stage else "embedding", (entry(stage, place) for place in positions))
+    texts = (shown(seen.tokens[seen.positions[place]].text) for place in positions)
+    yield row("token", (f"  {fitted(text, cell - 3)} " for text in texts))
+    if positions[0]:
+        yield f"{positions[0]} of {count} positions are left out; --npz and --html have all"
+
+
+def _residual(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """The norms at the last position as bars."""
+    if seen.residual is None or not len(seen.positions):
+        return
+    last = int(seen.positions[-1])
+    stream, added = seen.residual.stream[:, -1], seen.residual.added[:, -1]
+    yield canvas.strong(f"norms of the residual stream at position {last}, {shown(seen.tokens[last].text)}")
+    label, columns = 10, max((canvas.columns - 10) // 3, 12)
+    yield fitted("", label) + "".join(fitted(name, columns) for name in ("stream", "attention adds", "MLP adds"))
+    full = float(max(stream.max(), added.max(), 1e-9))
+
+    def amount(norm: float) -> str:
+        text = f" {norm:.4g}"
+        room = columns - 10
+        return fitted(bar(norm / full, room).rstrip() + text, columns)
+
+    yield fitted("embedding", label) + amount(float(stream[0]))
+    for layer in range(len(added) // 2):
+        numbers = (stream[2 * layer + 2], added[2 * layer], added[2 * layer + 1])
+        yield fitted(f"layer {layer}", label) + "".join(amount(float(number)) for number in numbers)
+
+
+def bar(share: float, columns: int) -> str:
+    """A share of 1 as a bar in so many columns."""
+    eighths = round(min(max(share, 0.0), 1.0) * columns * 8) if math.isfinite(share) else 0
+    full, rest = divmod(eighths, 8)
+    return fitted("█" * full + (_EIGHTHS[rest] if rest else ""), columns)
+
+
+def _distributions(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """The candidates of each distribution down, its stages across."""
+    for index, one in enumerate(seen.distributions or ()):
+        if index:
+            yield ""
+        yield canvas.strong(
+            f"distribution after position {one.position}, {shown(seen.tokens[one.position].text)}: stage by stage"
+        )
+        yield from _stages(one, canvas)
+
+
+def _stages(one: Distribution, canvas: Canvas) -> Iterator[str]:
+    names = [shown(text) for text in one.texts]
+    label = min(_LABEL, max([7, *map(width, names)]) + 2)
+    fit = max((canvas.columns - label) // _STAGE, 1)
+    # The first stages are what there is to begin with, the last is drawn from.
+    places = [place for place in window(len(one.stages), max(fit, 3)) if place is not None]
+    columns = min((canvas.columns - label) // len(places), 30)
+    length = max(columns - 8, 1)
+
+    def line(name: str, cells: Iterator[str]) -> str:
+        return fitted(name, label) + "".join(fitted(cell, columns) for cell in cells)
+
+    yield line("", (one.stages[place].replace("_", " ") for place in places))
+    yield line("kept", (f"{one.kept[place]:,} tokens" for place in places))
+    yield line("share", (_percent(one.mass[place]) for place in places))
+    yield line("entropy", (f"{max(one.entropy[place], 0) / math.log(2):.2f} bits" for place in places))
+    for token, name, shares in zip(one.tokens, names, one.probabilities, strict=True):
+        cells = (f"{bar(shares[place], length)} {_percent(shares[place])}" for place in places)
+        mark = "▶ " if token == one.drawn else "  "
+        text = line(mark + name, cells)
+        yield canvas.strong(text) if token == one.drawn else text
+    if len(places) < len(one.stages):
+        yield "Stages in the middle are left out: the terminal is too narrow."
+
+
+def _percent(share: float) -> str:
+    if not np.isfinite(share) or share <= 0:
+        return "–"
+    return f"{share:.1%}" if share >= 0.001 else "<0.1%"
+
+
+View = Callable[[Inspection, Canvas], Iterator[str]]
+VIEWS: tuple[View, ...] = (_tokens, _attention, _lens, _residual, _distributions)
+"""Every view, in the order in which they are drawn."""

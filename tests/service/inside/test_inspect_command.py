@@ -1,0 +1,112 @@
+"""headlight inspect: what it draws and writes is what the API says, and what it is refused for is one line."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headlight import LLM
+from service import cli
+from service.inside.npz import arrays_of
+from tests.service.test_cli import dummy, failure
+from tests.service.test_offline import SETTINGS, TEMPLATE
+
+ASKED = ("--attention", "0.1,2.3", "--lens", "--residual", "--distribution", "--top", "3", "--temperature", "0.5")
+DRAWN = ("--top-k", "9", "--seed", "7")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    return dummy(tmp_path_factory.mktemp("model"), TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def llm(flags: tuple[str, ...]) -> Iterator[LLM]:
+    with LLM(flags[1], **SETTINGS) as llm:
+        yield llm
+
+
+def run(*arguments: str) -> None:
+    assert cli.main(("inspect", *arguments)) == 0
+
+
+def test_the_arrays_of_the_file_are_those_of_the_api(
+    llm: LLM, flags: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a file"
+    run("서울!", *ASKED, *DRAWN, "--npz", str(file), *flags)
+    assert capfd.readouterr().out == ""
+    draw = {"temperature": 0.5, "top_k": 9, "seed": 7, "max_tokens": 1}
+    seen = llm.inspect("서울!", attention=[(0, 1), (2, 3)], lens=3, residual=True, distribution=3, **draw)
+    expected = arrays_of(seen)
+    with np.load(file) as found:
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype
+            if array.dtype.kind == "f":
+                assert np.allclose(found[name], array, atol=1e-5, equal_nan=True), name
+            else:
+                assert np.array_equal(found[name], array), name
+    assert expected["heads"].tolist() == [[0, 1], [2, 3]]
+    assert expected["distribution_0_stages"].tolist() == ["raw", "temperature", "top_k"]
+
+
+def test_every_array_is_documented(llm: LLM) -> None:
+    arrays = arrays_of(llm.inspect("a", attention="all", lens=1, residual=True, distribution=1, max_tokens=1))
+    assert set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)*\b", arrays_of.__doc__ or "")) >= set(arrays)
+
+
+def test_it_draws_what_was_asked_for(flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    run("서울!", *ASKED, *flags)
+    out = capfd.readouterr().out
+    titles = ["8 tokens", "attention of layer 0, head 1", "attention of layer 2, head 3", "logit lens"]
+    titles += ["norms of the residual stream at position 6", "distribution after position 6"]
+    assert [out.find(title) for title in titles] == sorted(out.find(title) for title in titles)
+    assert -1 not in [out.find(title) for title in titles]
+    assert "\x1b" not in out
+
+
+def test_messages_are_written_by_the_template(
+    llm: LLM, flags: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run("hi", "--system", "Be brief.", "--npz", str(tmp_path / "file"), *flags)
+    seen = llm.inspect([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}])
+    with np.load(tmp_path / "file") as found:
+        assert found["tokens"].tolist() == [token.id for token in seen.tokens]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("",), "prompt: has no tokens"),
+        (("a", "--attention", "3-5"), "attention: '3-5' is not LAYER.HEAD"),
+        (("a", "--attention", ""), "attention: '' is not LAYER.HEAD"),
+        (("a", "--attention", "3.5,"), "is not LAYER.HEAD"),
+        (("a", "--attention", "3.0"), "attention: has a head beyond the model's 3 layers of 4 heads"),
+        (("a", "--lens", "--top", "x"), "lens: should be an integer"),
+        (("a", "--lens", "--top", "21"), "lens: 21 tokens are more than the 20"),
+        (("a", "--distribution", "--temperature", "9"), "temperature: should be"),
+        (("a" * 40, "--attention", "all", "--max-inspection", "4096"), "attention: would be "),
+        (("\udcff",), "surrogate"),
+        (("a", "--npz", "/dev/null/file"), "/dev/null/file: Not a directory"),
+    ],
+)
+def test_what_it_is_refused_for(
+    arguments: tuple[str, ...], words: str, flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert words in failure(capfd, "inspect", *arguments, *flags)
+
+
+def test_a_terminal_that_cannot_show_it_says_so(flags: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "service.cli", "inspect", "a", "--attention", "0.0", *flags]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        ["headlight: the terminal's encoding is ascii, which this text does not fit"],
+    )
