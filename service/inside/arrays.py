@@ -37,11 +37,11 @@ class Attention:
 
     heads: list[tuple[int, int]] | None
     """Layer and head of each map; None where heads are reduced."""
-    layers: list[int] | None
+    layers: list[int] | None = None
     """Layer of each map where heads are reduced."""
     weights: Floats
     """[heads or layers, positions, keys], float32; beside a generated token [heads or layers, keys]."""
-    keys: NDArray[np.int32] | None
+    keys: NDArray[np.int32] | None = None
     """With `top_keys` the position of each weight's key, in the shape of the weights; -1 where there is none."""
 
     @classmethod
