@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kernels.aot.resources import Resources, faults
+from kernels.aot.resources import Resources, faults, inner_spills
 from kernels.gpu.launch import TARGETS
 from tests.kernels.conftest import CompileGate
 
 ROOT = Path(__file__).parents[2]
-FITS = Resources(128, 0, 0, 1000, 8, 4, needs_tensor_core=True)
+FITS = Resources(128, 0, 0, 0, 1000, 8, 4, needs_tensor_core=True)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -81,19 +81,42 @@ def test_variants_differ_as_tritons_do() -> None:
     ("resources", "chip", "expected"),
     [
         (FITS, "sm_90", []),
-        (Resources(255, 3, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", ["spills registers: 3 STL/LDL"]),
-        (Resources(255, 0, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", ["uses 16 bytes of local memory"]),
-        (Resources(255, 0, 16, 0, 0, 0, needs_tensor_core=False), "gfx942", []),
+        (Resources(255, 3, 1, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", ["spills registers: 3 STL/LDL"]),
+        (Resources(255, 32, 0, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", []),
+        (Resources(255, 33, 0, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", ["spills registers: 33 STL/LDL"]),
+        (Resources(255, 0, 0, 16, 0, 0, 0, needs_tensor_core=False), "sm_90", ["uses 16 bytes of local memory"]),
+        (Resources(255, 0, 0, 16, 0, 0, 0, needs_tensor_core=False), "gfx942", []),
         (
-            Resources(255, 0, 0, 65_537, 8, 0, needs_tensor_core=True),
+            Resources(255, 0, 0, 0, 65_537, 8, 0, needs_tensor_core=True),
             "gfx942",
             ["takes 65537 bytes of shared memory of 65536"],
         ),
-        (Resources(99, 0, 0, 0, 0, 0, needs_tensor_core=True), "sm_80", ["has a dot and no tensor-core instruction"]),
+        (
+            Resources(99, 0, 0, 0, 0, 0, 0, needs_tensor_core=True),
+            "sm_80",
+            ["has a dot and no tensor-core instruction"],
+        ),
     ],
 )
 def test_faults(resources: Resources, chip: str, expected: list[str]) -> None:
     assert faults(resources, TARGETS[chip]) == expected
+
+
+CODE = """
+        /*0010*/                   STL [R1], R7 ;
+        /*0020*/                   LDL R8, [R1] ;
+        /*0030*/                   FADD R8, R8, R7 ;
+        /*0040*/               {inner} ;
+        /*0050*/              @!P3 BRA 0x30 ;
+        /*0060*/               @P1 BRA 0x20 ;
+        /*0070*/                   BRA 0x70;
+"""
+
+
+def test_spills_count_in_loops_without_loops_in_them() -> None:
+    assert inner_spills(CODE.format(inner="@P1 BRA 0x60")) == 0
+    assert inner_spills(CODE.format(inner="    LDL R9, [R1+0x4]")) == 1
+    assert inner_spills(CODE.format(inner="@!P0 STL.64 [R1], R4")) == 1
 
 
 def test_the_gate_says_that_the_interpreter_compiles_nothing() -> None:
