@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from model.contract import Distribution, Inside
 from service.api.answers import observed, open_generations
-from service.api.arrays import to_numpy
+from service.api.arrays import to_json, to_numpy
 from service.api.attention import heaviest, joined, rollout
 from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
@@ -61,9 +61,7 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     view = View(body, context, job, seen)
-    text = await off_loop(
-        context, view.numbers * CHARACTERS_A_NUMBER, lambda: view.inspection().model_dump_json(exclude_unset=True)
-    )
+    text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: to_json(view.inspection()))
     return Response(text, media_type="application/json")
 
 
