@@ -55,10 +55,18 @@ class Trace:
     """Whether the positions from whose logits tokens are drawn are recorded too, beginning with the prompt's last."""
     heads: Sequence[tuple[int, int]] = ()
     """(layer, head) pairs whose attention weights are recorded."""
+    reduction: Literal["mean", "max"] | None = None
+    """The way in which the named heads of a layer become one map; None: each keeps its own."""
+    top_keys: int | None = None
+    """Number of heaviest keys of each row that are recorded; None: all keys."""
     stream: bool = False
     """Whether the residual stream's norms are recorded, and those of what attention and MLP add to it."""
     lens: int | None = None
     """Number of likeliest tokens that each layer's residual stream would give; None: no such logit lens."""
+    embedding: int | None = None
+    """Number of tokens with the nearest embeddings that are told of each position's token; None: nothing is."""
+    encoding: bool = False
+    """Whether the encoding of positions is told."""
     distribution: int | None = None
     """Number of likeliest tokens that each `Distribution` follows; None: no distributions.
 
@@ -70,8 +78,13 @@ class Trace:
 
     @property
     def probes(self) -> bool:
-        """Whether the forward pass itself is looked at; distributions are made of the logits that come of it."""
-        return self.distribution is None or bool(self.heads) or self.stream or self.lens is not None
+        """Whether the forward pass itself is looked at, and not only what goes in and the logits that come of it."""
+        return bool(self.heads) or self.stream or self.lens is not None
+
+    @property
+    def shows(self) -> bool:
+        """Whether an `Inside` comes of it, and not distributions alone."""
+        return self.distribution is None or self.probes or self.embedding is not None or self.encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,12 +232,52 @@ class Array:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """The embedding of the token at each of some positions: its row of the table, before any scale or norm."""
+
+    norms: Array
+    """[positions]: L2."""
+    nearest: Sequence[Sequence[tuple[int, float]]]
+    """[positions]: the other tokens of largest cosine, and that cosine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryAngles:
+    """The angles by which some layers rotate queries and keys (Su et al., arXiv 2104.09864)."""
+
+    layers: Sequence[int]
+    magnitude: float
+    """Factor on cosines and sines."""
+    frequencies: Array
+    """[pairs], in radians per position."""
+    angles: Array
+    """[positions, pairs], in radians from -pi to pi."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionEncoding:
+    """The numbers that tell the decoder where some positions are."""
+
+    rotary: Sequence[RotaryAngles]
+    learned: Array | None
+    """[positions, hidden]: rows that are added to the embedding; None where the model has none."""
+    slopes: Array | None
+    """[heads]: ALiBi's; the score of a key that lies d positions back is lowered by slope * d. None: no ALiBi."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inside:
     """The recorded inside of the decoder at some positions of one request; what was not asked for is None."""
 
     positions: Sequence[int]
     attention: Array | None = None
-    """[heads, positions, keys]: attention weights, in the order of `Trace.heads`; 0 where a position sees no key."""
+    """[maps, positions, keys]: attention weights; 0 where a position sees no key.
+
+    There is a map for each of `Trace.heads`, in their order, or with a reduction for each layer that they name, in the
+    order in which they first do. With `Trace.top_keys` it is [maps, positions, top_keys], the heaviest first."""
+    attention_keys: Array | None = None
+    """[maps, positions, top_keys]: the keys of the heaviest weights; -1 where no further key has a weight. A float32
+    holds every position below 2^24 exactly."""
     stream: Array | None = None
     """[2 * layers + 1, positions]: the L2 norm of the residual stream, which begins as the embedding; attention and MLP
     of each layer add to it in turn."""
@@ -233,6 +286,8 @@ class Inside:
     lens: Sequence[Sequence[TokenLogprobs]] | None = None
     """[layers + 1][positions]: log-probabilities that the embedding and each layer's stream would give; `chosen` is the
     token that follows, known or drawn."""
+    embedding: Embedded | None = None
+    encoding: PositionEncoding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +366,8 @@ class ModelLimits:
     layers: int
     heads: int
     """Query heads of each layer."""
+    encoding_width: int
+    """Numbers of a position's encoding: its rotary angles, and its learned row."""
 
     @property
     def capacity(self) -> int:

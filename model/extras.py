@@ -3,8 +3,9 @@
 A plan without such wishes costs nothing here, and wishes do not change what is drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -13,20 +14,30 @@ from torch import Tensor
 
 from kernels.backend import Backend
 from model.batch import Batch
-from model.contract import Chunk, ChunkResult, Draw, StepPlan
+from model.contract import Chunk, ChunkResult, Draw, Embedded, PositionEncoding, StepPlan, Trace
 from model.decoder import Logits, Probe
+from model.embedding_table import EmbeddingTable
 from model.inside import Probes, Recorder, to_array
+from model.position_encoding import position_encoding
 from model.sampling.choice import Choice, choose
 from model.sampling.logprobs import read_table, score
 from model.sampling.memory import TokenMemory
+from model.spec import DecoderSpec
 from model.transfer import stage, to_host
+from model.weights import DecoderWeights
 
 TRIALS_AT_ONCE = 8
 """Trial draws that are made at once, lest the stages of many take gigabytes."""
 
 
 class Head(Protocol):
-    """The part of a decoder behind its last layer."""
+    """A decoder without its forward pass: what goes into the first layer, and what stands behind the last."""
+
+    @property
+    def spec(self) -> DecoderSpec: ...
+
+    @property
+    def weights(self) -> DecoderWeights: ...
 
     @property
     def backend(self) -> Backend: ...
@@ -44,11 +55,28 @@ class ChunkExtras:
         self._chunk = chunk
         self._begin = begin
         trace = chunk.trace
-        self.recorder = Recorder(chunk, trace, begin, block_size, backend) if trace and trace.probes else None
+        self.recorder = Recorder(chunk, trace, begin, block_size, backend) if trace and trace.shows else None
         self._scores: Tensor | None = None
         self._lens: Tensor | None = None
         self._pooled: Tensor | None = None
+        self._embedded: tuple[Tensor, Tensor, Tensor] | None = None
+        self._encoding: Callable[[], PositionEncoding] | None = None
         self._trials: list[Choice] = []
+
+    def look_up(self, tokens: Tensor, table: EmbeddingTable, head: Head) -> None:
+        """Look up what goes into the forward pass of the batch's `tokens` [tokens] int64."""
+        trace = self._chunk.trace
+        if trace is None:
+            return
+        places, positions = stage([self._places(trace), torch.tensor(trace.positions)], tokens.device)
+        if trace.embedding is not None:
+            mine = tokens.index_select(0, places + self._begin)
+            cosines, ids = table.nearest(mine, trace.embedding)
+            self._embedded = to_host(table.norms[mine]), to_host(cosines), to_host(ids)
+        if trace.encoding:
+            rows = head.weights.position_embedding
+            learned = None if rows is None else to_host(rows.index_select(0, positions))
+            self._encoding = partial(position_encoding, head.spec, trace.positions, learned)
 
     def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
         """Compute what is wanted from the batch's hidden rows and the chunk's `drawn` tokens [draws]."""
@@ -75,10 +103,24 @@ class ChunkExtras:
             lens = [read_table(rows, chunk.trace.lens or 0) for rows in self._lens.tolist()]
         pooled = None if self._pooled is None else to_array(self._pooled)
         inside = None if self.recorder is None else self.recorder.inside(lens)
+        if inside is not None and (self._embedded or self._encoding):
+            encoding = None if self._encoding is None else self._encoding()
+            inside = replace(inside, embedding=self._told_embedding(), encoding=encoding)
         trials = [shown for choice in self._trials for shown in choice.distributions().values()]
         return replace(
             result, scores=scores, pooled=pooled, inside=inside, distributions=[*trials, *result.distributions]
         )
+
+    def _places(self, trace: Trace) -> Tensor:
+        """The places [positions] int64 in the chunk of the positions that are looked at, in host memory."""
+        return torch.tensor(trace.positions) - self._chunk.start
+
+    def _told_embedding(self) -> Embedded | None:
+        if self._embedded is None:
+            return None
+        norms, cosines, ids = self._embedded
+        pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
+        return Embedded(norms=to_array(norms), nearest=[[*zip(*pair, strict=True)] for pair in pairs])
 
     def _following(self, drawn: Tensor) -> Tensor:
         """The token that follows each of the chunk's tokens [tokens] int64, known or drawn; 0 where it is neither."""
@@ -97,7 +139,7 @@ class ChunkExtras:
     def _look(self, streams: Sequence[Tensor], following: Tensor, lens: Logits, top: int) -> Tensor:
         """The logit lens's table [stages, positions, columns]; `streams` has [positions, hidden] for each stage."""
         assert self._chunk.trace is not None
-        (places,) = stage([torch.tensor(self._chunk.trace.positions) - self._chunk.start], following.device)
+        (places,) = stage([self._places(self._chunk.trace)], following.device)
         targets = following.index_select(0, places)
         table = score(lens, torch.cat([*streams]), targets.repeat(len(streams)), top)
         return table.view(len(streams), len(targets), -1)
@@ -117,8 +159,14 @@ class Extras:
     @property
     def probe(self) -> Probe | None:
         """The probe for the forward pass; None where nobody looks inside."""
-        recorders = [extras.recorder for extras in self._extras.values() if extras.recorder]
-        return Probes(recorders) if recorders else None
+        probes = [extras.recorder.probe for extras in self._extras.values() if extras.recorder]
+        wanted = [probe for probe in probes if probe is not None]
+        return Probes(wanted) if wanted else None
+
+    def look_up(self, tokens: Tensor, table: EmbeddingTable, head: Head) -> None:
+        """See `ChunkExtras.look_up`."""
+        for extras in self._extras.values():
+            extras.look_up(tokens, table, head)
 
     def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
         """See `ChunkExtras.take`; `drawn` are the tokens of all draws of the plan."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import AttentionOptions, Backend, LayerCache
+from model.attention_maps import Maps, reduced_maps
 from model.contract import Array, Chunk, Inside, TokenLogprobs, Trace
 from model.decoder import Probe
 from model.transfer import stage
@@ -26,20 +27,26 @@ class Recorder:
         self._heads: dict[int, list[int]] = {}
         for layer, head in trace.heads:
             self._heads.setdefault(layer, []).append(head)
-        self.weights: dict[tuple[int, int], Tensor] = {}
-        """Attention weights [positions, keys] float32 of the layers and heads that the trace names."""
+        self.maps: dict[int, Maps] = {}
+        """The attention maps of each layer that the trace names."""
         self.streams: list[Tensor] = []
         """Residual streams [positions, hidden], in the order of `Probe.stream`."""
 
     def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`."""
-        if heads := self._heads.get(layer):
-            positions = torch.tensor(self._trace.positions)
-            rows, positions, blocks = stage([self._places, positions, self._blocks], q.device)
-            queries = q.index_select(0, rows)
-            weights = self._backend.attention_weights(queries, positions, cache, blocks, heads, options)
-            keys = self._trace.positions[-1] + 1
-            self.weights |= {(layer, head): of_head[:, :keys] for head, of_head in zip(heads, weights, strict=True)}
+        if not (heads := self._heads.get(layer)):
+            return
+        trace = self._trace
+        rows, positions, blocks = stage([self._places, torch.tensor(trace.positions), self._blocks], q.device)
+        queries = q.index_select(0, rows)
+        keys = trace.positions[-1] + 1
+
+        def weigh(part: slice) -> Tensor:
+            weights = self._backend.attention_weights(queries[part], positions[part], cache, blocks, heads, options)
+            return weights[:, :, :keys]
+
+        row_bytes = 4 * len(heads) * len(self._blocks) * cache.keys.shape[1]
+        self.maps[layer] = reduced_maps(weigh, len(trace.positions), row_bytes, trace.reduction, trace.top_keys)
 
     def stream(self, residual: Tensor) -> None:
         """See `Probe.stream`."""
@@ -47,18 +54,36 @@ class Recorder:
             (rows,) = stage([self._places], residual.device)
             self.streams.append(residual.index_select(0, rows))
 
+    @property
+    def probe(self) -> Probe | None:
+        """The recorder itself, where the forward pass is to be looked at."""
+        return self if self._trace.probes else None
+
     def inside(self, lens: Sequence[Sequence[TokenLogprobs]] | None) -> Inside:
         """The positions as the trace asked to see them; `lens` is their logit lens. Waits for the device."""
         trace = self._trace
         streams = torch.stack(self.streams).float() if trace.stream else None
-        maps = [self.weights[layer, head] for layer, head in trace.heads]
+        maps = self._ordered()
+        keys = [keys for _, keys in maps if keys is not None]
         return Inside(
             positions=trace.positions,
-            attention=to_array(torch.stack(maps)) if maps else None,
+            attention=to_array(torch.stack([weights for weights, _ in maps])) if maps else None,
+            attention_keys=to_array(torch.stack(keys)) if keys else None,
             stream=None if streams is None else to_array(streams.norm(dim=-1)),
             added=None if streams is None else to_array(streams.diff(dim=0).norm(dim=-1)),
             lens=lens,
         )
+
+    def _ordered(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Each map's weights and keys, in the order of `Inside.attention`."""
+        places = {
+            (layer, head): (layer, index) for layer, heads in self._heads.items() for index, head in enumerate(heads)
+        }
+        wanted = [places[name] for name in self._trace.heads]
+        if self._trace.reduction is not None:
+            wanted = [(layer, 0) for layer in self._heads]
+        maps = [(self.maps[layer], index) for layer, index in wanted]
+        return [(weights[index], None if keys is None else keys[index]) for (weights, keys), index in maps]
 
 
 class Probes:

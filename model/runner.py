@@ -14,8 +14,10 @@ from kernels.backend import KVCache
 from model.batch import make_batch
 from model.contract import ChunkResult, DeviceLostError, ModelLimits, RunnerInfo, StepPlan, StepResult
 from model.decoder import Decoder
+from model.embedding_table import EmbeddingTable
 from model.extras import Extras
 from model.graphs import GraphedDecoder
+from model.position_encoding import encoding_width
 from model.recorded import RecordedDecoder
 from model.sampling.choice import Choice, choose, read_choice
 from model.sampling.memory import TokenMemory
@@ -40,7 +42,9 @@ class ModelRunner:
             block_size=cache.block_size,
             layers=len(decoder.spec.layers),
             heads=decoder.spec.heads,
+            encoding_width=encoding_width(decoder.spec),
         )
+        self._embeddings = EmbeddingTable(decoder.weights, decoder.spec.vocab_size, decoder.backend)
         self._memory = TokenMemory(max_context, self._device)
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
         """Tokens [draws] int64 that the newest step draws; `Chunk.follows` of the next step are indices into it."""
@@ -73,6 +77,7 @@ class ModelRunner:
         batch = make_batch(plan, self._cache.block_size, self._device)
         extras = Extras(plan, batch, self._cache.block_size, self._decoder.backend)
         tokens = batch.known_tokens(self._drawn)
+        extras.look_up(tokens, self._embeddings, self._decoder)
         hidden = self._decoder.forward(tokens, batch.layout, self._cache, extras.probe)
         draws = [draw for chunk in plan.chunks for draw in chunk.draws]
         choice = None

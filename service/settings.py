@@ -17,7 +17,7 @@ _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
 """Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
 RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
 """Settings that are a runner's configuration, where they have the same names."""
-LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_lens_rows", "max_distributions")
+LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_weights", "max_lens_rows", "max_distributions")
 """Settings that bound what may be looked at inside the model."""
 ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "sampling_defaults", "log_level")
 """Settings that matter without HTTP, to the terminal's commands."""
@@ -229,8 +229,13 @@ class Settings(BaseSettings):
     max_inspection: Bytes = Field(
         4 * 2**20, description="Size of the attention weights that one request may look at, at 4 bytes a number."
     )
+    max_weights: Count = Field(
+        2**25, description="Attention weights to compute for one request that looks at them, or at a part of them."
+    )
     max_lens_rows: Count = Field(
-        2048, description="Positions times layers of one request's logit lens; each costs an output projection."
+        2048,
+        description="Positions times layers of one request's logit lens, and positions whose nearest tokens it asks "
+        "for; each costs an output projection.",
     )
     max_distributions: Count = Field(
         64, description="Distributions that one request may look at: positions times settings, and generated tokens."

@@ -15,7 +15,8 @@ from starlette.responses import Response
 
 from model.contract import Distribution, Inside
 from service.api.answers import observed, open_generations
-from service.api.arrays import to_numpy
+from service.api.arrays import to_json, to_numpy
+from service.api.attention import heaviest, joined, rollout
 from service.api.bodies import EngineRoute
 from service.api.context import Context, JobContext, Served
 from service.api.envelope import envelope_of
@@ -32,12 +33,16 @@ from service.api.schemas.answers import (
     Inspection,
     LensEntry,
     Numbers,
+    Respelling,
+    SpeltToken,
 )
 from service.api.schemas.requests import InspectBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import Generation, GenerationRequest, Piece
 from service.observability.record import RequestRecord
 from service.text.interface import Tokenizer
+from service.text.respelling import Spelling, respellings
+from service.text.spans import place_tokens
 
 CHARACTERS_A_NUMBER = 10
 """About the size of a number in an answer."""
@@ -56,7 +61,7 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     view = View(body, context, job, seen)
-    text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: view.inspection().model_dump_json())
+    text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: to_json(view.inspection()))
     return Response(text, media_type="application/json")
 
 
@@ -89,14 +94,11 @@ async def _look(context: Context, job: GenerationRequest, record: RequestRecord)
 class View:
     """The answer to one request, made of looks at consecutive positions."""
 
-    def __init__(
-        self, body: InspectBody, context: JobContext, job: GenerationRequest, seen: Seen, *, exact: bool = False
-    ) -> None:
-        """`exact` is as for `Looks`."""
+    def __init__(self, body: InspectBody, context: JobContext, job: GenerationRequest, seen: Seen) -> None:
         self._body = body
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
-        self._looks = Looks(body, context.tokenizer, context.client.limits, exact=exact)
+        self._looks = Looks(body, context.tokenizer, context.client.limits)
         self._prompt, self._generated = job.prompt, seen.tokens
         self._insides, self._shown = seen.insides, seen.distributions
         assert job.wanted.trace is not None
@@ -109,34 +111,62 @@ class View:
         """About how many numbers the answer has."""
         arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
         candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
+        arrays += [inside.encoding.learned for inside in self._insides if inside.encoding and inside.encoding.learned]
         lens = 40 * len(self._positions) * (self._body.lens or 0)
-        return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates
+        spelt = 40 * len(self._body.prompt) if self._body.spellings and self._body.prompt else 0
+        return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates + spelt
 
     def inspection(self) -> Inspection:
         """The whole answer."""
-        tokens = [self._token(id, generated=False) for id in self._prompt]
-        tokens += [self._token(id, generated=True) for id in self._generated]
+        ids = [*self._prompt, *self._generated]
+        tokens = [InspectedToken(**self._looks.token(id), generated=p >= len(self._prompt)) for p, id in enumerate(ids)]
         answer = Inspection(object="inspection", model=self._model, tokens=tokens, positions=self._positions)
+        if self._body.details:
+            answer.text = self._add_details(ids, tokens)
+        if self._body.spellings:
+            answer.spellings = self._spellings()
         if self._body.attention and self._insides:
             answer.attention = self._attention()
         if self._body.residual and self._insides:
             answer.residual = InspectedResidual(stream=self._joined("stream"), added=self._joined("added"))
+        embedded = [inside.embedding for inside in self._insides if inside.embedding is not None]
+        if embedded:
+            answer.embedding = self._looks.embedding(embedded)
+        encodings = [inside.encoding for inside in self._insides if inside.encoding is not None]
+        if encodings:
+            answer.position_encoding = self._looks.encoding(encodings)
         if self._body.lens is not None:
             answer.lens = self._lens()
         if self._body.distribution is not None:
             answer.distributions = self._distributions()
         return answer
 
-    def _token(self, id: int, *, generated: bool) -> InspectedToken:
-        return InspectedToken(
-            id=id, text=self._looks.text(id), special=self._tokenizer.is_special(id), generated=generated
-        )
+    def _add_details(self, ids: Sequence[int], tokens: Sequence[SpeltToken]) -> str:
+        """Add the tokens' bytes and their places in the text that they spell, which is returned."""
+        placed = place_tokens(self._tokenizer, ids)
+        for token, span in zip(tokens, placed.spans, strict=True):
+            token.bytes, token.offsets = [*self._tokenizer.token_bytes(token.id)], span
+        return placed.text
+
+    def _spellings(self) -> list[Respelling]:
+        assert self._body.prompt is not None
+        return [self._respelling(name, text) for name, text in respellings(self._body.prompt).items()]
+
+    def _respelling(self, name: Spelling, text: str) -> Respelling:
+        frame = self._body.add_special_tokens is not False
+        ids = self._tokenizer.encode(text, add_special_tokens=frame, parse_special=True)
+        tokens = [SpeltToken(**self._looks.token(id)) for id in ids]
+        if self._body.details:
+            self._add_details(ids, tokens)
+        return Respelling(name=name, text=text, tokens=tokens)
 
     def _attention(self) -> InspectedAttention:
-        keys = self._positions[-1] + 1
-        parts = [to_numpy(inside.attention) for inside in self._insides if inside.attention]
-        maps = np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, keys - part.shape[2]))) for part in parts], axis=1)
-        return self._looks.attention(maps)
+        attention = joined(self._insides)
+        if self._body.reduction == "rollout":
+            attention = attention._replace(weights=rollout(attention.weights))
+            if self._body.top_keys is not None:
+                attention = heaviest(attention.weights, self._body.top_keys)
+        return self._looks.attention(attention)
 
     def _joined(self, name: str) -> Numbers:
         return self._looks.numbers(

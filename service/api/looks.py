@@ -1,21 +1,28 @@
 """Looks inside the model in JSON, for every route that shows them."""
 
 import base64
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.contract import Distribution, Inside, ModelLimits, TokenLogprobs
+from model.contract import Distribution, Embedded, Inside, ModelLimits, PositionEncoding, TokenLogprobs
 from service.api.arrays import to_numpy
+from service.api.attention import Attention, joined
 from service.api.logprobs import finite
 from service.api.schemas.answers import (
     Candidate,
     InspectedAttention,
     InspectedDistribution,
+    InspectedEmbedding,
+    InspectedEncoding,
     InspectedResidual,
+    InspectedRotation,
     InspectedStage,
     LensEntry,
     LensToken,
+    NearToken,
     Numbers,
     TokenInspection,
 )
@@ -34,14 +41,17 @@ def named_heads(look: Look, limits: ModelLimits) -> list[tuple[int, int]]:
 class Looks:
     """Writes what is seen in the form that a request asks for."""
 
-    def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits, *, exact: bool = False) -> None:
-        """`exact` keeps every digit of the arrays' numbers, for readers to whom their length is nothing."""
-        self._look, self._tokenizer, self._exact = look, tokenizer, exact
+    def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits) -> None:
+        self._look, self._tokenizer = look, tokenizer
         self._heads = named_heads(look, limits)
 
     def text(self, token: int) -> str:
         """A token's text; bytes that are no characters are replaced."""
         return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+    def token(self, id: int) -> dict[str, Any]:
+        """A token's id, its text, and whether it is special, as the fields of `SpeltToken`."""
+        return {"id": id, "text": self.text(id), "special": self._tokenizer.is_special(id)}
 
     def of_token(self, piece: Piece) -> TokenInspection | None:
         """The look at the place where a piece's token was drawn; None for a piece without a token."""
@@ -60,25 +70,67 @@ class Looks:
     def _add(self, answer: TokenInspection, inside: Inside) -> None:
         """Add what is seen of the last position."""
         if inside.attention is not None:
-            answer.attention = self.attention(to_numpy(inside.attention)[:, -1])
+            answer.attention = self.attention(joined([inside]).last())
         if inside.stream is not None and inside.added is not None:
             stream, added = (self.numbers(to_numpy(array)[:, -1]) for array in (inside.stream, inside.added))
             answer.residual = InspectedResidual(stream=stream, added=added)
         if inside.lens is not None:
             answer.lens = [self.lens_entry(stage[-1], followed=True) for stage in inside.lens]
 
-    def attention(self, maps: NDArray[np.float32]) -> InspectedAttention:
-        """Weights whose first axis are the heads that the request names."""
-        return InspectedAttention(heads=self._heads, **self.numbers(maps).model_dump())
+    def attention(self, attention: Attention) -> InspectedAttention:
+        """Weights whose first axis are the heads that the request names, or their layers if it reduces them."""
+        numbers = self.numbers(attention.weights)
+        answer = InspectedAttention(shape=numbers.shape, data=numbers.data)
+        if self._look.reduction is None:
+            answer.heads = self._heads
+        else:
+            answer.layers = [*dict.fromkeys(layer for layer, _ in self._heads)]
+        if attention.keys is not None:
+            answer.keys = self._indices(attention.keys)
+        return answer
+
+    def _indices(self, array: NDArray[np.int32]) -> NDArray[np.int32] | str:
+        """Whole numbers, which float16 would not hold."""
+        if self._look.encoding_format == "base64":
+            return base64.b64encode(array.astype("<i4").tobytes()).decode()
+        return array
 
     def numbers(self, array: NDArray[np.float32]) -> Numbers:
         """An array in the encoding that the request asks for."""
         shape = list(array.shape)
         if self._look.encoding_format == "base64":
             return Numbers(shape=shape, data=base64.b64encode(array.astype("<f2").tobytes()).decode())
-        # Rounded to six digits behind the point, in 64 bits, so that the numbers are written as short as they are.
-        kept = array if self._exact else array.astype(np.float64).round(6)
-        return Numbers(shape=shape, data=kept.tolist())
+        return Numbers(shape=shape, data=array)
+
+    def embedding(self, parts: Sequence[Embedded]) -> InspectedEmbedding:
+        """The embeddings at consecutive positions."""
+        nearest = [
+            [NearToken(id=id, text=self.text(id), cosine=_short(cosine)) for id, cosine in near]
+            for part in parts
+            for near in part.nearest
+        ]
+        norms = self.numbers(np.concatenate([to_numpy(part.norms) for part in parts]))
+        return InspectedEmbedding(norms=norms, nearest=nearest)
+
+    def encoding(self, parts: Sequence[PositionEncoding]) -> InspectedEncoding:
+        """The encodings of consecutive positions."""
+        answer, first = InspectedEncoding(), parts[0]
+        if first.rotary:
+            answer.rotary = [
+                InspectedRotation(
+                    layers=[*rotary[0].layers],
+                    magnitude=_short(rotary[0].magnitude),
+                    frequencies=[_short(frequency) for frequency in to_numpy(rotary[0].frequencies).tolist()],
+                    angles=self.numbers(np.concatenate([to_numpy(part.angles) for part in rotary])),
+                )
+                for rotary in zip(*(part.rotary for part in parts), strict=True)
+            ]
+        if first.learned is not None:
+            rows = [to_numpy(part.learned) for part in parts if part.learned is not None]
+            answer.learned = self.numbers(np.concatenate(rows))
+        if first.slopes is not None:
+            answer.alibi_slopes = [_short(slope) for slope in to_numpy(first.slopes).tolist()]
+        return answer
 
     def lens_entry(self, entry: TokenLogprobs, *, followed: bool) -> LensEntry:
         """The lens at one layer and position; `followed` says whether a token follows."""

@@ -35,6 +35,7 @@ from service.engine.messages import Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.message import MessageForm
+from service.text.respelling import respellings
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions without max_tokens; a chat answer may fill the context."""
@@ -48,6 +49,9 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 
 DISTRIBUTION_BYTES = 96
 """Most bytes of a candidate in a distribution: a number of 8 for each of eleven stages, and its noise."""
+
+TOKEN_BYTES = 80
+"""About the size of a token in an answer."""
 
 T = TypeVar("T")
 
@@ -174,6 +178,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
             raise refusal("add_special_tokens", "goes with prompt or messages")
         _check_no_template_fields(body)
     _check_prompts(sent, [prompt], context)
+    _check_spellings(body, context)
     limits = context.client.limits
     length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
     defaults = replace(context.sampling, temperature=0.0)
@@ -191,8 +196,20 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     )
 
 
+def _check_spellings(body: InspectBody, context: JobContext) -> None:
+    """Refuse other spellings of what is no text, and of a text that has too many bytes to show all its tokens."""
+    if not body.spellings:
+        return
+    if body.prompt is None:
+        raise refusal("spellings", "need a prompt that is a text")
+    size = sum(len(text.encode()) for text in respellings(body.prompt).values())
+    _check_size("spellings", TOKEN_BYTES * size, context.settings.max_inspection)
+
+
 def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
+    if body.reduction == "rollout" and body.positions is not None:
+        raise refusal("positions", "do not go with rollout, which is of all positions")
     positions = body.positions if body.positions is not None else [*range(prompt)]
     if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
         raise refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
@@ -203,7 +220,19 @@ def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
         _check_at_most("distribution", shown, context.settings.max_distributions, "distributions")
     rows = len(positions) + body.max_tokens
     looks = _looks(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
-    return replace(looks, positions=positions, generated=body.max_tokens > 0)
+    if body.embedding is not None:
+        _check_at_most("embedding", rows, context.settings.max_lens_rows, "rows")
+        _check_at_most("embedding", body.embedding, context.settings.max_logprobs, "tokens")
+    if body.position_encoding:
+        size = 4 * rows * context.client.limits.encoding_width
+        _check_size("position_encoding", size, context.settings.max_inspection)
+    return replace(
+        looks,
+        positions=positions,
+        generated=body.max_tokens > 0,
+        embedding=body.embedding,
+        encoding=body.position_encoding,
+    )
 
 
 def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:
@@ -218,13 +247,36 @@ def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str 
             f"{path}attention",
             f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0",
         )
-    _check_size(f"{path}attention", 4 * len(heads) * cells, settings.max_inspection)
+    _check_reduction(look, path)
+    _check_at_most(f"{path}attention", len(heads) * cells, settings.max_weights, "attention weights to compute")
+    maps = len({layer for layer, _ in heads}) if look.reduction else len(heads)
+    whole = look.top_keys is None or look.reduction == "rollout"
+    size = 4 * maps * (cells if whole else 2 * rows * (look.top_keys or 0))
+    _check_size(f"{path}attention", size, settings.max_inspection)
     lens = 0 if look.lens is None else rows * (limits.layers + 1)
     if lens > settings.max_lens_rows:
         raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
     _check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
     _check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
-    return Trace(heads=heads, stream=look.residual, lens=look.lens, distribution=look.distribution)
+    return Trace(
+        heads=heads,
+        reduction="mean" if look.reduction == "rollout" else look.reduction,
+        top_keys=None if look.reduction == "rollout" else look.top_keys,
+        stream=look.residual,
+        lens=look.lens,
+        distribution=look.distribution,
+    )
+
+
+def _check_reduction(look: Look, path: str) -> None:
+    """Refuse what is to be done to attention weights that cannot be done to those that are asked for."""
+    for name in ("reduction", "top_keys"):
+        if getattr(look, name) is not None and not look.attention:
+            raise refusal(f"{path}{name}", "needs attention")
+    if look.reduction == "rollout" and path:
+        raise refusal(f"{path}reduction", "can be rollout in /v1/inspect only, which sees the whole prompt")
+    if look.reduction == "rollout" and look.attention != "all":
+        raise refusal(f"{path}attention", 'should be "all" for rollout')
 
 
 def _check_size(param: str, size: int, most: int) -> None:

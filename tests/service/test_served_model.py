@@ -69,7 +69,10 @@ def test_ends_that_the_model_cannot_draw_are_said(
     columns: int, named: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     served = ServedModel(("toy",), SimpleNamespace(eos_token_ids=frozenset({257, 256})), None)  # type: ignore[arg-type]
-    check_ends(served, ModelLimits(vocab_size=columns, max_context=8, num_blocks=1, block_size=8, layers=1, heads=1))
+    check_ends(
+        served,
+        ModelLimits(vocab_size=columns, max_context=8, num_blocks=1, block_size=8, layers=1, heads=1, encoding_width=8),
+    )
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == len(named)
     assert all(f"tokens {ids}," in line and str(columns) in line for ids, line in zip(named, told, strict=True))

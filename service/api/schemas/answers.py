@@ -3,9 +3,12 @@
 A field without a default is always sent, and one with a default only if it was set.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
+
+from service.api.schemas.arrays import ArrayData
+from service.text.respelling import Spelling
 
 
 class ErrorDetail(BaseModel):
@@ -67,13 +70,22 @@ class Numbers(BaseModel):
     """An array: nested lists, or little-endian float16 in base64."""
 
     shape: list[int]
-    data: list[Any] | str
+    data: ArrayData
 
 
 class InspectedAttention(Numbers):
-    """Attention weights [heads, positions, keys]; each row adds up to 1, but for attention sinks."""
+    """Attention weights [heads, positions, keys]; each row adds up to 1, but for attention sinks.
 
-    heads: list[tuple[int, int]] = Field(description="Layer and head.")
+    Reduced over heads they are [layers, positions, keys]; with top_keys the last axis is that of the heaviest keys.
+    """
+
+    heads: list[tuple[int, int]] | None = Field(None, description="Layer and head; absent where heads are reduced.")
+    layers: list[int] | None = Field(None, description="Where heads are reduced.")
+    keys: ArrayData = Field(
+        None,
+        description="With top_keys the positions of these keys, in the shape of the weights; -1 where no further key "
+        "has a weight. In base64 as little-endian int32.",
+    )
 
 
 class InspectedResidual(BaseModel):
@@ -81,6 +93,40 @@ class InspectedResidual(BaseModel):
 
     stream: Numbers = Field(description="[2 * layers + 1, positions]: of the embedding, then after attention, MLP, ...")
     added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
+
+
+class NearToken(BaseModel):
+    """A token whose embedding lies near another's."""
+
+    id: int
+    text: str
+    cosine: float
+
+
+class InspectedEmbedding(BaseModel):
+    """The tokens' rows in the embedding's table, before any scale or norm."""
+
+    norms: Numbers = Field(description="[positions]: L2 norms.")
+    nearest: list[list[NearToken]] = Field(description="[positions]: the other tokens of largest cosine.")
+
+
+class InspectedRotation(BaseModel):
+    """The angles by which some layers rotate pairs of numbers of queries and keys."""
+
+    layers: list[int]
+    magnitude: float = Field(description="Factor on cosines and sines.")
+    frequencies: list[float] = Field(description="[pairs], in radians per position.")
+    angles: Numbers = Field(description="[positions, pairs], in radians from -pi to pi.")
+
+
+class InspectedEncoding(BaseModel):
+    """The numbers that tell the model where the positions are; kinds that the model does not have are missing."""
+
+    rotary: list[InspectedRotation] | None = None
+    learned: Numbers | None = Field(None, description="[positions, hidden]: rows that are added to the embedding.")
+    alibi_slopes: list[float] | None = Field(
+        None, description="[heads]: the score of a key d positions back is lowered by slope times d."
+    )
 
 
 class LensToken(BaseModel):
@@ -309,13 +355,32 @@ class Embeddings(BaseModel):
     usage: EmbeddingUsage
 
 
-class InspectedToken(BaseModel):
-    """A token of the prompt, or a generated one."""
+class SpeltToken(BaseModel):
+    """A token, and what it spells."""
 
     id: int
-    text: str
+    text: str = Field(description="Bytes that are no characters are replaced.")
     special: bool
+    bytes: list[int] | None = Field(None, description="With details.")
+    offsets: tuple[int, int] | None = Field(
+        None,
+        description="With details: the first character of the text that it spells, and the one behind its last. Tokens "
+        "that share a character have it in common.",
+    )
+
+
+class InspectedToken(SpeltToken):
+    """A token of the prompt, or a generated one."""
+
     generated: bool
+
+
+class Respelling(BaseModel):
+    """The prompt in another spelling, and what the tokenizer makes of it."""
+
+    name: Spelling
+    text: str
+    tokens: list[SpeltToken]
 
 
 class Inspection(BaseModel):
@@ -324,9 +389,13 @@ class Inspection(BaseModel):
     object: Literal["inspection"]
     model: str
     tokens: list[InspectedToken]
+    text: str | None = Field(None, description="With details: what the tokens spell, special ones included.")
+    spellings: list[Respelling] | None = Field(None, description="Those that differ from the prompt.")
     positions: list[int]
     attention: InspectedAttention | None = None
     residual: InspectedResidual | None = None
+    embedding: InspectedEmbedding | None = None
+    position_encoding: InspectedEncoding | None = None
     lens: list[list[LensEntry]] | None = Field(
         None, description="[layers + 1][positions]: the embedding, then each layer's stream."
     )

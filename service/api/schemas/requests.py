@@ -303,6 +303,14 @@ class Look(Body):
         ]
         | None
     ) = Field(None, description='Heads whose attention weights to return, as pairs of layer and head; or "all".')
+    reduction: Literal["mean", "max", "rollout"] | None = Field(
+        None,
+        description="One map for each layer, instead of one for each head: the mean or the maximum over the named "
+        "heads, or, in /v1/inspect, the rollout of all heads (Abnar and Zuidema, 2020).",
+    )
+    top_keys: Integer | None = Field(
+        None, ge=1, le=2**16, description="Return only this many heaviest keys of each row of attention weights."
+    )
     residual: bool = Field(
         False, description="Return the norms of the residual stream, and of what attention and MLP add to it."
     )
@@ -650,6 +658,20 @@ class InspectBody(TokenizeBody, Sampling, Look):
     tokens: TokenIds | None = Field(None, description="Token ids, in place of a prompt or messages.")
     positions: Annotated[Integers, _at_most(2**16, "positions")] | None = Field(
         None, description="Positions of the prompt to look at, ascending; by default all."
+    )
+    embedding: Integer | None = Field(
+        None,
+        ge=0,
+        description="Return the norm of each position's embedding, and this many tokens with the nearest embeddings.",
+    )
+    position_encoding: bool = Field(
+        False, description="Return the rotary angles, the learned row or the ALiBi slopes that positions have."
+    )
+    details: bool = Field(False, description="Return the bytes of each token, and its place in the text.")
+    spellings: bool = Field(
+        False,
+        description="Return the tokens of the prompt in other spellings: with a space before it and without, in lower "
+        "and in upper case, with its letters and their marks composed and decomposed (NFC, NFD).",
     )
     max_tokens: Integer = Field(
         0, ge=0, le=2**31 - 1, description="Tokens to generate; their positions are looked at as well."

@@ -19,7 +19,9 @@ def test_the_largest_step_has_every_token_and_every_draw_that_may_be(
     max_context: int, max_running: int, beyond: int, block_size: int
 ) -> None:
     budget = max_running + beyond
-    limits = ModelLimits(vocab_size=97, max_context=max_context, num_blocks=1, block_size=block_size, layers=3, heads=4)
+    limits = ModelLimits(
+        vocab_size=97, max_context=max_context, num_blocks=1, block_size=block_size, layers=3, heads=4, encoding_width=8
+    )
     plan = largest_step(limits, max_running=max_running, token_budget=budget)
     tokens = sum(len(chunk.tokens) for chunk in plan.chunks)
     assert tokens == min(budget, max_running * max_context)

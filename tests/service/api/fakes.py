@@ -35,7 +35,9 @@ from service.text.tools.formats import HERMES, ToolFormat
 MODEL = "toy"
 BOS, EOS = 256, 257
 VOCAB_SIZE = 260
-LIMITS = ModelLimits(vocab_size=VOCAB_SIZE, max_context=256, num_blocks=64, block_size=16, layers=3, heads=2)
+LIMITS = ModelLimits(
+    vocab_size=VOCAB_SIZE, max_context=256, num_blocks=64, block_size=16, layers=3, heads=2, encoding_width=8
+)
 TIMES = RequestTimes(queue=0.25, prefill=0.5, decode=2.0)
 """What the engine tells of every request."""
 SPECIAL = {BOS: "<s>", EOS: "</s>"}

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import Array, Distribution, Inside, Stage, TokenLogprobs
+from model.contract import (
+    Array,
+    Distribution,
+    Embedded,
+    Inside,
+    PositionEncoding,
+    RotaryAngles,
+    Stage,
+    TokenLogprobs,
+)
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling, events
 
@@ -89,6 +98,94 @@ async def test_numbers_may_come_as_half_precision() -> None:
     assert body.get("lens") is None
 
 
+def reduced(positions: list[int], keys: int, top: int | None = None) -> Inside:
+    """A look at one map for each layer, or at its heaviest keys, which are the position and those before it."""
+    if top is None:
+        return Inside(positions=positions, attention=array(LIMITS.layers, len(positions), keys))
+    shape = (LIMITS.layers, len(positions), top)
+    rows = [float(max(-1, position - back)) for position in positions for back in range(top)]
+    found = struct.pack(f"<{LIMITS.layers * len(rows)}f", *rows * LIMITS.layers)
+    return Inside(positions=positions, attention=array(*shape), attention_keys=Array(shape, found))
+
+
+async def test_attention_is_shown_reduced_over_heads() -> None:
+    async with calling() as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, inside=reduced([0, 1], 2), times=TIMES),
+            Delta(0, [], None, "length", inside=reduced([2], 3), times=TIMES),
+        )
+        body = await inspect(caller, attention=[[2, 1], [0, 0], [2, 0], [1, 1]], reduction="max")
+    assert body["attention"]["layers"] == [2, 0, 1]
+    assert body["attention"]["shape"] == [3, 3, 3]
+    assert body["attention"]["data"][0] == [[0, 0.125, 0], [0.25, 0.375, 0], [0, 0.125, 0.25]]
+    assert "heads" not in body["attention"]
+    trace = caller.engine.streams[-1].wanted.trace
+    assert trace is not None
+    assert (trace.reduction, trace.top_keys) == ("max", None)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_the_heaviest_keys_come_with_their_positions(encoding: str) -> None:
+    async with calling() as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, inside=reduced([0, 1], 2, 2), times=TIMES),
+            Delta(0, [], None, "length", inside=reduced([2], 3, 2), times=TIMES),
+        )
+        look = {"attention": "all", "reduction": "mean", "top_keys": 2, "encoding_format": encoding}
+        body = await inspect(caller, **look)
+    assert body["attention"]["shape"] == [LIMITS.layers, 3, 2]
+    keys = body["attention"]["keys"]
+    if encoding == "base64":
+        keys = np.frombuffer(base64.b64decode(keys), "<i4").reshape(LIMITS.layers, 3, 2).tolist()
+    assert keys == [[[0, -1], [1, 0], [2, 1]]] * LIMITS.layers
+
+
+async def test_rollout_is_made_of_the_mean_of_all_heads_at_all_positions() -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [], None, "length", inside=reduced([0, 1, 2], 3), times=TIMES))
+        whole = (await inspect(caller, attention="all", reduction="rollout"))["attention"]
+        scripted(caller, Delta(0, [], None, "length", inside=reduced([0, 1, 2], 3), times=TIMES))
+        part = (await inspect(caller, attention="all", reduction="rollout", top_keys=1))["attention"]
+    mean = np.arange(27).reshape(3, 3, 3) / 8
+    flow = np.eye(3)
+    for layer in range(3):
+        flow = (mean[layer] + np.eye(3)) / 2 @ flow
+        np.testing.assert_allclose(whole["data"][layer], flow, atol=1e-5)
+        np.testing.assert_allclose(part["data"][layer], flow.max(1, keepdims=True), atol=1e-5)
+        assert part["keys"][layer] == flow.argmax(1)[:, None].tolist()
+    for stream in caller.engine.streams:
+        trace = stream.wanted.trace
+        assert trace is not None
+        assert (trace.reduction, trace.top_keys, trace.positions) == ("mean", None, [0, 1, 2])
+
+
+async def test_positions_encodings_have_a_limit_in_bytes() -> None:
+    async with calling(max_inspection=4 * 3 * LIMITS.encoding_width) as caller:
+        for tokens, status in (([65] * 3, 200), ([65] * 4, 400)):
+            scripted(caller, Delta(0, [], None, "length", times=TIMES))
+            answer = await caller.http.post("/v1/inspect", json={"tokens": tokens, "position_encoding": True})
+            assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["param"] == "position_encoding"
+
+
+async def test_a_part_of_the_weights_may_be_had_where_all_are_too_many() -> None:
+    async with calling(max_inspection=100_000, max_lens_rows=100) as caller:
+        long = {"tokens": [65] * 200, "attention": "all"}
+        for fields, status in [
+            ({}, 400),
+            ({"reduction": "mean"}, 400),
+            ({"top_keys": 9}, 200),
+            ({"top_keys": 11}, 400),
+        ]:
+            scripted(caller, Delta(0, [], None, "length", times=TIMES))
+            answer = await caller.http.post("/v1/inspect", json=long | fields)
+            assert answer.status_code == status, (fields, answer.text)
+            if status == 400:
+                assert "bytes" in answer.json()["error"]["message"]
+
+
 async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
     async with calling() as caller:
         scripted(caller, Delta(0, [], None, "length", times=TIMES))
@@ -96,6 +193,79 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
         told = (await caller.http.post("/tokenize", json={"messages": HI})).json()["tokens"]
     assert [token["id"] for token in body["tokens"]] == told
     assert body["positions"] == [*range(len(told))]
+
+
+async def test_details_of_tokens_are_their_bytes_and_places() -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [0xC3], None, times=TIMES), Delta(0, [0xA9], None, "length", times=TIMES))
+        body = await inspect(caller, tokens=None, prompt="aé", positions=[], max_tokens=2, details=True)
+    assert body["text"] == "<s>aéé"
+    assert [(token["bytes"], token["offsets"], token["generated"]) for token in body["tokens"]] == [
+        ([*b"<s>"], [0, 3], False),
+        ([0x61], [3, 4], False),
+        ([0xC3], [4, 5], False),
+        ([0xA9], [4, 5], False),
+        ([0xC3], [5, 6], True),
+        ([0xA9], [5, 6], True),
+    ]
+
+
+@pytest.mark.parametrize("details", [False, True])
+async def test_other_spellings_have_other_tokens(details: bool) -> None:
+    async with calling() as caller:
+        scripted(caller, Delta(0, [], None, "length", times=TIMES))
+        asked = {"positions": [], "add_special_tokens": False, "spellings": True, "details": details}
+        body = await inspect(caller, tokens=None, prompt="aÉ", **asked)
+    assert {spelt["name"]: spelt["text"] for spelt in body["spellings"]} == {
+        "leading_space": " aÉ",
+        "lower": "aé",
+        "upper": "AÉ",
+        "decomposed": "aE\u0301",
+    }
+    for spelt in body["spellings"]:
+        assert [token["id"] for token in spelt["tokens"]] == [*spelt["text"].encode()]
+        assert all(("offsets" in token) == details for token in spelt["tokens"])
+
+
+def floats(*numbers: float) -> Array:
+    return Array((len(numbers),), struct.pack(f"<{len(numbers)}f", *numbers))
+
+
+async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> None:
+    def seen(positions: list[int]) -> Inside:
+        count = len(positions)
+        rotary = [
+            RotaryAngles(layers=layers, magnitude=1.5, frequencies=floats(1, 1e-6), angles=array(count, 2))
+            for layers in ([0, 2], [1])
+        ]
+        return Inside(
+            positions=positions,
+            embedding=Embedded(norms=floats(*map(float, positions)), nearest=[[(66, 0.5), (67, -0.25)]] * count),
+            encoding=PositionEncoding(rotary=rotary, learned=array(count, 3), slopes=floats(0.5, 0.25)),
+        )
+
+    async with calling() as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, inside=seen([0, 1]), times=TIMES),
+            Delta(0, [], None, "length", inside=seen([2]), times=TIMES),
+        )
+        body = await inspect(caller, embedding=2, position_encoding=True)
+        near = [{"id": 66, "text": "B", "cosine": 0.5}, {"id": 67, "text": "C", "cosine": -0.25}]
+        assert body["embedding"] == {"norms": {"shape": [3], "data": [0, 1, 2]}, "nearest": [near] * 3}
+        told = body["position_encoding"]
+        assert [kind["layers"] for kind in told["rotary"]] == [[0, 2], [1]]
+        assert told["rotary"][1]["angles"] == {"shape": [3, 2], "data": [[0, 0.125], [0.25, 0.375], [0, 0.125]]}
+        assert (told["rotary"][0]["frequencies"], told["rotary"][0]["magnitude"]) == ([1, 1e-6], 1.5)
+        assert told["learned"]["shape"] == [3, 3]
+        assert told["alibi_slopes"] == [0.5, 0.25]
+        trace = caller.engine.streams[-1].wanted.trace
+        assert trace is not None
+        assert (trace.embedding, trace.encoding, trace.probes) == (2, True, False)
+
+        bare = Inside(positions=[0], encoding=PositionEncoding(rotary=[], learned=None, slopes=None))
+        scripted(caller, Delta(0, [], None, "length", inside=bare, times=TIMES))
+        assert (await inspect(caller, position_encoding=True))["position_encoding"] == {}
 
 
 def shown(position: int, drawn: int) -> Distribution:
@@ -173,6 +343,19 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
         ({"attention": [[0, LIMITS.heads]]}, "attention"),
         ({"attention": [[0]]}, "attention"),
         ({"attention": "some"}, "attention"),
+        ({"reduction": "mean"}, "reduction"),
+        ({"attention": [[0, 0]], "reduction": "sum"}, "reduction"),
+        ({"attention": [[0, 0]], "reduction": "rollout"}, "attention"),
+        ({"attention": "all", "reduction": "rollout", "positions": [0, 1, 2]}, "positions"),
+        ({"tokens": [65] * 200, "attention": "all", "reduction": "rollout", "top_keys": 1}, "attention"),
+        ({"top_keys": 1}, "top_keys"),
+        ({"attention": [[0, 0]], "top_keys": 0}, "top_keys"),
+        ({"tokens": [65] * 230, "attention": "all", "top_keys": 1}, "attention"),
+        ({"embedding": 21}, "embedding"),
+        ({"tokens": [65] * 101, "embedding": 0}, "embedding"),
+        ({"spellings": True}, "spellings"),
+        ({"tokens": None, "messages": HI, "spellings": True}, "spellings"),
+        ({"tokens": None, "prompt": "Ab" * 100, "spellings": True, "max_tokens": 1}, "spellings"),
         ({"lens": 21}, "lens"),
         ({"lens": -1}, "lens"),
         ({"max_tokens": 300}, "max_tokens"),
@@ -194,7 +377,8 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
     ],
 )
 async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    async with calling(max_inspection=100_000, max_lens_rows=100, max_distributions=10) as caller:
+    limits = {"max_inspection": 40_000, "max_weights": 300_000, "max_lens_rows": 100, "max_distributions": 10}
+    async with calling(**limits) as caller:
         answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["param"].split("[")[0] == param
@@ -269,6 +453,8 @@ async def test_generation_is_looked_at_token_by_token(route: str) -> None:
         ({"inspect": {"lens": 21}, "max_tokens": 1}, "inspect.lens"),
         ({"inspect": {"attention": "all"}}, "inspect.attention"),
         ({"inspect": {"attention": [[0, 99]]}, "max_tokens": 1}, "inspect.attention"),
+        ({"inspect": {"lens": 1, "reduction": "mean"}, "max_tokens": 1}, "inspect.reduction"),
+        ({"inspect": {"attention": "all", "reduction": "rollout"}, "max_tokens": 1}, "inspect.reduction"),
         ({"inspect": {"distribution": 20}, "max_tokens": 200}, "inspect.distribution"),
         ({"inspect": {"distribution": 20}, "max_tokens": 20, "n": 4}, "inspect.distribution"),
         ({"inspect": {"distribution": 21}, "max_tokens": 1}, "inspect.distribution"),

@@ -63,7 +63,9 @@ class FakeRunner:
     """Stores each chunk's tokens in its slots and draws from what it finds there."""
 
     def __init__(self, num_blocks: int, block_size: int, lookahead: int = 0) -> None:
-        self.limits = ModelLimits(VOCAB_SIZE, num_blocks * block_size, num_blocks, block_size, layers=2, heads=2)
+        self.limits = ModelLimits(
+            VOCAB_SIZE, num_blocks * block_size, num_blocks, block_size, layers=2, heads=2, encoding_width=8
+        )
         self.info = RunnerInfo(device="cpu", dtype="int", cache_dtype="int", backend="fake")
         self.lookahead = lookahead
         self.plans: list[StepPlan] = []
