@@ -102,6 +102,7 @@ def inspect(
     attention: str | None,
     lens: bool,
     residual: bool,
+    embedding: bool,
     distribution: bool,
     top: float | str,
     max_tokens: float | str | None,
@@ -124,6 +125,7 @@ def inspect(
         "attention": _heads(attention),
         "lens": top if lens else None,
         "residual": residual,
+        "embedding": top if embedding else None,
         "distribution": top if distribution else None,
         # The distribution is that of the next token, which therefore has to be drawn.
         "max_tokens": int(distribution) if max_tokens is None else max_tokens,
@@ -223,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--attention", metavar="LAYER.HEAD", help="weights of heads, such as 3.5 or 3.5,4.0, or all")
     command.add_argument("--lens", action="store_true", help="likeliest tokens if the model ended after each layer")
     command.add_argument("--residual", action="store_true", help="norms of the residual stream")
+    command.add_argument("--embedding", action="store_true", help="norms of embeddings, and the nearest tokens")
     command.add_argument("--distribution", action="store_true", help="stages of the next token's distribution")
     command.add_argument("--top", type=_number, default=5, help="likeliest tokens of each (default: 5)")
     command.add_argument("--max-tokens", type=_number, help="tokens to generate (default: 1 with --distribution, or 0)")

@@ -97,7 +97,7 @@ async def inspected(context: JobContext, body: InspectBody) -> Inspection:
     """The answer to a request to look inside, with all digits. Raises ApiError, and as `Generation` does."""
     job = await inspect_job(body, context, envelope())
     [generation], [pieces] = await generated(context, [job])
-    return View(body, context, job, Seen.of(generation, pieces), exact=True).inspection()
+    return View(body, context, job, Seen.of(generation, pieces)).inspection()
 
 
 async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:

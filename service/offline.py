@@ -268,7 +268,7 @@ async def _answers(
 
 async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutput:
     generations, pieces = await generated(context, job.choices)
-    looks = None if job.look is None else Looks(job.look, context.tokenizer, context.client.limits, exact=True)
+    looks = None if job.look is None else Looks(job.look, context.tokenizer, context.client.limits)
     whole: Any = layout.whole(pieces, usage_of(job, generations))
     outputs = []
     for choice, own in zip(whole.choices, pieces, strict=True):

@@ -17,7 +17,7 @@ _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
 """Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
 RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
 """Settings that are a runner's configuration, where they have the same names."""
-LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_lens_rows", "max_distributions")
+LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_weights", "max_lens_rows", "max_distributions")
 """Settings that bound what may be looked at inside the model."""
 ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "draft_running", "sampling_defaults", "log_level")
 """Settings that matter without HTTP, to the terminal's commands."""

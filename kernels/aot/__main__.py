@@ -1,7 +1,8 @@
 """`python -m kernels.aot`: compiles every kernel variant that the server starts, for every chip, without a GPU.
 
 Prints a row for each variant. The exit status is 1 if a variant spills registers where it costs, takes more shared
-memory than its chip has, has a dot without a tensor-core instruction, or does not compile. It is 2 if there is nothing to compile.
+memory than its chip has, has a dot without a tensor-core instruction, or does not compile. It is 2 if there is nothing
+to compile.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from model.contract import Distribution, Inside
 from service.api.answers import observed, open_generations
-from service.api.arrays import to_numpy
+from service.api.arrays import to_json, to_numpy
 from service.api.attention import heaviest, joined, rollout
 from service.api.bodies import EngineRoute
 from service.api.context import Context, JobContext, Served
@@ -61,9 +61,7 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     view = View(body, context, job, seen)
-    text = await off_loop(
-        context, view.numbers * CHARACTERS_A_NUMBER, lambda: view.inspection().model_dump_json(exclude_unset=True)
-    )
+    text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: to_json(view.inspection()))
     return Response(text, media_type="application/json")
 
 
@@ -96,14 +94,11 @@ async def _look(context: Context, job: GenerationRequest, record: RequestRecord)
 class View:
     """The answer to one request, made of looks at consecutive positions."""
 
-    def __init__(
-        self, body: InspectBody, context: JobContext, job: GenerationRequest, seen: Seen, *, exact: bool = False
-    ) -> None:
-        """`exact` is as for `Looks`."""
+    def __init__(self, body: InspectBody, context: JobContext, job: GenerationRequest, seen: Seen) -> None:
         self._body = body
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
-        self._looks = Looks(body, context.tokenizer, context.client.limits, exact=exact)
+        self._looks = Looks(body, context.tokenizer, context.client.limits)
         self._prompt, self._generated = job.prompt, seen.tokens
         self._insides, self._shown = seen.insides, seen.distributions
         assert job.wanted.trace is not None

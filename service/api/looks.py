@@ -41,9 +41,8 @@ def named_heads(look: Look, limits: ModelLimits) -> list[tuple[int, int]]:
 class Looks:
     """Writes what is seen in the form that a request asks for."""
 
-    def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits, *, exact: bool = False) -> None:
-        """`exact` keeps every digit of the arrays' numbers, for readers to whom their length is nothing."""
-        self._look, self._tokenizer, self._exact = look, tokenizer, exact
+    def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits) -> None:
+        self._look, self._tokenizer = look, tokenizer
         self._heads = named_heads(look, limits)
 
     def text(self, token: int) -> str:
@@ -90,21 +89,18 @@ class Looks:
             answer.keys = self._indices(attention.keys)
         return answer
 
-    def _indices(self, array: NDArray[np.int32]) -> list[Any] | str:
+    def _indices(self, array: NDArray[np.int32]) -> NDArray[np.int32] | str:
         """Whole numbers, which float16 would not hold."""
         if self._look.encoding_format == "base64":
             return base64.b64encode(array.astype("<i4").tobytes()).decode()
-        indices: list[Any] = array.tolist()
-        return indices
+        return array
 
     def numbers(self, array: NDArray[np.float32]) -> Numbers:
         """An array in the encoding that the request asks for."""
         shape = list(array.shape)
         if self._look.encoding_format == "base64":
             return Numbers(shape=shape, data=base64.b64encode(array.astype("<f2").tobytes()).decode())
-        # Rounded to six digits behind the point, in 64 bits, so that the numbers are written as short as they are.
-        kept = array if self._exact else array.astype(np.float64).round(6)
-        return Numbers(shape=shape, data=kept.tolist())
+        return Numbers(shape=shape, data=array)
 
     def embedding(self, parts: Sequence[Embedded]) -> InspectedEmbedding:
         """The embeddings at consecutive positions."""

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from service.api.schemas.answers import (
     InspectedAttention,
     InspectedDistribution,
+    InspectedEmbedding,
+    InspectedEncoding,
     InspectedResidual,
+    InspectedRotation,
     InspectedToken,
     LensEntry,
     Numbers,
+    Respelling,
     TokenInspection,
 )
 from service.api.schemas.answers import Inspection as InspectionAnswer
@@ -36,19 +40,24 @@ class Attention:
     """Attention weights; each row adds up to 1, but for attention sinks."""
 
     heads: list[tuple[int, int]] | None
-    """Layer and head of each map; None where heads are reduced."""
-    layers: list[int] | None = None
-    """Layer of each map where heads are reduced."""
+    """Layer and head of each map; None where a layer's heads are reduced to one."""
+    layers: list[int] | None
+    """Layer of each map, where heads are reduced."""
     weights: Floats
-    """[heads or layers, positions, keys], float32; beside a generated token [heads or layers, keys]."""
-    keys: NDArray[np.int32] | None = None
-    """With `top_keys` the position of each weight's key, in the shape of the weights; -1 where there is none."""
+    """[heads or layers, positions, keys], float32; beside a generated token without the axis of positions."""
+    keys: Integers | None
+    """With `top_keys`, the positions of the heaviest keys, in the shape of the weights; -1 where there is no further
+    one. None: the weights are those of all keys."""
 
     @classmethod
     def of(cls, answer: InspectedAttention) -> Self:
         """The attention of an answer."""
-        keys = None if answer.keys is None else _array(answer.keys, answer.shape, "<i4", np.int32)
-        return cls(heads=answer.heads, layers=answer.layers, weights=_numbers(answer), keys=keys)
+        return cls(
+            heads=answer.heads,
+            layers=answer.layers,
+            weights=_numbers(answer),
+            keys=None if answer.keys is None else _whole(answer.keys, answer.shape),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +73,76 @@ class Residual:
     def of(cls, answer: InspectedResidual) -> Self:
         """The norms of an answer."""
         return cls(stream=_numbers(answer.stream), added=_numbers(answer.added))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """The tokens' rows in the embedding's table, and the tokens whose rows are nearest."""
+
+    norms: Floats
+    """[positions]: L2 norms, float32."""
+    tokens: Integers
+    """[positions, top]: the nearest by cosine."""
+    texts: Texts
+    """[positions, top]"""
+    cosines: NDArray[np.float64]
+    """[positions, top]"""
+
+    @classmethod
+    def of(cls, answer: InspectedEmbedding) -> Self:
+        """The embeddings of an answer."""
+        shape = (len(answer.nearest), len(answer.nearest[0]) if answer.nearest else 0)
+        near = [*chain.from_iterable(answer.nearest)]
+        return cls(
+            norms=_numbers(answer.norms),
+            tokens=np.array([token.id for token in near], np.int64).reshape(shape),
+            texts=_texts(token.text for token in near).reshape(shape),
+            cosines=np.array([token.cosine for token in near], np.float64).reshape(shape),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """The angles by which some layers rotate pairs of numbers of queries and keys."""
+
+    layers: list[int]
+    magnitude: float
+    """Factor on cosines and sines."""
+    frequencies: NDArray[np.float64]
+    """[pairs], in radians per position."""
+    angles: Floats
+    """[positions, pairs], in radians from -pi to pi."""
+
+    @classmethod
+    def of(cls, answer: InspectedRotation) -> Self:
+        """The angles of an answer."""
+        return cls(
+            layers=answer.layers,
+            magnitude=answer.magnitude,
+            frequencies=np.array(answer.frequencies, np.float64),
+            angles=_numbers(answer.angles),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionEncoding:
+    """The numbers that tell the model where the positions are; kinds that it does not have are None."""
+
+    rotary: list[Rotation] | None
+    learned: Floats | None
+    """[positions, hidden]: rows that are added to the embedding."""
+    alibi_slopes: NDArray[np.float64] | None
+    """[heads]: the score of a key d positions back is lowered by slope times d."""
+
+    @classmethod
+    def of(cls, answer: InspectedEncoding) -> Self:
+        """The encodings of an answer."""
+        slopes = answer.alibi_slopes
+        return cls(
+            rotary=None if answer.rotary is None else [Rotation.of(rotation) for rotation in answer.rotary],
+            learned=None if answer.learned is None else _numbers(answer.learned),
+            alibi_slopes=None if slopes is None else np.array(slopes, np.float64),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +233,17 @@ class Inspection:
     """The inside of the model while it reads a text and goes on with it."""
 
     tokens: list[InspectedToken]
-    """Those of the prompt, and the generated ones: `id`, `text`, `special`, `generated`."""
+    """Those of the prompt, and the generated ones: `id`, `text`, `special`, `generated`, with details more."""
+    text: str | None
+    """With details: what the tokens spell."""
+    spellings: list[Respelling] | None
+    """The prompt in other spellings, and their tokens."""
     positions: Integers
     """[positions]: those that were looked at, ascending."""
     attention: Attention | None
     residual: Residual | None
+    embedding: Embedding | None
+    position_encoding: PositionEncoding | None
     lens: Lens | None
     distributions: list[Distribution] | None
     """Of each position under each setting, then of the generated tokens."""
@@ -166,12 +251,16 @@ class Inspection:
     @classmethod
     def of(cls, answer: InspectionAnswer) -> Self:
         """All that an answer tells."""
-        shown = answer.distributions
+        shown, encoding = answer.distributions, answer.position_encoding
         return cls(
             tokens=answer.tokens,
+            text=answer.text,
+            spellings=answer.spellings,
             positions=np.array(answer.positions, np.int64),
             attention=None if answer.attention is None else Attention.of(answer.attention),
             residual=None if answer.residual is None else Residual.of(answer.residual),
+            embedding=None if answer.embedding is None else Embedding.of(answer.embedding),
+            position_encoding=None if encoding is None else PositionEncoding.of(encoding),
             lens=None if answer.lens is None else Lens.of(answer.lens),
             distributions=None if shown is None else [Distribution.of(one) for one in shown],
         )
@@ -204,14 +293,16 @@ class DrawnInspection:
 
 def _numbers(numbers: Numbers) -> Floats:
     """An array in the precision in which it was asked for."""
-    return _array(numbers.data, numbers.shape, "<f2", np.float32)
+    if isinstance(numbers.data, str):
+        return np.frombuffer(base64.b64decode(numbers.data), "<f2").reshape(numbers.shape)
+    return np.array(numbers.data, np.float32).reshape(numbers.shape)
 
 
-def _array(data: list[Any] | str, shape: Sequence[int], encoded: str, listed: type[np.generic]) -> NDArray[Any]:
-    """An array from base64 of elements of the type `encoded`, or from lists of those of the type `listed`."""
-    if isinstance(data, str):
-        return np.frombuffer(base64.b64decode(data), encoded).reshape(shape)
-    return np.array(data, listed).reshape(shape)
+def _whole(keys: Any, shape: Sequence[int]) -> Integers:
+    """Whole numbers, which are written in another precision than fractions."""
+    if isinstance(keys, str):
+        keys = np.frombuffer(base64.b64decode(keys), "<i4")
+    return np.array(keys, np.int64).reshape(shape)
 
 
 def _texts(texts: Iterator[str]) -> Texts:

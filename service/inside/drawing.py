@@ -65,10 +65,13 @@ def _tokens(seen: Inspection, canvas: Canvas) -> Iterator[str]:
 
 def _attention(seen: Inspection, canvas: Canvas) -> Iterator[str]:
     """A matrix for each head: queries down, keys across."""
-    if seen.attention is None or seen.attention.heads is None or not len(seen.positions):
+    if seen.attention is None or not len(seen.positions):
         return
-    for (layer, head), weights in zip(seen.attention.heads, seen.attention.weights, strict=True):
-        yield canvas.strong(f"attention of layer {layer}, head {head}: what each token (row) looks at (column)")
+    assert seen.attention.keys is None, "a matrix has all keys"
+    names = [f"layer {layer}, head {head}" for layer, head in seen.attention.heads or ()]
+    names += [f"layer {layer}, its heads reduced" for layer in seen.attention.layers or ()]
+    for name, weights in zip(names, seen.attention.weights, strict=True):
+        yield canvas.strong(f"attention of {name}: what each token (row) looks at (column)")
         yield from _matrix(seen, weights, canvas)
         yield ""
     yield "share  " + "  ".join(f"{canvas.shade(least)} {least:.0%}" for least, *_ in _SHADES[-2::-1]) + " or more"
@@ -167,6 +170,19 @@ def _residual(seen: Inspection, canvas: Canvas) -> Iterator[str]:
         yield fitted(f"layer {layer}", label) + "".join(amount(float(number)) for number in numbers)
 
 
+def _embedding(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """A token a line: its norm, and the tokens nearest to it."""
+    if seen.embedding is None:
+        return
+    yield canvas.strong("embedding: its norm, and the tokens of nearest direction with their cosines")
+    label = min(_LABEL, max((width(shown(seen.tokens[at].text)) for at in seen.positions), default=0) + 5)
+    for row, position in enumerate(seen.positions):
+        near = zip(seen.embedding.texts[row], seen.embedding.cosines[row], strict=True)
+        told = "  ".join(f"{shown(text)} {cosine:.2f}" for text, cosine in near)
+        begin = f"{_numbered(position, shown(seen.tokens[position].text), label)} {seen.embedding.norms[row]:8.3g}  "
+        yield begin + fitted(told, max(canvas.columns - width(begin), 1)).rstrip()
+
+
 def bar(share: float, columns: int) -> str:
     """A share of 1 as a bar in so many columns."""
     eighths = round(min(max(share, 0.0), 1.0) * columns * 8) if math.isfinite(share) else 0
@@ -217,5 +233,5 @@ def _percent(share: float) -> str:
 
 
 View = Callable[[Inspection, Canvas], Iterator[str]]
-VIEWS: tuple[View, ...] = (_tokens, _attention, _lens, _residual, _distributions)
+VIEWS: tuple[View, ...] = (_tokens, _embedding, _attention, _lens, _residual, _distributions)
 """Every view, in the order in which they are drawn."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inside.arrays import Distribution, Inspection
+from service.inside.arrays import Attention, Distribution, Inspection, PositionEncoding
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -27,10 +27,15 @@ def arrays_of(seen: Inspection) -> Arrays:
     |---|---|
     | tokens, texts, generated | [tokens] |
     | positions | [positions] |
-    | heads | [heads, 2]: layer and head; where heads are reduced layers, [layers], instead |
-    | attention | [heads or layers, positions, keys] |
-    | attention_keys | shape of attention: positions of the heaviest keys, if only those were asked for |
+    | heads or layers | [heads, 2]: layer and head; [layers] where heads are reduced |
+    | attention, keys | [heads or layers, positions, keys]; keys with top_keys alone |
     | residual_stream, residual_added | [2 * layers + 1, positions], [2 * layers, positions] |
+    | embedding_norms | [positions] |
+    | embedding_tokens, embedding_texts, embedding_cosines | [positions, top] |
+    | rotary_0_layers, rotary_0_frequencies, rotary_0_angles | [layers], [pairs], [positions, pairs] |
+    | rotary_0_magnitude | [] |
+    | learned_positions | [positions, hidden] |
+    | alibi_slopes | [heads] |
     | lens_tokens, lens_texts, lens_logprobs | [layers + 1, positions, top] |
     | lens_next_logprob, lens_next_rank | [layers + 1, positions]; NaN and 0 where no token follows |
     | distribution_0_position, distribution_0_drawn | [] |
@@ -38,7 +43,7 @@ def arrays_of(seen: Inspection) -> Arrays:
     | distribution_0_tokens, distribution_0_texts, distribution_0_noise | [candidates] |
     | distribution_0_probabilities | [candidates, stages] |
 
-    Distributions are numbered. Texts are without NUL characters at their end, which NumPy leaves out.
+    Distributions and rotations are numbered. Texts are without NUL characters at their end, which NumPy leaves out.
     """
     arrays: Arrays = {
         "tokens": np.array([token.id for token in seen.tokens], np.int64),
@@ -47,21 +52,45 @@ def arrays_of(seen: Inspection) -> Arrays:
         "positions": seen.positions,
     }
     if seen.attention is not None:
-        if seen.attention.heads is not None:
-            arrays["heads"] = np.array(seen.attention.heads, np.int64).reshape(-1, 2)
-        if seen.attention.layers is not None:
-            arrays["layers"] = np.array(seen.attention.layers, np.int64)
-        if seen.attention.keys is not None:
-            arrays["attention_keys"] = seen.attention.keys
-        arrays["attention"] = seen.attention.weights
+        arrays |= _of_attention(seen.attention)
     if seen.residual is not None:
         arrays |= {"residual_stream": seen.residual.stream, "residual_added": seen.residual.added}
+    if (embedding := seen.embedding) is not None:
+        arrays |= {"embedding_norms": embedding.norms, "embedding_tokens": embedding.tokens}
+        arrays |= {"embedding_texts": embedding.texts.astype(np.str_), "embedding_cosines": embedding.cosines}
+    if seen.position_encoding is not None:
+        arrays |= _of_encoding(seen.position_encoding)
     if (lens := seen.lens) is not None:
         arrays |= {"lens_tokens": lens.tokens, "lens_texts": lens.texts.astype(np.str_)}
         arrays |= {"lens_logprobs": lens.logprobs, "lens_next_logprob": lens.next_logprob}
         arrays |= {"lens_next_rank": lens.next_rank}
     for index, one in enumerate(seen.distributions or ()):
         arrays |= {f"distribution_{index}_{name}": array for name, array in _of_distribution(one).items()}
+    return arrays
+
+
+def _of_attention(attention: Attention) -> Arrays:
+    arrays: Arrays = {"attention": attention.weights}
+    if attention.heads is not None:
+        arrays["heads"] = np.array(attention.heads, np.int64).reshape(-1, 2)
+    if attention.layers is not None:
+        arrays["layers"] = np.array(attention.layers, np.int64)
+    if attention.keys is not None:
+        arrays["keys"] = attention.keys
+    return arrays
+
+
+def _of_encoding(encoding: PositionEncoding) -> Arrays:
+    arrays: Arrays = {}
+    for index, rotation in enumerate(encoding.rotary or ()):
+        arrays[f"rotary_{index}_layers"] = np.array(rotation.layers, np.int64)
+        arrays[f"rotary_{index}_magnitude"] = np.array(rotation.magnitude, np.float64)
+        arrays[f"rotary_{index}_frequencies"] = rotation.frequencies
+        arrays[f"rotary_{index}_angles"] = rotation.angles
+    if encoding.learned is not None:
+        arrays["learned_positions"] = encoding.learned
+    if encoding.alibi_slopes is not None:
+        arrays["alibi_slopes"] = encoding.alibi_slopes
     return arrays
 
 

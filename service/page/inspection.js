@@ -9,6 +9,7 @@ import { picker } from "./steps/controls.js";
 import { feedforward } from "./steps/feedforward.js";
 import { lens } from "./steps/lens.js";
 import { matrix } from "./steps/matrix.js";
+import { nearest } from "./steps/nearest.js";
 
 const answer = JSON.parse(document.getElementById("answer").textContent);
 /** What the steps of the walk take: the tokens that were looked at are the first ones. */
@@ -20,6 +21,7 @@ const base = {
 const chosen = { map: 0, position: base.tokens.length - 1 };
 /** Each view that the answer may have, in the order of the page. */
 const VIEWS = {
+  embedding: () => [h("h2", {}, t("embedding.nearest")), nearest(base, answer.embedding)],
   attention: attentionView,
   lens: () => lens({ look: { lens: () => answer }, base }),
   residual: residualView,

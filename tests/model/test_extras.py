@@ -59,6 +59,29 @@ def to_numpy(array: Array | None) -> NDArray[np.float32]:
     return np.frombuffer(array.data, "<f4").reshape(*array.shape)
 
 
+Asked = tuple[Sequence[int], SamplingParams, Wanted]
+"""A prompt, how to go on with it, and what is wanted beside."""
+
+
+def run(core: EngineCore, *requests: Asked) -> list[Found]:
+    """What requests get that are submitted together."""
+    found = [Found() for _ in requests]
+    for id, (prompt, params, wanted) in enumerate(requests):
+        core.submit(Submit(id, [*prompt], params, wanted=wanted))
+    while report := core.step():
+        for delta in report.deltas:
+            mine = found[delta.id]
+            assert delta.finish_reason in (None, "length"), delta.error
+            mine.tokens += delta.tokens
+            mine.scores += delta.scores
+            mine.parts += [to_numpy(delta.pooled)] if delta.pooled else []
+            mine.insides += [delta.inside] if delta.inside else []
+            mine.distributions += delta.distributions
+            mine.last = delta
+    core.check()
+    return found
+
+
 class Engine:
     """An engine on a tiny model of some family."""
 
@@ -71,22 +94,8 @@ class Engine:
         tiny._cache.blocks = blocks
         self.core = EngineCore(ModelRunner(tiny.decoder, tiny._cache, 64), token_budget=token_budget, max_running=4)
 
-    def run(self, *requests: tuple[Sequence[int], SamplingParams, Wanted]) -> list[Found]:
-        found = [Found() for _ in requests]
-        for id, (prompt, params, wanted) in enumerate(requests):
-            self.core.submit(Submit(id, [*prompt], params, wanted=wanted))
-        while report := self.core.step():
-            for delta in report.deltas:
-                mine = found[delta.id]
-                assert delta.finish_reason in (None, "length"), delta.error
-                mine.tokens += delta.tokens
-                mine.scores += delta.scores
-                mine.parts += [to_numpy(delta.pooled)] if delta.pooled else []
-                mine.insides += [delta.inside] if delta.inside else []
-                mine.distributions += delta.distributions
-                mine.last = delta
-        self.core.check()
-        return found
+    def run(self, *requests: Asked) -> list[Found]:
+        return run(self.core, *requests)
 
     def everything(self, positions: Sequence[int] = (), *, generated: bool = False) -> Wanted:
         heads = [(layer, head) for layer in range(len(self.spec.layers)) for head in range(self.spec.heads)]

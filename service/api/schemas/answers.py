@@ -3,10 +3,11 @@
 A field without a default is always sent, and one with a default only if it was set.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from service.api.schemas.arrays import ArrayData
 from service.text.respelling import Spelling
 
 
@@ -69,7 +70,7 @@ class Numbers(BaseModel):
     """An array: nested lists, or little-endian float16 in base64."""
 
     shape: list[int]
-    data: list[Any] | str
+    data: ArrayData
 
 
 class InspectedAttention(Numbers):
@@ -80,7 +81,7 @@ class InspectedAttention(Numbers):
 
     heads: list[tuple[int, int]] | None = Field(None, description="Layer and head; absent where heads are reduced.")
     layers: list[int] | None = Field(None, description="Where heads are reduced.")
-    keys: list[Any] | str | None = Field(
+    keys: ArrayData = Field(
         None,
         description="With top_keys the positions of these keys, in the shape of the weights; -1 where no further key "
         "has a weight. In base64 as little-endian int32.",

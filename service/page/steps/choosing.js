@@ -3,7 +3,7 @@
 import { bars, waterfall } from "../distribution.js";
 import { button, h, shown } from "../dom.js";
 import { bits, number, t } from "../language.js";
-import { absent, failure } from "../states.js";
+import { absent, failure, loading } from "../states.js";
 import { positionPicker } from "./controls.js";
 
 const SLIDERS = [
@@ -19,7 +19,7 @@ export function choosing(state) {
   const { look, chosen } = state;
   chosen.sampling ??= { temperature: 1, top_k: 10, top_p: 0.9, min_p: 0.1, seed: 0 };
   const { sampling } = chosen;
-  const place = h("div", { class: "cards ways", "aria-live": "off" });
+  const place = h("div", { class: "cards ways", "aria-live": "off" }, loading());
   const whole = h("div", { class: "stack" });
   let abort = new AbortController();
   let timer = null;

@@ -3,6 +3,7 @@
 import { h, shown } from "../dom.js";
 import { number, t } from "../language.js";
 import { absent, eventually } from "../states.js";
+import { nearest } from "./nearest.js";
 
 export function embedding({ look, base }) {
   const norms = base.residual.stream.data[0];
@@ -23,37 +24,9 @@ export function embedding({ look, base }) {
       ),
     ),
     h("h2", {}, t("embedding.nearest")),
-    eventually(async () => nearest(base, await look.embedding())),
+    eventually(async () => {
+      const told = await look.embedding();
+      return told === null ? absent(t("embedding.missing")) : nearest(base, told);
+    }),
   ];
-}
-
-function nearest(base, told) {
-  if (told === null) return absent(t("embedding.missing"));
-  return h(
-    "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": t("embedding.nearest") },
-    h(
-      "table",
-      { class: "plain" },
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("token")), h("th", { scope: "col" }, t("embedding.cosine")))),
-      h(
-        "tbody",
-        {},
-        base.tokens.map(({ text }, position) =>
-          h(
-            "tr",
-            {},
-            h("th", { scope: "row", class: "token-text" }, shown(text)),
-            h(
-              "td",
-              {},
-              told.nearest[position].map((near) =>
-                h("span", { class: "pair" }, h("span", { class: "token-text" }, shown(near.text)), ` ${number(near.cosine, 2)}`),
-              ),
-            ),
-          ),
-        ),
-      ),
-    ),
-  );
 }

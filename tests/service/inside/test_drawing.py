@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.schemas.answers import InspectedToken
-from service.inside.arrays import Attention, Distribution, Inspection, Lens, Residual
+from service.inside.arrays import Attention, Distribution, Embedding, Inspection, Lens, Residual
 from service.inside.columns import clusters, fitted, shown, width
 from service.inside.drawing import Canvas, bar, drawn, window
 
@@ -25,7 +25,15 @@ def inspection(texts: list[str], **views: Any) -> Inspection:
     words = np.array((texts * (LAYERS + 1) * count * top)[: (LAYERS + 1) * count * top], np.object_)
     shape = (LAYERS + 1, count, top)
     made: dict[str, Any] = {
-        "attention": Attention(heads=[(3, 5), (0, 1)], weights=weights / weights.sum(axis=2, keepdims=True)),
+        "attention": Attention(
+            heads=[(3, 5), (0, 1)], layers=None, weights=weights / weights.sum(axis=2, keepdims=True), keys=None
+        ),
+        "embedding": Embedding(
+            norms=numbers.random(count),
+            tokens=np.zeros((count, top), np.int64),
+            texts=words[: count * top].reshape(count, top),
+            cosines=numbers.random((count, top)),
+        ),
         "residual": Residual(stream=numbers.random((2 * LAYERS + 1, count)), added=numbers.random((2 * LAYERS, count))),
         "lens": Lens(
             tokens=np.zeros(shape, np.int64),
@@ -38,7 +46,10 @@ def inspection(texts: list[str], **views: Any) -> Inspection:
     }
     return Inspection(
         tokens=[InspectedToken(id=id, text=text, special=False, generated=False) for id, text in enumerate(texts)],
+        text=None,
+        spellings=None,
         positions=np.arange(count),
+        position_encoding=None,
         **{name: view if views.get(name) else None for name, view in made.items()},
     )
 
@@ -61,7 +72,7 @@ def distribution(texts: list[str]) -> Distribution:
     )
 
 
-EVERYTHING = dict.fromkeys(("attention", "residual", "lens", "distributions"), True)
+EVERYTHING = dict.fromkeys(("attention", "residual", "embedding", "lens", "distributions"), True)
 WORDS = [
     "The",
     " 대한민국의",
@@ -136,7 +147,8 @@ def test_a_long_text_keeps_its_first_and_last_tokens() -> None:
     assert "93 of 100 positions are left out; --npz and --html have all" in text
     assert re.search(r"^ +0 t0 ", text, re.MULTILINE)
     assert re.search(r"^ +99 t99 ", text, re.MULTILINE)
-    assert not re.search(r"^ +50 t50 ", text, re.MULTILINE)
+    matrix = text[text.index("attention of layer") : text.index("logit lens")]
+    assert not re.search(r"^ +50 t50 ", matrix, re.MULTILINE)
 
 
 @pytest.mark.parametrize("view", sorted(EVERYTHING))
@@ -145,6 +157,7 @@ def test_a_view_is_drawn_only_if_it_was_asked_for(view: str) -> None:
         "attention": "attention of layer",
         "lens": "logit lens",
         "residual": "norms of the",
+        "embedding": "embedding: ",
         "distributions": "distribution after",
     }
     text = "\n".join(drawn(inspection(["a", "b"], **{view: True}), Canvas(80, False)))

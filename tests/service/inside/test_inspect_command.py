@@ -16,7 +16,18 @@ from service.inside.npz import arrays_of
 from tests.service.test_cli import dummy, failure
 from tests.service.test_offline import SETTINGS, TEMPLATE
 
-ASKED = ("--attention", "0.1,2.3", "--lens", "--residual", "--distribution", "--top", "3", "--temperature", "0.5")
+ASKED = (
+    "--attention",
+    "0.1,2.3",
+    "--lens",
+    "--residual",
+    "--embedding",
+    "--distribution",
+    "--top",
+    "3",
+    "--temperature",
+    "0.5",
+)
 DRAWN = ("--top-k", "9", "--seed", "7")
 
 
@@ -42,7 +53,7 @@ def test_the_arrays_of_the_file_are_those_of_the_api(
     run("서울!", *ASKED, *DRAWN, "--npz", str(file), *flags)
     assert capfd.readouterr().out == ""
     draw = {"temperature": 0.5, "top_k": 9, "seed": 7, "max_tokens": 1}
-    seen = llm.inspect("서울!", attention=[(0, 1), (2, 3)], lens=3, residual=True, distribution=3, **draw)
+    seen = llm.inspect("서울!", attention=[(0, 1), (2, 3)], lens=3, residual=True, embedding=3, distribution=3, **draw)
     expected = arrays_of(seen)
     with np.load(file) as found:
         assert set(found) == set(expected)
@@ -57,14 +68,16 @@ def test_the_arrays_of_the_file_are_those_of_the_api(
 
 
 def test_every_array_is_documented(llm: LLM) -> None:
-    arrays = arrays_of(llm.inspect("a", attention="all", lens=1, residual=True, distribution=1, max_tokens=1))
+    look = {"embedding": 1, "position_encoding": True, "top_keys": 1}
+    arrays = arrays_of(llm.inspect("a", attention="all", lens=1, residual=True, distribution=1, max_tokens=1, **look))
+    assert {"keys", "rotary_0_angles", "embedding_cosines"} <= set(arrays)
     assert set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)*\b", arrays_of.__doc__ or "")) >= set(arrays)
 
 
 def test_it_draws_what_was_asked_for(flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
     run("서울!", *ASKED, *flags)
     out = capfd.readouterr().out
-    titles = ["8 tokens", "attention of layer 0, head 1", "attention of layer 2, head 3", "logit lens"]
+    titles = ["8 tokens", "embedding: ", "attention of layer 0, head 1", "attention of layer 2, head 3", "logit lens"]
     titles += ["norms of the residual stream at position 6", "distribution after position 6"]
     assert [out.find(title) for title in titles] == sorted(out.find(title) for title in titles)
     assert -1 not in [out.find(title) for title in titles]

@@ -18,7 +18,18 @@ from tests.service.test_cli import dummy
 
 TEXT = "<b>서울!</b>"
 HEADS = [[0, 1], [2, 3], [2, 0]]
-ASKED = ("--attention", "0.1,2.3,2.0", "--lens", "--residual", "--distribution", "--temperature", "0.5", "--top-k", "9")
+ASKED = (
+    "--attention",
+    "0.1,2.3,2.0",
+    "--lens",
+    "--residual",
+    "--embedding",
+    "--distribution",
+    "--temperature",
+    "0.5",
+    "--top-k",
+    "9",
+)
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 &amp; {policy} \\"
 
 
@@ -88,6 +99,9 @@ def test_what_it_shows_are_the_numbers_and_nothing_that_was_not_asked_for(browse
         weights = answer["attention"]["data"][HEADS.index([layer, head])]
         assert cells(browser, "#attention-matrix") == [row[: query + 1] for query, row in enumerate(weights)]
     assert len(cells(browser, "#lens .heat")) == len(answer["lens"])
+    nearest = [[token["cosine"] for token in near] for near in answer["embedding"]["nearest"]]
+    told_nearest = [row.text.split()[-1] for row in browser.all("#embedding tbody .pair:last-child")]
+    assert [float(cosine) for cosine in told_nearest] == pytest.approx([row[-1] for row in nearest], abs=0.01)
     (told,) = answer["distributions"]
     shown = [row for row in cells(browser, "#distributions .waterfall") if row]
     assert shown == [candidate["probabilities"] for candidate in told["candidates"]]

@@ -47,13 +47,35 @@ def near(array: Any, numbers: Any) -> bool:
 
 def check(seen: Inspection, answer: dict[str, Any]) -> None:
     """Hold every number of an inspection to those of an answer over HTTP."""
-    assert [token.model_dump() for token in seen.tokens] == answer["tokens"]
+    assert [token.model_dump(exclude_unset=True, mode="json") for token in seen.tokens] == answer["tokens"]
     assert seen.positions.tolist() == answer["positions"]
+    assert seen.text == answer.get("text")
+    assert [one.model_dump(exclude_unset=True, mode="json") for one in seen.spellings or ()] == answer.get(
+        "spellings", []
+    )
     if seen.attention is not None:
-        assert [list(head) for head in seen.attention.heads] == answer["attention"]["heads"]
+        told = answer["attention"]
+        assert [list(head) for head in seen.attention.heads or ()] == told.get("heads", [])
+        assert (seen.attention.layers or []) == told.get("layers", [])
         assert seen.attention.weights.dtype == np.float32
-        assert near(seen.attention.weights, answer["attention"]["data"])
-        assert seen.attention.weights.sum(axis=2) == pytest.approx(1)
+        assert near(seen.attention.weights, told["data"])
+        assert (seen.attention.keys is None) is ("keys" not in told)
+        if seen.attention.keys is not None:
+            assert seen.attention.keys.tolist() == told["keys"]
+        elif "heads" in told:
+            assert seen.attention.weights.sum(axis=2) == pytest.approx(1)
+    if seen.embedding is not None:
+        told = answer["embedding"]
+        assert near(seen.embedding.norms, told["norms"]["data"])
+        for name, key in (("tokens", "id"), ("texts", "text"), ("cosines", "cosine")):
+            assert getattr(seen.embedding, name).tolist() == [[one[key] for one in row] for row in told["nearest"]]
+    if seen.position_encoding is not None:
+        told = answer["position_encoding"]
+        for rotation, rotary in zip(seen.position_encoding.rotary or (), told.get("rotary", ()), strict=True):
+            assert (rotation.layers, rotation.magnitude) == (rotary["layers"], rotary["magnitude"])
+            assert near(rotation.frequencies, rotary["frequencies"])
+            assert near(rotation.angles, rotary["angles"]["data"])
+        assert seen.position_encoding.learned is seen.position_encoding.alibi_slopes is None
     if seen.residual is not None:
         assert near(seen.residual.stream, answer["residual"]["stream"]["data"])
         assert near(seen.residual.added, answer["residual"]["added"]["data"])
@@ -87,11 +109,14 @@ def check(seen: Inspection, answer: dict[str, Any]) -> None:
         EVERYTHING | DRAWING,
         {"attention": "all", "positions": [1, 3]},
         {"residual": True},
+        {"attention": "all", "reduction": "mean"},
+        {"attention": "all", "reduction": "rollout", "top_keys": 2},
+        {"embedding": 3, "position_encoding": True, "details": True},
         {"lens": 0},
         {"distribution": 2, "positions": [2], "settings": [{"temperature": 1}, {"top_p": 0.5, "temperature": 1}]},
         {},
     ],
-    ids=["everything", "all heads", "norms", "lens of no tokens", "settings", "tokens"],
+    ids=["everything", "all heads", "norms", "mean", "rollout", "inputs", "lens of no tokens", "settings", "tokens"],
 )
 def test_arrays_are_the_numbers_of_the_http_answer(llm: LLM, url: str, fields: dict[str, Any]) -> None:
     answer = answered(url, prompt=TEXT, **fields)
