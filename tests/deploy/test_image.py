@@ -31,8 +31,14 @@ def test_there_is_an_image_for_a_cpu_and_one_for_a_gpu_and_neither_runs_as_root(
         match[1]: match[2] for match in re.finditer(r"^FROM \S+ AS (\w\S*)$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)
     }
     for target in ("cpu", "cuda"):
-        assert f"COPY --from=libraries-{target} /opt/headlight /opt/headlight" in stages[target]
-        assert stages[target].rstrip().endswith("USER 10001:10001")
+        assert re.findall(r"^COPY --from=(\S+)", stages[target], re.M) == [
+            f"libraries-{target}",
+            "wheel",
+            f"materials-{target}",
+        ]
+        assert re.findall(r"^USER (.*)$", stages[target], re.M) == ["10001:10001"]
+        # What runs as root comes before.
+        assert "RUN" not in stages[target][stages[target].index("USER") :]
     assert [*stages][-1] == "cpu"
     assert len(instructions("HEALTHCHECK")) == 1
 
@@ -47,6 +53,48 @@ def test_the_image_gets_all_of_the_source_and_nothing_else() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {package.split(".")[0] for package in project["tool"]["setuptools"]["packages"]}
     assert packages == {path for path in copied if (ROOT / path).is_dir()}
+
+
+def test_nothing_is_mounted_from_a_stage() -> None:
+    """What a stage made is copied: a cache may take a mount of something newer for what it has seen before."""
+    assert not re.search(r"--mount=\S*from=", DOCKERFILE)
+
+
+def test_what_runs_has_no_pip() -> None:
+    stages = re.split(r"^(?=FROM )", re.sub(r"\\\n\s*", "", DOCKERFILE), flags=re.M)
+    for target in ("cpu", "cuda"):
+        (libraries,) = [stage for stage in stages if f"AS libraries-{target}\n" in stage]
+        commands = re.findall(r"^RUN (.*)$", libraries, re.M)
+        assert commands[-1] == "pip uninstall --yes pip"
+    (runtime,) = [stage for stage in stages if "AS runtime\n" in stage]
+    assert re.search(r"^RUN rm -rf .*/pip /.*/pip-\* .*/ensurepip .*/bin/pip\*", runtime, re.M)
+    final = [stage for stage in stages if re.search(r"AS (runtime|cpu|cuda)\n", stage)]
+    assert len(final) == 3
+    assert not any(re.search(r"\bpip (install|wheel|download)", stage) for stage in final)
+
+
+def test_the_image_says_what_it_is() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = [
+        dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', label)) for label in instructions("LABEL")
+    ]
+    assert len(labels) == 2
+    assert labels[0] == labels[1]
+    assert labels[0]["licenses"] == project["license"]
+    assert {labels[0][name] for name in ("version", "revision", "source", "base.name")} == {
+        *("$VERSION", "$REVISION", "$SOURCE", "$PYTHON_IMAGE")
+    }
+    assert {argument for argument in instructions("ARG") if argument.startswith("VERSION")} == {
+        f"VERSION={project['version']}"
+    }
+
+
+def test_the_versions_of_chart_image_and_package_are_one() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((DEPLOY / "chart" / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+    for path in (DEPLOY / "README.md", DEPLOY / "Dockerfile", DEPLOY / "compose.yaml"):
+        assert set(re.findall(r"headlight:([\d.]+)-(?:cpu|cuda)", path.read_text())) == {version}
 
 
 def test_the_health_check_asks_the_server() -> None:

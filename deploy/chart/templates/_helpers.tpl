@@ -69,7 +69,10 @@ replicas: {{ int .spec.replicas }}
 {{- define "headlight.image" -}}
 {{- $registry := (.Values.global | default dict).imageRegistry -}}
 {{- $repository := empty $registry | ternary .Values.image.repository (printf "%s/%s" $registry .Values.image.repository) -}}
-{{ printf "%s:%s" $repository .Values.image.tag | quote }}
+{{- with .Values.image -}}
+{{- $tag := .tag | default (printf "%s-%s" $.Chart.AppVersion .variant) -}}
+{{ empty .digest | ternary (printf "%s:%s" $repository $tag) (printf "%s@%s" $repository .digest) | quote }}
+{{- end -}}
 {{- end -}}
 
 {{/* Pull secrets of all of an umbrella's charts, which may be plain names, and of this one. */}}
@@ -196,6 +199,9 @@ persistentVolumeClaim:
 {{- end }}
 {{- if or (and .claims.models.size .model.download.volume) (and .claims.cache.size .cache) }}
 {{- fail "claims: give a volume in one way, by claims.models or model.download.volume, and by claims.cache or cache" }}
+{{- end }}
+{{- if and .image.tag .image.digest }}
+{{- fail "image.tag and image.digest: give the image in one way" }}
 {{- end }}
 {{- if and .nameOverride .fullnameOverride }}
 {{- fail "nameOverride and fullnameOverride: give the name in one way" }}
