@@ -6,6 +6,7 @@ disturb less than the clock on the wall.
 """
 
 import argparse
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,7 +20,16 @@ import torch
 import zmq
 
 from model.batch import make_batch
-from model.contract import ChunkResult, ModelLimits, RunnerInfo, SamplingParams, StepPlan, StepResult
+from model.contract import (
+    ChunkResult,
+    ModelLimits,
+    Runner,
+    RunnerConfig,
+    RunnerInfo,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+)
 from model.sampling.choice import Choice, read_choice, sampling_batch
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import TRANSFORMS
@@ -29,7 +39,14 @@ from service.engine.messages import Ready, Report, Submit
 from service.engine.server import EngineServer
 
 CPU = torch.device("cpu")
-VOCABULARY = 32_000
+VOCABULARY = 2**18
+FIRST = 1_000
+"""The first token that is drawn: vocabularies begin with special tokens. The last is below every vocabulary's end."""
+
+
+DEVICE_SECONDS = "BENCHMARK_DEVICE_SECONDS"
+"""Variable that tells an engine's process how long its device takes for a step."""
+CONTEXT = 8192
 
 
 class Meter:
@@ -69,7 +86,7 @@ class WaitingStep:
         with self._meter.part("read"):
             chunks = self._plan.chunks
             draws = [draw for chunk in chunks for draw in chunk.draws]
-            drawn = torch.tensor([draw.index % VOCABULARY for draw in draws])
+            drawn = torch.tensor([FIRST + draw.index * 37 % (30_000 - FIRST) for draw in draws])
             tokens, logprobs = read_choice(Choice(drawn, None), draws)
             results, begin = [], 0
             for chunk in chunks:
@@ -102,6 +119,12 @@ class WaitingRunner:
                 sampling_batch(draws)
         self._free = max(self._free, time.perf_counter()) + self._seconds
         return WaitingStep(plan, self._free, self._meter)
+
+
+def load(config: RunnerConfig) -> Runner:
+    """A runner for an engine's process: a device that waits."""
+    torch.set_num_threads(1)
+    return WaitingRunner(float(os.environ[DEVICE_SECONDS]), config.max_running, CONTEXT, Meter())
 
 
 class MeasuredCore(EngineCore):
