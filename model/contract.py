@@ -102,6 +102,8 @@ class Wanted:
 
         It is None if nothing is wanted of the prompt.
         """
+        if self.prompt_logprobs is None and self.pooling is None and self.trace is None:
+            return None
         needed = [0] if self.prompt_logprobs is not None or self.pooling in ("first", "mean") else []
         if self.pooling == "last" or (self.trace is not None and self.trace.generated):
             needed.append(prompt - 1)

@@ -8,11 +8,18 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 ALIGNMENT = 16
 """Alignment of each staged tensor in bytes; for pointers with less, Triton would compile kernels a second time."""
+
+
+def host_tensor(numbers: Sequence[float], kind: DTypeLike) -> Tensor:
+    """A tensor in host memory of a list of numbers, by NumPy, which reads one several times as fast as torch does."""
+    return torch.from_numpy(np.array(numbers, kind))
 
 
 def stage(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

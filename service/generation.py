@@ -76,6 +76,8 @@ class Piece:
     """The distributions that came with the token; its own is the last of them, if it is wanted."""
     stopped: str | None = None
     """In the last piece, the stop string that ended the completion, if one did."""
+    followed: bool = False
+    """Whether the next piece is here already, so that both may be told at once."""
 
 
 class Generation:
@@ -170,7 +172,7 @@ class Generation:
                     self._stream.cancel()
                     yield piece
                     return
-                yield piece
+                yield replace(piece, followed=True) if index < last or self._stream.ahead else piece
 
     def _piece(self, token: int, logprobs: TokenLogprobs | None, reason: Literal["stop", "length"] | None) -> Piece:
         self.completion_tokens += 1

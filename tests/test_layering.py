@@ -19,6 +19,9 @@ CLIENT_SIDE = {"service.engine.interface", "service.engine.messages", "service.e
 # The first rule whose prefix fits a module holds for it: which of our own modules it may import, and which
 # libraries it may not.
 RULES: list[tuple[str, set[str], set[str]]] = [
+    ("benchmarks.api_host", {"benchmarks", "service"}, {"torch", "tokenizers"}),
+    ("benchmarks.streams", set(), {"torch", "fastapi"}),
+    ("benchmarks.host", {"benchmarks", "model", "service.engine"}, {"fastapi", "tokenizers"}),
     ("benchmarks", {"benchmarks", "kernels", "model"}, {"fastapi", "zmq", "msgspec", "tokenizers"}),
     ("kernels", {"kernels"}, {"fastapi", "zmq", "msgspec", "tokenizers", "transformers"}),
     ("model.contract", set(), {"torch", "numpy", "msgspec"}),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import TRANSFORMS
 from model.sampling.waterfall import Waterfall, WaterfallTable
-from model.transfer import stage_named, to_host
+from model.transfer import host_tensor, stage_named, to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,10 @@ def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
     """The parameters of `draws` as tensors in host memory, one row for each draw."""
     params = [draw.params for draw in draws]
     return SamplingBatch(
-        temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32),
-        top_k=torch.tensor([p.top_k for p in params], dtype=torch.int64),
-        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32),
-        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32),
-        seed=torch.tensor([p.seed for p in params], dtype=torch.int64),
-        counter=torch.tensor([draw.index for draw in draws], dtype=torch.int64),
+        temperature=host_tensor([p.temperature for p in params], np.float32),
+        top_k=host_tensor([p.top_k for p in params], np.int64),
+        top_p=host_tensor([p.top_p for p in params], np.float32),
+        min_p=host_tensor([p.min_p for p in params], np.float32),
+        seed=host_tensor([p.seed for p in params], np.int64),
+        counter=host_tensor([draw.index for draw in draws], np.int64),
     )

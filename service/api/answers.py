@@ -24,6 +24,9 @@ from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord, record_of
 from service.observability.timeline import Timeline
 
+MOST_HELD = 2**16
+"""Bytes of events from which on they are sent, whatever follows."""
+
 
 class Layout(ABC):
     """One answer in an API's form, whole or as the events of a stream; it keeps what it needs from piece to piece."""
@@ -141,18 +144,24 @@ async def _events(context: Context, job: Job, layout: Layout, record: RequestRec
         def usage() -> Usage:
             return usage_of(job, generations)
 
-        opened = False
-        async with aclosing(observed(record, generations)) as arriving:
-            async for index, piece in arriving:
-                # The beginning waits for the first piece: until the engine begins, a refusal can still have its own
-                # status.
-                for beginning in () if opened else layout.begin(usage):
-                    yield beginning
-                opened = True
-                for addition in layout.add(index, piece, usage):
-                    yield addition
-        for ending in layout.end(usage):
-            yield ending
+        opened, held = False, b""
+        try:
+            async with aclosing(observed(record, generations)) as arriving:
+                async for index, piece in arriving:
+                    # The beginning waits for the first piece: until the engine begins, a refusal can still have its
+                    # own status.
+                    held += b"" if opened else b"".join(layout.begin(usage))
+                    opened = True
+                    held += b"".join(layout.add(index, piece, usage))
+                    # A process that is behind the engine catches up by sending what there is at once.
+                    if held and (not piece.followed or len(held) > MOST_HELD):
+                        yield held
+                        held = b""
+        except Exception:
+            if held:
+                yield held
+            raise
+        yield held + b"".join(layout.end(usage))
 
 
 @contextmanager

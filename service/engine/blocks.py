@@ -131,6 +131,8 @@ class BlockPool:
         Where a block of equal content is cached already, it stays, and the request's own copy remains private.
         """
         full = computed // self.block_size
+        if full <= request.published:
+            return
         self._extend_chain(request, full)
         for index in range(request.published, full):
             key, block = request.chain[index], request.blocks[index]
@@ -138,7 +140,7 @@ class BlockPool:
                 self._found_under[key] = block
                 self._keys[block] = key
                 self._tell_stored(request, index)
-        request.published = max(request.published, full)
+        request.published = full
 
     def release(self, request: Request) -> None:
         """End a request's ownership of its blocks. Published blocks stay findable until their space is needed."""

@@ -44,6 +44,10 @@ class CompletionStream:
     def __exit__(self, *exception: object) -> None:
         self.cancel()
 
+    @property
+    def ahead(self) -> bool:
+        return not self._deltas.empty()
+
     def cancel(self) -> None:
         self._abandon(self.id)
 

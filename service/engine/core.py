@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -163,7 +162,7 @@ class EngineCore:
             forward_seconds=self._seconds["forward"],
             sample_seconds=self._seconds["sample"],
             deliver_seconds=self._seconds["deliver"],
-            totals=deepcopy(self._scheduler.counters),
+            totals=self._scheduler.counters.copied(),
         )
 
     @contextmanager

@@ -11,6 +11,10 @@ from service.engine.status import EngineHealth
 class DeltaStream(AsyncIterable[Delta], Protocol):
     """The deltas of one request, in order, up to the one with a finish reason."""
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the next delta is here already."""
+
     def cancel(self) -> None:
         """Cancel the request; without effect on a finished one."""
 

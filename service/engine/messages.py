@@ -154,6 +154,10 @@ class Counters(msgspec.Struct):
     dropped_event_batches: int = 0
     """Batches among `event_batches` that were dropped, because their publisher was far behind."""
 
+    def copied(self) -> "Counters":
+        """The totals of this moment; counting on does not change them."""
+        return msgspec.structs.replace(self, step_tokens=[*self.step_tokens])
+
 
 class EngineStats(msgspec.Struct, frozen=True):
     """The engine's state after a step."""

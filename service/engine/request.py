@@ -84,7 +84,8 @@ class Request:
         """Number of tokens to compute: known and promised ones, except the last that `max_tokens` allows, which no
         token follows.
         """
-        return len(self.prompt) + min(self.drawn, max(0, self.params.max_tokens - 1))
+        drawn, last = len(self.output) + self.promised, self.params.max_tokens - 1
+        return len(self.prompt) + (drawn if drawn < last else max(0, last))
 
     @property
     def reusable(self) -> int:

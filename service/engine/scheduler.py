@@ -200,9 +200,7 @@ class Scheduler:
             if request.ended:
                 continue
             self._count(request, chunk)
-            if any(isnan(entry.chosen) for entry in outcome.scores) or any(
-                shown.drawn == INVALID_TOKEN for shown in outcome.distributions
-            ):
+            if (outcome.scores or outcome.distributions) and _unsound(outcome):
                 deltas.append(self._fail(request, NOT_FINITE))
                 continue
             if chunk.draws:
@@ -412,7 +410,7 @@ class Scheduler:
     def _accept(self, request: Request, chunk: Chunk, outcome: ChunkResult, now: float) -> Delta:
         """Append the drawn tokens, as far as the drafts were right, and end the request if one of them was the last."""
         right = _agreement(request.drafts, outcome.tokens)
-        tokens, logprobs = outcome.tokens[: right + 1], outcome.logprobs[: right + 1]
+        tokens = outcome.tokens[: right + 1]
         if INVALID_TOKEN in tokens:
             return self._fail(request, NOT_FINITE)
         self._settle_drafts(request, right)
@@ -433,7 +431,7 @@ class Scheduler:
             self._pool.shrink(request)
         if request.guide is not None and reason is None:
             request.guide.advance(tokens)
-        return _delta(request, replace(outcome, tokens=tokens, logprobs=logprobs[: len(tokens)]), reason)
+        return _delta(request, outcome, reason, tokens)
 
     def _complete(self, request: Request, outcome: ChunkResult, now: float) -> Delta:
         """End a request that generates nothing.
@@ -491,8 +489,17 @@ def _stop(chunk: Chunk) -> int:
     return chunk.start + chunk.known
 
 
+def _unsound(outcome: ChunkResult) -> bool:
+    """Whether a chunk computed something that is no number."""
+    return any(isnan(entry.chosen) for entry in outcome.scores) or any(
+        shown.drawn == INVALID_TOKEN for shown in outcome.distributions
+    )
+
+
 def _agreement(drafts: Sequence[int], drawn: Sequence[int]) -> int:
     """Number of leading drafts that the draws before them gave as well."""
+    if not drafts:
+        return 0
     pairs = enumerate(zip(drafts, drawn, strict=False))
     return next((index for index, (draft, token) in pairs if draft != token), len(drafts))
 
@@ -534,12 +541,17 @@ def _refused(request: Request, refusal: Refusal) -> Delta:
     return Delta(id=request.id, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times)
 
 
-def _delta(request: Request, outcome: ChunkResult, reason: FinishReason | None = None) -> Delta:
-    """The news that a step brought for a request."""
+def _delta(
+    request: Request, outcome: ChunkResult, reason: FinishReason | None = None, tokens: Sequence[int] = ()
+) -> Delta:
+    """The news that a step brought for a request, with as many of the draws as are its new `tokens`."""
+    logprobs = None
+    if request.params.logprobs is not None:
+        logprobs = [entry for entry in outcome.logprobs[: len(tokens)] if entry]
     return Delta(
         id=request.id,
-        tokens=[*outcome.tokens],
-        logprobs=None if request.params.logprobs is None else [entry for entry in outcome.logprobs if entry],
+        tokens=[*tokens],
+        logprobs=logprobs,
         finish_reason=reason,
         cached_tokens=request.cached_tokens or 0,
         scores=outcome.scores,

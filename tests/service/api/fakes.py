@@ -150,6 +150,10 @@ class FakeStream:
         self._client = client
         self._deltas = client.deltas(prompt, params, wanted)
 
+    @property
+    def ahead(self) -> bool:
+        return self._client.ahead
+
     def cancel(self) -> None:
         self.cancelled = self.cancelled or not self.finished
         self.end()
@@ -178,6 +182,8 @@ class FakeClient:
     def __init__(self) -> None:
         self.limits = LIMITS
         self.stats = EngineStats()
+        self.ahead = False
+        """Whether its streams say that the next delta is here already."""
         self.restarts = 0
         self.info: RunnerInfo | None = RunnerInfo(device="cpu", dtype="float32", cache_dtype="float32", backend="fake")
         self.pid: int | None = os.getpid()
