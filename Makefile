@@ -14,6 +14,10 @@ USERS ?= 4
 WORKLOAD ?= mix
 SHAPE ?= steady
 SCALE ?= auto
+ARRIVALS ?= auto
+RATE ?=
+WARMUP ?= auto
+DATASET ?=
 GOALS ?= loadtests/goals.toml
 RESULTS ?= build/loadtest
 VENV := .venv
@@ -30,7 +34,8 @@ test: $(VENV)/.installed-test
 
 loadtest: $(VENV)/.installed-loadtest
 	@$(BIN)/python -m loadtests --host '$(HOST)' --model '$(MODEL)' --users $(USERS) --duration $(DURATION) \
-		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --goals '$(GOALS)' --results '$(RESULTS)'
+		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --arrivals $(ARRIVALS) --rate '$(RATE)' --warmup $(WARMUP) \
+		--dataset '$(DATASET)' --goals '$(GOALS)' --results '$(RESULTS)'
 
 check: format lint types test
 

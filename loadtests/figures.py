@@ -23,8 +23,8 @@ class Span:
 
     start: float
     end: float
-    users: int
-    """The number of users that were planned."""
+    load: float
+    """Users, or conversations that begin per second, that were planned."""
     last: bool = False
     """Whether requests that began after `end` belong to it too: users need a moment to stop at the end of the test."""
 
@@ -65,7 +65,7 @@ class Spread:
 class Figures:
     """The figures of a span: latencies and counts of the requests that began in it, rates of the events in it."""
 
-    users: int
+    load: float
     seconds: float
     complete: int
     failed: int
@@ -128,7 +128,7 @@ def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
     gaps = [gap for answer in heard for gap in answer.gaps]
     pauses = tokens - len(complete) + sum(len(answer.gaps) for answer in abandoned)
     return Figures(
-        users=span.users,
+        load=span.load,
         seconds=span.seconds,
         complete=len(complete),
         failed=len(errors),
@@ -157,7 +157,7 @@ def over_time(answers: Sequence[Answer], span: Span, slices: int = 60) -> Series
     edges = np.linspace(span.start, span.end, slices + 1)
     series = Series()
     for start, end in pairwise(edges):
-        part = measure(answers, Span(float(start), float(end), span.users), Goals())
+        part = measure(answers, Span(float(start), float(end), span.load), Goals())
         series.time.append(float((start + end) / 2 - span.start))
         series.ttft_p50.append(part.ttft.p50 if part.ttft else np.nan)
         series.ttft_p95.append(part.ttft.p95 if part.ttft else np.nan)

@@ -27,7 +27,7 @@ svg .grid { stroke: #e6eaef; } svg .axis { stroke: #1f2328; } svg .mark { stroke
 
 
 _STAGE_HEADS = (
-    *("users", "seconds", "in flight", "requests", "failed", "abandoned", "prompt tokens", "of them cached"),
+    *("load", "seconds", "in flight", "requests", "failed", "abandoned", "prompt tokens", "of them cached"),
     *("generated tokens", "tokens/s", "requests/s", "TTFT p95, s", "inter-token p95, s", "goodput"),
 )
 
@@ -67,9 +67,9 @@ def conclusion(summary: Summary) -> list[str]:
     if len(summary.stages) > 1:
         lines += ["", *_markdown(_STAGE_HEADS, map(_stage, summary.stages)), ""]
     if summary.knee is not None:
-        lines.append(f"knee at {summary.stages[summary.knee].users} users")
-        held = None if summary.capacity is None else summary.stages[summary.capacity].users
-        lines.append(f"goals hold up to {held} users" if held else "goals hold at no load")
+        lines.append(f"knee at {_load(summary, summary.knee)}")
+        held = None if summary.capacity is None else _load(summary, summary.capacity)
+        lines.append(f"goals hold up to {held}" if held else "goals hold at no load")
     lines += [f"{_WORDS[verdict.met]:7}  {_sentence(verdict)}" for verdict in summary.verdicts]
     if summary.passed is None:
         lines.append(f"too few: a verdict needs {LEAST_SAMPLES} samples; give the run more DURATION or USERS")
@@ -114,11 +114,11 @@ def _verdict(summary: Summary) -> str:
     lines = [f"<p>{word}</p>", _table(rows, ("goal", "measured", "samples", "limit", "met"))]
     if summary.knee is not None:
         knee = summary.stages[summary.knee]
-        lines.append(f"<p>Knee: {knee.users} users, {knee.tokens_per_second:.1f} tokens/s.</p>")
+        lines.append(f"<p>Knee: {_load(summary, summary.knee)}, {knee.tokens_per_second:.1f} tokens/s.</p>")
         if summary.capacity is None:
             lines.append("<p>No stage met the goals.</p>")
         else:
-            lines.append(f"<p>The goals hold up to {summary.stages[summary.capacity].users} users.</p>")
+            lines.append(f"<p>The goals hold up to {_load(summary, summary.capacity)}.</p>")
     return "\n".join(lines)
 
 
@@ -194,7 +194,7 @@ def _stage(part: Figures) -> tuple[str, ...]:
     latencies = tuple(_quantile(spread, 0.95) for spread in (part.ttft, part.inter_token))
     counts = (part.complete, part.failed, part.abandoned, part.prompt_tokens, part.cached_prompt_tokens)
     rates = (_number(part.tokens_per_second), _number(part.requests_per_second))
-    load = (str(part.users), f"{part.seconds:.0f}", f"{part.in_flight:.1f}")
+    load = (f"{part.load:g}", f"{part.seconds:.0f}", f"{part.in_flight:.1f}")
     return (*load, *map(str, counts), str(part.completion_tokens), *rates, *latencies, goodput)
 
 
@@ -237,6 +237,10 @@ class _Markup(str):
 
 def _cell(text: str) -> str:
     return text if isinstance(text, _Markup) else escape(text)
+
+
+def _load(summary: Summary, stage: int) -> str:
+    return f"{summary.stages[stage].load:g} {summary.settings['unit']}"
 
 
 def _judged(fine: bool | None, yes: str = "yes", no: str = "no", unclear: str = "too few samples") -> _Markup:
