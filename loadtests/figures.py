@@ -98,6 +98,8 @@ class Figures:
 class Series:
     """Figures of the slices of a run, NaN where nothing was measured. Times are seconds from the start of the run."""
 
+    start: float
+    """The time of day at which the run started."""
     time: list[float] = field(default_factory=list)
     ttft_p50: list[float] = field(default_factory=list)
     ttft_p95: list[float] = field(default_factory=list)
@@ -151,11 +153,15 @@ def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
     )
 
 
-def over_time(answers: Sequence[Answer], span: Span, slices: int = 60) -> Series:
-    """The figures of at most `slices` equal slices of `span`, none shorter than a second."""
+def over_time(answers: Sequence[Answer], span: Span, slices: int | None = None) -> Series:
+    """The figures of at most `slices` equal slices of `span`, none shorter than a second.
+
+    By default there are so many that a slice has a few requests, and at most 60.
+    """
+    slices = min(60, max(len(answers) // 3, 6)) if slices is None else slices
     slices = max(min(slices, int(span.seconds)), 1)
     edges = np.linspace(span.start, span.end, slices + 1)
-    series = Series()
+    series = Series(span.start)
     for start, end in pairwise(edges):
         part = measure(answers, Span(float(start), float(end), span.load), Goals())
         series.time.append(float((start + end) / 2 - span.start))

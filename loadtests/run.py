@@ -182,7 +182,8 @@ class Run:
         (folder / "summary.json").write_text(json.dumps(self._summary.as_json(), indent=2, allow_nan=False) + "\n")
         records.write(folder, self._answers, spans[0].start)
         series = over_time(self._answers, Span(spans[0].start, spans[-1].end, 0))
-        (folder / "report.html").write_text(render(self._summary, series, self._answers))
+        measured = [answer for answer in self._answers if answer.began >= spans[0].start]
+        (folder / "report.html").write_text(render(self._summary, series, measured))
         self._environment.process_exit_code = EXIT_STATUS[self._summary.passed]
 
     def interrupt(self, **_: Any) -> None:
