@@ -18,6 +18,7 @@ ARRIVALS ?= auto
 RATE ?=
 WARMUP ?= auto
 DATASET ?=
+API ?= chat
 GOALS ?= loadtests/goals.toml
 RESULTS ?= build/loadtest
 VENV := .venv
@@ -35,7 +36,7 @@ test: $(VENV)/.installed-test
 loadtest: $(VENV)/.installed-loadtest
 	@$(BIN)/python -m loadtests --host '$(HOST)' --model '$(MODEL)' --users $(USERS) --duration $(DURATION) \
 		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --arrivals $(ARRIVALS) --rate '$(RATE)' --warmup $(WARMUP) \
-		--dataset '$(DATASET)' --goals '$(GOALS)' --results '$(RESULTS)'
+		--dataset '$(DATASET)' --api $(API) --goals '$(GOALS)' --results '$(RESULTS)'
 
 check: format lint types test
 

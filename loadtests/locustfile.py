@@ -21,7 +21,7 @@ from locust.event import EventHook
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.arrivals import ARRIVALS
-from loadtests.client import ServerError, Target
+from loadtests.client import ROUTES, ServerError, Target
 from loadtests.goals import GoalsError
 from loadtests.loops import Asker, ClosedLoop, Line, OpenLoop
 from loadtests.plan import PlanError, plan_of
@@ -56,7 +56,8 @@ def add_options(parser: LocustArgumentParser) -> None:
     group.add_argument("--results", default="build/loadtest", help="folder for the report and the figures")
     group.add_argument("--scale", type=scale, default="auto", help="multiplies all lengths (default: fits the time)")
     group.add_argument("--seed", type=int, default=0, help="of lengths and thinking times (default: 0)")
-    group.add_argument("--model-name", default="", help="model to ask for (default: the first of /v1/models)")
+    group.add_argument("--model-name", default="", help="models to ask for: a or a,b (default: first of /v1/models)")
+    group.add_argument("--api", choices=list(ROUTES), default="chat", help="what is asked (default: chat)")
 
 
 def scale(text: str) -> str:
@@ -100,22 +101,25 @@ class StreamingUser(LocustUser):
         vars(options).update(options.common)
         plan = plan_of(options)
         source = plan.source.scaled(options.factor)
-        target = Target(**options.target)
-        line = Line(target, asked.fire, lambda answer: answered.fire(answer=answer))
+        targets = [Target(**target) for target in options.targets]
+        lines = [Line(target, asked.fire, lambda answer: answered.fire(answer=answer)) for target in targets]
+        context = min((target.max_context for target in targets if target.max_context), default=None)
         index = getattr(self.environment.runner, "worker_index", 0)
         self._loop: ClosedLoop | OpenLoop
 
         def asker(name: str) -> Asker:
-            return source.user(options.seed, options.run, name, target.max_context)
+            return source.user(options.seed, options.run, name, context)
 
         if plan.open:
             # Each process takes its part of the same times, so that there are as many of them as with one.
             late = max(time.time() - options.began, 0.0)
             part = index % options.generators
             times = itertools.islice(enumerate(plan.times(options.seed)), part, None, options.generators)
-            self._loop = OpenLoop(line, ((at, partial(asker, str(number))) for number, at in times), late)
+            arrivals = ((at, lines[number % len(lines)], partial(asker, str(number))) for number, at in times)
+            self._loop = OpenLoop(arrivals, late)
         else:
-            self._loop = ClosedLoop(line, asker(f"{index}.{next(self._numbers)}"))
+            number = next(self._numbers)
+            self._loop = ClosedLoop(lines, asker(f"{index}.{number}"), number)
         self.wait()  # Users don't all arrive at the same moment.
 
     def on_stop(self) -> None:

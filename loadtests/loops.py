@@ -4,7 +4,7 @@ Knows no Locust; whoever drives a loop calls `pause` and `turn` in turn, and `st
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import gevent
@@ -56,24 +56,30 @@ class Line:
         messages, max_tokens = asker.ask()
         self._asked()
         try:
-            answer, text = client.stream("/v1/chat/completions", self.target.chat(messages, max_tokens))
+            answer, text = client.stream(self.target.route, self.target.request(messages, max_tokens))
         except Abandoned as abandoned:
-            self._answered(abandoned.args[0])
+            self._report(abandoned.args[0])
             raise
-        self._answered(answer)
+        self._report(answer)
         if answer.complete:
             asker.take(text, answer.prompt_tokens + answer.completion_tokens)
         else:
             asker.give_up()
 
+    def _report(self, answer: Answer) -> None:
+        answer.model = self.target.model
+        self._answered(answer)
+
 
 class ClosedLoop:
     """A user who waits for the answer, thinks, and asks again."""
 
-    def __init__(self, line: Line, asker: Asker) -> None:
-        self._line = line
+    def __init__(self, lines: Sequence[Line], asker: Asker, first: int) -> None:
+        """A user whose conversations take the `lines` in turn, from the one with the number `first` on."""
+        self._lines = lines
+        self._number = first
         self._asker = asker
-        self._client = Client(line.target.url)
+        self._client = Client(lines[0].target.url)
 
     def pause(self) -> float:
         """Seconds until the next turn."""
@@ -81,7 +87,10 @@ class ClosedLoop:
 
     def turn(self) -> None:
         """Ask and hear the answer."""
-        self._line.turn(self._client, self._asker)
+        line = self._lines[self._number % len(self._lines)]
+        line.turn(self._client, self._asker)
+        if self._asker.begins:
+            self._number += 1
 
     def stop(self, patience: float) -> None:
         """Close the connection."""
@@ -91,9 +100,8 @@ class ClosedLoop:
 class OpenLoop:
     """Conversations that begin at given times, whether or not those before have ended."""
 
-    def __init__(self, line: Line, arrivals: Iterator[tuple[float, Callable[[], Asker]]], late: float = 0.0) -> None:
-        """`arrivals` are seconds from `late` seconds ago, in rising order, and who asks then."""
-        self._line = line
+    def __init__(self, arrivals: Iterator[tuple[float, Line, Callable[[], Asker]]], late: float = 0.0) -> None:
+        """`arrivals` are seconds from `late` seconds ago, in rising order, and who asks then over which line."""
         self._arrivals = arrivals
         self._next = next(arrivals, None)
         self._began = time.perf_counter() - late
@@ -108,7 +116,7 @@ class OpenLoop:
     def turn(self) -> None:
         """Begin the next conversation."""
         if self._next is not None:
-            self._conversations.spawn(self._converse, self._next[1])
+            self._conversations.spawn(_converse, *self._next[1:])
             self._next = next(self._arrivals, None)
 
     def stop(self, patience: float) -> None:
@@ -118,13 +126,14 @@ class OpenLoop:
         finally:
             self._conversations.kill()
 
-    def _converse(self, asker: Callable[[], Asker]) -> None:
-        one = asker()
-        with Client(self._line.target.url) as client:
-            try:
-                self._line.turn(client, one)
-                while not one.begins:
-                    gevent.sleep(one.think())
-                    self._line.turn(client, one)
-            except Abandoned:
-                return
+
+def _converse(line: Line, asker: Callable[[], Asker]) -> None:
+    one = asker()
+    with Client(line.target.url) as client:
+        try:
+            line.turn(client, one)
+            while not one.begins:
+                gevent.sleep(one.think())
+                line.turn(client, one)
+        except Abandoned:
+            return

@@ -56,8 +56,8 @@ def probe(target: Target, at_once: int) -> list[Answer]:
 def _ask(target: Target, prompt: str) -> Answer:
     with Client(target.url) as client:
         try:
-            body = target.chat([{"role": "user", "content": prompt}], OUTPUT_TOKENS)
-            return client.stream("/v1/chat/completions", body)[0]
+            body = target.request([{"role": "user", "content": prompt}], OUTPUT_TOKENS)
+            return client.stream(target.route, body)[0]
         except Abandoned as abandoned:
             answer: Answer = abandoned.args[0]
             return answer

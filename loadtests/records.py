@@ -10,7 +10,7 @@ from loadtests.sse import Answer
 
 COLUMNS = (
     *("began", "warmup", "seconds", "ttft", "seconds_per_token", "prompt_tokens", "cached_tokens", "completion_tokens"),
-    *("error", "abandoned"),
+    *("model", "error", "abandoned"),
 )
 """Columns of the CSV. `began` is in seconds from the end of the warm-up, at which measuring begins."""
 

@@ -37,6 +37,7 @@ def render(summary: Summary, series: Series, answers: Sequence[Answer]) -> str:
         _latencies(summary.total),
         "<h2>Load</h2>",
         _stages(summary),
+        *_models(summary),
         *_errors(summary.total),
         "<h2>The server's own figures</h2>",
         _server(summary),
@@ -236,6 +237,14 @@ def _stage(part: Figures) -> tuple[str, ...]:
     rates = (number(part.tokens_per_second), number(part.requests_per_second))
     load = (f"{part.load:g}", f"{part.seconds:.0f}", f"{part.in_flight:.1f}")
     return (*load, *map(str, counts), str(part.completion_tokens), *rates, *latencies, goodput)
+
+
+def _models(summary: Summary) -> list[str]:
+    if not summary.models:
+        return []
+    columns = [_stage(figures) for figures in summary.models.values()]
+    rows = [(head, *cells) for head, *cells in zip(_STAGE_HEADS, *columns, strict=True)]
+    return ["<h2>Models</h2>", table(rows, ("", *summary.models))]
 
 
 def _errors(total: Figures) -> list[str]:

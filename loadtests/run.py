@@ -5,6 +5,7 @@ Knows Locust's environment and events, but neither users nor shapes.
 
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -19,7 +20,7 @@ from locust.env import Environment
 from locust.runners import MasterRunner, Runner
 
 from loadtests import progress, records
-from loadtests.client import Client, ServerError, Target
+from loadtests.client import ROUTES, Client, ServerError, Target
 from loadtests.figures import Span, over_time
 from loadtests.goals import Goals, GoalsError, load_goals
 from loadtests.locust_rows import show
@@ -72,15 +73,20 @@ class Run:
         assert isinstance(options, Namespace)
         return options
 
+    @property
+    def _targets(self) -> list[Target]:
+        return [Target(**target) for target in self._options.targets]
+
     def connect(self) -> None:
-        """Read the goals, and store the server's Target in the options, which workers get.
+        """Read the goals, and store the server's Targets in the options, which workers get.
 
         Raises PlanError for contradicting options, GoalsError, and ServerError if no server answers.
         """
         plan_of(self._options)
         self._goals = load_goals(Path(self._options.goals))
         with Client(self._environment.host or "") as client:
-            self._options.target = asdict(client.discover(self._options.model_name))
+            names = self._options.model_name.split(",")
+            self._options.targets = [asdict(client.discover(name.strip(), self._options.api)) for name in names]
         self._host = self._environment.host
 
     def start(self, **_: Any) -> None:
@@ -111,10 +117,14 @@ class Run:
 
     def _calibrate(self) -> None:
         """Measure the server's pace, and choose by it the scale of lengths and the time for the last requests."""
-        options, target, plan = self._options, Target(**self._options.target), self._plan
+        options, targets, plan = self._options, self._targets, self._plan
         least, most = _GRACE_SECONDS
-        _say(f"measuring {target.model} at {target.url} ...")
-        pace = pace_of(probe(target, 2 if plan.open else round(max(stage.load for stage in plan.stages))))
+        at_once = 2 if plan.open else round(max(stage.load for stage in plan.stages))
+        _say(f"measuring {', '.join(target.model for target in targets)} at {targets[0].url} ...")
+        # Of several models each has its part of the requests.
+        parts = [probe(target, math.ceil(at_once / len(targets))) for target in targets]
+        context = min((target.max_context for target in targets if target.max_context), default=None)
+        pace = pace_of([answer for part in parts for answer in part])
         options.factor = 1.0 if options.scale == "auto" else float(options.scale)
         if pace is None:
             _say("no request of the measurement was answered; the test is made all the same")
@@ -122,9 +132,9 @@ class Run:
             return
         # A text cannot be shortened, so a dataset stays as it is.
         if options.scale == "auto" and isinstance(plan.source, Workload):
-            options.factor = fitting_scale(plan.source, pace, target.max_context, plan.budget(REQUESTS))
+            options.factor = fitting_scale(plan.source, pace, context, plan.budget(REQUESTS))
         scaled = plan.source.scaled(options.factor)
-        turn = turn_seconds(scaled, pace, target.max_context)
+        turn = turn_seconds(scaled, pace, context)
         self._environment.stop_timeout = self._patience or round(min(max(3 * turn, least), most))
         prompt, output, _ = scaled.means
         _say(pace.describe())
@@ -153,7 +163,7 @@ class Run:
     def take(self, answer: Answer) -> None:
         """Keep an answer of this process, and show it in Locust's statistics."""
         self._answers.append(answer)
-        show(self._environment, answer)
+        show(self._environment, answer, ROUTES[self._options.api])
 
     def send(self, client_id: str, data: dict[str, Any]) -> None:
         """Add this worker's answers to `data`, its report to the master."""
@@ -229,10 +239,12 @@ class Run:
 
     def _settings(self) -> dict[str, Any]:
         names = ("seed", "run")
+        targets = self._targets
         return {
-            "url": self._options.target["url"],
-            "model": self._options.target["model"],
-            "ignore_eos": self._options.target["ignore_eos"],
+            "url": targets[0].url,
+            "model": ", ".join(target.model for target in targets),
+            "api": self._options.api,
+            "ignore_eos": all(target.ignore_eos for target in targets),
             "scale": self._options.factor,
             **{name: getattr(self._options, name) for name in names},
             "workload": self._options.dataset or self._options.workload,

@@ -33,6 +33,8 @@ class Summary:
     settings: dict[str, Any]
     total: Figures
     stages: list[Figures]
+    models: dict[str, Figures]
+    """The total of each model; empty if there is only one."""
     drift: float | None
     """Mean inter-token latency of the last stage, divided by that of the first."""
     goals: Goals
@@ -75,6 +77,7 @@ def summarise(
         settings=settings,
         total=total,
         stages=stages,
+        models=_by_model(answers, whole, goals),
         drift=drift,
         goals=goals,
         verdicts=verdicts,
@@ -83,6 +86,13 @@ def summarise(
         capacity=find_capacity(stages, goals) if stepped else None,
         server=_server(gained, measure(answers, replace(whole, start=-inf), goals)),
     )
+
+
+def _by_model(answers: Sequence[Answer], whole: Span, goals: Goals) -> dict[str, Figures]:
+    names = sorted({answer.model for answer in answers})
+    if len(names) < 2:
+        return {}
+    return {name: measure([answer for answer in answers if answer.model == name], whole, goals) for name in names}
 
 
 def values(figures: Figures) -> dict[str, Measured]:

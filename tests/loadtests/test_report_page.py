@@ -16,6 +16,8 @@ from loadtests.report import render
 from loadtests.scrape import Histogram, Scrape
 from loadtests.sse import Answer
 from loadtests.summary import summarise
+from loadtests.versus import Results, compare
+from loadtests.versus import render as versus
 from tests.service.page.browser import MISSING, Browser, browsing
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -74,7 +76,19 @@ def a_long_run() -> str:
     return report([Span(1e9, 1e9 + 3600, 4)], answers(1e9, 3590, 1500, 4), shape="steady")
 
 
-REPORTS = {"sweep": a_sweep, "short": a_short_run, "nothing": nothing, "long": a_long_run}
+def two_runs() -> str:
+    totals = {"requests_per_second": 1.25, "tokens_per_second": 20.5, "error_rate": 0.0}
+    both = []
+    for load in (1, 2):
+        requests = [
+            {"ttft": one.ttft, "seconds": one.seconds, "seconds_per_token": one.seconds_per_token, "abandoned": False}
+            for one in answers(1e9, 60, 60, load)
+        ]
+        both.append(Results(SETTINGS | {"scale": load}, totals, requests))
+    return versus(*both, compare(*both))
+
+
+REPORTS = {"sweep": a_sweep, "short": a_short_run, "nothing": nothing, "long": a_long_run, "versus": two_runs}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +113,7 @@ def test_everything_is_on_the_page_and_nothing_on_anything_else(
     # What is wider than the page is in a box that scrolls.
     assert window.run(OFF_THE_PAGE) == []
     scrolling = window.run(SCROLLING)
-    assert len(scrolling) == (name == "sweep" and width == 375)
+    assert len(scrolling) == (name in ("sweep", "versus") and width == 375)
     assert window.run(TOUCHING, "figure, h1, h2, .scroll, p") == []
     assert window.run(TOUCHING, "svg, .legend, figcaption") == []
     assert window.run(TOUCHING, "svg text") == []

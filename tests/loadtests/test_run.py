@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,19 @@ def test_an_open_loop_sends_at_its_times_whatever_the_server_does(goals: Path) -
     assert total["in_flight"] > 3
     began = [row["began"] for row in records(goals)]
     assert max(after - before for before, after in pairwise(began)) < 3
+
+
+@pytest.mark.parametrize("loop", [(), ("--rate", "20", "--arrivals", "fixed")])
+def test_several_models_have_their_parts_of_the_completions(goals: Path, loop: tuple[str, ...]) -> None:
+    with fake_server(models=["a", "b", "c"]) as server:
+        result = locust(server.url, goals, "--model-name", "a,c", "--api", "completions", *loop)
+    assert result.returncode == 0, result.stderr
+    assert {"prompt" in body for body in server.bodies} == {True}
+    counts = Counter(row["model"] for row in records(goals))
+    models = {name: figures["complete"] for name, figures in summary(goals)["models"].items()}
+    assert models == counts == {"a": counts["a"], "c": counts["c"]}
+    assert abs(counts["a"] - counts["c"]) <= USERS
+    assert "<h2>Models</h2>" in (goals.parent / "report.html").read_text()
 
 
 def test_a_trace_is_sent_at_its_times(goals: Path) -> None:
