@@ -1,5 +1,6 @@
 """The report of a run: a self-contained HTML file with verdict, plots and tables, and lines for a terminal."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
@@ -59,7 +60,7 @@ def conclusion(summary: Summary) -> list[str]:
     if summary.knee is not None:
         lines.append(f"knee at {_load(summary, summary.knee)}")
         held = None if summary.capacity is None else _load(summary, summary.capacity)
-        lines.append(f"goals hold up to {held}" if held else "goals hold at no load")
+        lines.append(f"goals hold up to {held}" if held else "no stage is sure to meet the goals")
     lines += [f"{_WORDS[verdict.met]:7}  {_sentence(verdict)}" for verdict in summary.verdicts]
     if summary.passed is None:
         lines.append(f"too few: a verdict needs {LEAST_SAMPLES} samples; give the run more DURATION or USERS")
@@ -106,7 +107,7 @@ def _verdict(summary: Summary) -> str:
         knee = summary.stages[summary.knee]
         lines.append(f"<p>Knee: {_load(summary, summary.knee)}, {knee.tokens_per_second:.1f} tokens/s.</p>")
         if summary.capacity is None:
-            lines.append("<p>No stage met the goals.</p>")
+            lines.append("<p>No stage is sure to meet the goals.</p>")
         else:
             lines.append(f"<p>The goals hold up to {_load(summary, summary.capacity)}.</p>")
     return "\n".join(lines)
@@ -178,10 +179,14 @@ def _against_load(summary: Summary) -> Iterable[str]:
         ("Inter-token latency against load", next_ones, goals.inter_token_p95_seconds, _NO_PACE),
     ):
         layers = [
-            Layer("median", [(load, spread.p50) for load, spread in spreads]),
-            Layer("p95", [(load, spread.p95) for load, spread in spreads]),
+            Layer(name, [(load, _known(spread.quantile(share))) for load, spread in spreads])
+            for name, share in (("median", 0.5), ("p95", 0.95))
         ]
         yield chart(title, Axis(summary.settings["unit"]), Axis("seconds"), layers, _goal(limit), empty)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _distribution(ttfts: Sequence[float]) -> str:

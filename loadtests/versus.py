@@ -37,7 +37,7 @@ _INTERVAL = (0.005, 0.995)
 """Of several figures one lies outside of a 95% interval too often by chance."""
 _OWN = ("run", "url", "load_generator")
 """Settings that may differ between runs that are compared."""
-_HEADS = ("figure", "before", "after", "ratio", "99% interval", "")
+_HEADS = ("figure", "change", "before", "after", "ratio", "99% interval")
 
 Numbers = npt.NDArray[np.float64]
 
@@ -142,8 +142,8 @@ def differing(before: Results, after: Results) -> list[tuple[str, str, str]]:
 def _cells(change: Change) -> tuple[str, ...]:
     interval = "" if change.interval is None else "{:.2f} to {:.2f}".format(*change.interval)
     ratio = "" if change.ratio is None else f"{change.ratio:.2f}"
-    word = {True: "better", False: "WORSE", None: "may be chance" if change.interval else ""}[change.better]
-    return change.figure, number(change.before), number(change.after), ratio, interval, word
+    word = {True: "better", False: "WORSE", None: "chance?" if change.interval else ""}[change.better]
+    return change.figure, word, number(change.before), number(change.after), ratio, interval
 
 
 def lines(changes: Sequence[Change], differences: Sequence[tuple[str, str, str]]) -> Iterator[str]:
@@ -163,9 +163,9 @@ def render(before: Results, after: Results, changes: Sequence[Change]) -> str:
     title = f"Two load tests: {before.settings['model']}, {after.settings['model']}"
     kinds = {True: "yes", False: "no", None: "unclear"}
     rows = [
-        (*cells[:-1], Markup(f'<span class="{kinds[change.better]}">{cells[-1]}</span>'))
+        (figure, Markup(f'<span class="{kinds[change.better]}">{word}</span>'), *numbers)
         for change in changes
-        for cells in [_cells(change)]
+        for figure, word, *numbers in [_cells(change)]
     ]
     differences = differing(before, after)
     body = [f"<h1>{escape(title)}</h1>", table(rows, _HEADS), '<div class="charts">']
