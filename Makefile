@@ -14,6 +14,11 @@ USERS ?= 4
 WORKLOAD ?= mix
 SHAPE ?= steady
 SCALE ?= auto
+ARRIVALS ?= auto
+RATE ?=
+WARMUP ?= auto
+DATASET ?=
+API ?= chat
 GOALS ?= loadtests/goals.toml
 RESULTS ?= build/loadtest
 VENV := .venv
@@ -30,7 +35,8 @@ test: $(VENV)/.installed-test
 
 loadtest: $(VENV)/.installed-loadtest
 	@$(BIN)/python -m loadtests --host '$(HOST)' --model '$(MODEL)' --users $(USERS) --duration $(DURATION) \
-		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --goals '$(GOALS)' --results '$(RESULTS)'
+		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --arrivals $(ARRIVALS) --rate '$(RATE)' --warmup $(WARMUP) \
+		--dataset '$(DATASET)' --api $(API) --goals '$(GOALS)' --results '$(RESULTS)'
 
 check: format lint types test
 

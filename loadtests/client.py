@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -18,9 +18,12 @@ from geventhttpclient.response import HTTPParseError
 
 from loadtests.sse import Answer, Stream, StreamError
 
+ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+"""What an answer may be asked of."""
 API_KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key, for servers that require one."""
 
+_A = {"chat": "a chat", "completions": "a completion"}
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 600.0
 """The longest wait for data. It is long, because a request may wait in a queue before its first byte."""
@@ -47,10 +50,23 @@ class Target:
     model: str
     max_context: int | None
     """The largest number of tokens of a prompt and its completion; None if /v1/models doesn't tell."""
+    api: str = "chat"
+    """A key of ROUTES."""
     limit_field: str = "max_tokens"
     """The field for the largest number of tokens of a completion."""
     ignore_eos: bool = False
     """Whether the server knows ignore_eos, with which completions always reach their limit."""
+
+    @property
+    def route(self) -> str:
+        """The path that requests go to."""
+        return ROUTES[self.api]
+
+    def request(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+        """The body of a request to the route. A completion continues the messages' texts, one after another."""
+        if self.api == "chat":
+            return self.chat(messages, max_tokens)
+        return self.completion("\n".join(message["content"] for message in messages), max_tokens)
 
     def chat(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
         """The body of a request for a streamed chat completion."""
@@ -131,10 +147,10 @@ class Client:
             while line := response.readline(b"\n"):
                 stream.feed(line, time.perf_counter())
 
-    def discover(self, model: str | None = None) -> Target:
+    def discover(self, model: str | None = None, api: str = "chat") -> Target:
         """The target on this server: `model`, or the first one that it lists, with the fields that it accepts.
 
-        Raises ServerError if the server doesn't have the model or doesn't answer a chat.
+        Raises ServerError if the server doesn't have the model or doesn't answer a request to the `api`.
         """
         try:
             models = {entry["id"]: entry for entry in json.loads(self.get("/v1/models"))["data"]}
@@ -145,22 +161,22 @@ class Client:
                 f"{self.url} does not serve {model or 'any model'}; it lists {', '.join(models) or 'none'}"
             )
         name = model or next(iter(models))
-        return self._try_fields(Target(self.url, name, models[name].get("max_model_len")))
+        return self._try_fields(Target(self.url, name, models[name].get("max_model_len"), api))
 
     def _try_fields(self, plain: Target) -> Target:
         """`plain` with the first combination of fields that the server accepts; the most exact is tried first."""
         refusal = None
         for field, ignore_eos in (("max_tokens", True), ("max_tokens", False), ("max_completion_tokens", False)):
-            target = Target(plain.url, plain.model, plain.max_context, field, ignore_eos)
+            target = replace(plain, limit_field=field, ignore_eos=ignore_eos)
             try:
-                self._read("/v1/chat/completions", target.chat([{"role": "user", "content": "Hello"}], 2), Stream(0))
+                self._read(target.route, target.request([{"role": "user", "content": "Hello"}], 2), Stream(0))
             except _Refused as error:
                 refusal = error
             except (OSError, HTTPParseError, StreamError, ServerError) as error:
-                raise ServerError(f"{self.url} does not answer a chat: {error}") from None
+                raise ServerError(f"{self.url} does not answer {_A[plain.api]}: {error}") from None
             else:
                 return target
-        raise ServerError(f"{self.url} does not answer a chat: {refusal}")
+        raise ServerError(f"{self.url} does not answer {_A[plain.api]}: {refusal}")
 
 
 def _reason(body: bytes) -> str:

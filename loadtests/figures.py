@@ -23,8 +23,8 @@ class Span:
 
     start: float
     end: float
-    users: int
-    """The number of users that were planned."""
+    load: float
+    """Users, or conversations that begin per second, that were planned."""
     last: bool = False
     """Whether requests that began after `end` belong to it too: users need a moment to stop at the end of the test."""
 
@@ -65,7 +65,7 @@ class Spread:
 class Figures:
     """The figures of a span: latencies and counts of the requests that began in it, rates of the events in it."""
 
-    users: int
+    load: float
     seconds: float
     complete: int
     failed: int
@@ -98,6 +98,8 @@ class Figures:
 class Series:
     """Figures of the slices of a run, NaN where nothing was measured. Times are seconds from the start of the run."""
 
+    start: float
+    """The time of day at which the run started."""
     time: list[float] = field(default_factory=list)
     ttft_p50: list[float] = field(default_factory=list)
     ttft_p95: list[float] = field(default_factory=list)
@@ -128,7 +130,7 @@ def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
     gaps = [gap for answer in heard for gap in answer.gaps]
     pauses = tokens - len(complete) + sum(len(answer.gaps) for answer in abandoned)
     return Figures(
-        users=span.users,
+        load=span.load,
         seconds=span.seconds,
         complete=len(complete),
         failed=len(errors),
@@ -151,13 +153,17 @@ def measure(answers: Sequence[Answer], span: Span, goals: Goals) -> Figures:
     )
 
 
-def over_time(answers: Sequence[Answer], span: Span, slices: int = 60) -> Series:
-    """The figures of at most `slices` equal slices of `span`, none shorter than a second."""
+def over_time(answers: Sequence[Answer], span: Span, slices: int | None = None) -> Series:
+    """The figures of at most `slices` equal slices of `span`, none shorter than a second.
+
+    By default there are so many that a slice has a few requests, and at most 60.
+    """
+    slices = min(60, max(len(answers) // 3, 6)) if slices is None else slices
     slices = max(min(slices, int(span.seconds)), 1)
     edges = np.linspace(span.start, span.end, slices + 1)
-    series = Series()
+    series = Series(span.start)
     for start, end in pairwise(edges):
-        part = measure(answers, Span(float(start), float(end), span.users), Goals())
+        part = measure(answers, Span(float(start), float(end), span.load), Goals())
         series.time.append(float((start + end) / 2 - span.start))
         series.ttft_p50.append(part.ttft.p50 if part.ttft else np.nan)
         series.ttft_p95.append(part.ttft.p95 if part.ttft else np.nan)

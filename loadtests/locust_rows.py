@@ -7,20 +7,19 @@ from locust.env import Environment
 
 from loadtests.sse import Answer
 
-ROUTE = "/v1/chat/completions"
 FIRST_TOKEN, PER_TOKEN = "time to first token", "time per output token"
 """The rows beside that of the requests: a sample for each answer, in milliseconds."""
 
 
-def show(environment: Environment, answer: Answer) -> None:
-    """Add an answer to the statistics, as long as it took from the request to the last event.
+def show(environment: Environment, answer: Answer, route: str) -> None:
+    """Add an answer of `route` to the statistics, as long as it took from the request to the last event.
 
     An abandoned answer adds no request, but the latencies that it had by then.
     """
     if not answer.abandoned:
         environment.events.request.fire(
             request_type="POST",
-            name=ROUTE,
+            name=route,
             response_time=1000 * answer.seconds,
             response_length=answer.length,
             exception=Exception(answer.error) if answer.error else None,

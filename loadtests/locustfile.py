@@ -8,6 +8,8 @@ machines, the master gathers the workers' answers; only the master reads /metric
 
 import itertools
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ from locust.env import Environment
 from locust.event import EventHook
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtests.client import Abandoned, Client, ServerError, Target
+from loadtests.arrivals import ARRIVALS
+from loadtests.client import ROUTES, ServerError, Target
 from loadtests.goals import GoalsError
-from loadtests.run import Run, stages
+from loadtests.loops import Asker, ClosedLoop, Line, OpenLoop
+from loadtests.plan import PlanError, plan_of
+from loadtests.run import Run, processes
 from loadtests.shapes import SHAPES, stage_at
-from loadtests.workloads import WORKLOADS, User
+from loadtests.workloads import WORKLOADS
 
-ROUTE = "/v1/chat/completions"
 _REPORT_SECONDS = 4.0
 """The time that the master waits for the workers' last answers."""
 
@@ -43,11 +47,17 @@ def add_options(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("load test")
     group.add_argument("--workload", choices=list(WORKLOADS), default="mix", help="what users ask (default: mix)")
     group.add_argument("--shape", choices=list(SHAPES), default="steady", help="how many there are (default: steady)")
+    arrivals = ["auto", "users", *ARRIVALS, "trace"]
+    group.add_argument("--arrivals", choices=arrivals, default="auto", help="when requests come (default: by the rest)")
+    group.add_argument("--rate", default="", help="conversations that begin per second; a sweep: 1,2,4")
+    group.add_argument("--warmup", default="auto", help="time before what is measured (default: a tenth of it)")
+    group.add_argument("--dataset", default="", help="JSONL file of requests, instead of a workload")
     group.add_argument("--goals", default=str(Path(__file__).with_name("goals.toml")), help="TOML file to be judged by")
-    group.add_argument("--results", default="build/loadtest", help="folder for report.html and summary.json")
+    group.add_argument("--results", default="build/loadtest", help="folder for the report and the figures")
     group.add_argument("--scale", type=scale, default="auto", help="multiplies all lengths (default: fits the time)")
     group.add_argument("--seed", type=int, default=0, help="of lengths and thinking times (default: 0)")
-    group.add_argument("--model-name", default="", help="model to ask for (default: the first of /v1/models)")
+    group.add_argument("--model-name", default="", help="models to ask for: a or a,b (default: first of /v1/models)")
+    group.add_argument("--api", choices=list(ROUTES), default="chat", help="what is asked (default: chat)")
 
 
 def scale(text: str) -> str:
@@ -71,7 +81,7 @@ def prepare(environment: Environment, **_: Any) -> None:
         return
     try:
         run.connect()
-    except (ServerError, GoalsError) as error:
+    except (ServerError, GoalsError, PlanError) as error:
         sys.exit(f"loadtest: {error}")
     environment.events.worker_report.add_listener(run.receive)
     environment.events.test_start.add_listener(run.start)
@@ -81,58 +91,68 @@ def prepare(environment: Environment, **_: Any) -> None:
 
 
 class StreamingUser(LocustUser):
-    """A user that asks, streams the answer and thinks. Each turn of a conversation is a Locust task."""
+    """A user of a closed loop, or one of the processes' generators of an open one. Each turn is a Locust task."""
 
     _numbers = itertools.count()
 
     def on_start(self) -> None:
         options = self.environment.parsed_options
         assert options is not None
-        self._target = Target(**options.target)
-        self._client = Client(self._target.url)
-        name = f"{getattr(self.environment.runner, 'worker_index', 0)}.{next(self._numbers)}"
-        workload = WORKLOADS[options.workload].scaled(options.factor)
-        self._user = User(workload, options.seed, options.run, name, self._target.max_context)
+        vars(options).update(options.common)
+        plan = plan_of(options)
+        source = plan.source.scaled(options.factor)
+        targets = [Target(**target) for target in options.targets]
+        lines = [Line(target, asked.fire, lambda answer: answered.fire(answer=answer)) for target in targets]
+        context = min((target.max_context for target in targets if target.max_context), default=None)
+        index = getattr(self.environment.runner, "worker_index", 0)
+        self._loop: ClosedLoop | OpenLoop
+
+        def asker(name: str) -> Asker:
+            return source.user(options.seed, options.run, name, context)
+
+        if plan.open:
+            # Each process takes its part of the same times, so that there are as many of them as with one.
+            late = max(time.time() - options.began, 0.0)
+            part = index % options.generators
+            times = itertools.islice(enumerate(plan.times(options.seed)), part, None, options.generators)
+            arrivals = ((at, lines[number % len(lines)], partial(asker, str(number))) for number, at in times)
+            self._loop = OpenLoop(arrivals, late)
+        else:
+            number = next(self._numbers)
+            self._loop = ClosedLoop(lines, asker(f"{index}.{number}"), number)
         self.wait()  # Users don't all arrive at the same moment.
 
     def on_stop(self) -> None:
-        self._client.close()
+        self._loop.stop(self.environment.stop_timeout or 0)
 
     def wait_time(self) -> float:
-        return self._user.think()
+        return self._loop.pause()
 
     @task
     def turn(self) -> None:
-        """Send one request and report its Answer."""
-        messages, max_tokens = self._user.ask()
-        asked.fire()
-        try:
-            answer, text = self._client.stream(ROUTE, self._target.chat(messages, max_tokens))
-        except Abandoned as abandoned:
-            answered.fire(answer=abandoned.args[0])
-            raise
-        answered.fire(answer=answer)
-        if answer.complete:
-            self._user.take(text, answer.prompt_tokens + answer.completion_tokens)
-        else:
-            self._user.give_up()
+        """Have the loop's next turn."""
+        self._loop.turn()
 
 
 class Shape(LoadTestShape):
-    """The stages of --shape, then no users until the last answer has come."""
+    """The stages of the plan, then no users until the last answer has come."""
 
     use_common_options = True
     _over: float | None = None
 
     def tick(self) -> tuple[int, float] | None:
         assert self.runner is not None
-        assert self.runner.environment.parsed_options is not None
-        plan = stages(self.runner.environment.parsed_options)
-        at_once = max(stage.users for stage in plan)  # Stops all at once: Locust waits for each group that it stops.
-        stage = stage_at(plan, self.get_run_time())
+        options = self.runner.environment.parsed_options
+        assert options is not None
+        plan = plan_of(options)
+        # Workers that come or go during the test don't change how its times are shared.
+        generators = getattr(options, "generators", 0) or processes(self.runner)
+        # Stops all at once: Locust waits for each group that it stops.
+        at_once = generators if plan.open else round(max(stage.load for stage in plan.stages))
+        stage = stage_at(plan.all, self.get_run_time())
         if stage:
             self._over = None
-            return stage.users, at_once
+            return generators if plan.open else round(stage.load), at_once
         if self.runner.user_count:
             return 0, at_once
         self._over = self._over or self.get_run_time()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import gevent
 
 from loadtests.client import Abandoned, Client, Target
+from loadtests.dataset import Dataset
 from loadtests.sse import Answer
 from loadtests.workloads import Workload, words
 
@@ -55,8 +56,8 @@ def probe(target: Target, at_once: int) -> list[Answer]:
 def _ask(target: Target, prompt: str) -> Answer:
     with Client(target.url) as client:
         try:
-            body = target.chat([{"role": "user", "content": prompt}], OUTPUT_TOKENS)
-            return client.stream("/v1/chat/completions", body)[0]
+            body = target.request([{"role": "user", "content": prompt}], OUTPUT_TOKENS)
+            return client.stream(target.route, body)[0]
         except Abandoned as abandoned:
             answer: Answer = abandoned.args[0]
             return answer
@@ -76,10 +77,11 @@ def pace_of(answers: Sequence[Answer]) -> Pace | None:
     return Pace(prompt, statistics.mean(gaps) if gaps else prompt)
 
 
-def turn_seconds(workload: Workload, pace: Pace, max_context: int | None) -> float:
+def turn_seconds(source: Workload | Dataset, pace: Pace, max_context: int | None) -> float:
     """The mean seconds of a turn: its answer and the thinking after it. Histories are taken to be cached."""
     room = max_context or math.inf
-    return pace.seconds(min(workload.prompt.mean, room), min(workload.output.mean, room)) + workload.think
+    prompt, output, think = source.means
+    return pace.seconds(min(prompt, room), min(output, room)) + think
 
 
 def fitting_scale(workload: Workload, pace: Pace, max_context: int | None, budget: float) -> float:

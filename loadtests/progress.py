@@ -16,8 +16,12 @@ def interval(seconds: float) -> float:
 
 
 def line(now: float, seconds: float, asked: int, answers: Sequence[Answer]) -> str:
-    """The state at `now` seconds of a run of `seconds`, in which `asked` requests were sent and `answers` came."""
+    """The state at `now` seconds of a run of `seconds`, in which `asked` requests were sent and `answers` came.
+
+    The time is negative during the warm-up.
+    """
     clock = f"{_clock(now)} of {_clock(seconds)}" if now < seconds else "time is over"
+    clock = "warm-up" if now < 0 else clock
     parts = [f"{asked - len(answers)} in flight", f"{sum(answer.complete for answer in answers)} answered"]
     if failed := sum(answer.error is not None for answer in answers):
         parts.append(f"{failed} FAILED")

@@ -30,6 +30,8 @@ class Answer:
     cached_tokens: int = 0
     """Tokens of the prompt that the server reports as found in its prefix cache."""
     completion_tokens: int = 0
+    model: str = ""
+    """Of which the answer was asked; empty if there was no choice."""
     length: int = 0
     """The bytes of the text."""
     error: str | None = None

@@ -5,6 +5,7 @@ The JSON file holds exactly this summary, and the report shows it.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 from loadtests.figures import Figures, Span, measure
@@ -32,6 +33,8 @@ class Summary:
     settings: dict[str, Any]
     total: Figures
     stages: list[Figures]
+    models: dict[str, Figures]
+    """The total of each model; empty if there is only one."""
     drift: float | None
     """Mean inter-token latency of the last stage, divided by that of the first."""
     goals: Goals
@@ -54,11 +57,13 @@ def summarise(
 ) -> Summary:
     """The summary of a run with the stages `spans`; `gained` is the increase of the server's metrics.
 
+    Answers that began before the first stage are the warm-up's. Only the server's figures are compared with them.
+
     A step run goes beyond the knee on purpose, so it is judged by its first stage, and its goodput_per_second by its
     best stage. Other runs are judged as a whole.
     """
     spans = [*spans[:-1], replace(spans[-1], last=True)]
-    whole = replace(spans[-1], start=spans[0].start, users=max(span.users for span in spans))
+    whole = replace(spans[-1], start=spans[0].start, load=max(span.load for span in spans))
     total = measure(answers, whole, goals)
     stages = [measure(answers, span, goals) for span in spans]
     drift = _drift(stages)
@@ -72,14 +77,22 @@ def summarise(
         settings=settings,
         total=total,
         stages=stages,
+        models=_by_model(answers, whole, goals),
         drift=drift,
         goals=goals,
         verdicts=verdicts,
         passed=_passed(verdicts),
         knee=find_knee(stages) if stepped else None,
         capacity=find_capacity(stages, goals) if stepped else None,
-        server=_server(gained, total),
+        server=_server(gained, measure(answers, replace(whole, start=-inf), goals)),
     )
+
+
+def _by_model(answers: Sequence[Answer], whole: Span, goals: Goals) -> dict[str, Figures]:
+    names = sorted({answer.model for answer in answers})
+    if len(names) < 2:
+        return {}
+    return {name: measure([answer for answer in answers if answer.model == name], whole, goals) for name in names}
 
 
 def values(figures: Figures) -> dict[str, Measured]:

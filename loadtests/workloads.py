@@ -8,6 +8,9 @@ import math
 import random
 from dataclasses import dataclass, replace
 
+Message = dict[str, str]
+"""A message of a chat: its role and its content."""
+
 # Each word is one token, with the space before it, in the vocabularies of today's models.
 WORDS = (
     "time year people way day man thing woman life child world school state family student group country problem hand "
@@ -63,9 +66,14 @@ class Workload:
         prompt, output, think = self.prompt.scaled(factor), self.output.scaled(factor), self.think * factor
         return replace(self, prompt=prompt, output=output, think=think, system=round(self.system * factor))
 
-    def describe(self) -> str:
-        """Its mean lengths in words."""
-        return f"{self.prompt.mean:.0f} tokens of prompt and {self.output.mean:.0f} of completion in the mean"
+    @property
+    def means(self) -> tuple[float, float, float]:
+        """The mean tokens of a turn's prompt and completion, and the mean seconds of thinking."""
+        return self.prompt.mean, self.output.mean, self.think
+
+    def user(self, seed: int, run: str, name: str, max_context: int | None) -> "User":
+        """A user of this kind."""
+        return User(self, seed, run, name, max_context)
 
 
 # A log-normal has median = mean / exp(sigma^2 / 2), and its 90th percentile is median * exp(1.2816 sigma). From there:
@@ -132,7 +140,12 @@ class User:
         self._opening = [{"role": "system", "content": system}] if system else []
         self._begin()
 
-    def ask(self) -> tuple[list[dict[str, str]], int]:
+    @property
+    def begins(self) -> bool:
+        """Whether the next question begins a conversation."""
+        return len(self._messages) == len(self._opening)
+
+    def ask(self) -> tuple[list[Message], int]:
         """(messages, limit of output tokens) of the next request."""
         prompt, output = self._workload.prompt.draw(self._lengths), self._workload.output.draw(self._lengths)
         output = min(output, self._max_context // 4)

@@ -24,6 +24,7 @@ class FakeServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         """Of the completions it streamed, in turn."""
         self.connections = 0
+        self.models: list[str] = options.get("models", ["fake-model"])
 
     @property
     def url(self) -> str:
@@ -54,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         match path:
             case "/v1/models":
-                self._json(200, {"object": "list", "data": [{"id": "fake-model"}]})
+                self._json(200, {"object": "list", "data": [{"id": name} for name in self.server.models]})
             case "/metrics" if "metrics" in self.server.options:
                 self._answer(200, self.server.options["metrics"].encode(), "text/plain")
             case _:

@@ -24,6 +24,15 @@ def test_extensions_are_used_only_where_they_are_taken() -> None:
         assert server.connections == 1
 
 
+def test_a_completion_continues_the_texts() -> None:
+    with fake_server() as server, Client(server.url) as client:
+        target = client.discover(api="completions")
+        assert server.bodies[0]["prompt"] == "Hello"
+        body = target.request([*HELLO, {"role": "assistant", "content": "four"}], 2)
+        assert (body["prompt"], target.route) == ("one two three\nfour", "/v1/completions")
+        assert client.stream(target.route, body)[0].prompt_tokens == 4
+
+
 def test_a_url_may_have_a_path_and_end_in_v1() -> None:
     with fake_server(prefix="/models/a") as server, Client(f"{server.url}/models/a/v1") as client:
         assert client.get("/v1/models")

@@ -9,7 +9,7 @@ from loadtests.goals import Goals
 from loadtests.sse import Answer
 
 GOALS = Goals(ttft_p95_seconds=1.0, inter_token_p95_seconds=0.5, goodput_share=0.5)
-SPAN = Span(100.0, 110.0, users=2)
+SPAN = Span(100.0, 110.0, load=2)
 
 
 def answer(began: float, ttft: float = 1.0, gap: float = 0.5, tokens: int = 5) -> Answer:

@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.loadtests.fake_server import fake_server
+from loadtests.pace import PROMPT_TOKENS
+from tests.loadtests.fake_server import FakeServer, fake_server
 from tests.service.servers import free_port
 
 EASY = "ttft_p95_seconds = 60\ninter_token_p95_seconds = 60\nerror_rate = 0\ngoodput_share = 1\n"
@@ -29,7 +32,18 @@ def goals(tmp_path: Path) -> Path:
 def locust(url: str, goals: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A run beside its goals file; short unless the options say otherwise."""
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary"]
-    settings = ["--host", url, "--goals", str(goals), "--results", str(goals.parent), "--scale", "0.02"]
+    settings = [
+        "--host",
+        url,
+        "--goals",
+        str(goals),
+        "--results",
+        str(goals.parent),
+        "--scale",
+        "0.02",
+        "--warmup",
+        "0s",
+    ]
     return run([*command, *settings, "-u", str(USERS), "-t", "3s", *options], environment)
 
 
@@ -44,13 +58,22 @@ def summary(goals: Path) -> dict[str, Any]:
     return result
 
 
+def of_the_test(server: FakeServer) -> list[dict[str, Any]]:
+    """What was asked without the first request, which tries the fields, and those that measure the pace."""
+    return [body for body in server.bodies[1:] if server.prompt_tokens(body) != PROMPT_TOKENS]
+
+
+def records(goals: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (goals.parent / "requests.jsonl").read_text().splitlines()]
+
+
 def test_a_server_with_nothing_but_openais_api(goals: Path) -> None:
     """Locust's own statistics, the summary and the server's count say the same."""
     with fake_server(strict=True, key="secret") as server:
         statistics = goals.parent / "locust"
         result = locust(server.url, goals, "--csv", str(statistics), OPENAI_API_KEY="secret")
         assert result.returncode == 0, result.stderr
-        asked = server.bodies[1 + USERS :]  # The others try the fields, and measure the pace.
+        asked = of_the_test(server)
     total = summary(goals)["total"]
     assert total["complete"] == len(asked) > 4
     assert total["prompt_tokens"] == sum(map(server.prompt_tokens, asked))
@@ -72,7 +95,7 @@ def test_missed_goals_and_failures_are_the_exit_status(goals: Path) -> None:
     assert "knee at" in result.stdout
     total = summary(goals)["total"]
     assert total["errors"] == {"status 503: too busy": total["failed"]}
-    assert [stage["users"] for stage in summary(goals)["stages"]] == [1, 2, 4]
+    assert [stage["load"] for stage in summary(goals)["stages"]] == [1, 2, 4]
 
 
 def test_a_run_that_is_too_short_for_full_lengths_gets_shorter_ones(goals: Path) -> None:
@@ -87,7 +110,65 @@ def test_a_run_that_is_too_short_for_full_lengths_gets_shorter_ones(goals: Path)
     said = result.stdout.splitlines()
     assert said[0].startswith("measuring fake-model")
     assert "goals will rest on about" in said[3]
-    assert "0:05 of 0:06" in said[4]
+    assert " of 0:06  " in said[4]
+
+
+def test_an_open_loop_sends_at_its_times_whatever_the_server_does(goals: Path) -> None:
+    """Two processes share the times of one; each request is far longer than the distance to the next."""
+    with fake_server(pace=0.1) as server:
+        port = str(free_port())
+        processes = ["--processes", "2", "--master-bind-port", port, "--master-port", port]
+        result = locust(server.url, goals, "--rate", "10", "--arrivals", "fixed", "-t", "5s", *processes)
+    assert result.returncode == 0, result.stderr
+    total = summary(goals)["total"]
+    assert total["complete"] == 50
+    assert total["in_flight"] > 3
+    began = [row["began"] for row in records(goals)]
+    assert max(after - before for before, after in pairwise(began)) < 3
+
+
+@pytest.mark.parametrize("loop", [(), ("--rate", "20", "--arrivals", "fixed")])
+def test_several_models_have_their_parts_of_the_completions(goals: Path, loop: tuple[str, ...]) -> None:
+    with fake_server(models=["a", "b", "c"]) as server:
+        result = locust(server.url, goals, "--model-name", "a,c", "--api", "completions", *loop)
+    assert result.returncode == 0, result.stderr
+    assert {"prompt" in body for body in server.bodies} == {True}
+    counts = Counter(row["model"] for row in records(goals))
+    models = {name: figures["complete"] for name, figures in summary(goals)["models"].items()}
+    assert models == counts == {"a": counts["a"], "c": counts["c"]}
+    assert abs(counts["a"] - counts["c"]) <= USERS
+    assert "<h2>Models</h2>" in (goals.parent / "report.html").read_text()
+
+
+def test_a_trace_is_sent_at_its_times(goals: Path) -> None:
+    trace = goals.with_name("trace.jsonl")
+    lines = [{"timestamp": 100 * n, "input_length": n + 1, "output_length": 2} for n in range(25)]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    with fake_server() as server:
+        result = locust(server.url, goals, "--dataset", str(trace), "--scale", "auto")
+        assert result.returncode == 0, result.stderr
+        lengths = [server.prompt_tokens(body) for body in server.bodies if body["max_tokens"] == 2][1:]
+    assert lengths == [line["input_length"] for line in lines]
+    assert [row["began"] for row in records(goals)] == pytest.approx([n / 10 for n in range(25)], abs=0.5)
+    with goals.with_name("requests.csv").open() as file:
+        assert [row["completion_tokens"] for row in csv.DictReader(file)] == ["2"] * 25
+
+
+def test_the_warm_up_is_left_out(goals: Path) -> None:
+    with fake_server() as server:
+        result = locust(server.url, goals, "--warmup", "2s")
+        asked = of_the_test(server)
+    assert result.returncode == 0, result.stderr
+    warming = [row["warmup"] for row in records(goals)]
+    assert len(warming) == len(asked)
+    assert 0 < sum(warming) == len(asked) - summary(goals)["total"]["complete"]
+
+
+def test_options_that_contradict_each_other_are_one_line(goals: Path) -> None:
+    with fake_server() as server:
+        result = locust(server.url, goals, "--arrivals", "fixed")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "loadtest: arrivals fixed need a rate"
 
 
 def test_too_few_requests_are_a_status_of_their_own_and_their_first_tokens_count(goals: Path) -> None:
@@ -106,7 +187,7 @@ def test_the_answers_of_several_processes_come_together(goals: Path) -> None:
         port = str(free_port())
         result = locust(server.url, goals, "--processes", "2", "--master-bind-port", port, "--master-port", port)
         assert result.returncode == 0, result.stderr
-        asked = server.bodies[1 + USERS :]
+        asked = of_the_test(server)
     assert summary(goals)["total"]["complete"] == len(asked) > 4
 
 

@@ -13,7 +13,7 @@ from loadtests.sse import Answer
 from loadtests.summary import Summary, find_capacity, summarise
 
 GOALS = Goals(ttft_p95_seconds=1.0, inter_token_p95_seconds=0.5, error_rate=0.1, goodput_share=0.9)
-SETTINGS = {"model": "<b>tiny</b>", "workload": "mix", "shape": "step", "url": "http://127.0.0.1:8000"}
+SETTINGS = {"model": "<b>tiny</b>", "workload": "mix", "shape": "step", "url": "http://127.0.0.1:8000", "unit": "users"}
 
 
 def answers(start: float, count: int, ttft: float = 0.5, gap: float = 0.1) -> list[Answer]:
@@ -31,7 +31,7 @@ def run(shape: str = "step", gained: Scrape | None = None, goals: Goals = GOALS)
 
 def test_a_step_run_finds_the_knee_and_what_the_goals_allow() -> None:
     summary, _ = run()
-    assert [stage.users for stage in summary.stages] == [1, 2, 4]
+    assert [stage.load for stage in summary.stages] == [1, 2, 4]
     assert (summary.knee, summary.capacity) == (1, 1)
     assert summary.passed
 
@@ -41,6 +41,14 @@ def test_other_runs_are_judged_as_a_whole() -> None:
     assert (summary.knee, summary.capacity, summary.passed) == (None, None, False)
     missed = {verdict.goal for verdict in summary.verdicts if not verdict.met}
     assert missed == {"ttft_p95_seconds", "goodput_share"}
+
+
+def test_the_warm_up_is_left_out_and_only_compared_with_what_the_server_counted() -> None:
+    gained = Scrape({("generation_tokens", ""): 150.0})
+    summary = summarise([*answers(-10, 10), *answers(0, 20)], [Span(0, 10, 1)], GOALS, SETTINGS, gained)
+    assert summary.total.completion_tokens == 100
+    assert summary.server
+    assert summary.server.agrees
 
 
 def test_drift_compares_the_last_stage_with_the_first() -> None:
