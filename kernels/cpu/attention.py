@@ -85,17 +85,17 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
         table = integers(step[4] + sequence * step[5] * 4, step[5])
         begin = 0 if r[9] == 0 else max(0, position - r[9] + 1) // KEYS * KEYS
         if begin < end:
-            _locate(stored, dim, block, r, table, begin, end, kv_head, places)
+            locate(stored, dim, block, r, table, begin, end, kv_head, places)
         for base in range(begin, end, KEYS):
             present = min(KEYS, end - base)
             if base + KEYS < end:
-                _locate(stored, dim, block, r, table, base + KEYS, end, kv_head, coming)
+                locate(stored, dim, block, r, table, base + KEYS, end, kv_head, coming)
             _load(stored, dim, width, present, places, keys, values)
             vectors = (present + LANES - 1) // LANES
-            _multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
+            multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
             _find_peaks(flag, r, kv_head, position - base, rows, vectors, scores, peaks, shrinks)
             _take_exps(rows, vectors, scores, peaks, masses, shrinks)
-            _multiply(rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
+            multiply(rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
             places, coming = coming, places
         _end(r, first, kv_head, dim, width, rows, sums, masses)
         return 0
@@ -150,7 +150,7 @@ def _begin(
 
 
 @njit(inline="always")
-def _locate(
+def locate(
     stored: int, dim: int, block: int, r: Any, table: Any, base: int, end: int, kv_head: int, places: int
 ) -> None:
     """Write the addresses of a tile's keys and values to `places`, [2, KEYS] int64, and begin to fetch them.
@@ -209,7 +209,7 @@ def _take_exps(rows: int, vectors: int, scores: int, peaks: int, masses: int, sh
 
 
 @njit
-def _multiply(
+def multiply(
     rows: int,
     vectors: int,
     depth: int,

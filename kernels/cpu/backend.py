@@ -24,6 +24,8 @@ from kernels.backend import (
 )
 from kernels.cpu.arena import Arena
 from kernels.cpu.attention import attend_operation, scratch_bytes
+from kernels.cpu.attention_weights import scratch_bytes as scratch_bytes_of_weights
+from kernels.cpu.attention_weights import weights_operation
 from kernels.cpu.elementwise import (
     activation_operation,
     angles_operation,
@@ -39,7 +41,6 @@ from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
-from kernels.reference import attention_weights
 from kernels.reference_sampling import sample
 
 STEP_WORDS = 16
@@ -182,7 +183,23 @@ class CpuBackend:
         heads: Sequence[int],
         options: AttentionOptions,
     ) -> Tensor:
-        return attention_weights(q, positions, cache, blocks, heads, options)
+        _, block, kv_heads, dim = cache.keys.shape
+        if scratch_bytes_of_weights(dim) > SCRATCH_BYTES:
+            raise ValueError(f"heads of {dim} are too large for the cpu backend")
+        chosen, table = torch.tensor(heads, dtype=torch.int32), blocks.to(torch.int32).contiguous()
+        out = self._empty(len(heads), len(q), len(table) * block)
+        q, places = q.contiguous(), positions.to(torch.int64).contiguous()
+        self._set(q, {POSITIONS: places, BLOCK_TABLE: table, TABLE_WIDTH: len(table)})
+        keys, plain = cache.keys.data_ptr(), options.softcap is None and options.alibi_slopes is None
+        arguments = (
+            # Values play no part here.
+            *(self._rows, q.data_ptr(), q.shape[1], kv_heads, keys, keys),
+            *(_address(cache.key_scales), 0, _bits(options.scale), options.window or 0),
+            *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
+            *(chosen.data_ptr(), len(heads), out.shape[2]),
+        )
+        self._run(weights_operation(STORED[cache.keys.dtype], dim, block, plain), arguments)
+        return out
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()

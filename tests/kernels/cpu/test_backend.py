@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -206,15 +206,18 @@ def test_attention_of_any_shape(
     check(case, replace(PLAIN, window=window, sinks=torch.randn(kv_heads * group) * 9 if sinks else None))
 
 
-@pytest.mark.parametrize("feature", ["window", "softcap", "alibi", "sinks"])
+FEATURES = {
+    "plain": PLAIN,
+    "window": replace(PLAIN, window=21),
+    "softcap": replace(PLAIN, softcap=5.0),
+    "alibi": replace(PLAIN, alibi_slopes=torch.rand(4)),
+    "sinks": replace(PLAIN, sinks=torch.randn(4)),
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
 def test_attention_features(feature: str) -> None:
-    options = {
-        "window": replace(PLAIN, window=21),
-        "softcap": replace(PLAIN, softcap=5.0),
-        "alibi": replace(PLAIN, alibi_slopes=torch.rand(4)),
-        "sinks": replace(PLAIN, sinks=torch.randn(4)),
-    }[feature]
-    check(attention_case(RAGGED), options)
+    check(attention_case(RAGGED), FEATURES[feature])
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
@@ -232,6 +235,54 @@ def test_a_row_of_attention_depends_on_no_other_in_any_bit(cache_dtype: torch.dt
                 part = part_of(case, sequence, first, last)
                 got = CPU.attend(part.q, part.cache, part.layout, options)
                 assert torch.equal(got, whole[begin + first : begin + last])
+
+
+def check_weights(case: AttentionCase, options: AttentionOptions, heads: Sequence[int], sparse: bool = False) -> None:
+    """The weights of each sequence's new tokens, or of some of them."""
+    for sequence, context in enumerate(case.layout.context_lens.tolist()):
+        begin, end = case.layout.query_starts[sequence : sequence + 2].tolist()
+        if not context:
+            continue
+        rows = torch.arange(begin, end)[:: 3 if sparse else 1]
+        blocks = case.layout.block_table[sequence, : -(-context // case.cache.keys.shape[1])]
+        asked = (case.q[rows], case.layout.positions[rows], case.cache, blocks, heads, options)
+        got, expected = CPU.attention_weights(*asked), REFERENCE.attention_weights(*asked)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_attention_weights(cache_dtype: torch.dtype, feature: str) -> None:
+    check_weights(attention_case(RAGGED, cache_dtype=cache_dtype), FEATURES[feature], [3, 0, 2])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(deadline=None, max_examples=6)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 120)), min_size=1, max_size=3),
+    kv_heads=st.integers(1, 3),
+    group=st.sampled_from([1, 3, 7]),
+    window=st.none() | st.integers(1, 150),
+    sinks=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_attention_weights_of_any_shape(
+    shape: tuple[int, int, torch.dtype],
+    lengths: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    window: int | None,
+    sinks: bool,
+    seed: int,
+) -> None:
+    dim, block, dtype = shape
+    lengths.sort(key=lambda pair: pair[1])
+    heads = kv_heads * group
+    case = attention_case(
+        lengths, heads=heads, kv_heads=kv_heads, head_dim=dim, block_size=block, cache_dtype=dtype, seed=seed
+    )
+    options = replace(PLAIN, window=window, sinks=torch.randn(heads) * 9 if sinks else None)
+    check_weights(case, options, [*range(heads)][:: max(1, seed % 3)], sparse=seed % 2 == 1)
 
 
 def test_attention_of_what_is_not_a_number_or_unbounded() -> None:
