@@ -8,11 +8,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ALL_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from service.engine.closings import WATCHED, Closings, closing_after
 from service.engine.grammar_source import GrammarError, check, compiled, mask_of
 from service.engine.grammar_trial import Trial
 from service.engine.messages import Grammar
@@ -48,7 +49,7 @@ class _Compiled:
     """A grammar in llguidance's form, for the tokens of a tokenizer."""
 
     source: str
-    tokenizer: LLTokenizer
+    tokens: "_Tokens"
     seconds: float
     """Time in which it was compiled."""
     worn: bool = False
@@ -66,6 +67,12 @@ class _State:
     """Whether other requests begin here, so that the matcher must be copied before it moves on."""
     alone: bool = False
     """Whether the matcher has a table of states of its own."""
+    closing: Sequence[int] | None = None
+    """Tokens after which the text may end, if that matters already."""
+    approved: tuple[int, Sequence[int]] | None = None
+    """A token that may come next, and the closing after it."""
+    open: bool = False
+    """Whether no closing was found when it began to matter, so that the text may be cut."""
 
 
 class Guide:
@@ -80,6 +87,10 @@ class Guide:
         self._state = start
         self._pool = pool
         self._drawn: list[int] = []
+        self._closing: Sequence[int] | None = None
+        """The closing behind the newest token, if it is known."""
+        self._left: int | None = None
+        """Number of tokens that may follow the newest one, if they are few enough for the closing to matter."""
 
     @property
     def pending(self) -> "Future[_State]":
@@ -109,10 +120,29 @@ class Guide:
         """The tokens that the next draw may give, as in `Draw.allowed`. Raises as `failure` says."""
         return self._state.result().mask
 
+    def keeps(self, token: int, left: int) -> bool:
+        """Whether a drawn token stays: the text can be ended within `left` more tokens, or could not be before either.
+
+        If it does not stay, it is to be drawn again: a thread finds out whether the text can be ended after it. If not,
+        the next draw gives the token that leads to the end instead.
+        """
+        state = self._state.result()
+        self._closing, self._left = None, None
+        if left >= WATCHED or state.open or token in state.grammar.tokens.ends:
+            return True
+        if state.approved is not None and state.approved[0] == token:
+            self._closing = state.approved[1]
+        elif state.closing is not None:
+            self._closing = closing_after(state.matcher.deep_copy(), token, state.closing, left)
+        self._left = left
+        if self._closing is None:
+            self._state = self._pool.submit(_weigh, state, token, left)
+        return self._closing is not None
+
     def advance(self, tokens: Sequence[int]) -> None:
         """Move on by drawn tokens, and begin the mask of the draw after them."""
         self._drawn += tokens
-        self._state = self._pool.submit(_advance, self._state.result(), tokens, self._drawn)
+        self._state = self._pool.submit(_advance, self._state.result(), tokens, self._drawn, self._closing, self._left)
 
 
 class Grammars:
@@ -126,14 +156,14 @@ class Grammars:
         self._compilers = ThreadPoolExecutor(_COMPILERS, "grammar")
         self._maskers = ThreadPoolExecutor(os.cpu_count(), "mask")
         self._trial = Trial()
-        self._tokenizer = self._compilers.submit(lambda: _tokenizer(read_vocabulary(), width))
+        self._tokens = self._compilers.submit(lambda: _Tokens(read_vocabulary(), width))
         self._kept: OrderedDict[tuple[str, str], Future[_State]] = OrderedDict()
 
     def guide(self, grammar: Grammar) -> Guide:
         """The beginning of a grammar, which is compiled in a thread unless it is known."""
         key = grammar.kind, grammar.source
         if key not in self._kept or _worn(self._kept[key]):
-            self._kept[key] = self._compilers.submit(_compile, grammar, self._tokenizer, self._trial)
+            self._kept[key] = self._compilers.submit(_compile, grammar, self._tokens, self._trial)
         self._kept.move_to_end(key)
         start = self._kept[key]
         while len(self._kept) > _MOST_KEPT or sum(map(_seconds, self._kept.values())) > _MOST_KEPT_SECONDS:
@@ -165,8 +195,12 @@ def wait_for_masks(guides: Sequence[Guide], seconds: float, which: str = ALL_COM
         wait(pending, timeout=seconds, return_when=which)
 
 
-def _tokenizer(vocabulary: Vocabulary, width: int) -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Tokens(vocabulary, width)), n_vocab=width, eos_token=_ends(vocabulary, width))
+def _mask_of(tokens: Sequence[int], size: int) -> bytes:
+    """The mask, of `size` bytes, of a few tokens."""
+    mask = bytearray(size)
+    for token in tokens:
+        mask[token // 8] |= 1 << token % 8
+    return bytes(mask)
 
 
 def _ends(vocabulary: Vocabulary, width: int) -> list[int]:
@@ -184,10 +218,13 @@ class _Tokens:
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         self.tokens = [vocabulary.token_bytes(token) for token in range(width)]
         self.special_token_ids = [token for token in range(width) if vocabulary.is_special(token)]
-        self.eos_token_id = _ends(vocabulary, width)[0]
+        self.ends = _ends(vocabulary, width)
+        self.eos_token_id = self.ends[0]
         self._vocabulary = vocabulary
         self._longest = max(map(len, self.tokens))
         self._ids = {spelt: token for token, spelt in enumerate(self.tokens) if not vocabulary.is_special(token)}
+        self.closings = Closings(self.tokens, self.ends)
+        self.tokenizer = LLTokenizer(TokenizerWrapper(self), n_vocab=width, eos_token=self.ends)
 
     def __call__(self, text: str | bytes) -> list[int]:
         """The tokens of text that a grammar leaves no choice about; they spell exactly this text."""
@@ -213,18 +250,34 @@ class _Tokens:
         return tokens
 
 
-def _compile(grammar: Grammar, tokenizer: "Future[LLTokenizer]", trial: Trial) -> _State:
+def _compile(grammar: Grammar, tokens: "Future[_Tokens]", trial: Trial) -> _State:
     """The beginning of a grammar. Raises GrammarError."""
     source = trial(grammar)
     began = time.monotonic()
-    matcher = compiled(source, tokenizer.result())
+    matcher = compiled(source, tokens.result().tokenizer)
     mask = mask_of(matcher)
-    made = _Compiled(source, tokenizer.result(), time.monotonic() - began)
+    made = _Compiled(source, tokens.result(), time.monotonic() - began)
     return _State(made, matcher, mask, beginning=True)
 
 
-def _advance(state: _State, tokens: Sequence[int], drawn: Sequence[int]) -> _State:
-    """The place after newly drawn `tokens`, the last of all that were `drawn`. Raises GrammarError."""
+def _advance(
+    state: _State,
+    tokens: Sequence[int],
+    drawn: Sequence[int],
+    closing: Sequence[int] | None,
+    left: int | None,
+) -> _State:
+    """The place after newly drawn `tokens`, the last of all that were `drawn`. Raises GrammarError.
+
+    `closing` leads from there to an end of the text; if it takes all of the `left` tokens, no other one may follow.
+    """
+    moved = _moved(state, tokens, drawn)
+    if closing and len(closing) == left:
+        moved = replace(moved, mask=_mask_of(closing[:1], len(moved.mask)))
+    return replace(moved, closing=closing, open=state.open)
+
+
+def _moved(state: _State, tokens: Sequence[int], drawn: Sequence[int]) -> _State:
     try:
         matcher = state.matcher.deep_copy() if state.beginning else state.matcher
         return _State(state.grammar, matcher, _mask_after(matcher, tokens), alone=state.alone)
@@ -233,8 +286,28 @@ def _advance(state: _State, tokens: Sequence[int], drawn: Sequence[int]) -> _Sta
             raise
     # Other requests of the same grammar may have filled the states: only with states of its own is a failure its own.
     state.grammar.worn = True
-    matcher = compiled(state.grammar.source, state.grammar.tokenizer)
+    matcher = compiled(state.grammar.source, state.grammar.tokens.tokenizer)
     return _State(state.grammar, matcher, _mask_after(matcher, drawn), alone=True)
+
+
+def _weigh(state: _State, token: int, left: int) -> _State:
+    """The same place, when it is known whether the text can be ended within `left` tokens after this one.
+
+    If it cannot, while it could be before, only the token that leads to the end may come next.
+    """
+    tokens = state.grammar.tokens
+    closing = state.closing
+    if closing is None:
+        closing = tokens.closings.find(state.matcher.deep_copy(), left + 1)
+    if closing is None:
+        return replace(state, open=True)
+    matcher = state.matcher.deep_copy()
+    after = closing_after(matcher, token, closing, left)
+    if after is None and not matcher.is_error():
+        after = tokens.closings.find(matcher, left)
+    if after is not None:
+        return replace(state, closing=closing, approved=(token, after))
+    return replace(state, closing=closing, mask=_mask_of(closing[:1] or tokens.ends, len(state.mask)))
 
 
 def _mask_after(matcher: LLMatcher, tokens: Sequence[int]) -> bytes:

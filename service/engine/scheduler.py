@@ -203,6 +203,9 @@ class Scheduler:
             if (outcome.scores or outcome.distributions) and _unsound(outcome):
                 deltas.append(self._fail(request, NOT_FINITE))
                 continue
+            if chunk.draws and _breaks_off(request, outcome):
+                self._retake(request, chunk)
+                continue
             if chunk.draws:
                 deltas.append(self._accept(request, chunk, outcome, now))
             elif not request.params.max_tokens and _stop(chunk) == request.length:
@@ -446,6 +449,11 @@ class Scheduler:
         self._pool.release(request)
         return _delta(request, outcome, "length")
 
+    def _retake(self, request: Request, chunk: Chunk) -> None:
+        """Have a chunk computed again, because its draw cannot stay. Nothing else can be in flight for the request."""
+        request.promised -= 1
+        request.computed = chunk.start
+
     def _settle_drafts(self, request: Request, right: int) -> None:
         """End the flight of a request's draws, `right` of whose drafts were right and so count as computed."""
         request.promised -= 1
@@ -494,6 +502,14 @@ def _unsound(outcome: ChunkResult) -> bool:
     return any(isnan(entry.chosen) for entry in outcome.scores) or any(
         shown.drawn == INVALID_TOKEN for shown in outcome.distributions
     )
+
+
+def _breaks_off(request: Request, outcome: ChunkResult) -> bool:
+    """Whether a request's text, with the drawn token, could not be ended as its grammar wants within max_tokens."""
+    (token, *_) = outcome.tokens
+    if request.guide is None or token == INVALID_TOKEN:
+        return False
+    return not request.guide.keeps(token, request.params.max_tokens - len(request.output) - 1)
 
 
 def _agreement(drafts: Sequence[int], drawn: Sequence[int]) -> int:

@@ -369,7 +369,7 @@ class GenerationBody(Labels, Sampling):
     response_format: ResponseFormat | None = Field(
         None,
         description="The completion is JSON, and fits a schema if one is given. Tokens that would break it are not "
-        "drawn. max_tokens can still cut it: then the finish reason is length.",
+        "drawn. It is whole also when max_tokens run out, if they suffice for any such text that is found.",
     )
     structured_outputs: StructuredOutputs | None = Field(
         None, description="As response_format, with more forms: a regular expression, a choice, a grammar."

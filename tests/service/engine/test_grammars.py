@@ -10,16 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
+import msgspec
 import psutil
 import pytest
 from llguidance import LLParserLimits
 
-from model.contract import SamplingParams
+from model.contract import SamplingParams, Wanted
 from model.runner import ModelRunner
 from service.engine import grammar_source
 from service.engine.core import EngineCore
-from service.engine.grammar_source import GrammarError
-from service.engine.grammars import Grammars, Guide, wait_for_masks
+from service.engine.grammar_source import GrammarError, compiled, to_llguidance
+from service.engine.grammars import Grammars, Guide, _Tokens, wait_for_masks
 from service.engine.messages import Cancel, Delta, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner
@@ -200,6 +201,67 @@ def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
         alone = outcome(run(model_core(), [message])[message.id])
         assert (tokens, reason) == alone[:2]
         assert [entry.chosen for entry in logprobs] == pytest.approx([entry.chosen for entry in alone[2]], abs=1e-4)
+
+
+def start_closing(grammar: Grammar, words: WordVocabulary, most: int) -> list[int] | None:
+    """A closing of at most `most` tokens from the beginning."""
+    tokens = _Tokens(words, words.vocab_size)
+    return tokens.closings.find(compiled(to_llguidance(grammar), tokens.tokenizer), most)
+
+
+def whole(schema: Any, got: str) -> bool:
+    try:
+        jsonschema.validate(json.loads(got), schema)
+    except (ValueError, jsonschema.ValidationError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("most", [6, 15, 40])
+def test_json_is_whole_when_its_tokens_run_out(most: int) -> None:
+    """Unless it could not be from the beginning. Nothing leads this model to an end."""
+    checked = schemas(200)[::5]
+    deltas = run(
+        model_core(), [ask_json(id, schema, max_tokens=most, logit_bias=()) for id, schema in enumerate(checked)]
+    )
+    kept = cut = 0
+    for id, schema in enumerate(checked):
+        tokens, reason, _ = outcome(deltas[id])
+        assert len(tokens) <= most
+        if start_closing(json_grammar(schema), JSON_WORDS, most) is not None:
+            assert whole(schema, text(deltas[id], JSON_WORDS))
+            kept += 1
+            cut += reason == "length"
+    assert kept >= 20
+    assert cut >= 5
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("blocks", [6, 64])
+def test_texts_are_whole_when_their_tokens_run_out(blocks: int, lookahead: int) -> None:
+    """A draw that is taken back changes neither the scores of the prompt nor the number of log-probabilities."""
+    sources = ["a|bcdabcdabcd", "a*bcd", "(ab|cd){3}", "d|[abc]{9}d", "[abc]{2,9}d", "(a|bcdabcdabcd)(d|abababab)"]
+    messages = [
+        msgspec.structs.replace(
+            ask(id, regex(source), [id % 8, 3, 5, id % 3], max_tokens=3, logprobs=1), wanted=Wanted(prompt_logprobs=1)
+        )
+        for id, source in enumerate(sources * 4)
+    ]
+    core = fake_core(blocks, lookahead)
+    deltas = run(core, messages)
+    for message, source in zip(messages, sources * 4, strict=True):
+        assert re.fullmatch(source, text(deltas[message.id])), (source, text(deltas[message.id]))
+        tokens, _, logprobs = outcome(deltas[message.id])
+        assert len(logprobs) == len(tokens) <= 3
+        assert sum(len(delta.scores) for delta in deltas[message.id]) == 3
+    reasons = [deltas[message.id][-1].finish_reason for message in messages]
+    assert {*reasons} == {"stop", "length"}
+
+
+def test_what_cannot_be_whole_is_cut() -> None:
+    [*_, last] = deltas = run(fake_core(), [ask(0, regex("a{9}b"), max_tokens=3)])[0]
+    assert last.finish_reason == "length"
+    assert "aaaaaaaaab".startswith(text(deltas))
 
 
 DOUBLING = 'root ::= r0\nr2000 ::= "x"\n' + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(2000))

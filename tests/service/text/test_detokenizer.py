@@ -1,7 +1,7 @@
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -63,6 +63,62 @@ def test_no_stop_string_leaks_however_the_text_is_tokenised(kind: str, text: str
     detokenizer = Detokenizer(subject, [stop])
     assert stream(detokenizer, tokens) == text[: text.index(stop)]
     assert detokenizer.stopped == stop
+
+
+SCRIPTS = [
+    *(
+        "안녕하세요",
+        "\u1112\u1161\u11ab",
+        "こんにちは",
+        "が",
+        "か\u3099",
+        "東京",
+        "ｶﾞ",
+        "e\u0301",
+        "a\u0323\u0302",
+        "ซิ",
+        "नमस्ते",
+    ),
+    *("👩‍👩‍👧‍👦", "🏳️‍🌈", "🇰🇷", "👍🏽", "1️⃣", "☺️", "\u200d", "\ufe0f", "\u0301", "\ufffd", " ", "\n", "the"),
+]
+"""Characters of several bytes, and characters that others change."""
+
+
+@st.composite
+def written(draw: st.DrawFn, kind: str) -> list[int]:
+    """Tokens of such text, as a model may draw them: whole words, single bytes, halves of characters, anything."""
+    subject, tokens = tokenizer(kind), list[int]()
+    for _ in range(draw(st.integers(1, 5))):
+        text = draw(st.sampled_from(SCRIPTS))
+        match draw(st.integers(0, 3)):
+            case 0:
+                tokens += subject.encode(text, add_special_tokens=False, parse_special=False)
+            case 1:
+                tokens += [token for byte in text.encode() for token in byte_tokens(subject, byte)]
+            case 2:
+                half = text.encode()[: draw(st.integers(1, 4))]
+                tokens += [token for byte in half for token in byte_tokens(subject, byte)]
+            case 3:
+                tokens += draw(st.lists(st.integers(0, 720), max_size=2))
+    return tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deterministic, max_examples=1000)
+@given(data=st.data())
+def test_every_stop_string_of_every_script_cuts_a_stream_as_the_whole_text(kind: str, data: st.DataObject) -> None:
+    """2,000 cases, each with every place where a stop string may begin."""
+    subject = tokenizer(kind)
+    tokens, length = data.draw(written(kind)), data.draw(st.integers(1, 4))
+    text = subject.decode(tokens, continuation=True)
+    assert stream(Detokenizer(subject), tokens) == text
+    for start in range(len(text)):
+        stop = text[start : start + length]
+        detokenizer = Detokenizer(subject, [stop])
+        streamed = stream(detokenizer, tokens)
+        # A special token in a stop string is looked for where the token is, which the text does not show.
+        if not subject.spells_special(stop):
+            assert (streamed, detokenizer.stopped) == (text[: text.index(stop)], stop)
 
 
 @cache
