@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.contract import Draw
@@ -17,6 +18,9 @@ from model.transfer import stage
 
 Entry = tuple[int, int, float]
 """(row, token, value to add to that logit)."""
+
+_ANY = -2
+"""In place of a token: any token, or none."""
 
 Transform = Callable[[Tensor, Sequence[Draw], TokenMemory], None]
 
@@ -80,15 +84,40 @@ def ban_early_stop(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -
 
 
 def allow_only(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
-    rows = [row for row, draw in enumerate(draws) if draw.allowed is not None]
-    if not rows:
+    """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give, and outside the request's own mask."""
+    masks = {row: mask for row, draw in enumerate(draws) if (mask := _mask(draw, -(-logits.shape[1] // 8))) is not None}
+    if not masks:
         return
-    packed = np.frombuffer(b"".join(draws[row].allowed or b"" for row in rows), np.uint8).reshape(len(rows), -1)
-    index, octets = stage([torch.tensor(rows), torch.from_numpy(packed.copy())], logits.device)
+    rows = [*masks]
+    packed = torch.from_numpy(np.stack([*masks.values()]))
+    index, octets = stage([torch.tensor(rows), packed], logits.device)
     bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
     banned = bits.flatten(1)[:, : logits.shape[1]] == 0
     logits[index] = logits[index].masked_fill(banned, float("-inf"))
+
+
+def _mask(draw: Draw, size: int) -> NDArray[np.uint8] | None:
+    """The first `size` bytes of a draw's masks, combined; None if it has none."""
+    masks = [np.frombuffer(mask, np.uint8)[:size] for mask in (draw.allowed, draw.params.allowed) if mask is not None]
+    return np.bitwise_and.reduce(masks) if masks else None
+
+
+def ban_words(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban the last token of each of a request's `bad_words` where the output ends with the tokens before it."""
+    words = [(row, word) for row, draw in enumerate(draws) for word in draw.params.bad_words]
+    add_entries(logits, [(row, word[0], float("-inf")) for row, word in words if len(word) == 1])
+    words = [(row, word) for row, word in words if 1 < len(word) <= draws[row].index + 1]
+    if not words:
+        return
+    places = {row: place for place, row in enumerate(dict.fromkeys(row for row, _ in words))}
+    width = max(len(word) for _, word in words) - 1
+    recent = memory.recent([draws[row] for row in places], width)
+    # A short word matches whatever the output has before its own tokens.
+    before = [[_ANY] * (width + 1 - len(word)) + [*word[:-1]] for _, word in words]
+    columns = [[places[row] for row, _ in words], [row for row, _ in words], [word[-1] for _, word in words]]
+    place, index, last, wanted = stage([*map(torch.tensor, columns), torch.tensor(before)], logits.device)
+    found = ((recent[place] == wanted) | (wanted == _ANY)).all(1)
+    logits.index_put_((index, last), torch.where(found, float("-inf"), 0.0), accumulate=True)
 
 
 def keep_typical(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
@@ -121,6 +150,7 @@ TRANSFORMS: tuple[Transform, ...] = (
     penalise_frequency,
     ban_early_stop,
     allow_only,
+    ban_words,
     keep_typical,
 )
 """All transforms, in the order in which they run, which is that of transformers and vLLM.

@@ -18,6 +18,7 @@ from service.api.errors import ApiError, refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
+from service.api.restrictions import allowed_mask, bad_words
 from service.api.schemas.requests import (
     Body,
     ChatBody,
@@ -97,6 +98,7 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
         logprobs=body.logprobs,
         scores_echo=body.echo and body.logprobs is not None,
         grammar=grammar_of(body, context.settings.max_grammar),
+        banned=await bad_words(body, context),
     )
 
 
@@ -126,6 +128,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
+        banned=await bad_words(body, context),
         message=message,
     )
 
@@ -283,6 +286,7 @@ def _check_shared(body: GenerationBody, context: JobContext, record: RequestReco
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
     _check_at_most("prompt_logprobs", body.prompt_logprobs, settings.max_logprobs, "tokens")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
+    _check_token_ids("allowed_token_ids", body.allowed_token_ids or [], context.client.limits.vocab_size)
 
 
 def _check_choices(body: GenerationBody, prompts: int, context: JobContext) -> None:
@@ -302,6 +306,7 @@ def _job(
     default_max_tokens: int | None,
     logprobs: int | None,
     grammar: Grammar | None,
+    banned: tuple[tuple[int, ...], ...],
     scores_echo: bool = False,
     message: MessageForm | None = None,
 ) -> Job:
@@ -312,6 +317,7 @@ def _job(
     temperature = _given(body.temperature, defaults.temperature)
     top_k = _given(body.top_k, defaults.top_k)
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
+    allowed = allowed_mask(body.allowed_token_ids, limits)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
@@ -340,6 +346,8 @@ def _job(
                 frequency_penalty=body.frequency_penalty,
                 repetition_penalty=_given(body.repetition_penalty, context.sampling.repetition_penalty),
                 logit_bias=bias,
+                allowed=allowed,
+                bad_words=banned,
                 logprobs=logprobs,
             ),
             stop=_stop_strings(body),

@@ -23,7 +23,7 @@ FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
 """Reasons why a request ended.
 
 stop: a stop token was drawn. length: max_tokens was reached. abort: it was cancelled. error: the engine failed it.
-refused: it never began, see `Refusal`. lost: the engine is gone, a reason that the client itself gives.
+refused: it never began or could not go on, see `Refusal`. lost: the engine is gone, a reason of the client itself.
 """
 
 
@@ -68,9 +68,9 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """The reason why the engine did not begin a request that it could have run, or could not follow its grammar."""
+    """The reason why the engine did not begin a request that it could have run, or could not go on with it as asked."""
 
-    code: Literal["deadline_exceeded", "invalid_grammar", "key_queue_full", "key_tokens_exceeded"]
+    code: Literal["deadline_exceeded", "invalid_grammar", "key_queue_full", "key_tokens_exceeded", "nothing_to_draw"]
     reason: str
     """One line for the HTTP client."""
     retry_after: float

@@ -34,6 +34,9 @@ MASK_SECONDS = 0.002
 IDLE_SECONDS = 0.01
 """Time that the engine waits for grammars alone before it looks for messages again."""
 NOT_FINITE = "the model produced no finite logits"
+NOTHING_LEFT = Refusal(
+    "nothing_to_draw", "The request's restrictions (such as allowed_token_ids and bad_words) left no token to draw", 0.0
+)
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
 
 logger = logging.getLogger(__name__)
@@ -405,7 +408,8 @@ class Scheduler:
         right = _agreement(request.drafts, outcome.tokens)
         tokens, logprobs = outcome.tokens[: right + 1], outcome.logprobs[: right + 1]
         if INVALID_TOKEN in tokens:
-            return self._fail(request, NOT_FINITE)
+            failed = self._fail(request, NOT_FINITE)
+            return _refused(request, NOTHING_LEFT) if request.params.restricts else failed
         self._settle_drafts(request, right)
         tokens, reason = _ending(request, tokens)
         request.output += tokens

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
+from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
 
 from kernels.backend import Backend
 from kernels.load import load_backend
@@ -22,6 +22,7 @@ from model.sampling.transforms import (
     Transform,
     allow_only,
     ban_early_stop,
+    ban_words,
     keep_typical,
     penalise_repetition,
 )
@@ -298,3 +299,39 @@ def test_only_what_is_allowed_is_drawn(allowed: set[int], seed: int) -> None:
     assert torch.equal(edited[1], logits[1])
     (first, _), _ = choose(BACKEND, logits, [bound, free])
     assert first in allowed
+
+
+def test_the_masks_of_request_and_grammar_hold_together() -> None:
+    own, grammars = (sum(1 << token for token in tokens).to_bytes(VOCAB // 8, "little") for tokens in ({3, 9}, {9, 20}))
+    edited = random_logits(1)
+    transformed(edited, [replace(request(replace(PLAIN, allowed=own), [1], []), allowed=grammars)], [allow_only])
+    assert edited[0].isfinite().nonzero().flatten().tolist() == [9]
+
+
+words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6)
+few_tokens = st.lists(st.integers(0, 3), max_size=8)
+
+
+@deterministic
+@given(st.lists(st.tuples(words, few_tokens, st.integers(0, 8)), min_size=1, max_size=4))
+def test_bad_words_are_those_of_transformers_in_the_output(
+    requests: list[tuple[list[tuple[int, ...]], list[int], int]],
+) -> None:
+    """Also where the last tokens of an output are known to the device alone."""
+    memory, draws = TokenMemory(64, CPU), []
+    for row, (bad, output, told) in enumerate(requests):
+        told = min(told, len(output))
+        params = replace(PLAIN, bad_words=tuple(dict.fromkeys(bad)))
+        draw = Draw(params, [0, 1, 2, 3], output[:told], told, row)
+        memory.begin([draw])
+        for index in range(told, len(output)):
+            memory.add([replace(draw, index=index)], torch.tensor([output[index]]))
+        draws.append(replace(draw, index=len(output), fresh=False))
+    edited = random_logits(len(draws))
+    expected = edited.clone()
+    ban_words(edited, draws, memory)
+    for row, (bad, output, _) in enumerate(requests):
+        processor = NoBadWordsLogitsProcessor([[*word] for word in dict.fromkeys(bad)])
+        ids = torch.tensor([output], dtype=torch.int64)
+        expected[row : row + 1] = processor(ids, expected[row : row + 1])
+    assert torch.equal(edited, expected)

@@ -3,10 +3,8 @@
 from typing import Any
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
     "annotations": ([],),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "bootstrap_host": (),
     "bootstrap_port": (),

@@ -287,6 +287,15 @@ class GenerationBody(Labels):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
     ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = Field(
+        None, description="Draw from these tokens alone.", examples=[[9906, 2159]]
+    )
+    bad_words: Annotated[list[str], Field(fail_fast=True), _at_most("max_bad_words", "strings")] = Field(
+        default_factory=list,
+        description="Words that are not generated: the last token of one is not drawn behind its others, as the word "
+        "is tokenised at the beginning of a text or behind a space.",
+        examples=[["Paris", "New York"]],
+    )
     stop: Stop | None = Field(
         None,
         description="Strings that end the completion and are left out of it. Special tokens in them are found even "
