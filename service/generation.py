@@ -92,6 +92,7 @@ class Generation:
         self.times = RequestTimes()
         self.pooled: list[Array] = []
         """Parts of the prompt's embedding, as in `Delta`."""
+        self._logprob = 0.0
         self.insides: list[Inside] = []
         """Looks inside the decoder, position by position in ascending order."""
         self._detokenizer = Detokenizer(
@@ -118,6 +119,14 @@ class Generation:
 
     def __exit__(self, *exception: object) -> None:
         self._stream.cancel()
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the completion's tokens so far, if the request asks for log-probabilities.
+
+        A token that ends the completion counts as well, whether or not it is left out of the text.
+        """
+        return self._logprob / max(self.completion_tokens, 1)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The completion, one token at a time.
@@ -163,6 +172,7 @@ class Generation:
 
     def _piece(self, token: int, logprobs: TokenLogprobs | None, reason: Literal["stop", "length"] | None) -> Piece:
         self.completion_tokens += 1
+        self._logprob += 0.0 if logprobs is None else logprobs.chosen
         if reason == "stop" and not self.request.include_stop:
             return Piece(self._detokenizer.end(token), token, None, reason)
         text = self._detokenizer.push(token)

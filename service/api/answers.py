@@ -67,7 +67,7 @@ class Format(ABC):
 async def answer(request: Request, context: Context, job: Job, layout: Format) -> Response:
     """The response to a job. Raises ApiError, EngineDead or GenerationError before anything is sent."""
     record = record_of(request.scope)
-    record.id, record.stream, record.n = layout.id, job.stream, job.n
+    record.id, record.stream, record.n = layout.id, job.stream, job.tries
     if job.stream:
         return EventStream(_events(context, job, layout, record))
     try:
@@ -78,16 +78,17 @@ async def answer(request: Request, context: Context, job: Job, layout: Format) -
 
 
 async def _complete(context: Context, job: Job, layout: Format, record: RequestRecord) -> BaseModel:
-    pieces: list[list[Piece]] = [[] for _ in job.choices]
-    with open_generations(context, job.choices, record) as generations:
+    pieces: list[list[Piece]] = [[] for _ in job.generations]
+    with open_generations(context, job.generations, record) as generations:
         async with aclosing(observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 pieces[index].append(piece)
-        return layout.whole(pieces, _usage(job, generations))
+        chosen = [pieces[index] for index in _best(job, generations)]
+        return layout.whole(chosen, _usage(job, generations))
 
 
 async def _events(context: Context, job: Job, layout: Format, record: RequestRecord) -> AsyncGenerator[bytes, None]:
-    with open_generations(context, job.choices, record) as generations:
+    with open_generations(context, job.generations, record) as generations:
 
         def usage() -> Usage | None:
             return _usage(job, generations) if job.continuous_usage else None
@@ -105,6 +106,17 @@ async def _events(context: Context, job: Job, layout: Format, record: RequestRec
         if job.include_usage:
             yield event(_json(layout.closing(_usage(job, generations))))
         yield DONE
+
+
+def _best(job: Job, generations: Sequence[Generation]) -> Iterator[int]:
+    """The generations that become choices: of each prompt all, or the best of them, the best first."""
+    for start in range(0, len(generations), job.tries):
+        tries = range(start, start + job.tries)
+        if job.n < job.tries:
+            ranked = sorted(tries, key=lambda index: generations[index].mean_logprob, reverse=True)
+            yield from ranked[: job.n]
+        else:
+            yield from tries
 
 
 @contextmanager
@@ -141,7 +153,7 @@ def _usage(job: Job, generations: Sequence[Generation]) -> Usage:
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(
-            cached_tokens=sum(generation.cached_tokens for generation in generations[:: job.n])
+            cached_tokens=sum(generation.cached_tokens for generation in generations[:: job.tries])
         ),
     )
 

@@ -53,8 +53,10 @@ class Job:
     """The work that a completion request gives the engine, and the form of answer that it wants."""
 
     prompts: list[list[int]]
-    choices: list[GenerationRequest]
-    """Generations, `n` for each prompt, in the order of the choices' indices."""
+    generations: list[GenerationRequest]
+    """Generations, equally many for each prompt, in the order of the prompts."""
+    n: int
+    """Number of choices for each prompt; the best of its generations, if there are more."""
     echo: list[str]
     """Text to put before each choice."""
     stream: bool
@@ -70,9 +72,14 @@ class Job:
     """Form of a chat's answers."""
 
     @property
-    def n(self) -> int:
-        """Number of choices for each prompt."""
-        return len(self.choices) // len(self.prompts)
+    def tries(self) -> int:
+        """Number of generations for each prompt."""
+        return len(self.generations) // len(self.prompts)
+
+    @property
+    def choices(self) -> list[GenerationRequest]:
+        """The generation of each choice, but for its seed, in which alone those of one prompt differ."""
+        return [first for first in self.generations[:: self.tries] for _ in range(self.n)]
 
 
 async def completion_job(body: CompletionBody, context: JobContext, envelope: Envelope) -> Job:
@@ -290,9 +297,20 @@ def _check_shared(body: GenerationBody, context: JobContext, record: RequestReco
 
 
 def _check_choices(body: GenerationBody, prompts: int, context: JobContext) -> None:
-    _check_at_most("n", body.n, context.settings.max_n, "choices")
+    tries = _tries(body)
+    if tries < body.n:
+        raise refusal("best_of", f"is below n, which is {body.n}")
+    if tries > body.n and body.stream:
+        raise refusal("best_of", "goes without stream, because the best are known at the end alone")
+    name = "n" if tries == body.n else "best_of"
+    _check_at_most(name, tries, context.settings.max_n, "choices")
     most = min(context.settings.max_choices, context.settings.max_open)
-    _check_at_most("n", body.n * prompts, most, "choices over all prompts")
+    _check_at_most(name, tries * prompts, most, "choices over all prompts")
+
+
+def _tries(body: GenerationBody) -> int:
+    """Number of completions to draw for each prompt."""
+    return (isinstance(body, CompletionBody) and body.best_of) or body.n
 
 
 def _job(
@@ -311,6 +329,7 @@ def _job(
     message: MessageForm | None = None,
 ) -> Job:
     message = message or MessageForm()
+    tries = _tries(body)
     limits = context.client.limits
     seed = secrets.randbits(63) if body.seed is None else body.seed
     defaults = _sampling_defaults(body, context.sampling)
@@ -323,13 +342,13 @@ def _job(
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
-    if body.n * sum(lengths) > context.settings.max_request_tokens:
+    if tries * sum(lengths) > context.settings.max_request_tokens:
         raise refusal(
             "max_tokens",
             f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
         )
 
-    choices = [
+    generations = [
         GenerationRequest(
             prompt=prompt,
             params=SamplingParams(
@@ -348,7 +367,8 @@ def _job(
                 logit_bias=bias,
                 allowed=allowed,
                 bad_words=banned,
-                logprobs=logprobs,
+                # The mean log-probability is what the best are chosen by.
+                logprobs=0 if logprobs is None and tries > body.n else logprobs,
             ),
             stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
@@ -361,12 +381,13 @@ def _job(
             wanted=Wanted(prompt_logprobs=max(scored, default=None)),
         )
         for prompt, length in zip(prompts, lengths, strict=True)
-        for index in range(body.n)
+        for index in range(tries)
     ]
     options = body.stream_options
     return Job(
         prompts=prompts,
-        choices=choices,
+        generations=generations,
+        n=body.n,
         echo=[text for text in echo for _ in range(body.n)],
         stream=body.stream,
         include_usage=options is not None and options.include_usage,
@@ -382,7 +403,7 @@ def _job(
 def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> SamplingDefaults:
     """The makers' recommended sampling, unless it is greedy and would make several choices the same."""
     greedy = defaults.temperature < _GREEDY_BELOW or defaults.top_k == 1
-    return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
+    return replace(defaults, temperature=1.0, top_k=0) if _tries(body) > 1 and greedy else defaults
 
 
 def _cache_salt(body: GenerationBody | EmbeddingBody | None, context: JobContext, caller: str) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
     "audio": (),
-    "best_of": (1,),
     "bootstrap_host": (),
     "bootstrap_port": (),
     "bootstrap_room": (),
@@ -124,6 +123,7 @@ server never does.
 
 ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
+    "best_of": (1,),
     "continue_final_message": (False,),
     "parallel_tool_calls": (True, False),
     "separate_reasoning": (True, False),

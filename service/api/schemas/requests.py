@@ -345,6 +345,13 @@ class CompletionBody(GenerationBody):
         None, ge=0, le=2**31 - 1, description="Tokens to generate at most; 0 only with echo or prompt_logprobs."
     )
     logprobs: Integer | None = Field(None, ge=0, description="Report this many likeliest tokens beside each token.")
+    best_of: Integer | None = Field(
+        None,
+        ge=1,
+        description="Draw this many completions for each prompt, and answer with the n of the highest mean "
+        "log-probability of a token, the best first; not with stream. By default n, in the order of their seeds.",
+        examples=[4],
+    )
     echo: bool = Field(
         False, description="Put the prompt before the completion; with logprobs, its log-probabilities as well."
     )

@@ -285,10 +285,13 @@ class Running(Caller):
 
 
 def build(
-    template: FakeTemplate | None, settings: dict[str, Any], sampling: SamplingDefaults = NEUTRAL
+    template: FakeTemplate | None,
+    settings: dict[str, Any],
+    sampling: SamplingDefaults = NEUTRAL,
+    engine: FakeClient | None = None,
 ) -> tuple[FastAPI, Settings, FakeClient, Admission]:
     chosen = Settings(**({"max_running": 4, "max_waiting": 4, "max_body": 65536, "drain_seconds": 5} | settings))
-    engine = FakeClient()
+    engine = engine or FakeClient()
     with TemporaryDirectory() as folder:
         places = Places(Path(folder) / "places", slot=0, slots=1)
     admission = Admission(chosen.max_open, places)
@@ -301,10 +304,13 @@ def build(
 
 @asynccontextmanager
 async def calling(
-    template: FakeTemplate | None = TEMPLATE, sampling: SamplingDefaults = NEUTRAL, **settings: Any
+    template: FakeTemplate | None = TEMPLATE,
+    sampling: SamplingDefaults = NEUTRAL,
+    engine: FakeClient | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Caller]:
     """The app without a port: quick, and enough for whatever doesn't hang on connections."""
-    app, _, engine, admission = build(template, settings, sampling)
+    app, _, engine, admission = build(template, settings, sampling, engine)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://app", timeout=10) as http:
         yield Caller(http, engine, admission)

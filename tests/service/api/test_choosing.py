@@ -1,8 +1,12 @@
 """Which tokens may be drawn, and which completions are chosen, through the API."""
 
-from model.contract import SamplingParams
+from collections.abc import Iterator
+
+import pytest
+
+from model.contract import SamplingParams, TokenLogprobs
 from service.engine.messages import Delta, Refusal
-from tests.service.api.fakes import calling
+from tests.service.api.fakes import EOS, TIMES, FakeClient, calling
 
 
 async def test_allowed_tokens_and_bad_words_reach_the_engine_in_both_routes() -> None:
@@ -31,3 +35,37 @@ async def test_nothing_to_draw_is_the_requests_own_fault() -> None:
 def test_only_words_of_several_tokens_depend_on_the_output() -> None:
     assert not SamplingParams(max_tokens=1, bad_words=((1,), (2,))).reads_output
     assert SamplingParams(max_tokens=1, bad_words=((1,), (2, 3))).reads_output
+
+
+class Unequal(FakeClient):
+    """Says a token whose log-probability is the next of `means`, and then an end token that is twice as likely."""
+
+    def __init__(self, *means: float) -> None:
+        super().__init__()
+        self.means = iter(means)
+
+    def script(self, params: SamplingParams) -> Iterator[Delta]:
+        mean = next(self.means)
+        asked = params.logprobs is not None
+        for token, share, reason in ((ord("a") + int(-mean), 1.5, None), (EOS, 0.5, "stop")):
+            logprobs = [TokenLogprobs(share * mean, [], [], 1)] if asked else None
+            yield Delta(0, [token], logprobs, reason, times=TIMES)
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+async def test_best_of_keeps_those_of_the_highest_mean_logprob(logprobs: int | None) -> None:
+    async with calling(engine=Unequal(-3.0, -1.0, -2.0, -5.0, -6.0, -4.0)) as caller:
+        answer = (await caller.complete(prompt=["x", "yz"], best_of=3, n=2, logprobs=logprobs, echo=True)).json()
+        assert [choice["text"] for choice in answer["choices"]] == ["xb", "xc", "yze", "yzf"]
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+        assert all((choice["logprobs"] is None) == (logprobs is None) for choice in answer["choices"])
+        assert answer["usage"]["completion_tokens"] == 12
+        assert answer["usage"]["prompt_tokens"] == len("x") + len("yz") + 2
+        seeds = {stream.params.seed for stream in caller.engine.streams}
+        assert len(seeds) == 3
+
+
+async def test_best_of_n_is_n() -> None:
+    async with calling() as caller:
+        assert (await caller.complete(best_of=2, n=2, stream=True)).status_code == 200
+        assert caller.engine.params.logprobs is None

@@ -79,7 +79,7 @@ CHAT = SHARED | {
     "continue_final_message": True,
     "add_special_tokens": True,
 }
-COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False}
+COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False, "best_of": 2}
 TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f"}}]
 CHAT |= {"tools": TOOLS, "tool_choice": "none", "parallel_tool_calls": False, "separate_reasoning": False}
 CHAT |= {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}}
@@ -419,12 +419,18 @@ REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt_logprobs": 21}, "prompt_logprobs"),
     ({"prompt_logprobs": -1}, "prompt_logprobs"),
     ({"messages": HI}, "messages"),
-    ({"best_of": 2}, "best_of"),
+    ({"best_of": 0}, "best_of"),
+    ({"best_of": 1, "n": 2}, "best_of"),
+    ({"best_of": 2, "stream": True}, "best_of"),
+    ({"best_of": 65}, "best_of"),
+    ({"best_of": 3, "prompt": ["a"] * 3}, "best_of"),
+    ({"best_of": 4, "max_tokens": 251, "prompt": [1]}, "max_tokens"),
     ({"suffix": "x"}, "suffix"),
 ]
 CALLED: dict[str, Any] = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 NESTED = {"name": "f", "parameters": functools.reduce(lambda inner, _: {"x": [inner]}, range(40), dict[str, Any]())}
 REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
+    ({"best_of": 2}, "best_of"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": ["hi"]}, "messages[0]"),
