@@ -10,7 +10,19 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 
-from service.api import chat, completions, docs, embeddings, errors, health, inspect, models, tokenize
+from service.api import (
+    chat,
+    completions,
+    docs,
+    embeddings,
+    errors,
+    health,
+    inspect,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from service.api.admission import Admission
 from service.api.auth import RequireKey
 from service.api.bodies import BodyLimit
@@ -38,17 +50,21 @@ ROUTERS = (
     completions.router,
     embeddings.router,
     inspect.router,
+    messages.router,
+    messages.counting,
     models.router,
+    responses.router,
+    responses.stored,
     tokenize.router,
     health.router,
     docs.router,
 )
 
-_DESCRIPTION = """Completions and chat in the form of OpenAI's API.
+_DESCRIPTION = """Completions, chat and responses in the form of OpenAI's API, and messages in the form of Anthropic's.
 
 A field that a route doesn't list is refused with status 400 and its name, unless its value asks for nothing; by the
 setting `unknown_fields` one that nobody knows is ignored and named in `X-Headlight-Ignored` instead. Null means a
-field's default. Streams are server-sent events that end with `data: [DONE]`."""
+field's default. Streams are server-sent events; those of completions and chat end with `data: [DONE]`."""
 
 
 def create_app(

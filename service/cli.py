@@ -16,10 +16,7 @@ from service.command_error import CommandError
 from service.engine.status import EngineDead
 from service.processes.api_keeper import ApiDead
 from service.processes.supervisor import run_server
-from service.settings import RUNNER_SETTINGS, Settings, SettingsError, load_settings
-
-ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "sampling_defaults", "log_level")
-"""Settings that matter to the terminal commands, which serve nobody over HTTP."""
+from service.settings import ENGINE_SETTINGS, Settings, SettingsError, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,6 +70,8 @@ class Piece:
     finish_reason: Literal["stop", "length"] | None
     scores: Sequence[TokenLogprobs] = ()
     """In the first piece, the log-probabilities of the prompt's tokens but the first, if they are wanted."""
+    stopped: str | None = None
+    """In the last piece, the stop string that ended the completion, if one did."""
 
 
 class Generation:
@@ -174,10 +176,10 @@ class Generation:
         self.completion_tokens += 1
         self._logprob += 0.0 if logprobs is None else logprobs.chosen
         if reason == "stop" and not self.request.include_stop:
-            return Piece(self._detokenizer.end(token), token, None, reason)
+            return Piece(self._detokenizer.end(token), token, None, reason, stopped=self._detokenizer.stopped)
         text = self._detokenizer.push(token)
         if self._detokenizer.stopped:
-            return Piece(text, token, logprobs, "stop")
+            return Piece(text, token, logprobs, "stop", stopped=self._detokenizer.stopped)
         if reason is not None:
             text += self._detokenizer.finish()
         return Piece(text, token, logprobs, reason)

@@ -17,6 +17,14 @@ _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
 """Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
 RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
 """Settings that are a runner's configuration, where they have the same names."""
+ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "sampling_defaults", "log_level")
+"""Settings that matter without HTTP, to the terminal's commands."""
+OFFLINE_SETTINGS = (
+    *ENGINE_SETTINGS,
+    *"max_n max_choices max_request_tokens max_messages max_parts max_tools max_logprobs max_stop".split(),
+    *"max_stop_length max_stop_token_ids max_logit_bias max_grammar".split(),
+)
+"""Settings of programs with an engine of their own: the engine's, and the bounds on requests."""
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 """Endings of the variables that Kubernetes sets in every pod for services named like the prefix."""
 _KEYS = (f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE")
@@ -238,6 +246,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines: text for people, json for collectors.")
+    vllm_metrics: bool = Field(
+        True, description="Whether /metrics tells the series that vLLM has too under vLLM's names as well."
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s/]+",

@@ -4,30 +4,19 @@ A command's input is a body like any client's: it is read and checked where thos
 """
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from service.api.bodies import read_body
 from service.api.context import JobContext
-from service.api.envelope import Envelope
 from service.api.errors import ApiError, describe
 from service.api.requests import Job, chat_job, completion_job
 from service.api.schemas.requests import ChatBody, CompletionBody
 from service.command_error import CommandError
-from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationError, GenerationRefused
-from service.observability.record import RequestRecord
-from service.processes.engine_config import engine_config
-from service.processes.engine_keeper import EngineKeeper
-from service.served_model import check_ends, locate, read_served_model
+from service.local_engine import Schema, body_of, envelope, running_engine
 from service.settings import Settings
-
-T = TypeVar("T")
 
 
 async def complete_in_terminal(settings: Settings, text: str, **sampling: Any) -> None:
@@ -37,7 +26,7 @@ async def complete_in_terminal(settings: Settings, text: str, **sampling: Any) -
     """
     body = _body(CompletionBody, {"prompt": text, **sampling}, settings)
     async with _running(settings) as context:
-        await _print(await completion_job(body, context, _envelope()), context)
+        await _print(await completion_job(body, context, envelope()), context)
 
 
 async def chat_in_terminal(settings: Settings, system: str | None) -> None:
@@ -52,49 +41,28 @@ async def chat_in_terminal(settings: Settings, system: str | None) -> None:
         while text := await _ask():
             messages.append({"role": "user", "content": text})
             body = _body(ChatBody, {"messages": messages}, settings)
-            answer = await _print(await chat_job(body, context, _envelope()), context)
+            answer = await _print(await chat_job(body, context, envelope()), context)
             messages.append({"role": "assistant", "content": answer})
 
 
-def _body(schema: type[T], fields: dict[str, Any], settings: Settings) -> T:
+def _body(schema: type[Schema], fields: dict[str, Any], settings: Settings) -> Schema:
     """The body with these fields. Raises CommandError if it is not valid."""
     try:
-        return read_body(json.dumps(fields).encode(), TypeAdapter(schema), settings)
+        return body_of(schema, fields, settings)
     except ApiError as error:
         raise CommandError(error.detail) from None
-
-
-def _envelope() -> Envelope:
-    return Envelope(RequestRecord(method="other"), caller="", patience=None)
 
 
 @asynccontextmanager
 async def _running(settings: Settings) -> AsyncIterator[JobContext]:
     """An engine and all that a job for it is made with. Refusals of the block are raised as CommandError."""
-    source = locate(settings)
-    served, client = read_served_model(settings, source), ChannelClient()
-    context = JobContext(
-        settings=settings,
-        model_names=served.model_names,
-        client=client,
-        tokenizer=served.tokenizer,
-        template=served.template,
-        sampling=served.sampling,
-    )
-    keeper = EngineKeeper(
-        engine_config(settings, source), client.follow, timeout_seconds=settings.engine_timeout_seconds
-    )
-    await keeper.start()
-    try:
-        await client.ready()
-        check_ends(served, client.limits)
-        yield context
-    except (ApiError, GenerationError, GenerationRefused) as error:
-        raise CommandError(describe(error).detail) from None
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise CommandError(f"the terminal's encoding is {error.encoding}, which this text does not fit") from None
-    finally:
-        await keeper.stop()
+    async with running_engine(settings) as context:
+        try:
+            yield context
+        except (ApiError, GenerationError, GenerationRefused) as error:
+            raise CommandError(describe(error).detail) from None
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            raise CommandError(f"the terminal's encoding is {error.encoding}, which this text does not fit") from None
 
 
 async def _ask() -> str:

@@ -50,12 +50,13 @@ RULES: list[tuple[str, set[str], set[str]]] = [
         {"torch", "zmq", "transformers"},
     ),
     ("service", {"service", "model.contract", "model.checkpoint"}, {"torch", "transformers"}),
+    ("headlight", {"service.offline"}, {"torch", "fastapi", "zmq"}),
     ("loadtests", {"loadtests"}, {"torch", "fastapi", "zmq"}),
 ]
 
 
 def modules() -> dict[str, Path]:
-    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    files = [ROOT / "headlight.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
 
 
@@ -143,7 +144,7 @@ def test_package_inits_are_empty() -> None:
     assert [str(path) for path in modules().values() if path.name == "__init__.py" and path.read_text()] == []
 
 
-@pytest.mark.parametrize("entry", ["service.cli", "service.processes.api_process"])
+@pytest.mark.parametrize("entry", ["headlight", "service.cli", "service.processes.api_process"])
 def test_the_http_side_loads_neither_torch_nor_the_engine(entry: str) -> None:
     theirs = {"torch", "service.engine.scheduler", "service.engine.blocks", "service.engine.core"}
     code = f"import {entry}, sys; sys.exit(not {theirs}.isdisjoint(sys.modules))"

@@ -1,4 +1,4 @@
-"""The answering of a job, streamed or whole, alike for every route. A route only defines the format of its chunks.
+"""The answering of a job, streamed or whole, alike for every route. A route only defines the layout of its answers.
 
 Owns the lifetime of a request's generations: they end with the answer, however it ends.
 """
@@ -6,14 +6,15 @@ Owns the lifetime of a request's generations: they end with the answer, however 
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.context import Context
+from service.api.context import Context, JobContext
+from service.api.errors import ApiError
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
 from service.api.schemas.answers import PromptTokensDetails, Usage
@@ -23,18 +24,42 @@ from service.observability.record import RequestRecord, record_of
 from service.observability.timeline import Timeline
 
 
-class Format(ABC):
-    """One answer in a route's format; it keeps what it needs from piece to piece."""
+class Layout(ABC):
+    """One answer in an API's form, whole or as the events of a stream; it keeps what it needs from piece to piece."""
 
     prefix: str
     """Prefix of the answer's id."""
 
-    def __init__(self, job: Job, context: Context) -> None:
+    def __init__(self, job: Job, context: JobContext) -> None:
         self.job = job
         self.tokenizer = context.tokenizer
-        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.id = f"{self.prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model = context.model_name
+
+    @abstractmethod
+    def begin(self, usage: Callable[[], Usage]) -> Iterator[bytes]:
+        """Events before the first piece; `usage`, here and below, has the counts so far."""
+
+    @abstractmethod
+    def add(self, index: int, piece: Piece, usage: Callable[[], Usage]) -> Iterator[bytes]:
+        """Events for the next piece of choice `index`."""
+
+    @abstractmethod
+    def end(self, usage: Callable[[], Usage]) -> Iterator[bytes]:
+        """The last events of a stream."""
+
+    @abstractmethod
+    def failure(self, error: ApiError) -> bytes:
+        """The event that ends a stream which breaks off."""
+
+    @abstractmethod
+    def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage) -> BaseModel:
+        """The whole answer, from the pieces of each choice."""
+
+
+class Format(Layout):
+    """An answer in the form of OpenAI's completions: a stream's events are chunks of the same shape."""
 
     def counts(self, usage: Usage | None) -> dict[str, Usage | None]:
         """The usage field of a chunk: null in chunks without counts, and absent if nobody asked for counts."""
@@ -59,64 +84,77 @@ class Format(ABC):
     def closing(self, usage: Usage) -> BaseModel:
         """The last chunk of a stream, with the final counts."""
 
-    @abstractmethod
-    def whole(self, pieces: Sequence[Sequence[Piece]], usage: Usage) -> BaseModel:
-        """The whole answer, from the pieces of each choice."""
+    def begin(self, usage: Callable[[], Usage]) -> Iterator[bytes]:
+        for chunk in self.opening(self._so_far(usage)):
+            yield event(json_of(chunk))
+
+    def add(self, index: int, piece: Piece, usage: Callable[[], Usage]) -> Iterator[bytes]:
+        if (chunk := self.chunk(index, piece, self._so_far(usage))) is not None:
+            yield event(json_of(chunk))
+
+    def end(self, usage: Callable[[], Usage]) -> Iterator[bytes]:
+        if self.job.include_usage:
+            yield event(json_of(self.closing(usage())))
+        yield DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body.model_dump_json())
+
+    def _so_far(self, usage: Callable[[], Usage]) -> Usage | None:
+        return usage() if self.job.continuous_usage else None
 
 
-async def answer(request: Request, context: Context, job: Job, layout: Format) -> Response:
+async def answer(request: Request, context: Context, job: Job, layout: Layout) -> Response:
     """The response to a job. Raises ApiError, EngineDead or GenerationError before anything is sent."""
     record = record_of(request.scope)
     record.id, record.stream, record.n = layout.id, job.stream, job.tries
     if job.stream:
-        return EventStream(_events(context, job, layout, record))
+        return EventStream(_events(context, job, layout, record), layout.failure)
     try:
         complete = await while_connected(request.receive, _complete(context, job, layout, record))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return Response(_json(complete), media_type="application/json")
+    return Response(json_of(complete), media_type="application/json")
 
 
-async def _complete(context: Context, job: Job, layout: Format, record: RequestRecord) -> BaseModel:
+async def _complete(context: Context, job: Job, layout: Layout, record: RequestRecord) -> BaseModel:
     pieces: list[list[Piece]] = [[] for _ in job.generations]
     with open_generations(context, job.generations, record) as generations:
         async with aclosing(observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 pieces[index].append(piece)
-        chosen = [pieces[index] for index in _best(job, generations)]
-        return layout.whole(chosen, _usage(job, generations))
+        return layout.whole(chosen(job, generations, pieces), usage_of(job, generations))
 
 
-async def _events(context: Context, job: Job, layout: Format, record: RequestRecord) -> AsyncGenerator[bytes, None]:
+async def _events(context: Context, job: Job, layout: Layout, record: RequestRecord) -> AsyncGenerator[bytes, None]:
     with open_generations(context, job.generations, record) as generations:
 
-        def usage() -> Usage | None:
-            return _usage(job, generations) if job.continuous_usage else None
+        def usage() -> Usage:
+            return usage_of(job, generations)
 
         opened = False
         async with aclosing(observed(record, generations)) as arriving:
             async for index, piece in arriving:
-                # The opening waits for the first piece: until the engine begins, a refusal can still have its own
+                # The beginning waits for the first piece: until the engine begins, a refusal can still have its own
                 # status.
-                for beginning in () if opened else layout.opening(usage()):
-                    yield event(_json(beginning))
+                for beginning in () if opened else layout.begin(usage):
+                    yield beginning
                 opened = True
-                if (chunk := layout.chunk(index, piece, usage())) is not None:
-                    yield event(_json(chunk))
-        if job.include_usage:
-            yield event(_json(layout.closing(_usage(job, generations))))
-        yield DONE
+                for addition in layout.add(index, piece, usage):
+                    yield addition
+        for ending in layout.end(usage):
+            yield ending
 
 
-def _best(job: Job, generations: Sequence[Generation]) -> Iterator[int]:
-    """The generations that become choices: of each prompt all, or the best of them, the best first."""
+def chosen(job: Job, generations: Sequence[Generation], pieces: Sequence[Sequence[Piece]]) -> list[Sequence[Piece]]:
+    """The pieces of each choice, from those of each generation: of a prompt's all, or the best, the best first."""
+    choices: list[Sequence[Piece]] = []
     for start in range(0, len(generations), job.tries):
-        tries = range(start, start + job.tries)
+        tries = [*range(start, start + job.tries)]
         if job.n < job.tries:
-            ranked = sorted(tries, key=lambda index: generations[index].mean_logprob, reverse=True)
-            yield from ranked[: job.n]
-        else:
-            yield from tries
+            tries = sorted(tries, key=lambda index: generations[index].mean_logprob, reverse=True)[: job.n]
+        choices += [pieces[index] for index in tries]
+    return choices
 
 
 @contextmanager
@@ -145,7 +183,8 @@ async def observed(record: RequestRecord, generations: Sequence[Generation]) -> 
             yield index, piece
 
 
-def _usage(job: Job, generations: Sequence[Generation]) -> Usage:
+def usage_of(job: Job, generations: Sequence[Generation]) -> Usage:
+    """The token counts of a job, so far or when all of its generations have ended."""
     prompt_tokens = sum(map(len, job.prompts))
     completion_tokens = sum(generation.completion_tokens for generation in generations)
     return Usage(
@@ -158,6 +197,6 @@ def _usage(job: Job, generations: Sequence[Generation]) -> Usage:
     )
 
 
-def _json(model: BaseModel) -> str:
+def json_of(model: BaseModel) -> str:
     """The model as JSON. Fields that were not set are left out, but those set to null stay: clients tell them apart."""
     return model.model_dump_json(exclude_unset=True)

@@ -16,21 +16,21 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics"})
 
 
 class RequireKey:
-    """Middleware that answers 401 to a request for a guarded path unless its bearer token is one of the keys."""
+    """Middleware that answers 401 to a request for a guarded path unless it comes with one of the keys."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._keys.accept(_bearer(scope)):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._keys.accept(_key(scope)):
             if scope["type"] == "http" and self._keys.several:
-                scope.setdefault("state", {})["caller"] = _caller(_bearer(scope))
+                scope.setdefault("state", {})["caller"] = _caller(_key(scope))
             await self._app(scope, receive, send)
             return
         error = ApiError(
             401,
-            "This server wants one of its API keys, as in the header 'Authorization: Bearer KEY'.",
+            "This server wants one of its API keys, as in the header 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'.",
             code="invalid_api_key",
         )
         await respond(scope, error)(scope, receive, send)
@@ -49,7 +49,9 @@ def _caller(key: bytes) -> str:
     return hashlib.sha256(b"caller:" + key).hexdigest()
 
 
-def _bearer(scope: Scope) -> bytes:
-    """The request's bearer token; empty if it has none, which is never a key."""
-    scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+def _key(scope: Scope) -> bytes:
+    """The request's bearer token, or else its X-Api-Key; empty if it has neither, which is never a key."""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    key = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return key.strip().encode("latin-1")

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
-from service.api.context import Context, Served
+from service.api.context import JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
-from service.api.logprobs import finite, prompt_logprobs
+from service.api.logprobs import prompt_logprobs, token_logprobs
 from service.api.requests import Job, chat_job
 from service.api.schemas.answers import (
     CalledFunction,
@@ -27,9 +27,7 @@ from service.api.schemas.answers import (
     FunctionDelta,
     MessageToolCall,
     PromptLogprobs,
-    TokenLogprob,
     ToolCallDelta,
-    TopLogprob,
     Usage,
 )
 from service.api.schemas.requests import ChatBody
@@ -50,9 +48,9 @@ async def create_chat_completion(body: ChatBody, request: Request, context: Serv
 class ChatFormat(Format):
     """Chat answers: whole messages, or deltas of them in a stream."""
 
-    prefix = "chatcmpl"
+    prefix = "chatcmpl-"
 
-    def __init__(self, job: Job, context: Context) -> None:
+    def __init__(self, job: Job, context: JobContext) -> None:
         super().__init__(job, context)
         self._scored = False
         self._readers = [MessageReader(job.message) for _ in job.choices]
@@ -172,18 +170,4 @@ class ChatFormat(Format):
     def _logprobs(self, pieces: Sequence[Piece]) -> ChatLogprobs | None:
         if not self.job.logprobs:
             return None
-        return ChatLogprobs(content=[self._token(piece) for piece in pieces if piece.logprobs is not None])
-
-    def _token(self, piece: Piece) -> TokenLogprob:
-        logprobs = piece.logprobs
-        assert logprobs is not None
-        assert piece.token is not None
-        likeliest = zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True)
-        return TokenLogprob(
-            **self._entry(piece.token, logprobs.chosen),
-            top_logprobs=[TopLogprob(**self._entry(token, logprob)) for token, logprob in likeliest],
-        )
-
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        raw = self.tokenizer.token_bytes(token)
-        return {"token": raw.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(raw)}
+        return ChatLogprobs(content=token_logprobs(self.tokenizer, pieces))

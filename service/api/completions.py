@@ -11,7 +11,7 @@ from starlette.responses import Response
 from model.contract import TokenLogprobs
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
-from service.api.context import Context, Served
+from service.api.context import JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
 from service.api.logprobs import finite, prompt_logprobs
@@ -34,9 +34,9 @@ async def create_completion(body: CompletionBody, request: Request, context: Ser
 class CompletionFormat(Format):
     """Completion answers: text with log-probabilities, after the prompt if it is to be echoed."""
 
-    prefix = "cmpl"
+    prefix = "cmpl-"
 
-    def __init__(self, job: Job, context: Context) -> None:
+    def __init__(self, job: Job, context: JobContext) -> None:
         super().__init__(job, context)
         self._told = [False] * len(job.choices)
         self._logprobs = [LogprobsWriter(self.tokenizer, request.skip_special_tokens) for request in job.choices]

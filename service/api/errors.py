@@ -1,9 +1,11 @@
 """Errors in OpenAI's form, {"error": {"message", "type", "param", "code"}}, for every kind of failure.
 
-A message says what the client can do about it. The text of an unexpected exception goes to the log alone.
+The routes of Anthropic's API answer with the same error in Anthropic's form. A message says what the client can do
+about it. The text of an unexpected exception goes to the log alone.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
@@ -16,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service.api.schemas.answers import ErrorBody, ErrorDetail
+from service.api.schemas.message_answers import MessageError, MessageErrorDetail
 from service.engine.messages import Refusal
 from service.engine.status import EngineDead, EngineLost
 from service.generation import GenerationError, GenerationRefused
@@ -68,6 +71,17 @@ No schema wants more than one character or entry, so what is too short is empty.
 _OWN_PROBLEMS = frozenset({"field", "many", "nested", "shape", "too_many_fields", "unsupported"})
 """Kinds of faults that the schemas find; they bring their words."""
 
+_MESSAGES_PATH = "/v1/messages"
+"""The path of Anthropic's API."""
+
+_MESSAGE_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 _MESSAGES = {404: "There is no such route.", 405: "This route doesn't take this method."}
 
@@ -155,7 +169,23 @@ def respond(scope: Scope, error: Exception) -> Response:
     headers = {"x-request-id": record.client_id or record.id, **(described.headers or {})}
     if isinstance(error, HTTPException) and error.headers:
         headers |= error.headers
-    return JSONResponse(described.body.model_dump(), described.status_code, headers)
+    body = message_error(described) if f"{scope['path']}/".startswith(f"{_MESSAGES_PATH}/") else described.body
+    return JSONResponse(body.model_dump(), described.status_code, headers)
+
+
+def message_error(error: ApiError) -> MessageError:
+    """The error in Anthropic's form."""
+    kind = _MESSAGE_TYPES.get(error.status_code, "invalid_request_error")
+    return MessageError(type="error", error=MessageErrorDetail(type=kind, message=error.body.error.message))
+
+
+def renamed(error: ApiError, rename: Callable[[str], str]) -> ApiError:
+    """The same refusal with the field that it is about under another name."""
+    detail = error.body.error
+    if detail.param is None or (name := rename(detail.param)) == detail.param:
+        return error
+    message = re.sub(rf"\b{re.escape(detail.param)}\b", lambda _: name, detail.message)
+    return ApiError(error.status_code, message, param=name, code=detail.code)
 
 
 def _explain(errors: Sequence[Any]) -> ApiError:

@@ -1,9 +1,11 @@
-"""Log-probabilities in JSON, for both forms of answers."""
+"""Log-probabilities in JSON, for all forms of answers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from model.contract import TokenLogprobs
-from service.api.schemas.answers import PromptLogprob, PromptLogprobs
+from service.api.schemas.answers import PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob
+from service.generation import Piece
 from service.text.interface import Tokenizer
 
 LEAST = -9999.0
@@ -13,6 +15,23 @@ LEAST = -9999.0
 def finite(logprob: float) -> float:
     """`logprob`, raised to LEAST if it is below."""
     return max(logprob, LEAST)
+
+
+def token_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[TokenLogprob]:
+    """The log-probabilities of the pieces' tokens, with the likeliest ones in the place of each."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(token)
+        return {"token": raw.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(raw)}
+
+    def place(token: int, known: TokenLogprobs) -> TokenLogprob:
+        likeliest = zip(known.top_tokens, known.top_logprobs, strict=True)
+        tops = [TopLogprob(**entry(other, logprob)) for other, logprob in likeliest]
+        return TokenLogprob(**entry(token, known.chosen), top_logprobs=tops)
+
+    return [
+        place(piece.token, piece.logprobs) for piece in pieces if piece.token is not None and piece.logprobs is not None
+    ]
 
 
 def prompt_logprobs(

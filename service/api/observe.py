@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.errors import describe
 from service.engine.messages import RequestTimes
 from service.observability.metrics import Metrics
-from service.observability.record import RequestRecord, plain_id
+from service.observability.record import RequestRecord, TraceId, plain_id
+from service.observability.request_series import count_request, note_trace
 
 CLIENT_CLOSED_REQUEST = 499
 """The status in logs and metrics of a request whose client left before there was one."""
@@ -23,11 +24,12 @@ REQUEST_ID = "x-request-id"
 IGNORED = "x-headlight-ignored"
 """Header of an answer that lists the fields of the body that had no effect."""
 PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
-"""Routes that are asked every few seconds: they are not traced, and are logged at debug level only."""
+"""Routes that are asked every few seconds: they are not traced, are counted apart, and are logged at debug level
+only."""
 
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
-Trace = Callable[[RequestRecord, Mapping[str, str]], str]
+Trace = Callable[[RequestRecord, Mapping[str, str]], TraceId]
 """A function that traces an ended request with these headers, and returns the trace's id."""
 
 log = logging.getLogger(__name__)
@@ -80,13 +82,15 @@ class Observe:
 
     def _tell(self, record: RequestRecord, headers: Headers) -> None:
         record.status = record.status or CLIENT_CLOSED_REQUEST
-        self._metrics.count_response(record.route or "unmatched", record.method, record.status, record.error)
         probe = record.route in PROBES
-        trace_id = self._trace(record, headers) if self._trace and not probe else None
+        count_request(self._metrics, record, probe=probe)
+        trace = self._trace(record, headers) if self._trace and not probe else None
+        if trace is not None and trace.sampled:
+            note_trace(self._metrics, record, trace.hex)
         level = logging.DEBUG if probe else logging.INFO
         if log.isEnabledFor(level):
             line = f"{record.method} {record.route or 'unmatched'} {record.status}"
-            log.log(level, line, extra={"fields": fields_of(record, trace_id)})
+            log.log(level, line, extra={"fields": fields_of(record, trace.hex if trace else None)})
 
 
 def fields_of(record: RequestRecord, trace_id: str | None) -> dict[str, Any]:

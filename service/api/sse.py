@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.api.errors import describe
+from service.api.errors import ApiError, describe
 from service.generation import GenerationError
 
 log = logging.getLogger(__name__)
@@ -23,9 +23,10 @@ class ClientLeft(Exception):
     """The client closed its connection before the answer was complete."""
 
 
-def event(data: str) -> bytes:
-    """One event of JSON text, which must hold no line break."""
-    return f"data: {data}\n\n".encode()
+def event(data: str, name: str | None = None) -> bytes:
+    """One event of JSON text, which must hold no line break; some APIs give their events names."""
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {data}\n\n".encode()
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -60,9 +61,11 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], failure: Callable[[ApiError], bytes]) -> None:
+        """`failure` gives the event that tells of an error."""
         super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._events = events
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -80,6 +83,5 @@ class EventStream(StreamingResponse):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except Exception as error:
                 log.error("a stream broke off: %r", error, exc_info=not isinstance(error, GenerationError))
-                data = event(describe(error).body.model_dump_json())
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": self._failure(describe(error)), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -22,10 +22,7 @@ _UNKNOWN = RunnerInfo(device="", dtype="", cache_dtype="", backend="")
 
 
 class EngineCollector(Collector):
-    """The engine client's figures under our names, and those that autoscalers look for under vLLM's names too.
-
-    promtool complains of two names that others chose: the colon of vllm:..., and the _total of a histogram.
-    """
+    """The engine client's figures as metrics."""
 
     def __init__(self, client: EngineClient, model_name: str) -> None:
         self._client = client
@@ -51,7 +48,6 @@ class EngineCollector(Collector):
             ("kv_cache_usage_perc", "Share of KV cache blocks in use, 0 to 1.", use),
         ):
             yield self._gauge(f"headlight_{name}", help, value)
-            yield self._gauge(f"vllm:{name}", help, value)
         ready = self._client.health().state == "ready"
         yield self._gauge("headlight_engine_up", "Whether the engine takes requests.", ready)
 
@@ -83,9 +79,7 @@ class EngineCollector(Collector):
 
     def _step_tokens(self, stats: EngineStats) -> Metric:
         bounds = [*(str(float(bound)) for bound in STEP_TOKENS), "+Inf"]
-        family = HistogramMetricFamily(
-            "headlight_iteration_tokens_total", "Tokens that a step computes.", labels=[*self._model]
-        )
+        family = HistogramMetricFamily("headlight_step_tokens", "Tokens that a step computes.", labels=[*self._model])
         buckets = list(zip(bounds, accumulate(stats.totals.step_tokens), strict=True))
         family.add_metric([*self._model.values()], buckets, stats.totals.computed_tokens)
         return family

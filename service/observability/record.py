@@ -8,11 +8,19 @@ import time
 import uuid
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.observability.timeline import Timeline
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class TraceId(NamedTuple):
+    """The trace of a request."""
+
+    hex: str
+    sampled: bool
+    """Whether the trace is exported, so that somebody can look it up."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -20,6 +20,7 @@ class Timeline:
         self.submitted = clock()
         self.first_token: float | None = None
         self.last_token: float | None = None
+        self.ended: float | None = None
         self._generation = generation
         self._metrics = metrics
         self._began = began
@@ -63,16 +64,18 @@ class Timeline:
 
     def end(self, reason: str) -> None:
         """Note that the completion has ended, without a further token."""
-        self.finish_reason = reason
+        self.finish_reason, self.ended = reason, self._clock()
         metrics, times = self._metrics, self.times
         metrics.count_completion(reason)
-        metrics.latency.observe(self._clock() - self._began)
+        metrics.latency.observe(self.ended - self._began)
         metrics.prompt_tokens.observe(self.prompt_tokens)
         metrics.generation_tokens.observe(self.tokens)
+        metrics.max_tokens.observe(self._generation.request.params.max_tokens)
         if self.tokens > 1 and self.first_token is not None and self.last_token is not None:
             metrics.time_per_token.observe((self.last_token - self.first_token) / (self.tokens - 1))
         for histogram, seconds in (
             (metrics.queue_time, times.queue),
+            (metrics.inference_time, None if times.prefill is None else times.prefill + (times.decode or 0.0)),
             (metrics.prefill_time, times.prefill),
             (metrics.decode_time, times.decode),
         ):

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.observability.record import RequestRecord
+from service.observability.record import RequestRecord, TraceId
 from service.observability.timeline import Timeline
 from service.versions import version_of
 
@@ -41,8 +41,8 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
         self._model_name = model_name
 
-    def export(self, record: RequestRecord, headers: Mapping[str, str]) -> str:
-        """Make the spans of a request that has ended; returns the trace's id in hexadecimal.
+    def export(self, record: RequestRecord, headers: Mapping[str, str]) -> TraceId:
+        """Make the spans of a request that has ended; returns the trace's id.
 
         The root's parent is the span that the headers name in W3C's form (traceparent), if they do.
         """
@@ -62,7 +62,8 @@ class Traces:
         if record.stream and record.responded is not None:
             self._span(record, "stream", inside, record.responded, record.ended)
         root.end(_at(record, record.ended))
-        return format_trace_id(root.get_span_context().trace_id)
+        made = root.get_span_context()
+        return TraceId(format_trace_id(made.trace_id), made.trace_flags.sampled)
 
     async def close(self) -> None:
         """Export the remaining spans, for at most `LEAVE_SECONDS`: a collector that is gone must not hold up the

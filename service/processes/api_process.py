@@ -71,7 +71,13 @@ def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> tup
     shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
     shared.enter()
     served = read_served_model(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
-    metrics = Metrics(client, served.model_name, sums=share_counts(shared.counts, shared.slot), pids=shared.pids)
+    metrics = Metrics(
+        client,
+        served.model_name,
+        sums=share_counts(shared.counts, shared.slot),
+        pids=shared.pids,
+        vllm_names=settings.vllm_metrics,
+    )
     admission = Admission(settings.max_open, Places(shared.places, shared.slot, shared.slots))
     app = create_app(settings, served, client, admission, metrics, started=setup.started)
     return Server(app, settings, admission, client, alive), served

@@ -10,18 +10,18 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.observability.vllm_names import VLLM_NAMES
 from tests.service.servers import PATIENCE, serving, wait_until
 
 SECRET = "the purple armadillo"
 FLAGS = ("--log-format", "json", "--log-level", "debug", "--block-size", "16")
 
 JUSTIFIED = {
-    # What autoscalers look for.
-    "vllm:num_requests_running metric names should not contain ':'",
-    "vllm:num_requests_waiting metric names should not contain ':'",
-    "vllm:kv_cache_usage_perc metric names should not contain ':'",
-    # The name that dashboards know this histogram by.
-    'headlight_iteration_tokens_total non-counter metrics should not have "_total" suffix',
+    f"vllm:{name}{suffix} {fault}"
+    for names in VLLM_NAMES.values()
+    for name in names
+    for suffix in ("", "_total")
+    for fault in ("metric names should not contain ':'", 'non-counter metrics should not have "_total" suffix')
 }
 """What promtool finds fault with in names that are not ours to choose."""
 
@@ -113,8 +113,8 @@ def test_metrics_are_what_the_answers_said(story: Story) -> None:
         assert scrape(name) == expected, name
     assert scrape("headlight_request_success_total", finished_reason="length") == 4
     # One request at a time: a step for each token, and each token computed once but for the last of each request.
-    assert scrape("headlight_steps_total") == completions == scrape("headlight_iteration_tokens_total_count")
-    assert scrape("headlight_iteration_tokens_total_sum") == prompts - cached + completions - 4
+    assert scrape("headlight_steps_total") == completions == scrape("headlight_step_tokens_count")
+    assert scrape("headlight_step_tokens_sum") == prompts - cached + completions - 4
     responses = {("/v1/completions", "200"): 3, ("/v1/chat/completions", "200"): 1, ("/v1/completions", "400"): 1}
     for (route, status), count in responses.items():
         assert scrape("headlight_http_responses_total", route=route, status=status, method="POST") == count
@@ -154,7 +154,7 @@ def test_promtool_has_no_complaint(story: Story) -> None:
     check = subprocess.run(
         ["promtool", "check", "metrics"], input=scrape.text, capture_output=True, text=True, timeout=60, check=False
     )
-    assert set((check.stdout + check.stderr).splitlines()) == JUSTIFIED
+    assert set((check.stdout + check.stderr).splitlines()) <= JUSTIFIED
 
 
 def test_every_line_of_the_log_is_json_and_none_has_a_prompt(

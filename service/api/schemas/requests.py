@@ -104,6 +104,18 @@ def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
 
+def supported(*kinds: str) -> BeforeValidator:
+    """A check of an object's `type`: others than `kinds` are refused by name. An object may lack one."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") not in (None, *kinds):
+            problem = f"is not supported by this server, which takes {', '.join(kinds)} here"
+            raise PydanticCustomError("unsupported", problem, {"field": "type"})
+        return value
+
+    return BeforeValidator(check)
+
+
 def _at_most(most: int | str, items: str) -> BeforeValidator:
     """A bound on the length of a list or map, checked before its elements: a number, or the name of a setting.
 
@@ -452,14 +464,15 @@ def _check_nesting(value: Any) -> Any:
     return value
 
 
+FunctionParameters = Annotated[dict[str, Any], BeforeValidator(_check_nesting)]
+
+
 class Function(Body):
     """A function that the model may call."""
 
     name: FunctionName
     description: str | None = None
-    parameters: Annotated[dict[str, Any], BeforeValidator(_check_nesting)] | None = Field(
-        None, description="JSON schema of its arguments."
-    )
+    parameters: FunctionParameters | None = Field(None, description="JSON schema of its arguments.")
     strict: bool | None = Field(
         None, description="Whether the arguments have to fit the schema; tokens that would break it are not drawn."
     )
@@ -649,7 +662,13 @@ class DetokenizeBody(Body):
     tokens: TokenIds
 
 
-KNOWN = frozenset({*UNSUPPORTED, "reasoning_content", "tool_call_id", "tool_calls"}).union(
+_OTHER_APIS = {
+    *("include", "instructions", "max_output_tokens"),
+    *("output_config", "stop_sequences", "system", "text"),
+}
+"""Fields of OpenAI's responses and of Anthropic's messages that chat requests don't have."""
+
+KNOWN = frozenset({*UNSUPPORTED, *_OTHER_APIS, "reasoning_content", "tool_call_id", "tool_calls"}).union(
     *(
         body.model_fields.keys() - Labels.model_fields.keys()
         for body in (

@@ -297,7 +297,7 @@ def build(
     admission = Admission(chosen.max_open, places)
     names = listed(chosen.served_model_name) or (MODEL,)
     served = ServedModel(names, FakeTokenizer(), template, sampling)
-    metrics = Metrics(engine, MODEL)
+    metrics = Metrics(engine, MODEL, vllm_names=chosen.vllm_metrics)
     app = create_app(chosen, served, engine, admission, metrics, started=0)
     return app, chosen, engine, admission
 

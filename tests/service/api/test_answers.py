@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -11,7 +12,7 @@ from openai import AsyncOpenAI
 from model.contract import TokenLogprobs
 from service.api.completions import LogprobsWriter
 from service.generation import Piece
-from tests.service.api.fakes import BOS, EOS, HI, MODEL, FakeTokenizer, Running, calling, events, serving
+from tests.service.api.fakes import BOS, EOS, HI, LIMITS, MODEL, FakeTokenizer, Running, calling, events, serving
 
 
 @asynccontextmanager
@@ -300,10 +301,14 @@ async def test_tokenize_and_back() -> None:
 async def test_the_documentation_lists_what_is_served() -> None:
     async with calling() as caller:
         schema = (await caller.http.get("/openapi.json")).json()
-        for path in ("/v1/completions", "/v1/chat/completions"):
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"):
             operation = schema["paths"][path]["post"]
             assert "422" not in operation["responses"]
             assert {"200", "400", "429", "503"} <= set(operation["responses"])
+            body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            for example in schema["components"]["schemas"][body]["examples"]:
+                caller.engine.limits = replace(LIMITS, max_context=2048)
+                assert (await caller.http.post(path, json=example)).status_code == 200
         properties = schema["components"]["schemas"]["ChatBody"]["properties"]
         assert all("description" in properties[name] for name in properties if name != "messages")
         assert "HTTPValidationError" not in schema["components"]["schemas"]

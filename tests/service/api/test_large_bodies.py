@@ -29,6 +29,9 @@ HONEST: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": HI},
     "/v1/embeddings": {"input": "hi"},
     "/v1/inspect": {"prompt": "hi"},
+    "/v1/messages": {"messages": HI, "max_tokens": 5},
+    "/v1/messages/count_tokens": {"messages": HI},
+    "/v1/responses": {"input": "hi"},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [1]},
 }
@@ -172,6 +175,8 @@ async def test_a_body_of_the_largest_size_is_answered_at_once(
 LONG: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a" * 300_000},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a" * 300_000}]},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "a" * 300_000}]},
+    "/v1/responses": {"input": "a" * 300_000},
     "/tokenize": {"prompt": "a" * 300_000},
     "/detokenize": {"tokens": [97] * 300_000},
 }

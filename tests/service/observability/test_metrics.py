@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.api.observe import PROBES
 from service.engine.messages import STEP_TOKENS, Counters, Delta, EngineStats
 from service.engine.status import EngineDead, EngineHealth
+from service.observability.vllm_names import VLLM_NAMES
 from tests.service.api.fakes import HI, LIMITS, TEMPLATE, TIMES, Caller, FakeClient, build, calling, serving
 
 STATS = EngineStats(
@@ -49,9 +52,6 @@ async def test_the_engines_counts() -> None:
             "headlight_num_requests_running": 3,
             "headlight_num_requests_waiting": 2,
             "headlight_kv_cache_usage_perc": 0.25,
-            "vllm:num_requests_running": 3,
-            "vllm:num_requests_waiting": 2,
-            "vllm:kv_cache_usage_perc": 0.25,
             "headlight_prompt_tokens_total": 100,
             "headlight_prompt_tokens_cached_total": 30,
             "headlight_generation_tokens_total": 50,
@@ -69,11 +69,108 @@ async def test_the_engines_counts() -> None:
             assert metrics[key("headlight_step_seconds_total", {"phase": phase})] == seconds
 
 
+VLLMS = {
+    # Every series of the engine's that production-stack's dashboards and its autoscaler ask for.
+    *("e2e_request_latency_seconds_bucket", "e2e_request_latency_seconds_count", "e2e_request_latency_seconds_sum"),
+    *("generation_tokens_total", "gpu_cache_usage_perc", "gpu_prefix_cache_hits_total"),
+    *("gpu_prefix_cache_queries_total", "kv_cache_usage_perc", "num_requests_running", "num_requests_waiting"),
+    *("prompt_tokens_total", "request_decode_time_seconds_sum", "request_generation_tokens_bucket"),
+    *("request_max_num_generation_tokens_sum", "request_prefill_time_seconds_sum", "request_prompt_tokens_bucket"),
+    *("request_queue_time_seconds_sum", "request_success_total", "request_time_per_output_token_seconds_bucket"),
+    *("request_time_per_output_token_seconds_count", "request_time_per_output_token_seconds_sum"),
+    *("time_to_first_token_seconds_bucket", "time_to_first_token_seconds_count", "time_to_first_token_seconds_sum"),
+    # And those of llm-d's workload-variant-autoscaler.
+    *("request_prompt_tokens_sum", "request_prompt_tokens_count", "request_generation_tokens_sum"),
+    *("request_generation_tokens_count", "time_per_output_token_seconds_sum", "time_per_output_token_seconds_count"),
+    *("cache_config_info", "prefix_cache_hits_total", "prefix_cache_queries_total"),
+}
+
+
+async def test_others_dashboards_and_autoscalers_find_what_they_ask_for() -> None:
+    async with calling() as caller:
+        await caller.complete()
+        metrics = await scrape(caller)
+        assert {f"vllm:{name}" for name in VLLMS} <= {name for name, _ in metrics}
+        assert all(dict(labels)["engine"] == "0" for name, labels in metrics if name.startswith("vllm:"))
+
+
+async def test_all_that_vllm_has_too_is_the_same_under_its_name() -> None:
+    async with calling() as caller:
+        caller.engine.stats = STATS
+        await caller.complete()
+        text = (await caller.http.get("/metrics")).text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        for ours, names in VLLM_NAMES.items():
+            told = families[f"headlight_{ours}"]
+            for name in names:
+                same = families[f"vllm:{name}"]
+                assert (same.type, same.documentation) == (told.type, told.documentation)
+                assert [(s.labels, s.value) for s in same.samples] == [
+                    (sample.labels | {"engine": "0"}, sample.value) for sample in told.samples
+                ]
+
+
+async def test_vllms_names_can_be_left_out() -> None:
+    async with calling(vllm_metrics=False) as caller:
+        assert "vllm:" not in (await caller.http.get("/metrics")).text
+
+
+async def test_no_histogram_of_ours_is_named_like_a_counter() -> None:
+    async with calling() as caller:
+        text = (await caller.http.get("/metrics")).text
+        assert [
+            family.name
+            for family in text_string_to_metric_families(text)
+            if family.type == "histogram" and family.name.startswith("headlight_") and family.name.endswith("_total")
+        ] == []
+
+
+async def test_probes_are_counted_apart() -> None:
+    """A replica that loads answers /ready with 503, which is no error of the server's."""
+    async with calling() as caller:
+        caller.engine.state = EngineHealth("starting", "the model is loading")
+        for path in ("/health", "/ready", "/ping", "/metrics"):
+            await caller.http.get(path)
+        metrics = await scrape(caller)
+        assert metrics[key("headlight_http_probes_total", {"route": "/ready", "method": "GET", "status": "503"})] == 1
+        assert {dict(labels)["route"] for name, labels in metrics if name == "headlight_http_probes_total"} == PROBES
+        assert not [name for name, _ in metrics if name == "headlight_http_responses_total"]
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text;version=1.0.0", "application/openmetrics-text", "*/*"]
+)
+@pytest.mark.parametrize(
+    ("encodings", "packed"), [("gzip", True), ("deflate, GZIP;q=0.5", True), ("gzip;q=0", False), ("identity", False)]
+)
+async def test_scrapers_get_the_form_they_take(accept: str, encodings: str, packed: bool) -> None:
+    async with calling() as caller:
+        await caller.complete()
+        answer = await caller.http.get("/metrics", headers={"Accept": accept, "Accept-Encoding": encodings})
+        assert ("content-encoding" in answer.headers) == packed
+        if accept == "*/*":
+            assert answer.headers["content-type"].startswith("text/plain")
+            families = list(text_string_to_metric_families(answer.text))
+        else:
+            assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+            families = list(parse_openmetrics(answer.text))
+        assert {"headlight_generation_tokens", "vllm:generation_tokens"} <= {family.name for family in families}
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text;version=x", "application/openmetrics-text;;q", ",;=,"]
+)
+async def test_what_a_scraper_says_cannot_break_the_metrics(accept: str) -> None:
+    async with calling() as caller:
+        answer = await caller.http.get("/metrics", headers={"Accept": accept, "Accept-Encoding": accept})
+        assert answer.status_code == 200
+
+
 async def test_tokens_of_steps_are_a_histogram() -> None:
     async with calling() as caller:
         caller.engine.stats = STATS
         metrics = await scrape(caller)
-        name = "headlight_iteration_tokens_total"
+        name = "headlight_step_tokens"
         counts = [metrics[key(f"{name}_bucket", {"le": str(float(bound))})] for bound in STEP_TOKENS]
         assert counts == [2, 2, *[5] * 12]
         assert metrics[key(f"{name}_bucket", {"le": "+Inf"})] == metrics[key(f"{name}_count")] == 9
@@ -148,10 +245,17 @@ async def test_what_requests_leave_behind() -> None:
             "request_prefill_time_seconds_sum": 3 * 0.5,
             "request_decode_time_seconds_sum": 3 * 2.0,
             "request_queue_time_seconds_count": 3,
+            "request_inference_time_seconds_sum": 3 * 2.5,
             "request_generation_tokens_sum": 13 + 13 + 3,
+            "request_max_num_generation_tokens_sum": 13 + 3,
+            "request_max_num_generation_tokens_count": 3,
+            "request_params_n_sum": 2 + 1 + 1,
+            "request_params_n_count": 3,
+            "request_params_max_tokens_count": 4,
             "request_prompt_tokens_sum": 3 + 3 + 18 + 3,
         }.items():
             assert metrics[key(f"headlight_{name}")] == count, name
+            assert metrics[key(f"vllm:{name}", {"engine": "0"})] == count, name
         for status, count in {"200": 1, "400": 1, "500": 1}.items():
             labels = {"route": "/v1/completions", "method": "POST", "status": status}
             assert metrics[key("headlight_http_responses_total", labels)] == count
@@ -200,7 +304,7 @@ async def test_who_leaves_before_it_has_taken_anything_counts_too() -> None:
         app(scope | {"query_string": b"", "root_path": "", "http_version": "1.1"}, receive, send), 10
     )
     assert (engine.streams[0].taken, admission.open) == (1, 0)
-    text = app.state.context.metrics.render().decode()
+    text = app.state.context.metrics.render()[0].decode()
     assert 'headlight_request_success_total{finished_reason="abort",model_name="toy"} 1.0' in text
 
 

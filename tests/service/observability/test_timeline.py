@@ -25,19 +25,20 @@ class Clock:
 
 
 def generation(prompt: int = 5, cached: int = 0, times: RequestTimes = RequestTimes()) -> Any:  # noqa: B008
-    return SimpleNamespace(request=SimpleNamespace(prompt=[1] * prompt), cached_tokens=cached, times=times)
+    request = SimpleNamespace(prompt=[1] * prompt, params=SimpleNamespace(max_tokens=16))
+    return SimpleNamespace(request=request, cached_tokens=cached, times=times)
 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(FakeClient(), "toy")
+    return Metrics(FakeClient(), "toy", vllm_names=False)
 
 
 def values(metrics: Metrics) -> dict[str, float]:
     """What has been observed or counted, by name and by the reason if there is one."""
     return {
         " ".join([sample.name, *filter(None, [sample.labels.get("finished_reason")])]): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
+        for family in text_string_to_metric_families(metrics.render()[0].decode())
         for sample in family.samples
         if sample.value
         and "le" not in sample.labels
@@ -64,6 +65,10 @@ def test_the_moments_of_a_completion(metrics: Metrics) -> None:
         **{f"headlight_request_{name}_seconds_count": 1 for name in ("queue_time", "prefill_time", "decode_time")},
         "headlight_request_time_per_output_token_seconds_count": 1,
         "headlight_request_generation_tokens_count": 1,
+        "headlight_request_inference_time_seconds_count": 1,
+        "headlight_request_inference_time_seconds_sum": 5.5,
+        "headlight_request_params_max_tokens_count": 1,
+        "headlight_request_params_max_tokens_sum": 16,
         "headlight_inter_token_latency_seconds_count": 2,
         "headlight_inter_token_latency_seconds_sum": 4.0,
         "headlight_request_time_per_output_token_seconds_sum": 2.0,

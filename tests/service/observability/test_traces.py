@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.settings import SettingsError
 from tests.service.api.fakes import MODEL, TEMPLATE, build, serving
@@ -87,6 +88,24 @@ def within(limit: float) -> Iterator[None]:
     began = time.monotonic()
     yield
     assert time.monotonic() - began < limit
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_latencies_lead_to_traces_that_are_kept(collector: Collector, sampled: bool) -> None:
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-0{int(sampled)}"}
+    async with serving(otlp_endpoint=collector.url) as server:
+        await server.http.post("/v1/completions", json={"prompt": "hi", "n": 2}, headers=headers)
+        answer = await server.http.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
+    told = {
+        (sample.name, sample.exemplar.labels["trace_id"])
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    latencies = ("time_to_first_token_seconds", "e2e_request_latency_seconds")
+    prefixes = ("headlight_", "vllm:")
+    expected = {(f"{prefix}{name}_bucket", TRACE) for prefix in prefixes for name in latencies}
+    assert told == (expected if sampled else set())
 
 
 async def test_a_stream_is_a_root_with_four_phases(collector: Collector) -> None:
