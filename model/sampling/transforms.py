@@ -120,6 +120,26 @@ def ban_words(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> Non
     logits.index_put_((index, last), torch.where(found, float("-inf"), 0.0), accumulate=True)
 
 
+def keep_near_top(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the tokens whose logits are within `top_n_sigma` standard deviations of the highest.
+
+    Source: Tang et al., arXiv 2411.07641. The deviation is that of the finite logits, and no temperature changes what
+    is kept. Greedy draws are not changed.
+    """
+    rows = [row for row, draw in enumerate(draws) if draw.params.top_n_sigma > 0 and draw.params.temperature > 0]
+    if not rows:
+        return
+    (index,) = stage([torch.tensor(rows)], logits.device)
+    sigmas = _column([draws[row].params.top_n_sigma for row in rows], logits.device)
+    scores = logits[index]
+    finite = scores.isfinite()
+    count = finite.sum(-1, keepdim=True)
+    mean = scores.where(finite, 0.0).sum(-1, keepdim=True) / count
+    deviation = (((scores - mean) ** 2).where(finite, 0.0).sum(-1, keepdim=True) / count).sqrt()
+    dropped = scores < scores.amax(-1, keepdim=True) - sigmas * deviation
+    logits[index] = scores.masked_fill(dropped, float("-inf"))
+
+
 def keep_typical(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Keep the tokens whose information is nearest to the distribution's entropy, until their mass reaches typical_p.
 
@@ -151,6 +171,7 @@ TRANSFORMS: tuple[Transform, ...] = (
     ban_early_stop,
     allow_only,
     ban_words,
+    keep_near_top,
     keep_typical,
 )
 """All transforms, in the order in which they run, which is that of transformers and vLLM.

@@ -360,6 +360,7 @@ def _job(
                 top_p=_given(body.top_p, defaults.top_p),
                 min_p=_given(body.min_p, defaults.min_p),
                 typical_p=body.typical_p,
+                top_n_sigma=max(body.top_n_sigma, 0.0),
                 seed=(seed + index * _SEED_STRIDE) % 2**63,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,

@@ -1,6 +1,7 @@
 """The transforms do what their definitions say to each row, and log-probabilities are the model's own."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from model.sampling.transforms import (
     allow_only,
     ban_early_stop,
     ban_words,
+    keep_near_top,
     keep_typical,
     penalise_repetition,
 )
@@ -335,3 +337,26 @@ def test_bad_words_are_those_of_transformers_in_the_output(
         ids = torch.tensor([output], dtype=torch.int64)
         expected[row : row + 1] = processor(ids, expected[row : row + 1])
     assert torch.equal(edited, expected)
+
+
+@deterministic
+@given(st.sampled_from([0.1, 0.5, 1.0, 3.0]), st.sampled_from([0.5, 1.0, 1.7]), st.integers(0, 20), st.integers(0, 99))
+def test_top_n_sigma_is_its_definition_at_any_temperature(
+    sigmas: float, temperature: float, banned: int, seed: int
+) -> None:
+    """Source: llama.cpp, where banned tokens count neither for the mean nor for the deviation."""
+    logits = random_logits(3, seed)
+    logits[1, :banned] = -math.inf
+    finite = [float(x) for x in logits[1].double() if x.isfinite()]
+    least = max(finite) - sigmas * statistics.pstdev(finite)
+    draws = [
+        request(replace(GREEDY, top_n_sigma=sigmas), [1], []),
+        request(replace(PLAIN, top_n_sigma=sigmas, temperature=temperature), [1], []),
+        request(PLAIN, [1], []),
+    ]
+    edited = logits.clone()
+    transformed(edited, draws, [keep_near_top])
+    assert [token for token in range(VOCAB) if edited[1, token].isfinite()] == [
+        token for token in range(VOCAB) if logits[1, token] >= least
+    ]
+    assert torch.equal(edited[[0, 2]], logits[[0, 2]])

@@ -278,6 +278,14 @@ class GenerationBody(Labels):
     typical_p: float = Field(
         1.0, gt=0, le=1, description="Draw from the tokens nearest to the expected surprise, of this much probability."
     )
+    top_n_sigma: float = Field(
+        0.0,
+        ge=-1,
+        le=100,
+        description="Draw from the tokens whose logits are at most this many standard deviations below the highest, "
+        "before typical_p; 0 or below for all.",
+        examples=[1.5],
+    )
     min_p: float | None = Field(
         None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's."
     )
