@@ -38,6 +38,34 @@ class Grammar(msgspec.Struct, frozen=True):
     """Field of the HTTP request that the grammar came in, by which a refusal names it."""
 
 
+class BeamSearch(msgspec.Struct, frozen=True):
+    """A search for the likeliest completions, instead of a draw."""
+
+    width: int
+    """Number of beams."""
+    count: int
+    """Number of completions to return, at most `width`."""
+    length_penalty: float = 1.0
+    """A completion of n tokens is ranked by the sum of their log-probabilities, divided by n to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """True: end with the first `width` completions. False: end when the likeliest beam ranks below all of these as it
+    is. never: end when it would do so at any length."""
+
+    def top(self, stops: int) -> int:
+        """Number of likeliest tokens of each beam that the search needs, where so many tokens end a completion."""
+        return self.width + stops
+
+
+class Beam(msgspec.Struct, frozen=True):
+    """A completion that a beam search found."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]
+    """Log-probabilities of each of `tokens`."""
+    score: float
+    finish_reason: Literal["stop", "length"]
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a request: to generate tokens, to score or embed its prompt, to look inside, or all of these together.
 
@@ -55,6 +83,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Seconds that the request may wait for its first step; None means without limit."""
     wanted: Wanted = NOTHING
     grammar: Grammar | None = None
+    beams: BeamSearch | None = None
+    """A beam search; `params` are then greedy, and ask for the log-probabilities that `BeamSearch.top` tells."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -112,6 +142,8 @@ class Delta(msgspec.Struct, frozen=True):
     prompt tokens."""
     inside: Inside | None = None
     """A look inside at further positions."""
+    beams: Sequence[Beam] = ()
+    """The completions of a beam search, the best first, in its last delta, which has no tokens of its own."""
     times: RequestTimes | None = None
     """Present in every delta, because a client that finds a stop string reads no further one; None if the engine never
     took the request."""

@@ -16,7 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from math import isnan
 
-from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepPlan, StepResult
+import msgspec
+
+from model.contract import INVALID_TOKEN, NOTHING, Chunk, ChunkResult, StepPlan, StepResult
+from service.engine.beams import Beams, Candidate
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
 from service.engine.drafts import Guess, look_up
@@ -102,6 +105,10 @@ class Scheduler:
         self._rows = list(range(max_running))
         """Rows of the runner's sampling state that no running request has."""
         self._in_flight: deque[Step] = deque()
+        self._beams: dict[int, Beams] = {}
+        """The searches that have not ended, by the ids of their clients' requests."""
+        self._beam_ids = count(-1, -1)
+        """Ids of beams, which no client's request has."""
         self._draws: dict[int, int] = {}
         """For each request that draws in the newest plan, the index of its draw in that plan."""
 
@@ -134,11 +141,15 @@ class Scheduler:
         self._callers.wait(request.caller)
         request.arrival = next(self._arrivals)
         self._waiting[request.id] = request
+        if request.beams is not None:
+            self._beams[request.id] = request.beams
         return None
 
     def cancel(self, id: int) -> Delta | None:
         """End a request and return its final delta; None if the id is not known."""
         request = self._running.get(id) or self._waiting.get(id)
+        if id in self._beams:
+            request = self._beams[id].requests[0]
         return self._end(request, "abort") if request else None
 
     def expire(self, now: float) -> list[Delta]:
@@ -203,13 +214,17 @@ class Scheduler:
             if any(isnan(entry.chosen) for entry in outcome.scores):
                 deltas.append(self._fail(request, NOT_FINITE))
                 continue
-            if chunk.draws:
+            if request.beams is not None and chunk.draws:
+                deltas += self._accept_beam(request, request.beams, chunk, outcome, now)
+            elif chunk.draws:
                 deltas.append(self._accept(request, chunk, outcome, now))
             elif not request.params.max_tokens and _stop(chunk) == request.length:
                 deltas.append(self._complete(request, outcome, now))
             elif chunk.scores or chunk.pooled or chunk.trace:
                 deltas.append(_delta(request, outcome))
             request.collected = max(request.collected, _stop(chunk))
+        for beams in {request.beams: None for request in step.requests if request.beams and not request.ended}:
+            deltas += self._advance(beams)
         return deltas
 
     def fail(self, message: str) -> list[Delta]:
@@ -278,13 +293,13 @@ class Scheduler:
 
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
-        if not self._draft_tokens or request.params.reads_output or request.guide is not None:
+        if not self._draft_tokens or request.params.reads_output or request.guide or request.beams:
             return False
         return request.wanted.trace is None or not request.wanted.trace.generated
 
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""
-        waits = request.promised and (self._drafts(request) or request.guide is not None)
+        waits = request.promised and (self._drafts(request) or request.guide is not None or request.beams is not None)
         return request.behind == 1 and not waits and not request.awaits_mask
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
@@ -344,11 +359,15 @@ class Scheduler:
         request = max(self._running.values(), key=_arrival)
         self._leave(request)
         self._pool.release(request)
+        self._wait_again(request)
+        self.counters.preemptions += 1
+        return request
+
+    def _wait_again(self, request: Request) -> None:
+        """Queue a request that owns no blocks, and whose known tokens are to be computed or found."""
         request.computed = 0
         self._waiting[request.id] = request
         self._callers.wait(request.caller)
-        self.counters.preemptions += 1
-        return request
 
     def _admit(self, request: Request) -> bool:
         """Move a request from waiting to running, with blocks for all its known tokens; False if there are not enough.
@@ -430,6 +449,85 @@ class Scheduler:
             request.guide.advance(tokens)
         return _delta(request, replace(outcome, tokens=tokens, logprobs=logprobs[: len(tokens)]), reason)
 
+    def _accept_beam(
+        self, request: Request, beams: Beams, chunk: Chunk, outcome: ChunkResult, now: float
+    ) -> list[Delta]:
+        """Take in the likeliest next tokens of a beam; the token that was drawn has no meaning."""
+        request.promised -= 1
+        entry = outcome.logprobs[0]
+        if entry is None or INVALID_TOKEN in outcome.tokens:
+            return [self._fail(request, NOT_FINITE)]
+        self._pool.publish(request, min(_stop(chunk), request.known))
+        self._leaders.remove(request)
+        request.last_drawn = now
+        if request.first_drawn is None:
+            request.first_drawn = now
+        self.counters.generated_tokens += 1
+        self._callers.spend(request.caller, 1, now)
+        beams.landed[request] = entry
+        return []
+
+    def _advance(self, beams: Beams) -> list[Delta]:
+        """Choose the next token of all beams, once all have been computed; the last delta if the search has ended."""
+        if not beams.complete:
+            # A beam that waits for the others makes room for them: without it they might wait for ever.
+            for request in beams.landed:
+                if request.id in self._running:
+                    self._leave(request)
+                    self._pool.release(request)
+            return []
+        going = beams.advance()
+        if not going:
+            request = beams.requests[0]
+            self._drop(request)
+            self._pool.release(request)
+            return [_found(request, beams)]
+        self._branch(beams, going)
+        return []
+
+    def _branch(self, beams: Beams, going: Sequence[Candidate]) -> None:
+        """Make the beams' requests those of `going`. The likeliest child of a beam has its request and its blocks.
+
+        The others find all its full blocks in the prefix cache, and compute the tokens behind them.
+        """
+        parents = {candidate.parent: [*candidate.parent.output] for candidate in going}
+        for request in beams.requests:
+            if request not in parents:
+                self._leave_search(request)
+        adopted: list[tuple[Request, Candidate]] = []
+        heirs = set(parents)
+        for candidate in going:
+            request = candidate.parent
+            if request in heirs:
+                heirs.remove(request)
+                request.output.append(candidate.token)
+            else:
+                request = self._sibling(request)
+                request.output = [*parents[candidate.parent], candidate.token]
+            if request.id not in self._running:
+                self._wait_again(request)
+            adopted.append((request, candidate))
+        beams.adopt(adopted)
+
+    def _sibling(self, request: Request) -> Request:
+        """A new request like a beam's, without blocks."""
+        return replace(
+            request,
+            id=next(self._beam_ids),
+            blocks=[],
+            published=0,
+            chain=[*request.chain],
+            places={},
+            wanted=NOTHING,
+        )
+
+    def _leave_search(self, request: Request) -> None:
+        """End a beam that no further one begins with."""
+        request.ended = True
+        if request.id in self._running:
+            self._leave(request)
+            self._pool.release(request)
+
     def _complete(self, request: Request, outcome: ChunkResult, now: float) -> Delta:
         """End a request that generates nothing. No drawn token shows that its blocks are sound: they go unpublished."""
         request.first_drawn = request.last_drawn = now
@@ -455,6 +553,15 @@ class Scheduler:
         return _final(request, "error", message)
 
     def _drop(self, request: Request) -> None:
+        """End a request, and with it all other beams of its search."""
+        beams = request.beams
+        if beams is not None and beams.id in self._beams:
+            del self._beams[beams.id]
+            for other in beams.requests:
+                self._drop(other)
+                if other is not request:
+                    self._pool.release(other)
+            return
         request.ended = True
         if request.id in self._running:
             self._leave(request)
@@ -518,13 +625,15 @@ def _rejected(request: Request, failure: Exception) -> Delta:
 
 
 def _refused(request: Request, refusal: Refusal) -> Delta:
-    return Delta(id=request.id, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times)
+    return Delta(
+        id=request.addressee, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times
+    )
 
 
 def _delta(request: Request, outcome: ChunkResult, reason: FinishReason | None = None) -> Delta:
     """The news that a step brought for a request."""
     return Delta(
-        id=request.id,
+        id=request.addressee,
         tokens=[*outcome.tokens],
         logprobs=None if request.params.logprobs is None else [entry for entry in outcome.logprobs if entry],
         finish_reason=reason,
@@ -536,10 +645,16 @@ def _delta(request: Request, outcome: ChunkResult, reason: FinishReason | None =
     )
 
 
+def _found(request: Request, beams: Beams) -> Delta:
+    """The last delta of a beam search that has ended."""
+    found = beams.finished[: beams.search.count]
+    return msgspec.structs.replace(_final(request, found[0].finish_reason), beams=found)
+
+
 def _final(request: Request, reason: FinishReason, error: str | None = None) -> Delta:
     """The last delta of a request that ends without a token."""
     return Delta(
-        id=request.id,
+        id=request.addressee,
         tokens=[],
         logprobs=None,
         finish_reason=reason,
