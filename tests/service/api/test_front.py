@@ -49,7 +49,8 @@ async def test_head_is_get_without_a_body(path: str) -> None:
         # Over the same connection, which a body would have put out of step.
         assert (await server.http.get(path)).status_code == 200
         metrics = (await server.http.get("/metrics")).text
-        counted = {m: re.findall(rf'responses_total{{method="{m}",.*(route="[^"]+")', metrics) for m in ("GET", "HEAD")}
+        series = r'headlight_http_(?:responses|probes)_total{{method="{}",.*(route="[^"]+")'
+        counted = {method: re.findall(series.format(method), metrics) for method in ("GET", "HEAD")}
         assert counted["HEAD"] == counted["GET"] != []
 
 
