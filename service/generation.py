@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from model.contract import NOTHING, Array, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
 from service.engine.interface import EngineClient
-from service.engine.messages import Grammar, Refusal, RequestTimes
+from service.engine.messages import Beam, BeamSearch, Grammar, Refusal, RequestTimes
 from service.engine.status import EngineLost
 from service.text.detokenizer import Detokenizer
 from service.text.interface import Tokenizer
@@ -55,6 +55,7 @@ class GenerationRequest:
     patience: float | None = None
     grammar: Grammar | None = None
     wanted: Wanted = NOTHING
+    beams: BeamSearch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +98,10 @@ class Generation:
         self._logprob = 0.0
         self.insides: list[Inside] = []
         """Looks inside the decoder, position by position in ascending order."""
-        self._detokenizer = Detokenizer(
-            tokenizer,
-            request.stop,
-            request.include_stop,
-            request.skip_special_tokens,
-            request.params.min_tokens,
-            request.kept_special,
-        )
+        self.alternatives: list[list[Piece]] = []
+        """The further completions of a beam search, the best first, once the generation's own has come."""
+        self._tokenizer = tokenizer
+        self._detokenizer = self._new_detokenizer()
         self._stream = client.submit(
             request.prompt,
             request.params,
@@ -113,6 +110,7 @@ class Generation:
             patience=request.patience,
             grammar=request.grammar,
             wanted=request.wanted,
+            beams=request.beams,
             ended=ended,
         )
 
@@ -156,6 +154,11 @@ class Generation:
                 self.pooled.append(delta.pooled)
             if delta.inside is not None:
                 self.insides.append(delta.inside)
+            if delta.beams:
+                first, *self.alternatives = [self._beam(beam) for beam in delta.beams]
+                for piece in first:
+                    yield piece
+                return
             if ending and not delta.tokens:
                 yield Piece("", None, None, ending, scores)
                 return
@@ -171,6 +174,30 @@ class Generation:
                     yield piece
                     return
                 yield piece
+
+    def _beam(self, beam: Beam) -> list[Piece]:
+        """A completion that a search found."""
+        self._detokenizer = self._new_detokenizer()
+        last = len(beam.tokens) - 1
+        return [
+            self._piece(
+                token,
+                beam.logprobs[index] if beam.logprobs else None,
+                beam.finish_reason if index == last else None,
+            )
+            for index, token in enumerate(beam.tokens)
+        ]
+
+    def _new_detokenizer(self) -> Detokenizer:
+        request = self.request
+        return Detokenizer(
+            self._tokenizer,
+            request.stop,
+            request.include_stop,
+            request.skip_special_tokens,
+            request.params.min_tokens,
+            request.kept_special,
+        )
 
     def _piece(self, token: int, logprobs: TokenLogprobs | None, reason: Literal["stop", "length"] | None) -> Piece:
         self.completion_tokens += 1

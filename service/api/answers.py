@@ -147,13 +147,17 @@ async def _events(context: Context, job: Job, layout: Layout, record: RequestRec
 
 
 def chosen(job: Job, generations: Sequence[Generation], pieces: Sequence[Sequence[Piece]]) -> list[Sequence[Piece]]:
-    """The pieces of each choice, from those of each generation: of a prompt's all, or the best, the best first."""
+    """The pieces of each choice, from those of each generation: of a prompt's all, or the best, the best first.
+
+    A beam search is one generation with several choices.
+    """
     choices: list[Sequence[Piece]] = []
     for start in range(0, len(generations), job.tries):
         tries = [*range(start, start + job.tries)]
         if job.n < job.tries:
             tries = sorted(tries, key=lambda index: generations[index].mean_logprob, reverse=True)[: job.n]
-        choices += [pieces[index] for index in tries]
+        for index in tries:
+            choices += [pieces[index], *generations[index].alternatives]
     return choices
 
 

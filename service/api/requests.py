@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.contract import ModelLimits, SamplingParams, Trace, Wanted
+from service.api.beam_search import beam_search, searching
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError, refusal
@@ -56,7 +57,7 @@ class Job:
     generations: list[GenerationRequest]
     """Generations, equally many for each prompt, in the order of the prompts."""
     n: int
-    """Number of choices for each prompt; the best of its generations, if there are more."""
+    """Number of choices for each prompt; the best of its generations, if there are more, or those of a beam search."""
     echo: list[str]
     """Text to put before each choice."""
     stream: bool
@@ -300,7 +301,7 @@ def _check_choices(body: GenerationBody, prompts: int, context: JobContext) -> N
     tries = _tries(body)
     if tries < body.n:
         raise refusal("best_of", f"is below n, which is {body.n}")
-    if tries > body.n and body.stream:
+    if tries > body.n and body.stream and not body.use_beam_search:
         raise refusal("best_of", "goes without stream, because the best are known at the end alone")
     name = "n" if tries == body.n else "best_of"
     _check_at_most(name, tries, context.settings.max_n, "choices")
@@ -338,6 +339,8 @@ def _job(
     bias = _logit_bias(body.logit_bias, limits.vocab_size)
     allowed = allowed_mask(body.allowed_token_ids, limits)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    ends = drawable((*end_tokens, *body.stop_token_ids), limits)
+    search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
@@ -354,7 +357,7 @@ def _job(
             params=SamplingParams(
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=drawable((*end_tokens, *body.stop_token_ids), limits),
+                stop_token_ids=ends,
                 temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
                 top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
                 top_p=_given(body.top_p, defaults.top_p),
@@ -370,7 +373,9 @@ def _job(
                 bad_words=banned,
                 # The mean log-probability is what the best are chosen by.
                 logprobs=0 if logprobs is None and tries > body.n else logprobs,
-            ),
+            )
+            if search is None
+            else searching(search, length, ends),
             stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
@@ -380,9 +385,10 @@ def _job(
             patience=envelope.patience,
             grammar=grammar,
             wanted=Wanted(prompt_logprobs=max(scored, default=None)),
+            beams=search,
         )
         for prompt, length in zip(prompts, lengths, strict=True)
-        for index in range(tries)
+        for index in range(tries if search is None else 1)
     ]
     options = body.stream_options
     return Job(

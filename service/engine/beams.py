@@ -99,11 +99,21 @@ class Beams:
     def _finish(self, candidate: Candidate, length: int, stopped: bool) -> None:
         beam = Beam(
             tokens=[*candidate.parent.output, candidate.token],
-            logprobs=[*self.entries[candidate.parent], candidate.entry],
+            logprobs=self._reported([*self.entries[candidate.parent], candidate.entry]),
             score=self._penalised(candidate.score, length),
             finish_reason="stop" if stopped else "length",
         )
         self.finished = sorted([*self.finished, beam], key=lambda each: -each.score)[: self.search.width]
+
+    def _reported(self, entries: list[TokenLogprobs]) -> list[TokenLogprobs] | None:
+        """Log-probabilities with as many likeliest tokens beside each as were asked for."""
+        most = self.search.logprobs
+        if most is None:
+            return None
+        return [
+            replace(entry, top_tokens=entry.top_tokens[:most], top_logprobs=entry.top_logprobs[:most])
+            for entry in entries
+        ]
 
     def _may_improve(self, best: float, length: int, max_tokens: int) -> bool:
         """Whether the search goes on, where `best` is the score of its likeliest beam, of `length` tokens."""

@@ -47,9 +47,11 @@ class BeamSearch(msgspec.Struct, frozen=True):
     """Number of completions to return, at most `width`."""
     length_penalty: float = 1.0
     """A completion of n tokens is ranked by the sum of their log-probabilities, divided by n to this power."""
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: Literal[True, False, "never"] = False
     """True: end with the first `width` completions. False: end when the likeliest beam ranks below all of these as it
     is. never: end when it would do so at any length."""
+    logprobs: int | None = None
+    """Number of likeliest tokens that are reported beside each of a completion; None: report no log-probabilities."""
 
     def top(self, stops: int) -> int:
         """Number of likeliest tokens of each beam that the search needs, where so many tokens end a completion."""
@@ -60,8 +62,8 @@ class Beam(msgspec.Struct, frozen=True):
     """A completion that a beam search found."""
 
     tokens: list[int]
-    logprobs: list[TokenLogprobs]
-    """Log-probabilities of each of `tokens`."""
+    logprobs: list[TokenLogprobs] | None
+    """Log-probabilities of each of `tokens`, if they were asked for."""
     score: float
     finish_reason: Literal["stop", "length"]
 

@@ -94,13 +94,21 @@ def test_a_tiny_model(stops: tuple[int, ...], tmp_path: Path) -> None:
             assert_same(found, by_transformers(model, prompt, search, stops, 12))
 
 
-def test_the_default_model(smollm2: Path) -> None:
-    tokenizer = load_tokenizer(open_checkpoint(smollm2).tokenizer)
+@pytest.fixture(scope="module")
+def default_model(smollm2: Path) -> tuple[EngineCore, Any]:
+    """In this engine, and in transformers."""
     config = RunnerConfig(model=str(smollm2), dtype="float32", backend="reference", cache_memory=2**27, block_size=16)
     core = EngineCore(load_runner(config), token_budget=96, max_running=16)
     model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32).eval()
+    return core, model
+
+
+@pytest.mark.parametrize("search", [BeamSearch(2, 2), BeamSearch(4, 4), BeamSearch(7, 3, 0.6, "never")])
+def test_the_default_model(search: BeamSearch, smollm2: Path, default_model: tuple[EngineCore, Any]) -> None:
+    core, model = default_model
+    tokenizer = load_tokenizer(open_checkpoint(smollm2).tokenizer)
     texts = ["The capital of France is", "def fibonacci(n):\n    ", "서울에서 부산까지 기차로"]
     prompts = [tokenizer.encode(text, add_special_tokens=True, parse_special=True) for text in texts]
-    search, stops = BeamSearch(4, 4), tuple(tokenizer.eos_token_ids)
-    for prompt, found in zip(prompts, searched(core, prompts, search, stops, 24), strict=True):
-        assert_same(found, by_transformers(model, prompt, search, stops, 24))
+    stops = tuple(tokenizer.eos_token_ids)
+    for prompt, found in zip(prompts, searched(core, prompts, search, stops, 12), strict=True):
+        assert_same(found, by_transformers(model, prompt, search, stops, 12))

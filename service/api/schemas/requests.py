@@ -100,6 +100,10 @@ def _shape(value: Any) -> str | None:
     return None
 
 
+def _flag_or_text(value: Any) -> str:
+    return "<flag>" if isinstance(value, bool) else "<text>"
+
+
 def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
@@ -307,6 +311,30 @@ class GenerationBody(Labels):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
     ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
+    use_beam_search: bool = Field(
+        False,
+        description="Search for the n likeliest completions with n beams (with best_of as many), instead of drawing. "
+        "Fields that change what is drawn, and stream, do not go with it.",
+        examples=[True],
+    )
+    length_penalty: float = Field(
+        1.0,
+        ge=-10,
+        le=10,
+        description="A search ranks a completion of n tokens by its log-probability, divided by n to this power.",
+        examples=[0.8],
+    )
+    early_stopping: Annotated[
+        Annotated[bool, Tag("<flag>")] | Annotated[Literal["never"], Tag("<text>")],
+        Discriminator(
+            _flag_or_text, custom_error_type="shape", custom_error_message="should be true, false or 'never'"
+        ),
+    ] = Field(
+        False,
+        description="True ends a search with as many completions as it has beams, false when the likeliest beam ranks "
+        "below those, never when it would do so at any length.",
+        examples=[True],
+    )
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = Field(
         None, description="Draw from these tokens alone.", examples=[[9906, 2159]]
     )
@@ -356,6 +384,7 @@ class CompletionBody(GenerationBody):
             "examples": [
                 {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
                 {"prompt": "The capital of France is ", "structured_outputs": {"choice": ["Paris", "Rome"]}},
+                {"prompt": "The capital of France is", "max_tokens": 8, "use_beam_search": True, "n": 2, "best_of": 4},
             ]
         }
     )

@@ -22,7 +22,7 @@ from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
-from service.engine.messages import Delta, EngineStats, Grammar, RequestTimes
+from service.engine.messages import Beam, BeamSearch, Delta, EngineStats, Grammar, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
 from service.observability.metrics import Metrics
 from service.served_model import ServedModel
@@ -128,7 +128,9 @@ class FakeStream:
         cache_salt: str,
         ended: Callable[[], object],
         wanted: Wanted,
+        beams: BeamSearch | None,
     ) -> None:
+        self.beams = beams
         self.wanted = wanted
         self._ended = ended
         self.prompt, self.params, self.cache_salt = prompt, params, cache_salt
@@ -137,7 +139,7 @@ class FakeStream:
         self.gate = asyncio.Event()
         self.gate.set()
         self._client = client
-        self._deltas = client.deltas(prompt, params, wanted)
+        self._deltas = client.deltas(prompt, params, wanted, beams)
 
     def cancel(self) -> None:
         self.cancelled = self.cancelled or not self.finished
@@ -194,16 +196,21 @@ class FakeClient:
         grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
         wanted: Wanted = NOTHING,
+        beams: BeamSearch | None = None,
     ) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
-        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended, wanted))
+        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended, wanted, beams))
         self.streams[-1].caller, self.streams[-1].patience = caller, patience
         self.streams[-1].grammar = grammar
         return self.streams[-1]
 
-    def deltas(self, prompt: list[int], params: SamplingParams, wanted: Wanted) -> Iterator[Delta]:
-        """Whatever a test scripted, or else the news of the prompt and the text."""
+    def deltas(
+        self, prompt: list[int], params: SamplingParams, wanted: Wanted, beams: BeamSearch | None
+    ) -> Iterator[Delta]:
+        """Whatever a test scripted, or else the news of the prompt and the text, or what a search finds."""
+        if beams is not None:
+            return iter([Delta(0, [], None, "stop", beams=[fake_beam(beams, place) for place in range(beams.count)])])
         if self.scripted is not None:
             return iter(self.scripted)
         return chain(self.news_of_prompt(prompt, params, wanted), self.script(params))
@@ -247,6 +254,13 @@ class FakeClient:
 
 
 EMBEDDING = Array((4,), struct.pack("<4f", 3, 0, 4, 0))
+
+
+def fake_beam(search: BeamSearch, place: int) -> Beam:
+    """A letter, longer ones for a penalty, and an end token."""
+    tokens = [ord("a") + place] * round(search.length_penalty) + [ord("!")] * (search.early_stopping is True) + [EOS]
+    top = search.logprobs
+    return Beam(tokens, None if top is None else [fake_logprobs(token, top) for token in tokens], -1.0, "stop")
 
 
 def fake_logprobs(token: int, count: int) -> TokenLogprobs:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from model.contract import SamplingParams, TokenLogprobs
-from service.engine.messages import Delta, Refusal
+from service.engine.messages import BeamSearch, Delta, Refusal
 from tests.service.api.fakes import EOS, TIMES, FakeClient, calling
 
 
@@ -69,3 +69,31 @@ async def test_best_of_n_is_n() -> None:
     async with calling() as caller:
         assert (await caller.complete(best_of=2, n=2, stream=True)).status_code == 200
         assert caller.engine.params.logprobs is None
+
+
+async def test_a_beam_search_answers_with_several_choices_of_one_generation() -> None:
+    async with calling() as caller:
+        fields = {"use_beam_search": True, "n": 2, "max_tokens": 5, "length_penalty": 3, "best_of": 4, "seed": 7}
+        answer = (await caller.complete(**fields, prompt=["x", "y"], echo=True)).json()
+        assert [choice["text"] for choice in answer["choices"]] == ["xaaa", "xbbb", "yaaa", "ybbb"]
+        assert {choice["finish_reason"] for choice in answer["choices"]} == {"stop"}
+        assert answer["choices"][0]["logprobs"] is None
+        assert answer["usage"]["completion_tokens"] == 16
+        first, _ = caller.engine.streams
+        assert first.beams == BeamSearch(4, 2, 3.0, False, None)
+        assert first.params == SamplingParams(max_tokens=5, stop_token_ids=(EOS,), temperature=0.0, logprobs=5)
+
+
+async def test_the_completions_of_a_beam_search_have_log_probabilities() -> None:
+    async with calling() as caller:
+        answer = (await caller.complete(use_beam_search=True, n=2, length_penalty=3, logprobs=1)).json()
+        for choice, letter in zip(answer["choices"], "ab", strict=True):
+            assert choice["logprobs"]["tokens"] == [letter] * 3
+            assert choice["logprobs"]["top_logprobs"][0] == {letter: -0.5}
+
+
+async def test_a_beam_search_in_a_chat() -> None:
+    async with calling() as caller:
+        answer = (await caller.chat(use_beam_search=True, n=3, early_stopping="never", temperature=0)).json()
+        assert [choice["message"]["content"] for choice in answer["choices"]] == ["a", "b", "c"]
+        assert caller.engine.streams[0].beams == BeamSearch(3, 3, 1.0, "never", None)

@@ -62,7 +62,8 @@ def alone(message: Submit) -> list[Beam]:
 def test_a_wide_search_finds_the_likeliest_of_all_completions() -> None:
     """As wide as there are completions of two tokens, it misses none."""
     prompt = [1, 2]
-    found = alone(search(0, prompt, BeamSearch(64, 64, length_penalty=0.0, early_stopping="never"), max_tokens=2))
+    wide = BeamSearch(64, 64, length_penalty=0.0, early_stopping="never", logprobs=1)
+    found = alone(search(0, prompt, wide, max_tokens=2))
     every = {}
     for first, second in product(range(VOCAB_SIZE), repeat=2):
         tokens = (first,) if first == STOP else (first, second)
@@ -71,7 +72,9 @@ def test_a_wide_search_finds_the_likeliest_of_all_completions() -> None:
     assert [tuple(beam.tokens) for beam in found] == best
     for beam in found:
         assert beam.score == pytest.approx(every[tuple(beam.tokens)])
+        assert beam.logprobs is not None
         assert beam.score == pytest.approx(sum(entry.chosen for entry in beam.logprobs))
+        assert {len(entry.top_tokens) for entry in beam.logprobs} == {1}
         assert beam.finish_reason == ("stop" if beam.tokens[-1] == STOP else "length")
 
 
