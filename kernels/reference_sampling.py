@@ -9,6 +9,8 @@ E_i is a pure function of (the row's seed, its counter, the token id): a counter
 any batch, and from any subset of candidates that contains the winner.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -26,19 +28,32 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     one. Min-p keeps tokens with a probability of at least min_p times the highest. Tokens that tie with the last one
     kept are kept as well.
     """
-    valid = logits.amax(dim=-1).isfinite()
-    random = batch.temperature > 0
-    filtered = (batch.top_k > 0) | (batch.top_p < 1) | (batch.min_p > 0)
     tokens = torch.full_like(batch.seed, -1)
-    for group, draw in (
-        (valid & ~random, draw_greedy),
-        (valid & random & ~filtered, draw_unfiltered),
-        (valid & random & filtered, draw_filtered),
-    ):
-        rows = group.nonzero().flatten()
+    for rows, draw in zip(groups(logits, batch), (draw_greedy, draw_unfiltered, draw_filtered), strict=True):
         if rows.numel():
             tokens[rows] = draw(logits[rows], select_rows(batch, rows))
     return tokens
+
+
+def sampled_weights(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """The weights [rows, vocab] float32 in proportion to which `sample` draws tokens.
+
+    They are relative to the highest; 0 for tokens that are never drawn, and in all of a row from which none can be.
+    """
+    weights = torch.zeros_like(logits)
+    for rows, weigh in zip(groups(logits, batch), (weigh_greedy, weigh_unfiltered, weigh_filtered), strict=True):
+        if rows.numel():
+            weights[rows] = weigh(logits[rows], select_rows(batch, rows))
+    return weights
+
+
+def groups(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows, each int64 [n], that are greedy, drawn from all tokens, and filtered; the others draw nothing."""
+    valid = logits.amax(dim=-1).isfinite()
+    random = batch.temperature > 0
+    filtered = (batch.top_k > 0) | (batch.top_p < 1) | (batch.min_p > 0)
+    greedy, unfiltered, rest = valid & ~random, valid & random & ~filtered, valid & random & filtered
+    return greedy.nonzero().flatten(), unfiltered.nonzero().flatten(), rest.nonzero().flatten()
 
 
 def select_rows(batch: SamplingBatch, rows: Tensor) -> SamplingBatch:
@@ -71,8 +86,48 @@ def draw_filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
     return tokens
 
 
+def weigh_greedy(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """1 for the token of `draw_greedy`, 0 for all others: [rows, vocab]."""
+    return torch.zeros_like(logits).scatter_(1, draw_greedy(logits, batch)[:, None], 1.0)
+
+
+def weigh_unfiltered(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """The weights of `draw_unfiltered`, [rows, vocab]."""
+    return softmax_weights(logits, batch.temperature)
+
+
+def weigh_filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """The weights of `draw_filtered`, [rows, vocab]."""
+    vocab = logits.shape[1]
+    kept = keep_ranked(logits, batch, min(CANDIDATES, vocab))
+    weights = torch.zeros_like(logits).scatter_(1, kept.tokens, kept.weights)
+    rest = (~kept.complete).nonzero().flatten()
+    if rest.numel():
+        kept = keep_ranked(logits[rest], select_rows(batch, rest), vocab)
+        weights[rest] = torch.zeros_like(logits[rest]).scatter_(1, kept.tokens, kept.weights)
+    return weights
+
+
 def draw_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Tensor:
     """A token drawn from the `count` likeliest of each row; -1 if the filters may keep tokens outside of these."""
+    kept = keep_ranked(logits, batch, count)
+    winners = race(kept.weights, stream_keys(batch), kept.tokens.int())
+    return kept.tokens.gather(1, winners[:, None])[:, 0].masked_fill(~kept.complete, -1)
+
+
+class Kept(NamedTuple):
+    """The part that the filters keep of some of each row's tokens."""
+
+    weights: Tensor
+    """[rows, count] float32: probabilities relative to the highest, 0 where a filter drops the token."""
+    tokens: Tensor
+    """[rows, count] int64: token ids, the likeliest first."""
+    complete: Tensor
+    """[rows] bool: whether the filters keep none of the row's other tokens."""
+
+
+def keep_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Kept:
+    """The part that the filters keep of the `count` likeliest tokens of each row."""
     ranked, ids = logits.topk(count)
     top_k, top_p, min_p = batch.top_k[:, None], batch.top_p[:, None], batch.min_p[:, None]
 
@@ -93,8 +148,7 @@ def draw_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Tensor:
     # Every kept token is among the candidates if the filters drop the last candidate. In a row with a top-k it must be
     # top-k that drops it: otherwise candidates are missing from the mass that top-p is a share of.
     complete = torch.where(batch.top_k > 0, cut[:, -1], weights[:, -1] == 0) | (count == logits.shape[1])
-    tokens = ids.gather(1, race(weights, stream_keys(batch), ids.int())[:, None])[:, 0]
-    return tokens.masked_fill(~complete, -1)
+    return Kept(weights, ids, complete)
 
 
 def softmax_weights(logits: Tensor, temperature: Tensor) -> Tensor:

@@ -72,6 +72,19 @@ class Trace:
     """Whether the residual stream's norms are recorded, and those of what attention and MLP add to it."""
     lens: int | None = None
     """Number of likeliest tokens that each layer's residual stream would give; None: no such logit lens."""
+    distribution: int | None = None
+    """Number of likeliest tokens that each `Distribution` follows; None: no distributions.
+
+    They are those of the draws if `generated` is set, and those of `settings`.
+    """
+    settings: Sequence[SamplingParams] = ()
+    """Settings by which a token is drawn on trial at each of `positions`, as the first behind a prompt that ends there.
+    """
+
+    @property
+    def probes(self) -> bool:
+        """Whether the forward pass itself is looked at; distributions are made of the logits that come of it."""
+        return self.distribution is None or bool(self.heads) or self.stream or self.lens is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +134,13 @@ class Draw:
     """Whether this is the request's first draw in its row, which until then holds tokens of another request."""
     allowed: bytes | None = None
     """Mask of the tokens that may be drawn, one bit each; token 0 is the lowest bit of byte 0. None: all may."""
+    candidates: int | None = None
+    """Number of likeliest tokens that the draw's `Distribution` follows; None: no distribution is wanted."""
+
+    @property
+    def position(self) -> int:
+        """Position in its request of the token from whose logits it is made."""
+        return len(self.prompt) + self.index - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +190,11 @@ class Chunk:
     """The range of `tokens` whose hidden rows are to be added up, as begin and end; None: no hidden rows are wanted."""
     trace: Trace | None = None
     """A look inside at those of the request's positions that are in this chunk."""
+    trials: Sequence[Draw] = ()
+    """Draws that only show their distribution, each from the logits of the chunk's token at `Draw.position`.
+
+    Their rows are numbered from 0 and have nothing to do with those of other draws; all are fresh.
+    """
 
     @property
     def known(self) -> int:
@@ -224,6 +249,39 @@ class Inside:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage on the way from the model's distribution to the one that a token is drawn from."""
+
+    name: str
+    """"raw", or the setting that makes the stage, such as "top_p"; "bias", "grammar"."""
+    kept: int
+    """Number of tokens with a probability above 0."""
+    mass: float
+    """Probability that these tokens had at the stage before."""
+    entropy: float
+    """In nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """The distribution that a token was drawn from, stage by stage. The last stage is the one that was drawn from."""
+
+    position: int
+    """Position from whose logits the token was drawn."""
+    stages: Sequence[Stage]
+    """The model's own, then those that the draw's settings ask for, in the order in which they are applied."""
+    candidates: Sequence[int]
+    """The likeliest tokens of the last stage, of the first one, and the drawn token, by their probability at last."""
+    probabilities: Sequence[Sequence[float]]
+    """[candidates][stages]."""
+    noise: Sequence[float] | None
+    """[candidates]: exponential random numbers E; the token drawn is the one of least E / probability among all. None
+    where the likeliest token is taken."""
+    drawn: int
+    """INVALID_TOKEN if the draw failed; the numbers have no meaning then."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkResult:
     """The results of one chunk."""
 
@@ -236,6 +294,8 @@ class ChunkResult:
     pooled: Array | None = None
     """[hidden]: the sum of the rows that `Chunk.pooled` names."""
     inside: Inside | None = None
+    distributions: Sequence[Distribution] = ()
+    """The distributions of the chunk's trials, then of its draws that ask for theirs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,34 @@ A plan without such wishes costs nothing here, and wishes do not change what is 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kernels.backend import Backend
 from model.batch import Batch
-from model.contract import Chunk, ChunkResult, StepPlan
+from model.contract import Chunk, ChunkResult, Draw, StepPlan
 from model.decoder import Logits, Probe
 from model.inside import Probes, Recorder, to_array
+from model.sampling.choice import Choice, choose
 from model.sampling.logprobs import read_table, score
+from model.sampling.memory import TokenMemory
 from model.transfer import stage, to_host
+
+TRIALS_AT_ONCE = 8
+"""Trial draws that are made at once, lest the stages of many take gigabytes."""
+
+
+class Head(Protocol):
+    """The part of a decoder behind its last layer."""
+
+    @property
+    def backend(self) -> Backend: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def lens(self, residual: Tensor) -> Tensor: ...
 
 
 class ChunkExtras:
@@ -27,16 +44,14 @@ class ChunkExtras:
         self._chunk = chunk
         self._begin = begin
         trace = chunk.trace
-        self.recorder = Recorder(chunk, trace, begin, block_size, backend) if trace else None
+        self.recorder = Recorder(chunk, trace, begin, block_size, backend) if trace and trace.probes else None
         self._scores: Tensor | None = None
         self._lens: Tensor | None = None
         self._pooled: Tensor | None = None
+        self._trials: list[Choice] = []
 
-    def take(self, hidden: Tensor, drawn: Tensor, logits: Logits, lens: Logits) -> None:
-        """Compute what is wanted from the batch's hidden rows and the chunk's `drawn` tokens [draws], without waiting.
-
-        `logits` makes logits of hidden rows, `lens` of the residual stream.
-        """
+    def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
+        """Compute what is wanted from the batch's hidden rows and the chunk's `drawn` tokens [draws]."""
         chunk = self._chunk
         mine = hidden[self._begin : self._begin + len(chunk.tokens)]
         if chunk.pooled:
@@ -45,9 +60,11 @@ class ChunkExtras:
             following = self._following(drawn)
             if chunk.scores:
                 scored = slice(chunk.scores.first, len(chunk.tokens) - (chunk.next is None))
-                self._scores = to_host(score(logits, mine[scored], following[scored], chunk.scores.top))
+                self._scores = to_host(score(head.logits, mine[scored], following[scored], chunk.scores.top))
             if self.recorder and chunk.trace and chunk.trace.lens is not None:
-                self._lens = to_host(self._look(self.recorder.streams[::2], following, lens, chunk.trace.lens))
+                self._lens = to_host(self._look(self.recorder.streams[::2], following, head.lens, chunk.trace.lens))
+        for first in range(0, len(chunk.trials), TRIALS_AT_ONCE):
+            self._trials.append(self._try(mine, chunk.trials[first : first + TRIALS_AT_ONCE], head))
 
     def add(self, result: ChunkResult) -> ChunkResult:
         """The chunk's result with what was wanted. Waits for the device."""
@@ -58,7 +75,10 @@ class ChunkExtras:
             lens = [read_table(rows, chunk.trace.lens or 0) for rows in self._lens.tolist()]
         pooled = None if self._pooled is None else to_array(self._pooled)
         inside = None if self.recorder is None else self.recorder.inside(lens)
-        return replace(result, scores=scores, pooled=pooled, inside=inside)
+        trials = [shown for choice in self._trials for shown in choice.distributions().values()]
+        return replace(
+            result, scores=scores, pooled=pooled, inside=inside, distributions=[*trials, *result.distributions]
+        )
 
     def _following(self, drawn: Tensor) -> Tensor:
         """The token that follows each of the chunk's tokens [tokens] int64, known or drawn; 0 where it is neither."""
@@ -67,6 +87,12 @@ class ChunkExtras:
         (following,) = stage([torch.tensor(known)], drawn.device)
         # A failed draw is INVALID_TOKEN; its request ends, and nobody reads the scores.
         return torch.cat([following[: len(known) - len(drawn)], drawn]).clamp(min=0)
+
+    def _try(self, mine: Tensor, trials: Sequence[Draw], head: Head) -> Choice:
+        """Trial draws; they have a memory of their own, so that they leave no trace in anybody's."""
+        (places,) = stage([torch.tensor([draw.position - self._chunk.start for draw in trials])], mine.device)
+        memory = TokenMemory(1 + max(len(draw.prompt) for draw in trials), mine.device)
+        return choose(head.backend, head.logits(mine.index_select(0, places)), trials, memory).to_host()
 
     def _look(self, streams: Sequence[Tensor], following: Tensor, lens: Logits, top: int) -> Tensor:
         """The logit lens's table [stages, positions, columns]; `streams` has [positions, hidden] for each stage."""
@@ -85,7 +111,7 @@ class Extras:
         self._extras = {
             index: ChunkExtras(chunk, batch.begins[index], block_size, backend)
             for index, chunk in enumerate(plan.chunks)
-            if chunk.scores or chunk.pooled or chunk.trace
+            if chunk.scores or chunk.pooled or chunk.trace or chunk.trials
         }
 
     @property
@@ -94,13 +120,13 @@ class Extras:
         recorders = [extras.recorder for extras in self._extras.values() if extras.recorder]
         return Probes(recorders) if recorders else None
 
-    def take(self, hidden: Tensor, drawn: Tensor, logits: Logits, lens: Logits) -> None:
+    def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
         """See `ChunkExtras.take`; `drawn` are the tokens of all draws of the plan."""
         if self._extras:
             ends = [*accumulate(len(chunk.draws) for chunk in self._plan.chunks)]
             for index, extras in self._extras.items():
                 mine = drawn[ends[index] - len(self._plan.chunks[index].draws) : ends[index]]
-                extras.take(hidden, mine, logits, lens)
+                extras.take(hidden, mine, head)
 
     def add(self, results: list[ChunkResult]) -> list[ChunkResult]:
         """See `ChunkExtras.add`; one result for each chunk of the plan."""

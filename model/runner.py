@@ -82,7 +82,7 @@ class ModelRunner:
             computed = Moment(self._device)
             choice = choose(self._decoder.backend, logits, draws, self._memory)
             self._drawn = choice.tokens
-        extras.take(hidden, self._drawn[: len(draws)], self._decoder.logits, self._decoder.lens)
+        extras.take(hidden, self._drawn[: len(draws)], self._decoder)
         brought = None if choice is None else choice.to_host()
         return RunningStep(plan, brought, extras, began, computed, Moment(self._device))
 
@@ -114,7 +114,15 @@ class RunningStep:
             return [ChunkResult()] * len(chunks)
         tokens, logprobs = read_choice(self.choice, [draw for chunk in chunks for draw in chunk.draws])
         ends = [*accumulate(len(chunk.draws) for chunk in chunks)]
-        return [ChunkResult(tokens[begin:end], logprobs[begin:end]) for begin, end in pairwise([0, *ends])]
+        shown = self.choice.distributions()
+        return [
+            ChunkResult(
+                tokens[begin:end],
+                logprobs[begin:end],
+                distributions=[shown[row] for row in range(begin, end) if row in shown],
+            )
+            for begin, end in pairwise([0, *ends])
+        ]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
@@ -20,11 +20,13 @@ from service.api import (
     inspect,
     messages,
     models,
+    page,
     responses,
+    scores,
     tokenize,
 )
 from service.api.admission import Admission
-from service.api.auth import RequireKey
+from service.api.auth import RequireKey, no_path
 from service.api.bodies import BodyLimit
 from service.api.context import Context
 from service.api.head import HeadAsGet
@@ -55,6 +57,7 @@ ROUTERS = (
     models.router,
     responses.router,
     responses.stored,
+    scores.router,
     tokenize.router,
     health.router,
     docs.router,
@@ -85,6 +88,7 @@ def create_app(
     keys = ApiKeys(settings)
     root_path = settings.root_path or ""
     hosts, origins = listed(settings.allowed_hosts), listed(settings.allowed_origins)
+    is_open = page.is_of_page if settings.page else no_path
     traces = _open_traces(settings.otlp_endpoint, served.model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
@@ -110,7 +114,7 @@ def create_app(
             *([Middleware(RequireHost, hosts)] if hosts else []),
             # Before the keys, because a browser sends no key with a preflight, which asks whether it may send one.
             *([Middleware(AllowOrigins, origins)] if origins else []),
-            *([Middleware(RequireKey, keys)] if keys.required else []),
+            *([Middleware(RequireKey, keys, is_open)] if keys.required else []),
             Middleware(HeadAsGet),
             Middleware(BodyLimit, settings.max_body),
         ],
@@ -132,21 +136,27 @@ def create_app(
         started=started,
     )
     errors.install(app)
-    for router in (*ROUTERS, route.router_of(metrics)):
+    landing = page.router_of(root_path) if settings.page else _landing(root_path, served.model_name)
+    for router in (*ROUTERS, route.router_of(metrics), landing):
         app.include_router(router)
 
     if root_path and any(f"{route.path}/".startswith(f"{root_path}/") for route in iter_route_contexts(app.routes)):
         raise SettingsError(f"root_path: paths of the server's own begin with {root_path}, so that it says nothing")
 
-    @app.get("/", include_in_schema=False)
-    async def landing() -> dict[str, str]:
-        places = {"docs": "/docs", "api": "/v1", "metrics": "/metrics"}
-        return {"name": "Headlight", "model": served.model_name} | {
-            name: root_path + path for name, path in places.items()
-        }
-
     app.openapi = lambda: _schema(app, root_path)  # type: ignore[method-assign]
     return app
+
+
+def _landing(root_path: str, model_name: str) -> APIRouter:
+    """GET / of a server without its page: where everything is."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def landing() -> dict[str, str]:
+        places = {"docs": "/docs", "api": "/v1", "metrics": "/metrics"}
+        return {"name": "Headlight", "model": model_name} | {name: root_path + path for name, path in places.items()}
+
+    return router
 
 
 def _open_traces(endpoint: str, model_name: str) -> "Traces":

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from model.contract import NOTHING, Array, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
+from model.contract import NOTHING, Array, Distribution, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
 from service.engine.interface import EngineClient
 from service.engine.messages import Beam, BeamSearch, Grammar, Refusal, RequestTimes
 from service.engine.status import EngineLost
@@ -71,6 +71,10 @@ class Piece:
     finish_reason: Literal["stop", "length"] | None
     scores: Sequence[TokenLogprobs] = ()
     """In the first piece, the log-probabilities of the prompt's tokens but the first, if they are wanted."""
+    inside: Inside | None = None
+    """The looks inside at the positions up to the one that the token was drawn from, since the piece before."""
+    distributions: Sequence[Distribution] = ()
+    """The distributions that came with the token; its own is the last of them, if it is wanted."""
     stopped: str | None = None
     """In the last piece, the stop string that ended the completion, if one did."""
 
@@ -97,7 +101,9 @@ class Generation:
         """Parts of the prompt's embedding, as in `Delta`."""
         self._logprob = 0.0
         self.insides: list[Inside] = []
-        """Looks inside the decoder, position by position in ascending order."""
+        """Looks inside the decoder that came before any token; those that come with a token are in its piece."""
+        self.distributions: list[Distribution] = []
+        """The distributions of trial draws that came before any token."""
         self.alternatives: list[list[Piece]] = []
         """The further completions of a beam search, the best first, once the generation's own has come."""
         self._tokenizer = tokenizer
@@ -152,8 +158,9 @@ class Generation:
             scores += delta.scores
             if delta.pooled is not None:
                 self.pooled.append(delta.pooled)
-            if delta.inside is not None:
-                self.insides.append(delta.inside)
+            if not delta.tokens:
+                self.insides += [] if delta.inside is None else [delta.inside]
+                self.distributions += delta.distributions
             if delta.beams:
                 first, *self.alternatives = [self._beam(beam) for beam in delta.beams]
                 for piece in first:
@@ -167,6 +174,8 @@ class Generation:
                 piece = self._piece(token, delta.logprobs[index] if delta.logprobs else None, reason)
                 if scores:
                     piece, scores = replace(piece, scores=scores), []
+                if index == 0 and (delta.inside is not None or delta.distributions):
+                    piece = replace(piece, inside=delta.inside, distributions=delta.distributions)
                 if piece.finish_reason is not None:
                     # Cancel at once: the engine does not know of stop strings, and the piece's reader may take its
                     # time.

@@ -126,6 +126,7 @@ class Settings(BaseSettings):
     share_prefix_cache: bool = Field(
         False, description="Whether clients with different API keys share cached prefixes, and can see that they do."
     )
+    page: bool = Field(True, description="Whether / is a page to chat with the model and to look inside it.")
     api_processes: Count = Field(
         1, le=64, description="Processes that answer HTTP for the engine; more than 1 if one is busy all the time."
     )
@@ -227,6 +228,9 @@ class Settings(BaseSettings):
     )
     max_lens_rows: Count = Field(
         2048, description="Positions times layers of one request's logit lens; each costs an output projection."
+    )
+    max_distributions: Count = Field(
+        64, description="Distributions that one request may look at: positions times settings, and generated tokens."
     )
     max_stop: Count = Field(16, description="Stop strings in one request.")
     max_stop_length: Count = Field(256, description="Characters of one stop string.")

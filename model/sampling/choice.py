@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend, SamplingBatch
-from model.contract import INVALID_TOKEN, Draw, TokenLogprobs
+from model.contract import INVALID_TOKEN, Distribution, Draw, TokenLogprobs
 from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import TRANSFORMS
+from model.sampling.waterfall import Waterfall, WaterfallTable
 from model.transfer import stage_named, to_host
 
 
@@ -22,17 +23,28 @@ class Choice:
     """[rows] int64; `INVALID_TOKEN` where a row's logits are NaN, or the transforms left no token to draw."""
     logprobs: Tensor | None
     """A table as `logprob_table` makes it, of the rows that ask for log-probabilities; None if no row does."""
+    waterfall: WaterfallTable | None = None
+    """The distributions of the rows that ask for theirs; None if no row does."""
 
     def to_host(self) -> "Choice":
         """The choice in host memory, as `model.transfer.to_host` brings it."""
-        return Choice(to_host(self.tokens), None if self.logprobs is None else to_host(self.logprobs))
+        return Choice(
+            to_host(self.tokens),
+            None if self.logprobs is None else to_host(self.logprobs),
+            None if self.waterfall is None else self.waterfall.to_host(),
+        )
+
+    def distributions(self) -> dict[int, Distribution]:
+        """The distributions by the rows that ask for theirs, from a choice in host memory."""
+        return {} if self.waterfall is None else self.waterfall.read()
 
 
 def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> Choice:
     """Draw a token from each row of `logits` [rows, vocab] float32, which is overwritten; row i belongs to draws[i].
 
     `memory` holds the tokens of the requests so far, and the new tokens are added to it. Log-probabilities are computed
-    from the logits before any transform. The host does not wait for the device.
+    from the logits before any transform. The host does not wait for the device, unless a draw asks for its
+    distribution.
     """
     asking = _asking(draws)
     memory.begin(draws)
@@ -41,14 +53,19 @@ def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: Toke
     rows = arrived.pop("rows")
     # Log-probabilities are computed before the transforms, which edit the logits in place.
     scores = torch.log_softmax(logits.index_select(0, rows), dim=-1) if asking else None
+    watched = Waterfall(draws, logits) if any(draw.candidates is not None for draw in draws) else None
     for transform in TRANSFORMS:
         transform(logits, draws, memory)
-    tokens = backend.sample(logits, on_host.with_tensors(arrived))
+        if watched is not None:
+            watched.note(transform, logits)
+    batch = on_host.with_tensors(arrived)
+    tokens = backend.sample(logits, batch)
     memory.add(draws, tokens)
+    waterfall = None if watched is None else watched.table(logits, batch, tokens)
     if scores is None:
-        return Choice(tokens, None)
+        return Choice(tokens, None, waterfall)
     most = max(draws[row].params.logprobs or 0 for row in asking)
-    return Choice(tokens, logprob_table(scores, tokens.index_select(0, rows), most))
+    return Choice(tokens, logprob_table(scores, tokens.index_select(0, rows), most), waterfall)
 
 
 def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:

@@ -6,10 +6,10 @@ request uses it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.contract import Draw
@@ -22,25 +22,45 @@ Entry = tuple[int, int, float]
 _ANY = -2
 """In place of a token: any token, or none."""
 
-Transform = Callable[[Tensor, Sequence[Draw], TokenMemory], None]
+Edit = Callable[[Tensor, Sequence[int], Sequence[Draw], TokenMemory], None]
+"""Edits some `rows` of a batch's logits; there is at least one."""
 
 
-def add_bias(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """One transform: which draws ask for it, and what it does to their logits."""
+
+    name: str
+    """The name of the stage to those who look inside."""
+    applies: Callable[[Draw], bool]
+    edit: Edit
+
+    def __call__(self, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+        """Edit the logits [rows, vocab] of those draws that ask for it; row i belongs to draws[i]."""
+        if rows := [row for row, draw in enumerate(draws) if self.applies(draw)]:
+            self.edit(logits, rows, draws, memory)
+
+
+def transform(name: str, applies: Callable[[Draw], bool]) -> Callable[[Edit], Transform]:
+    """Decorate an edit as the transform of the draws that it applies to."""
+    return lambda edit: Transform(name, applies, edit)
+
+
+@transform("bias", lambda draw: bool(draw.params.logit_bias))
+def add_bias(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Add OpenAI's logit_bias: for each listed token, a number added to its logit."""
     add_entries(
         logits,
-        [(row, token, bias) for row, draw in enumerate(draws) for token, bias in draw.params.logit_bias],
+        [(row, token, bias) for row in rows for token, bias in draws[row].params.logit_bias],
     )
 
 
-def penalise_repetition(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+@transform("repetition_penalty", lambda draw: draw.params.repetition_penalty != 1)
+def penalise_repetition(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Weaken tokens of prompt and output: divide a positive logit by the penalty, multiply a negative one by it.
 
     Source: Keskar et al., arXiv 1909.05858, with negative logits treated as in transformers and vLLM.
     """
-    rows = [row for row, draw in enumerate(draws) if draw.params.repetition_penalty != 1]
-    if not rows:
-        return
     places = _places(logits, rows, memory.recall([draws[row] for row in rows]).tokens)
     penalties = _column([draws[row].params.repetition_penalty for row in rows], logits.device)
     flat = logits.view(-1)
@@ -49,15 +69,12 @@ def penalise_repetition(logits: Tensor, draws: Sequence[Draw], memory: TokenMemo
     flat.put_(places, torch.where(scores > 0, scores / penalties, scores * penalties))
 
 
-def penalise_frequency(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+@transform(
+    "frequency_penalty",
+    lambda draw: draw.index > 0 and bool(draw.params.presence_penalty or draw.params.frequency_penalty),
+)
+def penalise_frequency(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Apply OpenAI's penalties: a token that occurs n > 0 times in the output loses presence + n * frequency."""
-    rows = [
-        row
-        for row, draw in enumerate(draws)
-        if draw.index and (draw.params.presence_penalty or draw.params.frequency_penalty)
-    ]
-    if not rows:
-        return
     recalled = memory.recall([draws[row] for row in rows])
     params = [draws[row].params for row in rows]
     frequency = _column([p.frequency_penalty for p in params], logits.device)
@@ -70,41 +87,40 @@ def penalise_frequency(logits: Tensor, draws: Sequence[Draw], memory: TokenMemor
     flat.put_(places, torch.where(recalled.written, -frequency, 0.0), accumulate=True)
 
 
-def ban_early_stop(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+@transform("min_tokens", lambda draw: draw.index < draw.params.min_tokens)
+def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban `stop_token_ids` until `min_tokens` tokens have been generated."""
     add_entries(
         logits,
-        [
-            (row, token, float("-inf"))
-            for row, draw in enumerate(draws)
-            if draw.index < draw.params.min_tokens
-            for token in draw.params.stop_token_ids
-        ],
+        [(row, token, float("-inf")) for row in rows for token in draws[row].params.stop_token_ids],
     )
 
 
-def allow_only(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give, and outside the request's own mask."""
-    masks = {row: mask for row, draw in enumerate(draws) if (mask := _mask(draw, -(-logits.shape[1] // 8))) is not None}
-    if not masks:
-        return
-    rows = [*masks]
-    packed = torch.from_numpy(np.stack([*masks.values()]))
-    index, octets = stage([torch.tensor(rows), packed], logits.device)
+@transform("grammar", lambda draw: draw.allowed is not None)
+def allow_only(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
+    _ban_others(logits, rows, [draws[row].allowed or b"" for row in rows])
+
+
+@transform("allowed_token_ids", lambda draw: draw.params.allowed is not None)
+def allow_listed(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban all tokens outside the request's own mask."""
+    _ban_others(logits, rows, [draws[row].params.allowed or b"" for row in rows])
+
+
+def _ban_others(logits: Tensor, rows: Sequence[int], masks: Sequence[bytes]) -> None:
+    """Ban all tokens outside a mask for each of the rows."""
+    packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1)
+    index, octets = stage([torch.tensor(rows), torch.from_numpy(packed.copy())], logits.device)
     bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
     banned = bits.flatten(1)[:, : logits.shape[1]] == 0
     logits[index] = logits[index].masked_fill(banned, float("-inf"))
 
 
-def _mask(draw: Draw, size: int) -> NDArray[np.uint8] | None:
-    """The first `size` bytes of a draw's masks, combined; None if it has none."""
-    masks = [np.frombuffer(mask, np.uint8)[:size] for mask in (draw.allowed, draw.params.allowed) if mask is not None]
-    return np.bitwise_and.reduce(masks) if masks else None
-
-
-def ban_words(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+@transform("bad_words", lambda draw: bool(draw.params.bad_words))
+def ban_words(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban the last token of each of a request's `bad_words` where the output ends with the tokens before it."""
-    words = [(row, word) for row, draw in enumerate(draws) for word in draw.params.bad_words]
+    words = [(row, word) for row in rows for word in draws[row].params.bad_words]
     add_entries(logits, [(row, word[0], float("-inf")) for row, word in words if len(word) == 1])
     words = [(row, word) for row, word in words if 1 < len(word) <= draws[row].index + 1]
     if not words:
@@ -120,15 +136,13 @@ def ban_words(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> Non
     logits.index_put_((index, last), torch.where(found, float("-inf"), 0.0), accumulate=True)
 
 
-def keep_near_top(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+@transform("top_n_sigma", lambda draw: draw.params.top_n_sigma > 0 and draw.params.temperature > 0)
+def keep_near_top(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Keep the tokens whose logits are within `top_n_sigma` standard deviations of the highest.
 
     Source: Tang et al., arXiv 2411.07641. The deviation is that of the finite logits, and no temperature changes what
     is kept. Greedy draws are not changed.
     """
-    rows = [row for row, draw in enumerate(draws) if draw.params.top_n_sigma > 0 and draw.params.temperature > 0]
-    if not rows:
-        return
     (index,) = stage([torch.tensor(rows)], logits.device)
     sigmas = _column([draws[row].params.top_n_sigma for row in rows], logits.device)
     scores = logits[index]
@@ -140,15 +154,13 @@ def keep_near_top(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) ->
     logits[index] = scores.masked_fill(dropped, float("-inf"))
 
 
-def keep_typical(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+@transform("typical_p", lambda draw: draw.params.typical_p < 1 and draw.params.temperature > 0)
+def keep_typical(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Keep the tokens whose information is nearest to the distribution's entropy, until their mass reaches typical_p.
 
     Source: Meister et al., arXiv 2202.00666. The distribution is taken at the request's temperature. Greedy draws are
     not changed.
     """
-    rows = [row for row, draw in enumerate(draws) if draw.params.typical_p < 1 and draw.params.temperature > 0]
-    if not rows:
-        return
     (index,) = stage([torch.tensor(rows)], logits.device)
     temperature = _column([draws[row].params.temperature for row in rows], logits.device)
     mass = _column([draws[row].params.typical_p for row in rows], logits.device)
@@ -170,6 +182,7 @@ TRANSFORMS: tuple[Transform, ...] = (
     penalise_frequency,
     ban_early_stop,
     allow_only,
+    allow_listed,
     ban_words,
     keep_near_top,
     keep_typical,
@@ -194,7 +207,7 @@ def _to_columns(entries: list[Entry], device: torch.device) -> list[Tensor]:
     return stage([torch.tensor(rows), torch.tensor(tokens), torch.tensor(values, dtype=torch.float32)], device)
 
 
-def _places(logits: Tensor, rows: list[int], tokens: Tensor) -> Tensor:
+def _places(logits: Tensor, rows: Sequence[int], tokens: Tensor) -> Tensor:
     """Indices [rows, width] into the flattened logits of `tokens` [rows, width], where `rows` are rows of `logits`."""
     (starts,) = stage([torch.tensor(rows) * logits.shape[1]], logits.device)
     return starts[:, None] + tokens

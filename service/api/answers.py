@@ -15,9 +15,10 @@ from starlette.responses import Response
 
 from service.api.context import Context, JobContext
 from service.api.errors import ApiError
+from service.api.looks import Looks
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
-from service.api.schemas.answers import PromptTokensDetails, Usage
+from service.api.schemas.answers import PromptTokensDetails, TokenInspection, Usage
 from service.api.sse import DONE, ClientLeft, EventStream, event, while_connected
 from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord, record_of
@@ -36,6 +37,7 @@ class Layout(ABC):
         self.id = f"{self.prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model = context.model_name
+        self.looks = Looks(job.look, context.tokenizer, context.client.limits) if job.look is not None else None
 
     @abstractmethod
     def begin(self, usage: Callable[[], Usage]) -> Iterator[bytes]:
@@ -78,7 +80,14 @@ class Format(Layout):
 
     def tells(self, piece: Piece) -> bool:
         """Whether a piece has something to tell beside its text."""
-        return piece.finish_reason is not None or self.job.logprobs or self.job.return_token_ids
+        if piece.finish_reason is not None or self.looks is not None:
+            return True
+        return self.job.logprobs or self.job.return_token_ids
+
+    def seen(self, pieces: Sequence[Piece]) -> list[TokenInspection]:
+        """The looks inside at the places where the tokens of some pieces were drawn; none if nobody asked."""
+        looks = self.looks
+        return [] if looks is None else [seen for piece in pieces if (seen := looks.of_token(piece)) is not None]
 
     @abstractmethod
     def closing(self, usage: Usage) -> BaseModel:

@@ -1,9 +1,11 @@
 """Refuses requests without an API key, and tells apart the clients of different keys.
 
-Every path is guarded except those listed here, so that a new route is guarded too. Knows nothing of the keys' origin.
+Every path is guarded except those listed here, and the page's if there is one, so that a new route is guarded too.
+Knows nothing of the keys' origin.
 """
 
 import hashlib
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,14 +18,18 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics"})
 
 
 class RequireKey:
-    """Middleware that answers 401 to a request for a guarded path unless it comes with one of the keys."""
+    """Middleware that answers 401 to a request for a guarded path unless it comes with one of the keys.
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+    `is_open` tells further paths that are not guarded.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, is_open: Callable[[str], bool]) -> None:
         self._app = app
         self._keys = keys
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._keys.accept(_key(scope)):
+        if scope["type"] == "lifespan" or self._lets_in(scope):
             if scope["type"] == "http" and self._keys.several:
                 scope.setdefault("state", {})["caller"] = _caller(_key(scope))
             await self._app(scope, receive, send)
@@ -34,6 +40,14 @@ class RequireKey:
             code="invalid_api_key",
         )
         await respond(scope, error)(scope, receive, send)
+
+    def _lets_in(self, scope: Scope) -> bool:
+        return scope["path"] in OPEN_PATHS or self._is_open(scope["path"]) or self._keys.accept(_key(scope))
+
+
+def no_path(path: str) -> bool:
+    """Opens nothing."""
+    return False
 
 
 def caller_of(scope: Scope) -> str:

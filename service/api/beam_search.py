@@ -27,6 +27,7 @@ _EXCLUDED: dict[str, tuple[Any, ...]] = {
     "min_tokens": (0,),
     "stop": (None, []),
     "prompt_logprobs": (None,),
+    "inspect": (None,),
 }
 """Fields that a search has no use for, each with the values that ask for nothing."""
 

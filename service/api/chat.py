@@ -73,6 +73,8 @@ class ChatFormat(Format):
         )
         if self.job.return_token_ids:
             choice.token_ids = [] if piece.token is None else [piece.token]
+        for seen in self.seen([piece]):
+            choice.inspection = seen
         return self._chunk([choice], self.counts(usage) | self._scores(piece))
 
     def closing(self, usage: Usage) -> ChatChunk:
@@ -102,6 +104,8 @@ class ChatFormat(Format):
         )
         if self.job.return_token_ids:
             choice.token_ids = [piece.token for piece in pieces if piece.token is not None]
+        if self.looks is not None:
+            choice.inspection = self.seen(pieces)
         return choice
 
     def _read(self, index: int, piece: Piece) -> MessageDelta:

@@ -54,7 +54,10 @@ class CompletionFormat(Format):
         first = not self._told[index]
         self._told[index] = True
         echo = self.job.echo[index] if first and self.job.scores_echo else ""
-        return self._chunk(self._choice(index, echo + piece.text, [piece], scored=first), usage)
+        choice = self._choice(index, echo + piece.text, [piece], scored=first)
+        for seen in self.seen([piece]):
+            choice.inspection = seen
+        return self._chunk(choice, usage)
 
     def closing(self, usage: Usage) -> Completion:
         return self._envelope([], {"usage": usage})
@@ -66,6 +69,9 @@ class CompletionFormat(Format):
             )
             for index, own in enumerate(pieces)
         ]
+        if self.looks is not None:
+            for choice, own in zip(choices, pieces, strict=True):
+                choice.inspection = self.seen(own)
         return self._envelope(choices, {"usage": usage})
 
     def _chunk(self, choice: CompletionChoice, usage: Usage | None) -> Completion:

@@ -3,35 +3,34 @@
 The engine that serves everybody else does the looking, in the same steps.
 """
 
-import base64
 from collections.abc import Sequence
 from contextlib import aclosing
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
 from fastapi import APIRouter
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.contract import Inside, TokenLogprobs
+from model.contract import Distribution, Inside
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_numpy
 from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
-from service.api.logprobs import finite
+from service.api.looks import Looks
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.prompts import off_loop
 from service.api.requests import inspect_job
 from service.api.schemas.answers import (
     InspectedAttention,
+    InspectedDistribution,
     InspectedResidual,
     InspectedToken,
     Inspection,
     LensEntry,
-    LensToken,
     Numbers,
 )
 from service.api.schemas.requests import InspectBody
@@ -53,41 +52,57 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     job = await inspect_job(body, context, envelope)
     envelope.record.id = f"insp-{uuid4().hex}"
     try:
-        tokens, insides = await while_connected(request.receive, _look(context, job, envelope.record))
+        seen = await while_connected(request.receive, _look(context, job, envelope.record))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    view = View(body, context, job.prompt, tokens, insides)
+    view = View(body, context, job, seen)
     text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: view.inspection().model_dump_json())
     return Response(text, media_type="application/json")
 
 
-async def _look(context: Context, job: GenerationRequest, record: RequestRecord) -> tuple[list[int], Sequence[Inside]]:
-    """The generated tokens, and the looks inside."""
+class Seen(NamedTuple):
+    """The engine's news of a request."""
+
+    tokens: list[int]
+    """The generated ones."""
+    insides: Sequence[Inside]
+    distributions: Sequence[Distribution]
+
+
+async def _look(context: Context, job: GenerationRequest, record: RequestRecord) -> Seen:
     with open_generations(context, [job], record) as generations:
         async with aclosing(observed(record, generations)) as pieces:
-            tokens = [piece.token async for _, piece in pieces if piece.token is not None]
-        return tokens, generations[0].insides
+            drawn = [piece async for _, piece in pieces if piece.token is not None]
+        (generation,) = generations
+    return Seen(
+        tokens=[piece.token for piece in drawn if piece.token is not None],
+        insides=[*generation.insides, *(piece.inside for piece in drawn if piece.inside is not None)],
+        distributions=[*generation.distributions, *(shown for piece in drawn for shown in piece.distributions)],
+    )
 
 
 class View:
     """The answer to one request, made of looks at consecutive positions."""
 
-    def __init__(
-        self, body: InspectBody, context: Context, prompt: list[int], generated: list[int], insides: Sequence[Inside]
-    ) -> None:
+    def __init__(self, body: InspectBody, context: Context, job: GenerationRequest, seen: Seen) -> None:
         self._body = body
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
-        self._layers, self._heads = context.client.limits.layers, context.client.limits.heads
-        self._prompt, self._generated = prompt, generated
-        self._insides = insides
-        self._positions = [position for inside in insides for position in inside.positions]
+        self._looks = Looks(body, context.tokenizer, context.client.limits)
+        self._prompt, self._generated = job.prompt, seen.tokens
+        self._insides, self._shown = seen.insides, seen.distributions
+        assert job.wanted.trace is not None
+        self._trace = job.wanted.trace
+        drawn_from = range(len(self._prompt) - 1, len(self._prompt) - 1 + len(self._generated))
+        self._positions = sorted({*self._trace.positions, *drawn_from})
 
     @property
     def numbers(self) -> int:
         """About how many numbers the answer has."""
         arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
-        return sum(len(array.data) // 4 for array in arrays) + 40 * len(self._positions) * (self._body.lens or 0)
+        candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
+        lens = 40 * len(self._positions) * (self._body.lens or 0)
+        return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates
 
     def inspection(self) -> Inspection:
         """The whole answer."""
@@ -100,33 +115,31 @@ class View:
             answer.residual = InspectedResidual(stream=self._joined("stream"), added=self._joined("added"))
         if self._body.lens is not None:
             answer.lens = self._lens()
+        if self._body.distribution is not None:
+            answer.distributions = self._distributions()
         return answer
 
     def _token(self, id: int, *, generated: bool) -> InspectedToken:
-        return InspectedToken(id=id, text=self._text(id), special=self._tokenizer.is_special(id), generated=generated)
-
-    def _text(self, id: int) -> str:
-        return self._tokenizer.token_bytes(id).decode(errors="replace")
+        return InspectedToken(
+            id=id, text=self._looks.text(id), special=self._tokenizer.is_special(id), generated=generated
+        )
 
     def _attention(self) -> InspectedAttention:
         keys = self._positions[-1] + 1
         parts = [to_numpy(inside.attention) for inside in self._insides if inside.attention]
         maps = np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, keys - part.shape[2]))) for part in parts], axis=1)
-        if self._body.attention == "all":
-            heads = [(layer, head) for layer in range(self._layers) for head in range(self._heads)]
-        else:
-            heads = [(layer, head) for layer, head in self._body.attention or ()]
-        return InspectedAttention(heads=heads, **self._numbers(maps).model_dump())
+        return self._looks.attention(maps)
 
     def _joined(self, name: str) -> Numbers:
-        return self._numbers(np.concatenate([to_numpy(getattr(inside, name)) for inside in self._insides], axis=1))
+        return self._looks.numbers(
+            np.concatenate([to_numpy(getattr(inside, name)) for inside in self._insides], axis=1)
+        )
 
-    def _numbers(self, array: NDArray[np.float32]) -> Numbers:
-        shape = list(array.shape)
-        if self._body.encoding_format == "base64":
-            return Numbers(shape=shape, data=base64.b64encode(array.astype("<f2").tobytes()).decode())
-        # Rounded to six digits behind the point, in 64 bits, so that the numbers are written as short as they are.
-        return Numbers(shape=shape, data=array.astype(np.float64).round(6).tolist())
+    def _distributions(self) -> list[InspectedDistribution]:
+        """The distributions of the trials, then of the generated tokens."""
+        named = range(len(self._body.settings)) if self._body.settings else [None] * len(self._trace.settings)
+        settings = [*named] * len(self._trace.positions) + [None] * len(self._generated)
+        return [self._looks.distribution(shown, setting) for shown, setting in zip(self._shown, settings, strict=True)]
 
     def _lens(self) -> list[list[LensEntry]]:
         """[stages][positions]."""
@@ -135,16 +148,8 @@ class View:
         last = len(self._prompt) + len(self._generated) - 1
         return [
             [
-                self._lens_entry(entry, followed=position < last)
+                self._looks.lens_entry(entry, followed=position < last)
                 for position, entry in zip(self._positions, entries, strict=True)
             ]
             for entries in stages
         ]
-
-    def _lens_entry(self, entry: TokenLogprobs, *, followed: bool) -> LensEntry:
-        likeliest = zip(entry.top_tokens, entry.top_logprobs, strict=True)
-        return LensEntry(
-            likeliest=[LensToken(id=id, text=self._text(id), logprob=finite(logprob)) for id, logprob in likeliest],
-            next_logprob=finite(entry.chosen) if followed else None,
-            next_rank=entry.rank if followed else None,
-        )

@@ -4,9 +4,9 @@ A limit that holds for one route holds for all of them, because there is no othe
 response formats.
 """
 
-import itertools
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ from service.api.envelope import Envelope
 from service.api.errors import ApiError, refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
+from service.api.judgements import Pair, answer_tokens, check_question, judgement_prompt
+from service.api.looks import named_heads
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.restrictions import allowed_mask, bad_words
 from service.api.schemas.requests import (
@@ -28,6 +30,9 @@ from service.api.schemas.requests import (
     EmbeddingBody,
     GenerationBody,
     InspectBody,
+    JudgementBody,
+    Look,
+    Sampling,
     TokenizeBody,
 )
 from service.api.tools import answer_form
@@ -45,6 +50,9 @@ _GREEDY_BELOW = 1e-5
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
+
+DISTRIBUTION_BYTES = 96
+"""Most bytes of a candidate in a distribution: a number of 8 for each of eleven stages, and its noise."""
 
 T = TypeVar("T")
 
@@ -69,6 +77,8 @@ class Job:
     """Number of likeliest tokens to report beside each prompt token; None: nothing is reported of the prompt."""
     scores_echo: bool
     """Whether the echoed prompt has log-probabilities too."""
+    look: Look | None = None
+    """The things inside the model that are told beside each token."""
     message: MessageForm = field(default_factory=MessageForm)
     """Form of a chat's answers."""
 
@@ -163,6 +173,36 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     ]
 
 
+async def judgement_job(
+    body: JudgementBody, pairs: Sequence[Pair], context: JobContext, envelope: Envelope
+) -> list[GenerationRequest]:
+    """For each pair two generations of one token, which can only be yes, and only be no. Raises ApiError.
+
+    Their log-probabilities are the model's own. Both have one prompt, so that its blocks are computed once.
+    """
+    _check_fields(body, context, envelope.record)
+    context.check_model(body.model)
+    limits = context.client.limits
+    most = min(context.settings.max_choices, context.settings.max_open) // 2
+    _check_at_most("documents", len(pairs), most, "texts")
+    check_question(body, pairs, context.settings.max_body)
+    masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
+    prompts = [await judgement_prompt(body, pair, context) for pair in pairs]
+    _check_prompts("documents", prompts, context)
+    lengths = [_resolve_length(len(prompt), 1, None, limits, param="documents") for prompt in prompts]
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            params=SamplingParams(max_tokens=length, temperature=0.0, allowed=mask, logprobs=0),
+            cache_salt=_cache_salt(body, context, envelope.caller),
+            caller=envelope.caller,
+            patience=envelope.patience,
+        )
+        for prompt, length in zip(prompts, lengths, strict=True)
+        for mask in masks
+    ]
+
+
 async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope) -> GenerationRequest:
     """A request to look inside as a generation. Raises ApiError."""
     sent = "tokens" if body.tokens is not None else "prompt" if body.messages is None else "messages"
@@ -180,44 +220,85 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     _check_prompts(sent, [prompt], context)
     limits = context.client.limits
     length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
+    defaults = replace(context.sampling, temperature=0.0)
+    params = _sampling_params(body, defaults, limits)
+    trace = _trace(body, len(prompt), context)
     return GenerationRequest(
         prompt=prompt,
-        params=SamplingParams(
-            max_tokens=length,
-            stop_token_ids=drawable(context.tokenizer.eos_token_ids, limits),
-            temperature=body.temperature if body.temperature >= _GREEDY_BELOW else 0.0,
-            seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
-        ),
+        params=replace(params, max_tokens=length, stop_token_ids=drawable(context.tokenizer.eos_token_ids, limits)),
         include_stop=True,
         skip_special_tokens=False,
         cache_salt=_cache_salt(None, context, envelope.caller),
         caller=envelope.caller,
         patience=envelope.patience,
-        wanted=Wanted(trace=_trace(body, len(prompt), context)),
+        wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, limits))),
     )
 
 
 def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
-    limits, settings = context.client.limits, context.settings
     positions = body.positions if body.positions is not None else [*range(prompt)]
     if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
         raise refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
-    every = itertools.product(range(limits.layers), range(limits.heads))
-    heads = [*every] if body.attention == "all" else [(layer, head) for layer, head in body.attention or ()]
+    if body.distribution is None and body.settings is not None:
+        raise refusal("settings", "need distribution")
+    shown = body.max_tokens + len(positions) * (len(body.settings or ()) or not body.max_tokens)
+    if body.distribution is not None:
+        _check_at_most("distribution", shown, context.settings.max_distributions, "distributions")
+    rows = len(positions) + body.max_tokens
+    looks = _looks(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
+    return replace(looks, positions=positions, generated=body.max_tokens > 0)
+
+
+def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:
+    """The trace that a request asks for, without positions. Raises ApiError.
+
+    `rows` is the number of positions that it will be, `cells` that of the attention weights of a head there.
+    """
+    limits, settings = context.client.limits, context.settings
+    heads = named_heads(look, limits)
     if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
         raise refusal(
-            "attention", f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0"
+            f"{path}attention",
+            f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0",
         )
-    count = len(positions) + body.max_tokens
-    size = 4 * len(heads) * count * (prompt + body.max_tokens)
-    if size > settings.max_inspection:
-        raise refusal("attention", f"would be {size} bytes, more than the {settings.max_inspection} of this server")
-    rows = 0 if body.lens is None else count * (limits.layers + 1)
-    if rows > settings.max_lens_rows:
-        raise refusal("lens", f"would be {rows} rows, more than the {settings.max_lens_rows} of this server")
-    _check_at_most("lens", body.lens, settings.max_logprobs, "tokens")
-    return Trace(positions=positions, generated=body.max_tokens > 0, heads=heads, stream=body.residual, lens=body.lens)
+    _check_size(f"{path}attention", 4 * len(heads) * cells, settings.max_inspection)
+    lens = 0 if look.lens is None else rows * (limits.layers + 1)
+    if lens > settings.max_lens_rows:
+        raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
+    _check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
+    _check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
+    return Trace(heads=heads, stream=look.residual, lens=look.lens, distribution=look.distribution)
+
+
+def _check_size(param: str, size: int, most: int) -> None:
+    if size > most:
+        raise refusal(param, f"would be {size} bytes, more than the {most} of this server")
+
+
+def _looks_beside(body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]) -> Trace:
+    """The trace of a request that looks where tokens are drawn. Raises ApiError; fewer max_tokens may help."""
+    assert body.inspect is not None
+    if not (body.inspect.attention or body.inspect.residual) and body.inspect.lens == body.inspect.distribution is None:
+        raise refusal("inspect", "says nothing to look at")
+    tries = _tries(body)
+    rows = tries * sum(lengths)
+    cells = tries * sum(length * (len(prompt) + length) for length, prompt in zip(lengths, prompts, strict=True))
+    looks = _looks(body.inspect, context, rows=rows, cells=cells, path="inspect.")
+    if looks.distribution is not None:
+        size = rows * DISTRIBUTION_BYTES * (2 * looks.distribution + 1)
+        _check_size("inspect.distribution", size, context.settings.max_inspection)
+    return replace(looks, generated=True)
+
+
+def _trials(body: InspectBody, defaults: SamplingDefaults, limits: ModelLimits) -> list[SamplingParams]:
+    """The settings under which tokens are drawn on trial. Raises ApiError."""
+    if body.distribution is None or (body.max_tokens and body.settings is None):
+        return []
+    own = {name: getattr(body, name) for name in Sampling.model_fields if name in body.model_fields_set}
+    changes = [entry.model_dump(exclude_unset=True) for entry in body.settings or [Sampling()]]
+    # A trial without a seed is the same each time it is asked for.
+    return [_sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, limits) for change in changes]
 
 
 async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
@@ -332,11 +413,7 @@ def _job(
     message = message or MessageForm()
     tries = _tries(body)
     limits = context.client.limits
-    seed = secrets.randbits(63) if body.seed is None else body.seed
-    defaults = _sampling_defaults(body, context.sampling)
-    temperature = _given(body.temperature, defaults.temperature)
-    top_k = _given(body.top_k, defaults.top_k)
-    bias = _logit_bias(body.logit_bias, limits.vocab_size)
+    params = _sampling_params(body, _sampling_defaults(body, context.sampling), limits)
     allowed = allowed_mask(body.allowed_token_ids, limits)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     ends = drawable((*end_tokens, *body.stop_token_ids), limits)
@@ -351,24 +428,16 @@ def _job(
             f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
         )
 
+    trace = None if body.inspect is None else _looks_beside(body, context, lengths, prompts)
     generations = [
         GenerationRequest(
             prompt=prompt,
-            params=SamplingParams(
+            params=replace(
+                params,
                 max_tokens=length,
                 min_tokens=body.min_tokens,
                 stop_token_ids=ends,
-                temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-                top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
-                top_p=_given(body.top_p, defaults.top_p),
-                min_p=_given(body.min_p, defaults.min_p),
-                typical_p=body.typical_p,
-                top_n_sigma=max(body.top_n_sigma, 0.0),
-                seed=(seed + index * _SEED_STRIDE) % 2**63,
-                presence_penalty=body.presence_penalty,
-                frequency_penalty=body.frequency_penalty,
-                repetition_penalty=_given(body.repetition_penalty, context.sampling.repetition_penalty),
-                logit_bias=bias,
+                seed=(params.seed + index * _SEED_STRIDE) % 2**63,
                 allowed=allowed,
                 bad_words=banned,
                 # The mean log-probability is what the best are chosen by.
@@ -384,7 +453,7 @@ def _job(
             caller=envelope.caller,
             patience=envelope.patience,
             grammar=grammar,
-            wanted=Wanted(prompt_logprobs=max(scored, default=None)),
+            wanted=Wanted(prompt_logprobs=max(scored, default=None), trace=trace),
             beams=search,
         )
         for prompt, length in zip(prompts, lengths, strict=True)
@@ -403,7 +472,28 @@ def _job(
         logprobs=logprobs is not None,
         prompt_logprobs=body.prompt_logprobs,
         scores_echo=scores_echo,
+        look=body.inspect,
         message=message,
+    )
+
+
+def _sampling_params(body: Sampling, defaults: SamplingDefaults, limits: ModelLimits) -> SamplingParams:
+    """How a request draws its tokens; their number and ends are left open. Raises ApiError."""
+    temperature = _given(body.temperature, defaults.temperature)
+    top_k = _given(body.top_k, defaults.top_k)
+    return SamplingParams(
+        max_tokens=0,
+        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
+        top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
+        top_p=_given(body.top_p, defaults.top_p),
+        min_p=_given(body.min_p, defaults.min_p),
+        typical_p=body.typical_p,
+        top_n_sigma=max(body.top_n_sigma, 0.0),
+        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=_given(body.repetition_penalty, defaults.repetition_penalty),
+        logit_bias=_logit_bias(body.logit_bias, limits.vocab_size),
     )
 
 
@@ -413,7 +503,7 @@ def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> Samp
     return replace(defaults, temperature=1.0, top_k=0) if _tries(body) > 1 and greedy else defaults
 
 
-def _cache_salt(body: GenerationBody | EmbeddingBody | None, context: JobContext, caller: str) -> str:
+def _cache_salt(body: GenerationBody | EmbeddingBody | JudgementBody | None, context: JobContext, caller: str) -> str:
     """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
     salt = (body and body.cache_salt) or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt

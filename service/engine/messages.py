@@ -11,6 +11,7 @@ import msgspec
 from model.contract import (
     NOTHING,
     Array,
+    Distribution,
     Inside,
     ModelLimits,
     RunnerInfo,
@@ -144,6 +145,8 @@ class Delta(msgspec.Struct, frozen=True):
     prompt tokens."""
     inside: Inside | None = None
     """A look inside at further positions."""
+    distributions: Sequence[Distribution] = ()
+    """The distributions of trial draws at further positions, in order, then of the drawn token, as far as wanted."""
     beams: Sequence[Beam] = ()
     """The completions of a beam search, the best first, in its last delta, which has no tokens of its own."""
     times: RequestTimes | None = None

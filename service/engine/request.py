@@ -130,8 +130,10 @@ class Request:
         They refer to `prompt` and `output` and copy neither.
         """
         allowed = None if self.guide is None else self.guide.mask
+        trace = self.wanted.trace
+        candidates = trace.distribution if trace is not None and trace.generated else None
         return [
-            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh, allowed)
+            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh, allowed, candidates)
             for ahead in range(1 + len(self.drafts))
         ]
 

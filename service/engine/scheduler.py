@@ -211,7 +211,9 @@ class Scheduler:
             if request.ended:
                 continue
             self._count(request, chunk)
-            if any(isnan(entry.chosen) for entry in outcome.scores):
+            if any(isnan(entry.chosen) for entry in outcome.scores) or any(
+                shown.drawn == INVALID_TOKEN for shown in outcome.distributions
+            ):
                 deltas.append(self._fail(request, NOT_FINITE))
                 continue
             if request.beams is not None and chunk.draws:
@@ -529,8 +531,14 @@ class Scheduler:
             self._pool.release(request)
 
     def _complete(self, request: Request, outcome: ChunkResult, now: float) -> Delta:
-        """End a request that generates nothing. No drawn token shows that its blocks are sound: they go unpublished."""
+        """End a request that generates nothing.
+
+        Its blocks are published as far as a trial draw has shown that they are sound; a caller that tries one setting
+        after the other then finds them. Nothing shows it of the others: they go unpublished.
+        """
         request.first_drawn = request.last_drawn = now
+        if outcome.distributions:
+            self._pool.publish(request, outcome.distributions[-1].position + 1)
         self._drop(request)
         self._pool.release(request)
         return _delta(request, outcome, "length")
@@ -641,6 +649,7 @@ def _delta(request: Request, outcome: ChunkResult, reason: FinishReason | None =
         scores=outcome.scores,
         pooled=outcome.pooled,
         inside=outcome.inside,
+        distributions=outcome.distributions,
         times=request.times,
     )
 

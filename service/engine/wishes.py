@@ -1,10 +1,11 @@
 """Wishes of a chunk beside draws: the part of its request's wishes that concerns its own tokens."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-from model.contract import Scores, Trace
+from model.contract import Draw, Scores, Trace
 from service.engine.request import Request
 
 
@@ -15,6 +16,7 @@ class Wishes(TypedDict, total=False):
     scores: Scores | None
     pooled: tuple[int, int] | None
     trace: Trace | None
+    trials: Sequence[Draw]
 
 
 def wishes(request: Request, start: int, stop: int) -> Wishes:
@@ -29,7 +31,9 @@ def wishes(request: Request, start: int, stop: int) -> Wishes:
     if pooled := _pooled(request, begin, stop):
         found["pooled"] = (pooled[0] - start, pooled[1] - start)
     if wanted.trace is not None and (positions := _looked_at(wanted.trace, len(prompt), begin, stop)):
-        found["trace"] = replace(wanted.trace, positions=positions)
+        found["trace"] = replace(wanted.trace, positions=positions, settings=())
+        if wanted.trace.settings:
+            found["trials"] = _trials(wanted.trace, prompt, begin, stop)
     return found
 
 
@@ -40,6 +44,16 @@ def _pooled(request: Request, begin: int, stop: int) -> tuple[int, int] | None:
     first, end = ends[request.wanted.pooling]
     begin, stop = max(begin, first), min(stop, end)
     return (begin, stop) if begin < stop else None
+
+
+def _trials(trace: Trace, prompt: Sequence[int], begin: int, stop: int) -> list[Draw]:
+    """The trial draws at positions `begin` to `stop` - 1, each as the first of a prompt that ends at its position."""
+    named = trace.positions[bisect_left(trace.positions, begin) : bisect_left(trace.positions, stop)]
+    pairs = [(position, params) for position in named for params in trace.settings]
+    return [
+        Draw(params, prompt[: position + 1], (), 0, row, candidates=trace.distribution)
+        for row, (position, params) in enumerate(pairs)
+    ]
 
 
 def _looked_at(trace: Trace, prompt: int, begin: int, stop: int) -> list[int]:

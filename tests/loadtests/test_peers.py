@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loadtests.client import ServerError
@@ -41,7 +42,7 @@ def test_a_peer_is_started_loaded_and_stopped(peer: Peer, tmp_path: Path) -> Non
 
 def children() -> set[int]:
     """The processes that this one has started and that have not ended."""
-    return {int(pid) for task in (PROC / "self/task").iterdir() for pid in (task / "children").read_text().split()}
+    return {child.pid for child in psutil.Process().children()}
 
 
 def test_what_a_peer_has_started_ends_with_it(tmp_path: Path) -> None:

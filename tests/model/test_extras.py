@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kernels.backend import Backend
 from kernels.load import load_backend
-from model.contract import Array, Inside, SamplingParams, TokenLogprobs, Trace, Wanted
+from model.contract import Array, Distribution, Inside, SamplingParams, TokenLogprobs, Trace, Wanted
 from model.runner import ModelRunner
 from service.engine.core import EngineCore
 from service.engine.messages import Delta, Submit
@@ -30,6 +30,7 @@ class Found:
     scores: list[TokenLogprobs] = field(default_factory=list)
     parts: list[NDArray[np.float32]] = field(default_factory=list)
     insides: list[Inside] = field(default_factory=list)
+    distributions: list[Distribution] = field(default_factory=list)
     last: Delta | None = None
 
     @property
@@ -82,6 +83,7 @@ class Engine:
                 mine.scores += delta.scores
                 mine.parts += [to_numpy(delta.pooled)] if delta.pooled else []
                 mine.insides += [delta.inside] if delta.inside else []
+                mine.distributions += delta.distributions
                 mine.last = delta
         self.core.check()
         return found

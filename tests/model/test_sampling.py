@@ -21,6 +21,7 @@ from model.sampling.memory import TokenMemory
 from model.sampling.transforms import (
     TRANSFORMS,
     Transform,
+    allow_listed,
     allow_only,
     ban_early_stop,
     ban_words,
@@ -306,7 +307,9 @@ def test_only_what_is_allowed_is_drawn(allowed: set[int], seed: int) -> None:
 def test_the_masks_of_request_and_grammar_hold_together() -> None:
     own, grammars = (sum(1 << token for token in tokens).to_bytes(VOCAB // 8, "little") for tokens in ({3, 9}, {9, 20}))
     edited = random_logits(1)
-    transformed(edited, [replace(request(replace(PLAIN, allowed=own), [1], []), allowed=grammars)], [allow_only])
+    transformed(
+        edited, [replace(request(replace(PLAIN, allowed=own), [1], []), allowed=grammars)], [allow_only, allow_listed]
+    )
     assert edited[0].isfinite().nonzero().flatten().tolist() == [9]
 
 

@@ -346,3 +346,50 @@ def test_the_inside_of_the_model_while_it_answers(url: str) -> None:
     assert [entry["likeliest"][0]["id"] for entry in body["lens"][-1][prompt - 1 :]] == drawn
     assert [entry["next_rank"] for entry in body["lens"][-1][prompt - 1 :]] == [1, 1, 1]
     assert body["residual"]["stream"]["shape"] == [61, prompt + 2]
+
+
+def test_the_openai_package_streams_the_inside_beside_each_token(client: OpenAI) -> None:
+    """The waterfall ends in what is drawn; the lens's last layer is its first stage; attention adds up to 1."""
+    look = {"distribution": 5, "lens": 1, "attention": [[3, 5]], "residual": True}
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        temperature=0.7,
+        top_p=0.9,
+        seed=3,
+        max_tokens=6,
+        stream=True,
+        extra_body={"inspect": look, "top_k": 20, "return_token_ids": True},
+    )
+    chunks = [chunk.choices[0] for chunk in stream]
+    seen = [extra["inspection"] for chunk in chunks if "inspection" in (extra := chunk.model_extra or {})]
+    ids = [id for chunk in chunks for id in (chunk.model_extra or {}).get("token_ids") or ()]
+    assert len(seen) == 6
+    assert [one["token"] for one in seen] == ids
+    for one in seen:
+        shown = one["distribution"]
+        assert [stage["name"] for stage in shown["stages"]] == ["raw", "temperature", "top_k", "top_p"]
+        assert shown["stages"][2]["kept"] >= shown["stages"][3]["kept"]
+        assert shown["drawn"] == one["token"]
+        drawable = [candidate for candidate in shown["candidates"] if candidate["probabilities"][-1] > 0]
+        race = {candidate["id"]: candidate["noise"] / candidate["probabilities"][-1] for candidate in drawable}
+        assert min(race, key=lambda id: race[id]) == one["token"]
+        likeliest = max(shown["candidates"], key=lambda candidate: candidate["probabilities"][0])
+        assert one["lens"][-1]["likeliest"][0]["id"] == likeliest["id"]
+        assert sum(one["attention"]["data"][0]) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_slider_is_redrawn_by_the_servers_own_arithmetic(url: str) -> None:
+    asked = {"prompt": "The capital of France is", "distribution": 5, "temperature": 1}
+    settings = [{"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.5}, {"temperature": 0}]
+    answers = [
+        httpx.post(f"{url}/v1/inspect", json=asked | {"positions": [4], "settings": settings}, timeout=PATIENCE)
+        for _ in range(2)
+    ]
+    shown = answers[0].json()["distributions"]
+    assert answers[1].json()["distributions"] == shown
+    assert [one["setting"] for one in shown] == [*range(5)]
+    assert [one["stages"][-1]["name"] for one in shown] == ["temperature", "top_k", "top_p", "min_p", "temperature"]
+    assert shown[1]["stages"][-1]["kept"] == 2
+    assert shown[4]["candidates"][0]["text"] == " Paris"
+    assert shown[4]["candidates"][0]["probabilities"][-1] == 1

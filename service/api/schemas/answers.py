@@ -63,6 +63,84 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """For each prompt token, itself and the likeliest ones by token id; null for the first."""
 
 
+class Numbers(BaseModel):
+    """An array: nested lists, or little-endian float16 in base64."""
+
+    shape: list[int]
+    data: list[Any] | str
+
+
+class InspectedAttention(Numbers):
+    """Attention weights [heads, positions, keys]; each row adds up to 1, but for attention sinks."""
+
+    heads: list[tuple[int, int]] = Field(description="Layer and head.")
+
+
+class InspectedResidual(BaseModel):
+    """L2 norms of the residual stream."""
+
+    stream: Numbers = Field(description="[2 * layers + 1, positions]: of the embedding, then after attention, MLP, ...")
+    added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
+
+
+class LensToken(BaseModel):
+    """A token that a layer's residual stream would give."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class LensEntry(BaseModel):
+    """The logit lens at one layer and position."""
+
+    likeliest: list[LensToken]
+    next_logprob: float | None = Field(description="Of the token that follows; null if none does.")
+    next_rank: int | None
+
+
+class InspectedStage(BaseModel):
+    """A stage on the way from the model's distribution to the one that is drawn from."""
+
+    name: str
+    kept: int = Field(description="Tokens with a probability above 0.")
+    mass: float = Field(description="Probability that these tokens had at the stage before.")
+    entropy: float = Field(description="In nats.")
+
+
+class Candidate(BaseModel):
+    """A token through the stages."""
+
+    id: int
+    text: str
+    probabilities: list[float] = Field(description="One for each stage.")
+    noise: float | None = Field(
+        description="Exponential random number E: the token drawn is the one of least E / probability. Null where the "
+        "likeliest is taken."
+    )
+
+
+class InspectedDistribution(BaseModel):
+    """The distribution from which a token is drawn, stage by stage; the last stage is drawn from."""
+
+    position: int = Field(description="The token is drawn from the logits of this position.")
+    setting: int | None = Field(description="Index in the request's settings; null for its own sampling.")
+    stages: list[InspectedStage] = Field(description="Those that apply, in their order.")
+    candidates: list[Candidate] = Field(description="By their probability at the last stage, the likeliest first.")
+    drawn: int
+
+
+class TokenInspection(BaseModel):
+    """The inside of the model where it drew a token; without the axis of positions that an inspection's arrays have."""
+
+    position: int = Field(description="The token is drawn from the logits of this position.")
+    token: int
+    attention: InspectedAttention | None = Field(None, description="[heads, keys]")
+    residual: InspectedResidual | None = None
+    lens: list[LensEntry] | None = Field(None, description="[layers + 1]")
+    distribution: InspectedDistribution | None = None
+
+
 class CompletionChoice(BaseModel):
     """A completion, or a stream's next piece of one."""
 
@@ -73,6 +151,9 @@ class CompletionChoice(BaseModel):
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    inspection: TokenInspection | list[TokenInspection] | None = Field(
+        None, description="In a stream one, else a list."
+    )
 
 
 class Completion(BaseModel):
@@ -139,6 +220,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinish
     token_ids: list[int] | None = None
+    inspection: list[TokenInspection] | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -187,6 +269,7 @@ class ChatChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinish | None
     token_ids: list[int] | None = None
+    inspection: TokenInspection | None = None
 
 
 class ChatChunk(BaseModel):
@@ -226,6 +309,48 @@ class Embeddings(BaseModel):
     usage: EmbeddingUsage
 
 
+class Score(BaseModel):
+    """How well a pair of texts fits."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(BaseModel):
+    """The answer to a request to score pairs, in their order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: EmbeddingUsage
+
+
+class RankedDocument(BaseModel):
+    """A document's text."""
+
+    text: str
+
+
+class Ranked(BaseModel):
+    """A document's place in the request, and how well it fits the query."""
+
+    index: int
+    document: RankedDocument | None = None
+    relevance_score: float
+
+
+class Ranking(BaseModel):
+    """The answer to a request to order documents, the best first."""
+
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: EmbeddingUsage
+
+
 class InspectedToken(BaseModel):
     """A token of the prompt, or a generated one."""
 
@@ -233,42 +358,6 @@ class InspectedToken(BaseModel):
     text: str
     special: bool
     generated: bool
-
-
-class Numbers(BaseModel):
-    """An array: nested lists, or little-endian float16 in base64."""
-
-    shape: list[int]
-    data: list[Any] | str
-
-
-class InspectedAttention(Numbers):
-    """Attention weights [heads, positions, keys]; each row adds up to 1, but for attention sinks."""
-
-    heads: list[tuple[int, int]] = Field(description="Layer and head.")
-
-
-class InspectedResidual(BaseModel):
-    """L2 norms of the residual stream."""
-
-    stream: Numbers = Field(description="[2 * layers + 1, positions]: of the embedding, then after attention, MLP, ...")
-    added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
-
-
-class LensToken(BaseModel):
-    """A token that a layer's residual stream would give."""
-
-    id: int
-    text: str
-    logprob: float
-
-
-class LensEntry(BaseModel):
-    """The logit lens at one layer and position."""
-
-    likeliest: list[LensToken]
-    next_logprob: float | None = Field(description="Of the token that follows; null if none does.")
-    next_rank: int | None
 
 
 class Inspection(BaseModel):
@@ -282,6 +371,9 @@ class Inspection(BaseModel):
     residual: InspectedResidual | None = None
     lens: list[list[LensEntry]] | None = Field(
         None, description="[layers + 1][positions]: the embedding, then each layer's stream."
+    )
+    distributions: list[InspectedDistribution] | None = Field(
+        None, description="Of each position under each setting, then of the generated tokens."
     )
 
 

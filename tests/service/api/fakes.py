@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import httpx
+import msgspec
 from fastapi import FastAPI
 
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
-from model.contract import NOTHING, Array, ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs, Wanted
+from model.contract import NOTHING, Array, Inside, ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs, Wanted
 from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
@@ -213,7 +214,13 @@ class FakeClient:
             return iter([Delta(0, [], None, "stop", beams=[fake_beam(beams, place) for place in range(beams.count)])])
         if self.scripted is not None:
             return iter(self.scripted)
-        return chain(self.news_of_prompt(prompt, params, wanted), self.script(params))
+        said = self.script(params)
+        if wanted.trace is not None and wanted.trace.generated:
+            said = (
+                msgspec.structs.replace(delta, inside=Inside(positions=[place]))
+                for place, delta in enumerate(said, len(prompt) - 1)
+            )
+        return chain(self.news_of_prompt(prompt, params, wanted), said)
 
     def news_of_prompt(self, prompt: list[int], params: SamplingParams, wanted: Wanted) -> Iterator[Delta]:
         """Two chunks of the prompt, if something is wanted of it, and the end if nothing is to be generated."""

@@ -1,4 +1,4 @@
-"""Who is let in: every route but four wants a key, and no key is ever told to anybody."""
+"""Who is let in: every route but four and the page wants a key, and no key is ever told to anybody."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 
 from service.api.auth import OPEN_PATHS
 from service.api.keys import ApiKeys
+from service.api.page import is_of_page
 from service.processes.orders import Setup
 from service.settings import Settings, SettingsError, load_settings
 from tests.service.api.fakes import HI, MODEL, build, calling, serving
@@ -40,11 +41,11 @@ def every_route() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("method", "path"), every_route())
-async def test_every_route_but_four_wants_a_key(method: str, path: str) -> None:
+async def test_every_route_but_four_and_the_page_wants_a_key(method: str, path: str) -> None:
     async with calling(**KEYS) as caller:
         without = await caller.http.request(method, path)
-        if path in OPEN_PATHS:
-            assert without.status_code in (200, 405)
+        if path in OPEN_PATHS or is_of_page(path):
+            assert without.status_code in (200, 404, 405)
             return
         assert without.status_code == 401
         assert without.headers["www-authenticate"] == "Bearer"

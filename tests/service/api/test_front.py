@@ -26,7 +26,8 @@ def gets() -> list[str]:
     # Responses are never stored, so theirs is a 404.
     every = [route for route in iter_route_contexts(app.routes) if "GET" in route.methods]
     routes = [route for route in every if not route.path.startswith("/v1/responses/")]
-    filled = [route.path.replace("{name:path}", MODEL).replace("{name}", "swagger-ui.css") for route in routes]
+    names = {"{name:path}": MODEL, "{name}": "swagger-ui.css", "{file:path}": "main.js"}
+    filled = [re.sub("{.*}", lambda place: names[place[0]], route.path) for route in routes]
     return sorted(set(filled))
 
 
@@ -80,8 +81,19 @@ async def test_the_prefix_of_a_proxy_opens_nothing_and_closes_nothing() -> None:
     async with calling(root_path="/llm", **KEYS) as caller:
         for path in sorted(OPEN_PATHS):
             assert (await caller.http.get(f"/llm{path}")).status_code == 200
-        for path in ("/llm", "/llm/", "/llm/v1/models", "/v1/models", "/llm/health/v1/models", "/llm/llm/health"):
+        for path in ("/llm", "/llm/", "/llm/page/main.js"):
+            assert (await caller.http.get(path)).status_code == 200
+        for path in (
+            "/llm/v1/models",
+            "/v1/models",
+            "/llm/health/v1/models",
+            "/llm/llm/health",
+            "/llm/pages",
+            "/llm/page",
+        ):
             assert (await caller.http.get(path)).status_code == 401
+    async with calling(root_path="/llm", page=False, **KEYS) as caller:
+        assert (await caller.http.get("/llm")).status_code == 401
         landing = (await caller.http.get("/llm", headers=BEARER)).json()
         for place in ("docs", "metrics"):
             assert (await caller.http.get(landing[place], headers=BEARER)).status_code == 200

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.contract import Array, Inside, TokenLogprobs
+from model.checkpoint.sampling_defaults import SamplingDefaults
+from model.contract import Array, Distribution, Inside, Stage, TokenLogprobs
 from service.engine.messages import Delta
-from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling
+from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling, events
 
 
 def array(*shape: int) -> Array:
@@ -94,7 +95,66 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
         body = await inspect(caller, tokens=None, messages=HI)
         told = (await caller.http.post("/tokenize", json={"messages": HI})).json()["tokens"]
     assert [token["id"] for token in body["tokens"]] == told
-    assert body["positions"] == []
+    assert body["positions"] == [*range(len(told))]
+
+
+def shown(position: int, drawn: int) -> Distribution:
+    return Distribution(
+        position=position,
+        stages=[Stage("raw", 260, 1.0, 2.5), Stage("top_k", 1, 0.25, 0.0)],
+        candidates=[drawn, 65],
+        probabilities=[[0.25, 1.0], [0.1234567891, 0.0]],
+        noise=[0.5, 2.0],
+        drawn=drawn,
+    )
+
+
+async def test_distributions_of_settings_come_first_and_then_those_of_tokens() -> None:
+    async with calling(sampling=SamplingDefaults(top_p=0.9)) as caller:
+        scripted(
+            caller,
+            Delta(0, [], None, distributions=[shown(0, 72), shown(0, 73)], times=TIMES),
+            Delta(0, [72], None, "length", distributions=[shown(2, 74), shown(2, 75), shown(2, 72)], times=TIMES),
+        )
+        own = {"seed": 5, "presence_penalty": 0.5, "temperature": 0.5}
+        settings = [{"top_k": 3}, {"temperature": 0, "seed": 2}]
+        body = await inspect(caller, distribution=1, positions=[0, 2], settings=settings, max_tokens=1, **own)
+    places = [(one["position"], one["setting"], one["drawn"]) for one in body["distributions"]]
+    assert places == [(0, 0, 72), (0, 1, 73), (2, 0, 74), (2, 1, 75), (2, None, 72)]
+    assert body["positions"] == [0, 2]
+    assert body["distributions"][0] == {
+        "position": 0,
+        "setting": 0,
+        "stages": [
+            {"name": "raw", "kept": 260, "mass": 1.0, "entropy": 2.5},
+            {"name": "top_k", "kept": 1, "mass": 0.25, "entropy": 0.0},
+        ],
+        "candidates": [
+            {"id": 72, "text": "H", "probabilities": [0.25, 1.0], "noise": 0.5},
+            {"id": 65, "text": "A", "probabilities": [0.1234568, 0.0], "noise": 2.0},
+        ],
+        "drawn": 72,
+    }
+    stream = caller.engine.streams[-1]
+    trace = stream.wanted.trace
+    assert trace is not None
+    assert (trace.generated, trace.distribution, trace.probes) == (True, 1, False)
+    first, second = trace.settings
+    assert (first.temperature, first.top_k, first.top_p, first.seed, first.presence_penalty) == (0.5, 3, 0.9, 5, 0.5)
+    assert (second.temperature, second.top_k, second.seed, second.presence_penalty) == (0, 0, 2, 0.5)
+    assert (stream.params.temperature, stream.params.top_p, stream.params.seed) == (0.5, 0.9, 5)
+
+
+@pytest.mark.parametrize(("max_tokens", "tried"), [(0, [None]), (1, [])])
+async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: int, tried: list[None]) -> None:
+    async with calling() as caller:
+        found = [shown(2, 72)] * max(1, max_tokens)
+        scripted(caller, Delta(0, [72] * max_tokens, None, "length", distributions=found, times=TIMES))
+        body = await inspect(caller, distribution=1, positions=[2], max_tokens=max_tokens, top_k=3, temperature=1)
+    assert [one["setting"] for one in body["distributions"]] == [None]
+    trace = caller.engine.streams[-1].wanted.trace
+    assert trace is not None
+    assert [(params.top_k, params.seed) for params in trace.settings] == [(3, 0)] * len(tried)
 
 
 @pytest.mark.parametrize(
@@ -119,15 +179,107 @@ async def test_messages_are_looked_at_as_the_template_writes_them() -> None:
         ({"tokens": [65] * 200, "attention": "all"}, "attention"),
         ({"tokens": [65] * 200, "lens": 1}, "lens"),
         ({"stream": True}, "stream"),
-        ({"top_p": 0.5}, "top_p"),
+        ({"stop": "a"}, "stop"),
+        ({"distribution": 21}, "distribution"),
+        ({"settings": [{"top_p": 0.5}]}, "settings"),
+        ({"distribution": 1, "settings": []}, "settings"),
+        ({"distribution": 1, "settings": [{"top_p": 2}]}, "settings"),
+        ({"distribution": 1, "settings": [{"top_q": 2}]}, "settings"),
+        ({"distribution": 1, "settings": [{"max_tokens": 2}]}, "settings"),
+        ({"distribution": 1, "settings": [{}] * 4}, "distribution"),
+        ({"distribution": 1, "max_tokens": 11}, "distribution"),
         ({"add_special_tokens": True}, "add_special_tokens"),
         ({"add_generation_prompt": True}, "add_generation_prompt"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
     ],
 )
 async def test_what_cannot_be_looked_at_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    async with calling(max_inspection=100_000, max_lens_rows=100) as caller:
+    async with calling(max_inspection=100_000, max_lens_rows=100, max_distributions=10) as caller:
         answer = await caller.http.post("/v1/inspect", json={"tokens": [65, 66, 67]} | fields)
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["param"].split("[")[0] == param
+        assert caller.engine.streams == []
+
+
+EVERYTHING = {"distribution": 1, "lens": 1, "attention": [[1, 0]], "residual": True}
+
+
+def drawing(caller: Caller) -> None:
+    """Three tokens, the first of which shows no text of its own."""
+    tokens = [0xC3, 0xA9, 74]
+    scripted(
+        caller,
+        *(
+            Delta(
+                0,
+                [token],
+                None,
+                "length" if place == 2 else None,
+                inside=look([4 + place], 5 + place),
+                distributions=[shown(4 + place, token)],
+                times=TIMES,
+            )
+            for place, token in enumerate(tokens)
+        ),
+    )
+
+
+def check_seen(seen: list[dict[str, Any]]) -> None:
+    assert [(one["position"], one["token"]) for one in seen] == [(4, 0xC3), (5, 0xA9), (6, 74)]
+    for one in seen:
+        keys = one["position"] + 1
+        assert one["distribution"]["drawn"] == one["token"]
+        assert one["attention"] == {
+            "heads": [[1, 0]],
+            "shape": [1, keys],
+            "data": [[index / 8 for index in range(keys)]],
+        }
+        assert one["residual"]["stream"]["shape"] == [2 * LIMITS.layers + 1]
+        assert one["residual"]["added"]["shape"] == [2 * LIMITS.layers]
+        assert [entry["next_rank"] for entry in one["lens"]] == [7] * (LIMITS.layers + 1)
+
+
+@pytest.mark.parametrize("route", ["chat", "complete"])
+async def test_generation_is_looked_at_token_by_token(route: str) -> None:
+    async with calling() as caller:
+        send = getattr(caller, route)
+        drawing(caller)
+        (whole,) = (await send(inspect=EVERYTHING, max_tokens=3)).json()["choices"]
+        drawing(caller)
+        *chunks, done = events(await send(inspect=EVERYTHING, max_tokens=3, stream=True))
+        drawing(caller)
+        (plain,) = (await send(max_tokens=3)).json()["choices"]
+    assert done is None
+    check_seen(whole["inspection"])
+    check_seen([chunk["choices"][0]["inspection"] for chunk in chunks if "inspection" in chunk["choices"][0]])
+    assert "inspection" not in plain
+    traces = [stream.wanted.trace for stream in caller.engine.streams]
+    assert traces[0] == traces[1]
+    assert traces[2] is None
+    assert traces[0] is not None
+    assert (traces[0].positions, traces[0].generated, traces[0].distribution) == ((), True, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"inspect": {}}, "inspect"),
+        ({"inspect": {"attention": []}}, "inspect"),
+        ({"inspect": {"lens": 1}}, "inspect.lens"),
+        ({"inspect": {"lens": 21}, "max_tokens": 1}, "inspect.lens"),
+        ({"inspect": {"attention": "all"}}, "inspect.attention"),
+        ({"inspect": {"attention": [[0, 99]]}, "max_tokens": 1}, "inspect.attention"),
+        ({"inspect": {"distribution": 20}, "max_tokens": 200}, "inspect.distribution"),
+        ({"inspect": {"distribution": 20}, "max_tokens": 20, "n": 4}, "inspect.distribution"),
+        ({"inspect": {"distribution": 21}, "max_tokens": 1}, "inspect.distribution"),
+        ({"inspect": {"positions": [1]}}, "inspect"),
+        ({"inspect": True}, "inspect"),
+        ({"distribution": 1}, "distribution"),
+    ],
+)
+async def test_looks_beside_tokens_have_limits(fields: dict[str, Any], param: str) -> None:
+    async with calling(max_inspection=200_000, max_lens_rows=100) as caller:
+        answer = await caller.chat(**fields)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"].startswith(param)
         assert caller.engine.streams == []

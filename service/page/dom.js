@@ -1,0 +1,70 @@
+// Builds elements. Text is always set as text, never read as markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An element: `properties` are attributes, but for `on` (listeners) and `style` (declarations, custom ones too). */
+export function h(name, properties = {}, ...children) {
+  return filled(document.createElement(name), properties, children);
+}
+
+/** The same for a picture's elements. */
+export function s(name, properties = {}, ...children) {
+  return filled(document.createElementNS(SVG, name), properties, children);
+}
+
+function filled(element, { on = {}, style = {}, ...attributes }, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  for (const [event, listener] of Object.entries(on)) element.addEventListener(event, listener);
+  for (const [name, value] of Object.entries(style)) element.style.setProperty(name, value);
+  element.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
+  return element;
+}
+
+/** A token's text with its invisible characters made visible. */
+export function shown(text) {
+  if (text === "") return "∅";
+  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣").replace(/\p{Cc}/gu, (control) => {
+    return `\\x${control.charCodeAt(0).toString(16).padStart(2, "0")}`;
+  });
+}
+
+/** A token whose bytes are known: those of a part of a character in numbers. */
+export function spelled({ token, bytes }) {
+  return token.includes("\uFFFD") ? hexadecimal(bytes) : shown(token);
+}
+
+/** Bytes as numbers of two digits. */
+export function hexadecimal(bytes) {
+  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+}
+
+/** A button with a text. */
+export function button(label, click, properties = {}) {
+  return h("button", { type: "button", class: "quiet", on: { click }, ...properties }, label);
+}
+
+/** A field of a form: a label, its control, and a line of help below it. */
+export function field(label, control, help) {
+  if (help) {
+    control.setAttribute("aria-describedby", `${control.id}-help`);
+  }
+  return h(
+    "div",
+    { class: "field" },
+    h("label", { for: control.id }, label),
+    control,
+    help && h("p", { class: "help", id: `${control.id}-help` }, help),
+  );
+}
+
+/** A list to choose one of, `options` being pairs of value and text. */
+export function select(id, options, chosen, change) {
+  return h(
+    "select",
+    { id, on: { change: (event) => change(event.target.value) } },
+    options.map(([value, text]) => h("option", { value, selected: String(value) === String(chosen) }, text)),
+  );
+}

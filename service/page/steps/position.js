@@ -1,0 +1,43 @@
+// Position: two words swapped, and what that does to the next token.
+
+import { bars } from "../distribution.js";
+import { h, select, shown } from "../dom.js";
+import { t } from "../language.js";
+import { Look } from "../look.js";
+import { eventually } from "../states.js";
+
+export function position({ look, base, chosen, redraw }) {
+  const words = look.prompt.split(/(\s+)/);
+  const places = words.map((word, place) => [place, word]).filter(([, word]) => word.trim() !== "");
+  if (places.length < 2) return h("p", { class: "state absent" }, t("position.short"));
+  chosen.swap ??= [places[Math.min(1, places.length - 2)][0], places[Math.min(4, places.length - 1)][0]];
+  const pick = (index) =>
+    h(
+      "div",
+      { class: "field" },
+      h("label", { for: `swap-${index}` }, t(`position.word${index + 1}`)),
+      select(`swap-${index}`, places, chosen.swap[index], (value) => {
+        chosen.swap[index] = Number(value);
+        redraw();
+      }),
+    );
+  const swapped = [...words];
+  const [a, b] = chosen.swap;
+  [swapped[a], swapped[b]] = [swapped[b], swapped[a]];
+  const other = swapped.join("");
+  return [
+    h("h2", {}, t("position.swap")),
+    h("div", { class: "row" }, pick(0), pick(1)),
+    eventually(async () => {
+      const otherLook = new Look(other);
+      const last = (await otherLook.base()).ids.length - 1;
+      const [before, after] = await Promise.all([look.next(base.ids.length - 1, 8), otherLook.next(last, 8)]);
+      return h("div", { class: "cards two" }, side(look.prompt, before), side(other, after));
+    }),
+  ];
+}
+
+function side(prompt, likeliest) {
+  const rows = likeliest.map(({ text, logprob }) => ({ text: shown(text), value: Math.exp(logprob) }));
+  return h("section", { class: "card" }, h("h3", { class: "quoted" }, prompt, " …"), bars(rows, { label: t("position.next", { prompt: shown(prompt) }), full: rows[0].value }));
+}

@@ -1,0 +1,106 @@
+// The walk: one prompt through the steps of a transformer, each a page of its own.
+
+import { button, h } from "./dom.js";
+import { t } from "./language.js";
+import { Look, MOST_TOKENS } from "./look.js";
+import { eventually, absent } from "./states.js";
+import { attention } from "./steps/attention.js";
+import { choosing } from "./steps/choosing.js";
+import { embedding } from "./steps/embedding.js";
+import { feedforward } from "./steps/feedforward.js";
+import { heads } from "./steps/heads.js";
+import { lens } from "./steps/lens.js";
+import { position } from "./steps/position.js";
+import { purpose } from "./steps/purpose.js";
+import { scale } from "./steps/scale.js";
+import { softmax } from "./steps/softmax.js";
+import { tokens } from "./steps/tokens.js";
+
+const STEPS = { purpose, tokens, embedding, position, attention, heads, feedforward, lens, softmax, choosing, scale };
+const NAMES = Object.keys(STEPS);
+const EXAMPLE = "The teacher gave the student a book because the";
+
+let look = new Look(EXAMPLE);
+/** What the person chose to look at; the steps share it. */
+let chosen = {};
+
+/** The part's elements, at the step of this name. */
+export function walkPart(name) {
+  const step = NAMES.includes(name) ? name : NAMES[0];
+  const place = h("div", { class: "figures" });
+  show(step, place);
+  return [
+    contents(step),
+    h(
+      "article",
+      { class: "step" },
+      h("p", { class: "count" }, t("step.count", { step: NAMES.indexOf(step) + 1, steps: NAMES.length })),
+      h("h1", {}, t(`${step}.title`)),
+      h("p", { class: "lead" }, t(`${step}.text`)),
+      promptForm(step, place),
+      place,
+      h("section", { class: "formula card", "aria-label": t("formula") }, h("h2", {}, t("formula")), h("p", { class: "math" }, t(`${step}.formula`)), h("p", { class: "help" }, t(`${step}.symbols`))),
+      h("section", { class: "limits" }, h("h2", {}, t("limits")), h("p", {}, t(`${step}.limits`))),
+      neighbours(step),
+    ),
+  ];
+}
+
+function contents(step) {
+  // On a narrow screen the list is a line to be scrolled, which begins at its first step.
+  requestAnimationFrame(() => {
+    const nav = document.querySelector(".contents");
+    const current = nav?.querySelector("[aria-current]");
+    if (current) nav.scrollLeft = current.offsetLeft - nav.offsetLeft - (nav.clientWidth - current.offsetWidth) / 2;
+  });
+  return h(
+    "nav",
+    { class: "contents", "aria-label": t("steps") },
+    h(
+      "ol",
+      {},
+      NAMES.map((name) => h("li", {}, h("a", { href: `#/walk/${name}`, "aria-current": name === step ? "step" : null }, t(`${name}.title`)))),
+    ),
+  );
+}
+
+function promptForm(step, place) {
+  const input = h("textarea", { id: "prompt", rows: 2 }, look.prompt);
+  function take() {
+    if (input.value.trim() === "" || input.value === look.prompt) return;
+    look.close();
+    look = new Look(input.value);
+    chosen = {};
+    show(step, place);
+  }
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    take();
+  });
+  return h(
+    "div",
+    { class: "prompt" },
+    h("label", { for: "prompt" }, t("prompt")),
+    h("div", { class: "composer" }, input, button(t("look"), take, { class: "primary" })),
+  );
+}
+
+function show(step, place) {
+  place.replaceChildren(
+    eventually(async () => {
+      const base = await look.base();
+      if (base.tokens.length > MOST_TOKENS) return absent(t("prompt.long", { count: base.tokens.length, most: MOST_TOKENS }));
+      chosen.position ??= base.tokens.length - 1;
+      chosen.layer ??= Math.floor(base.layers / 2);
+      chosen.head ??= 0;
+      return STEPS[step]({ look, base, chosen, redraw: () => show(step, place) });
+    }),
+  );
+}
+
+function neighbours(step) {
+  const at = NAMES.indexOf(step);
+  const link = (name, text, side) => name && h("a", { class: side, href: `#/walk/${name}` }, t(text, { title: t(`${name}.title`) }));
+  return h("nav", { class: "neighbours", "aria-label": t("neighbours") }, link(NAMES[at - 1], "previous", "left"), link(NAMES[at + 1], "next", "right"));
+}

@@ -1,0 +1,275 @@
+"""The page in a real browser, before a real server with the real model."""
+
+import asyncio
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_core_python.selenium import Axe
+from selenium.webdriver.common.keys import Keys
+
+from tests.service.api import fakes
+from tests.service.page.browser import MISSING, Browser, browsing
+from tests.service.servers import serving
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+STEPS = "purpose tokens embedding position attention heads feedforward lens softmax choosing scale".split()
+PROMPT = "The teacher gave the student a book because the"
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def url(smollm2: Path) -> Iterator[str]:
+    with serving(str(smollm2)) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(window: Browser) -> Iterator[Browser]:
+    """The window; no test may have made a request to another host, or have broken the page's own policy."""
+    window.requests()
+    window.complaints()
+    yield window
+    asked = [address for address in window.requests() if not address.startswith(("about:", "data:"))]
+    hosts = {httpx.URL(address).host for address in asked}
+    assert hosts <= {"127.0.0.1"}
+    refusals = ("status of 400", "status of 401")  # Of fields that a server may lack, and of a missing key.
+    assert [line for line in window.complaints() if not any(words in line for words in refusals)] == []
+
+
+def choose(browser: Browser, **settings: float) -> None:
+    """Fill in sampling settings."""
+    for name, value in settings.items():
+        field = browser.one(f"#setting-{name}")
+        browser.run("arguments[0].closest('details').open = true", field)
+        field.clear()
+        field.send_keys(str(value))
+
+
+def ask(browser: Browser, text: str) -> None:
+    """Send a message, and wait for the whole answer."""
+    browser.one("#message").send_keys(text, Keys.ENTER)
+    browser.until(lambda: browser.all(".token"))
+    browser.until(lambda: browser.all("#send"))
+
+
+def faults(browser: Browser) -> list[str]:
+    """What axe finds against the rules of WCAG 2.1 at levels A and AA, and against good practice."""
+    found = Axe().run(browser.driver)  # type: ignore[no-untyped-call]
+    return [f"{v['id']}: {node['html'][:200]}" for v in found["violations"] for node in v["nodes"]]
+
+
+def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/chat", language="en")
+    choose(browser, max_tokens=150)
+    browser.one("#message").send_keys("Count from one to three hundred, in words.", Keys.ENTER)
+    seen = browser.until(lambda: len(browser.all(".token")))
+    browser.until(lambda: len(browser.all(".token")) > seen)
+    assert browser.all("#stop"), "the whole answer came at once"
+    browser.button("Stop").click()
+    browser.until(lambda: browser.all("#send"))
+    assert "Stopped by you." in browser.one(".turn.assistant").text
+
+    browser.button("Edit").click()
+    field = browser.one("#edited")
+    field.clear()
+    field.send_keys(QUESTION)
+    browser.one(".editing .primary").click()
+    browser.until(lambda: browser.all("#send") and browser.all(".token"))
+    assert browser.one(".turn.user .text").text == QUESTION
+    assert len(browser.all(".turn")) == 2
+
+    browser.button("Another answer").click()
+    browser.until(lambda: browser.all("#send") and browser.all(".token"))
+    assert len(browser.all(".turn")) == 2
+    browser.settled()
+
+
+def test_the_alternatives_of_a_token_are_those_of_the_api(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/chat", language="en")
+    choose(browser, temperature=0, max_tokens=8)
+    ask(browser, QUESTION)
+    body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 8}
+    answer = httpx.post(
+        f"{url}/v1/chat/completions", json=body | {"logprobs": True, "top_logprobs": 10}, timeout=60
+    ).json()
+    entries = answer["choices"][0]["logprobs"]["content"]
+    tokens = browser.all(".token")
+    assert len(tokens) == len(entries)
+    assert (
+        "".join(token.get_attribute("textContent") or "" for token in tokens[:-1])
+        in answer["choices"][0]["message"]["content"]
+    )
+    for token, entry in zip(tokens, entries, strict=True):
+        token.click()
+        shown = [float(row.get_attribute("data-value") or "nan") for row in browser.all(".detail .bars li:not(.rest)")]
+        expected = [math.exp(top["logprob"]) for top in entry["top_logprobs"]]
+        # The numbers of two requests differ by what else ran in their steps.
+        assert shown == pytest.approx(expected, abs=1e-3)
+        assert sum(
+            float(row.get_attribute("data-value") or "nan") for row in browser.all(".detail .bars li")
+        ) == pytest.approx(1)
+
+
+def test_the_cells_of_attention_are_the_numbers_of_the_api(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/walk/attention", language="en")
+    for layer, head in ((15, 0), (2, 7)):
+        browser.until(lambda: browser.all("#attention-matrix"))
+        browser.run(
+            "const s = document.getElementById('layer'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
+            layer,
+        )
+        browser.until(lambda: f"Layer {layer}," in browser.one("main").text)  # noqa: B023
+        browser.run(
+            "const s = document.getElementById('head'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
+            head,
+        )
+        browser.until(lambda: f"Layer {layer}, head {head}" in browser.one("main").text)  # noqa: B023
+        body = {"prompt": PROMPT, "attention": [[layer, head]]}
+        weights = httpx.post(f"{url}/v1/inspect", json=body, timeout=60).json()["attention"]["data"][0]
+        rows = browser.run(
+            "return [...document.querySelectorAll('#attention-matrix tbody tr')]"
+            ".map(row => [...row.querySelectorAll('td[data-value]')].map(cell => Number(cell.dataset.value)))"
+        )
+        assert [len(row) for row in rows] == list(range(1, len(weights) + 1))
+        for query, row in enumerate(rows):
+            assert row == pytest.approx(weights[query][: query + 1], abs=1e-4)
+            assert sum(row) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("language", "name"), [("en", "The walk"), ("ko", "둘러보기")])
+def test_every_step_in_each_language(browser: Browser, url: str, language: str, name: str) -> None:
+    browser.open(f"{url}/#/walk", width=375, height=740, dark=language == "ko", language=language)
+    for number, step in enumerate(STEPS, 1):
+        browser.run("location.hash = arguments[0]", f"#/walk/{step}")
+        browser.until(lambda: str(number) in browser.one(".count").text)  # noqa: B023
+        browser.settled()
+        assert browser.driver.title.startswith(name)
+        assert browser.run("return document.documentElement.lang") == language
+        assert browser.run("return document.documentElement.scrollWidth") <= 375, step
+        assert browser.one(".step h1").text
+        assert faults(browser) == [], step
+
+
+def test_the_chat_on_a_narrow_screen(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/chat", width=375, height=740, language="ko")
+    choose(browser, temperature=0, max_tokens=8)
+    ask(browser, QUESTION)
+    browser.all(".token")[0].click()
+    assert browser.one(".detail").is_displayed()
+    assert browser.run("return document.documentElement.scrollWidth") <= 375
+    assert faults(browser) == []
+
+
+def test_by_keyboard_alone(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/chat", language="en")
+    browser.settled()
+    browser.run("document.getElementById('message').focus()")
+    browser.keys(QUESTION, Keys.ENTER)
+    browser.until(lambda: browser.all(".token") and browser.all("#send"))
+
+    def is_in(selector: str) -> bool:
+        found: bool = browser.run("return document.activeElement.matches(arguments[0])", selector)
+        return found
+
+    def go_to(selector: str, *, back: bool = False) -> None:
+        for _ in range(40):
+            if is_in(selector):
+                return
+            browser.tab(back=back)
+        raise AssertionError(f"{selector} is not reached")
+
+    go_to(".tokens", back=True)
+    browser.keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert browser.one(".tip").is_displayed()
+    browser.keys(Keys.ENTER)
+    assert is_in(".detail")
+    browser.keys(Keys.ESCAPE)
+    assert not browser.all(".detail")
+    assert is_in(".tokens")
+
+    go_to("nav [href='#/walk']", back=True)
+    browser.keys(Keys.ENTER)
+    browser.until(lambda: is_in("main"))
+    go_to("[href='#/walk/attention']")
+    browser.keys(Keys.ENTER)
+    browser.until(lambda: is_in("main") and browser.all("#attention-matrix"))
+    go_to("#attention-matrix .scroll")
+    browser.keys(Keys.ARROW_DOWN, Keys.ARROW_UP)
+    assert "%" in browser.one("#attention-matrix .reading").text
+
+
+def test_the_page_asks_for_a_key_and_keeps_it_for_the_tab(window: Browser, tmp_path: Path) -> None:
+    def visit(url: str) -> None:
+        window.open(f"{url}/#/chat", language="en")
+        window.run("sessionStorage.clear()")
+        window.driver.refresh()
+        for key, left in (("wrong", True), ("sesame", False)):
+            window.one("dialog #key").send_keys(key, Keys.ENTER)
+            window.until(lambda: bool(window.all("dialog .problem")) if left else not window.all("dialog"))  # noqa: B023
+        window.until(lambda: window.one(".model").text == fakes.MODEL)
+        window.driver.refresh()
+        window.until(lambda: window.one(".model").text == fakes.MODEL)
+        assert not window.all("dialog")
+        assert window.run("return localStorage.length") == 1  # The language: no key.
+
+    async def serve() -> None:
+        async with fakes.serving(api_keys="sesame") as server:
+            await asyncio.to_thread(visit, server.url)
+
+    asyncio.run(serve())
+
+
+def test_an_engine_that_is_gone_is_told(window: Browser) -> None:
+    async def serve() -> None:
+        async with fakes.serving() as server:
+            server.engine.state = type(server.engine.state)("loading", "")
+            await asyncio.to_thread(visit, server.url)
+
+    def visit(url: str) -> None:
+        window.open(f"{url}/#/walk/attention", language="en")
+        assert "not ready" in window.one(".problem").text
+        window.button("Try again")
+
+    asyncio.run(serve())
+
+
+NEUTRAL = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+
+
+def kept(url: str, **settings: float) -> list[float]:
+    """Probabilities above 0 of the last stage among ten candidates, as the API tells them, the largest first."""
+    body = {"prompt": PROMPT, "positions": [8], "distribution": 10, "settings": [settings]} | NEUTRAL
+    [distribution] = httpx.post(f"{url}/v1/inspect", json=body, timeout=60).raise_for_status().json()["distributions"]
+    last = [candidate["probabilities"][-1] for candidate in distribution["candidates"]]
+    return sorted((share for share in last if share > 0), reverse=True)
+
+
+def test_the_ways_of_choosing_are_the_servers_and_follow_a_slider(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/walk/choosing", language="en")
+
+    def shown(way: str) -> list[float]:
+        script = "return [...document.querySelectorAll(arguments[0])].map(bar => Number(bar.dataset.value))"
+        shares: list[float] = browser.run(script, f"[data-way={way}] .bars li")
+        return sorted((share for share in shares if share > 0), reverse=True)
+
+    browser.until(lambda: len(browser.all(".way")) == 6)
+    assert shown("greedy") == [1]
+    assert shown("top_k") == pytest.approx(kept(url, temperature=1, top_k=10), abs=1e-3)
+    assert shown("min_p") == pytest.approx(kept(url, temperature=1, min_p=0.1), abs=1e-3)
+    before = shown("top_k")
+    browser.run("document.getElementById('slider-temperature').focus()")
+    browser.keys(*[Keys.ARROW_RIGHT] * 4)
+    warmer = kept(url, temperature=1.2, top_k=10)
+    assert warmer != pytest.approx(before, abs=1e-2)
+    browser.until(lambda: shown("top_k") == pytest.approx(warmer, abs=1e-3))
+    assert len(browser.all("[data-way] .marked")) == 6
