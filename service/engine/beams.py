@@ -23,7 +23,7 @@ class Candidate:
     score: float
     """The sum of the log-probabilities of all its tokens."""
     entry: TokenLogprobs
-    """That of the new token."""
+    """The new token's own."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +31,7 @@ class Beams:
     """One search: the requests that are its beams, and the completions that have ended."""
 
     id: int
-    """That of the client's request, to which the results belong."""
+    """Id of the client's request, to which the results belong."""
     search: BeamSearch
     requests: list[Request] = field(default_factory=list)
     """The beams, the likeliest first."""

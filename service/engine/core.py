@@ -25,7 +25,6 @@ from itertools import chain
 from typing import Literal
 
 from model.contract import DeviceLostError, PendingStep, Runner, StepPlan, StepResult
-from service.engine.beams import Beams
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.grammars import Grammars, Vocabulary
@@ -123,10 +122,7 @@ class EngineCore:
             submitted=self._clock(),
             guide=self._grammars.guide(message.grammar) if message.grammar and self._grammars else None,
         )
-        if message.beams is not None:
-            request.beams = Beams(message.id, message.beams)
-            request.beams.begin(request)
-        self._note(self._scheduler.add(request))
+        self._note(self._scheduler.add(request, message.beams))
 
     def cancel(self, message: Cancel) -> None:
         """End a request; its last delta is in the next report."""

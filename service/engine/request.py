@@ -5,14 +5,10 @@ It does not know the queue it stands in, how blocks are found, or text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from model.contract import NOTHING, Draw, SamplingParams, Wanted
 from service.engine.grammars import Guide
 from service.engine.messages import RequestTimes
-
-if TYPE_CHECKING:
-    from service.engine.beams import Beams
 
 
 @dataclass(slots=True, eq=False)
@@ -35,8 +31,8 @@ class Request:
     wanted: Wanted = NOTHING
     collected: int = 0
     """Number of leading positions of which everything that is wanted has been reported."""
-    beams: "Beams | None" = None
-    """The search that it is a beam of, if it is one."""
+    search: int | None = None
+    """Id of the client's request whose beam search it is a beam of, if it is one."""
     guide: Guide | None = None
     """Its place in its grammar, if it has one."""
     arrival: int = 0
@@ -76,7 +72,7 @@ class Request:
     @property
     def addressee(self) -> int:
         """Id of the client's request that its news belong to."""
-        return self.id if self.beams is None else self.beams.id
+        return self.id if self.search is None else self.search
 
     @property
     def known(self) -> int:

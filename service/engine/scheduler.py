@@ -26,7 +26,7 @@ from service.engine.drafts import Guess, look_up
 from service.engine.grammar_source import GrammarError
 from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
 from service.engine.leaders import Leaders
-from service.engine.messages import STEP_TOKENS, Counters, Delta, FinishReason, Refusal
+from service.engine.messages import STEP_TOKENS, BeamSearch, Counters, Delta, FinishReason, Refusal
 from service.engine.request import Request
 from service.engine.wishes import wishes
 
@@ -127,7 +127,7 @@ class Scheduler:
         """Whether any request has not ended."""
         return bool(self._running or self._waiting)
 
-    def add(self, request: Request) -> Delta | None:
+    def add(self, request: Request, search: BeamSearch | None = None) -> Delta | None:
         """Queue a request; returns a final delta at once if it could never run or its caller is over a limit."""
         if not request.prompt:
             return _final(request, "error", "the prompt is empty")
@@ -141,8 +141,10 @@ class Scheduler:
         self._callers.wait(request.caller)
         request.arrival = next(self._arrivals)
         self._waiting[request.id] = request
-        if request.beams is not None:
-            self._beams[request.id] = request.beams
+        if search is not None:
+            request.search = request.id
+            self._beams[request.id] = Beams(request.id, search)
+            self._beams[request.id].begin(request)
         return None
 
     def cancel(self, id: int) -> Delta | None:
@@ -216,8 +218,8 @@ class Scheduler:
             ):
                 deltas.append(self._fail(request, NOT_FINITE))
                 continue
-            if request.beams is not None and chunk.draws:
-                deltas += self._accept_beam(request, request.beams, chunk, outcome, now)
+            if request.search is not None and chunk.draws:
+                deltas += self._accept_beam(request, self._beams[request.search], chunk, outcome, now)
             elif chunk.draws:
                 deltas.append(self._accept(request, chunk, outcome, now))
             elif not request.params.max_tokens and _stop(chunk) == request.length:
@@ -225,8 +227,10 @@ class Scheduler:
             elif chunk.scores or chunk.pooled or chunk.trace:
                 deltas.append(_delta(request, outcome))
             request.collected = max(request.collected, _stop(chunk))
-        for beams in {request.beams: None for request in step.requests if request.beams and not request.ended}:
-            deltas += self._advance(beams)
+        searches = {request.search: None for request in step.requests if not request.ended}
+        for search in searches:
+            if search is not None:
+                deltas += self._advance(self._beams[search])
         return deltas
 
     def fail(self, message: str) -> list[Delta]:
@@ -295,13 +299,13 @@ class Scheduler:
 
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
-        if not self._draft_tokens or request.params.reads_output or request.guide or request.beams:
+        if not self._draft_tokens or request.params.reads_output or request.guide or request.search is not None:
             return False
         return request.wanted.trace is None or not request.wanted.trace.generated
 
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""
-        waits = request.promised and (self._drafts(request) or request.guide is not None or request.beams is not None)
+        waits = request.promised and (self._drafts(request) or request.guide is not None or request.search is not None)
         return request.behind == 1 and not waits and not request.awaits_mask
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
@@ -562,9 +566,8 @@ class Scheduler:
 
     def _drop(self, request: Request) -> None:
         """End a request, and with it all other beams of its search."""
-        beams = request.beams
-        if beams is not None and beams.id in self._beams:
-            del self._beams[beams.id]
+        beams = None if request.search is None else self._beams.pop(request.search, None)
+        if beams is not None:
             for other in beams.requests:
                 self._drop(other)
                 if other is not request:

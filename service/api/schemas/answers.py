@@ -5,7 +5,7 @@ A field without a default is always sent, and one with a default only if it was 
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class ErrorDetail(BaseModel):
@@ -399,6 +399,43 @@ class Tokens(BaseModel):
 
     tokens: list[int]
     count: int
+
+
+class TokenizerInfo(BaseModel):
+    """The tokenizer, described under the names of tokenizer_config.json.
+
+    Further named tokens, as unk_token, come under their own names.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "tokenizer_class": "PreTrainedTokenizerFast",
+                    "bos_token": "<|im_start|>",
+                    "eos_token": "<|im_end|>",
+                    "pad_token": None,
+                    "additional_special_tokens": ["<|endoftext|>", "<|im_end|>", "<|im_start|>"],
+                    "chat_template": "{% for message in messages %}...",
+                    "model_max_length": 8192,
+                    "vocab_size": 49152,
+                }
+            ]
+        },
+    )
+
+    tokenizer_class: str
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    additional_special_tokens: list[str]
+    """All special tokens, in the order of their texts."""
+    chat_template: str | None
+    model_max_length: int | None
+    """Tokens of a prompt and its completion together; null until the model is loaded."""
+    vocab_size: int
+    """One more than the highest id that has a text."""
 
 
 class Text(BaseModel):

@@ -45,6 +45,10 @@ class FakeTokenizer:
     """A token for each byte, and two special ones."""
 
     vocab_size = VOCAB_SIZE
+    tokenizer_class = "FakeTokenizer"
+    named_tokens: Mapping[str, str] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<s>"}
+    special_texts = frozenset(SPECIAL.values())
+    chat_template = "{{ messages }}"
     bos_token_id = BOS
     eos_token_ids = (EOS,)
 
