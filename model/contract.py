@@ -30,19 +30,32 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    """Number of standard deviations below the highest logit within which tokens are kept; 0 keeps all."""
     seed: int = 0
     """Seed of the random numbers, 0 <= seed < 2**63. Token i of a request depends on (seed, i) and its logits alone."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed: bytes | None = None
+    """Mask of the tokens that may be drawn, as in `Draw`."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens, none empty, that the output never contains: the last of one is not drawn behind the others.
+    """
     logprobs: int | None = None
     """Number n of likeliest tokens whose log-probabilities are reported beside the drawn token's; None: report none."""
 
     @property
     def reads_output(self) -> bool:
         """Whether a draw needs the request's earlier tokens themselves, and not only the logits that they led to."""
-        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return penalties != (0, 0, 1) or any(len(word) > 1 for word in self.bad_words)
+
+    @property
+    def restricts(self) -> bool:
+        """Whether the request itself may leave no token to draw."""
+        return self.allowed is not None or bool(self.bad_words) or self.min_tokens > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

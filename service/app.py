@@ -22,6 +22,7 @@ from service.api import (
     models,
     page,
     responses,
+    scores,
     tokenize,
 )
 from service.api.admission import Admission
@@ -56,6 +57,7 @@ ROUTERS = (
     models.router,
     responses.router,
     responses.stored,
+    scores.router,
     tokenize.router,
     health.router,
     docs.router,

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from model.contract import NOTHING, Array, Distribution, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
 from service.engine.interface import EngineClient
-from service.engine.messages import Grammar, Refusal, RequestTimes
+from service.engine.messages import Beam, BeamSearch, Grammar, Refusal, RequestTimes
 from service.engine.status import EngineLost
 from service.text.detokenizer import Detokenizer
 from service.text.interface import Tokenizer
@@ -55,6 +55,7 @@ class GenerationRequest:
     patience: float | None = None
     grammar: Grammar | None = None
     wanted: Wanted = NOTHING
+    beams: BeamSearch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +101,15 @@ class Generation:
         self.times = RequestTimes()
         self.pooled: list[Array] = []
         """Parts of the prompt's embedding, as in `Delta`."""
+        self._logprob = 0.0
         self.insides: list[Inside] = []
         """Looks inside the decoder that came before any token; those that come with a token are in its piece."""
         self.distributions: list[Distribution] = []
         """The distributions of trial draws that came before any token."""
-        self._detokenizer = Detokenizer(
-            tokenizer,
-            request.stop,
-            request.include_stop,
-            request.skip_special_tokens,
-            request.params.min_tokens,
-            request.kept_special,
-        )
+        self.alternatives: list[list[Piece]] = []
+        """The further completions of a beam search, the best first, once the generation's own has come."""
+        self._tokenizer = tokenizer
+        self._detokenizer = self._new_detokenizer()
         self._stream = client.submit(
             request.prompt,
             request.params,
@@ -120,6 +118,7 @@ class Generation:
             patience=request.patience,
             grammar=request.grammar,
             wanted=request.wanted,
+            beams=request.beams,
             ended=ended,
         )
 
@@ -128,6 +127,14 @@ class Generation:
 
     def __exit__(self, *exception: object) -> None:
         self._stream.cancel()
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the completion's tokens so far, if the request asks for log-probabilities.
+
+        A token that ends the completion counts as well, whether or not it is left out of the text.
+        """
+        return self._logprob / max(self.completion_tokens, 1)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The completion, one token at a time.
@@ -156,6 +163,11 @@ class Generation:
             if not delta.tokens:
                 self.insides += [] if delta.inside is None else [delta.inside]
                 self.distributions += delta.distributions
+            if delta.beams:
+                first, *self.alternatives = [self._beam(beam) for beam in delta.beams]
+                for piece in first:
+                    yield piece
+                return
             if ending and not delta.tokens:
                 yield Piece("", None, None, ending, scores)
                 return
@@ -174,8 +186,33 @@ class Generation:
                     return
                 yield replace(piece, followed=True) if index < last or self._stream.ahead else piece
 
+    def _beam(self, beam: Beam) -> list[Piece]:
+        """A completion that a search found."""
+        self._detokenizer = self._new_detokenizer()
+        last = len(beam.tokens) - 1
+        return [
+            self._piece(
+                token,
+                beam.logprobs[index] if beam.logprobs else None,
+                beam.finish_reason if index == last else None,
+            )
+            for index, token in enumerate(beam.tokens)
+        ]
+
+    def _new_detokenizer(self) -> Detokenizer:
+        request = self.request
+        return Detokenizer(
+            self._tokenizer,
+            request.stop,
+            request.include_stop,
+            request.skip_special_tokens,
+            request.params.min_tokens,
+            request.kept_special,
+        )
+
     def _piece(self, token: int, logprobs: TokenLogprobs | None, reason: Literal["stop", "length"] | None) -> Piece:
         self.completion_tokens += 1
+        self._logprob += 0.0 if logprobs is None else logprobs.chosen
         if reason == "stop" and not self.request.include_stop:
             return Piece(self._detokenizer.end(token), token, None, reason, stopped=self._detokenizer.stopped)
         text = self._detokenizer.push(token)

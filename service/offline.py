@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from model.checkpoint.source import DEFAULT_MODEL
 from model.contract import TokenLogprobs
-from service.api.answers import Format, usage_of
+from service.api.answers import Format, chosen, usage_of
 from service.api.chat import ChatFormat
 from service.api.completions import CompletionFormat
 from service.api.context import JobContext
@@ -60,11 +60,14 @@ class SamplingParams:
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
+    top_n_sigma: float | None = None
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: Mapping[int | str, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool | None = None
@@ -261,13 +264,14 @@ async def _answers(
             progress.add(sum(len(output.token_ids) for output in outputs[index].outputs))
 
         # Twice what can run: there is always a next request, and the engine's queue stays short.
-        most = max((made.n for made, _ in jobs), default=1)
+        most = max((made.tries for made, _ in jobs), default=1)
         await in_parallel(enumerate(jobs), max(1, 2 * context.settings.max_running // most), answer)
     return [outputs[index] for index in range(len(jobs))]
 
 
 async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutput:
-    generations, pieces = await generated(context, job.choices)
+    generations, drawn = await generated(context, job.generations)
+    pieces = chosen(job, generations, drawn)
     looks = None if job.look is None else Looks(job.look, context.tokenizer, context.client.limits)
     whole: Any = layout.whole(pieces, usage_of(job, generations))
     outputs = []

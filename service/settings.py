@@ -253,6 +253,7 @@ class Settings(BaseSettings):
     max_stop_length: Count = Field(256, description="Characters of one stop string.")
     max_stop_token_ids: Count = Field(128, description="Stop token ids in one request.")
     max_logit_bias: Count = Field(1024, description="Entries of logit_bias in one request.")
+    max_bad_words: Count = Field(128, description="Strings of bad_words in one request.")
     max_grammar: Count = Field(65536, description="Characters of a JSON schema, regular expression or grammar.")
 
     drain_seconds: float = Field(

@@ -148,7 +148,7 @@ async def _ask() -> str:
 async def _print(job: Job, context: JobContext) -> str:
     """Print the completion of a job with one choice as it comes, and return it."""
     text = ""
-    with Generation(context.client, context.tokenizer, job.choices[0]) as generation:
+    with Generation(context.client, context.tokenizer, job.generations[0]) as generation:
         async for piece in generation.pieces():
             sys.stdout.write(piece.text)
             sys.stdout.flush()

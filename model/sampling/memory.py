@@ -69,6 +69,18 @@ class TokenMemory:
         inside = place < ends[:, None]
         return Recollection(torch.where(inside, tokens, tokens[:, :1]), inside & (place >= reads[:, None]))
 
+    def recent(self, draws: Sequence[Draw], count: int) -> Tensor:
+        """The last `count` output tokens of the requests of `draws` [draws, count]; -1 before the first.
+
+        Each request must have a row.
+        """
+        lengths = [self._length(draw) for draw in draws]
+        columns = [[draw.row for draw in draws], lengths, [self._read[draw.row] for draw in draws]]
+        rows, ends, reads = stage([torch.tensor(column) for column in columns], self._tokens.device)
+        places = ends[:, None] + torch.arange(-count, 0, device=self._tokens.device)
+        tokens = self._tokens[rows[:, None], places.clamp(min=0)]
+        return tokens.masked_fill(places < reads[:, None], -1)
+
     def _length(self, draw: Draw) -> int:
         return self._read[draw.row] + draw.index
 

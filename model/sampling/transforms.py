@@ -19,6 +19,9 @@ from model.transfer import stage
 Entry = tuple[int, int, float]
 """(row, token, value to add to that logit)."""
 
+_ANY = -2
+"""In place of a token: any token, or none."""
+
 Edit = Callable[[Tensor, Sequence[int], Sequence[Draw], TokenMemory], None]
 """Edits some `rows` of a batch's logits; there is at least one."""
 
@@ -96,11 +99,59 @@ def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], m
 @transform("grammar", lambda draw: draw.allowed is not None)
 def allow_only(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
-    packed = np.frombuffer(b"".join(draws[row].allowed or b"" for row in rows), np.uint8).reshape(len(rows), -1)
+    _ban_others(logits, rows, [draws[row].allowed or b"" for row in rows])
+
+
+@transform("allowed_token_ids", lambda draw: draw.params.allowed is not None)
+def allow_listed(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban all tokens outside the request's own mask."""
+    _ban_others(logits, rows, [draws[row].params.allowed or b"" for row in rows])
+
+
+def _ban_others(logits: Tensor, rows: Sequence[int], masks: Sequence[bytes]) -> None:
+    """Ban all tokens outside a mask for each of the rows."""
+    packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1)
     index, octets = stage([torch.tensor(rows), torch.from_numpy(packed.copy())], logits.device)
     bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
     banned = bits.flatten(1)[:, : logits.shape[1]] == 0
     logits[index] = logits[index].masked_fill(banned, float("-inf"))
+
+
+@transform("bad_words", lambda draw: bool(draw.params.bad_words))
+def ban_words(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Ban the last token of each of a request's `bad_words` where the output ends with the tokens before it."""
+    words = [(row, word) for row in rows for word in draws[row].params.bad_words]
+    add_entries(logits, [(row, word[0], float("-inf")) for row, word in words if len(word) == 1])
+    words = [(row, word) for row, word in words if 1 < len(word) <= draws[row].index + 1]
+    if not words:
+        return
+    places = {row: place for place, row in enumerate(dict.fromkeys(row for row, _ in words))}
+    width = max(len(word) for _, word in words) - 1
+    recent = memory.recent([draws[row] for row in places], width)
+    # A short word matches whatever the output has before its own tokens.
+    before = [[_ANY] * (width + 1 - len(word)) + [*word[:-1]] for _, word in words]
+    columns = [[places[row] for row, _ in words], [row for row, _ in words], [word[-1] for _, word in words]]
+    place, index, last, wanted = stage([*map(torch.tensor, columns), torch.tensor(before)], logits.device)
+    found = ((recent[place] == wanted) | (wanted == _ANY)).all(1)
+    logits.index_put_((index, last), torch.where(found, float("-inf"), 0.0), accumulate=True)
+
+
+@transform("top_n_sigma", lambda draw: draw.params.top_n_sigma > 0 and draw.params.temperature > 0)
+def keep_near_top(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the tokens whose logits are within `top_n_sigma` standard deviations of the highest.
+
+    Source: Tang et al., arXiv 2411.07641. The deviation is that of the finite logits, and no temperature changes what
+    is kept. Greedy draws are not changed.
+    """
+    (index,) = stage([torch.tensor(rows)], logits.device)
+    sigmas = _column([draws[row].params.top_n_sigma for row in rows], logits.device)
+    scores = logits[index]
+    finite = scores.isfinite()
+    count = finite.sum(-1, keepdim=True)
+    mean = scores.where(finite, 0.0).sum(-1, keepdim=True) / count
+    deviation = (((scores - mean) ** 2).where(finite, 0.0).sum(-1, keepdim=True) / count).sqrt()
+    dropped = scores < scores.amax(-1, keepdim=True) - sigmas * deviation
+    logits[index] = scores.masked_fill(dropped, float("-inf"))
 
 
 @transform("typical_p", lambda draw: draw.params.typical_p < 1 and draw.params.temperature > 0)
@@ -131,6 +182,9 @@ TRANSFORMS: tuple[Transform, ...] = (
     penalise_frequency,
     ban_early_stop,
     allow_only,
+    allow_listed,
+    ban_words,
+    keep_near_top,
     keep_typical,
 )
 """All transforms, in the order in which they run, which is that of transformers and vLLM.

@@ -119,7 +119,7 @@ class Format(Layout):
 async def answer(request: Request, context: Context, job: Job, layout: Layout) -> Response:
     """The response to a job. Raises ApiError, EngineDead or GenerationError before anything is sent."""
     record = record_of(request.scope)
-    record.id, record.stream, record.n = layout.id, job.stream, job.n
+    record.id, record.stream, record.n = layout.id, job.stream, job.tries
     if job.stream:
         return EventStream(_events(context, job, layout, record), layout.failure)
     try:
@@ -130,16 +130,16 @@ async def answer(request: Request, context: Context, job: Job, layout: Layout) -
 
 
 async def _complete(context: Context, job: Job, layout: Layout, record: RequestRecord) -> BaseModel:
-    pieces: list[list[Piece]] = [[] for _ in job.choices]
-    with open_generations(context, job.choices, record) as generations:
+    pieces: list[list[Piece]] = [[] for _ in job.generations]
+    with open_generations(context, job.generations, record) as generations:
         async with aclosing(observed(record, generations)) as arriving:
             async for index, piece in arriving:
                 pieces[index].append(piece)
-        return layout.whole(pieces, usage_of(job, generations))
+        return layout.whole(chosen(job, generations, pieces), usage_of(job, generations))
 
 
 async def _events(context: Context, job: Job, layout: Layout, record: RequestRecord) -> AsyncGenerator[bytes, None]:
-    with open_generations(context, job.choices, record) as generations:
+    with open_generations(context, job.generations, record) as generations:
 
         def usage() -> Usage:
             return usage_of(job, generations)
@@ -162,6 +162,21 @@ async def _events(context: Context, job: Job, layout: Layout, record: RequestRec
                 yield held
             raise
         yield held + b"".join(layout.end(usage))
+
+
+def chosen(job: Job, generations: Sequence[Generation], pieces: Sequence[Sequence[Piece]]) -> list[Sequence[Piece]]:
+    """The pieces of each choice, from those of each generation: of a prompt's all, or the best, the best first.
+
+    A beam search is one generation with several choices.
+    """
+    choices: list[Sequence[Piece]] = []
+    for start in range(0, len(generations), job.tries):
+        tries = [*range(start, start + job.tries)]
+        if job.n < job.tries:
+            tries = sorted(tries, key=lambda index: generations[index].mean_logprob, reverse=True)[: job.n]
+        for index in tries:
+            choices += [pieces[index], *generations[index].alternatives]
+    return choices
 
 
 @contextmanager
@@ -199,7 +214,7 @@ def usage_of(job: Job, generations: Sequence[Generation]) -> Usage:
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(
-            cached_tokens=sum(generation.cached_tokens for generation in generations[:: job.n])
+            cached_tokens=sum(generation.cached_tokens for generation in generations[:: job.tries])
         ),
     )
 

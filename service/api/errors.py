@@ -127,6 +127,8 @@ def describe(error: Exception) -> ApiError:
             return ApiError(error.status_code, _MESSAGES.get(error.status_code, "The request was refused."))
         case GenerationRefused(refusal=Refusal(code="invalid_grammar", reason=reason, field=field)):
             return ApiError(400, f"{field}: {reason}.", param=field, code="invalid_grammar")
+        case GenerationRefused(refusal=Refusal(code="nothing_to_draw", reason=reason)):
+            return ApiError(400, f"{reason}.", code="nothing_to_draw")
         case GenerationRefused(refusal=refusal):
             status = 503 if refusal.code == "deadline_exceeded" else 429
             wait = max(1, ceil(refusal.retry_after))

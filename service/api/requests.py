@@ -6,18 +6,22 @@ response formats.
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.contract import ModelLimits, SamplingParams, Trace, Wanted
+from service.api.beam_search import beam_search, searching
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError, refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
+from service.api.judgements import Pair, answer_tokens, check_question, judgement_prompt
 from service.api.looks import named_heads
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
+from service.api.restrictions import allowed_mask, bad_words
 from service.api.schemas.requests import (
     Body,
     ChatBody,
@@ -26,6 +30,7 @@ from service.api.schemas.requests import (
     EmbeddingBody,
     GenerationBody,
     InspectBody,
+    JudgementBody,
     Look,
     Sampling,
     TokenizeBody,
@@ -61,8 +66,10 @@ class Job:
     """The work that a completion request gives the engine, and the form of answer that it wants."""
 
     prompts: list[list[int]]
-    choices: list[GenerationRequest]
-    """Generations, `n` for each prompt, in the order of the choices' indices."""
+    generations: list[GenerationRequest]
+    """Generations, equally many for each prompt, in the order of the prompts."""
+    n: int
+    """Number of choices for each prompt; the best of its generations, if there are more, or those of a beam search."""
     echo: list[str]
     """Text to put before each choice."""
     stream: bool
@@ -80,9 +87,14 @@ class Job:
     """Form of a chat's answers."""
 
     @property
-    def n(self) -> int:
-        """Number of choices for each prompt."""
-        return len(self.choices) // len(self.prompts)
+    def tries(self) -> int:
+        """Number of generations for each prompt."""
+        return len(self.generations) // len(self.prompts)
+
+    @property
+    def choices(self) -> list[GenerationRequest]:
+        """The generation of each choice, but for its seed, in which alone those of one prompt differ."""
+        return [first for first in self.generations[:: self.tries] for _ in range(self.n)]
 
 
 async def completion_job(body: CompletionBody, context: JobContext, envelope: Envelope) -> Job:
@@ -108,6 +120,7 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
         logprobs=body.logprobs,
         scores_echo=body.echo and body.logprobs is not None,
         grammar=grammar_of(body, context.settings.max_grammar),
+        banned=await bad_words(body, context),
     )
 
 
@@ -137,6 +150,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
+        banned=await bad_words(body, context),
         message=message,
     )
 
@@ -160,6 +174,36 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
             wanted=Wanted(pooling=body.pooling),
         )
         for prompt, length in zip(encoded, lengths, strict=True)
+    ]
+
+
+async def judgement_job(
+    body: JudgementBody, pairs: Sequence[Pair], context: JobContext, envelope: Envelope
+) -> list[GenerationRequest]:
+    """For each pair two generations of one token, which can only be yes, and only be no. Raises ApiError.
+
+    Their log-probabilities are the model's own. Both have one prompt, so that its blocks are computed once.
+    """
+    _check_fields(body, context, envelope.record)
+    context.check_model(body.model)
+    limits = context.client.limits
+    most = min(context.settings.max_choices, context.settings.max_open) // 2
+    _check_at_most("documents", len(pairs), most, "texts")
+    check_question(body, pairs, context.settings.max_body)
+    masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
+    prompts = [await judgement_prompt(body, pair, context) for pair in pairs]
+    _check_prompts("documents", prompts, context)
+    lengths = [_resolve_length(len(prompt), 1, None, limits, param="documents") for prompt in prompts]
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            params=SamplingParams(max_tokens=length, temperature=0.0, allowed=mask, logprobs=0),
+            cache_salt=_cache_salt(body, context, envelope.caller),
+            caller=envelope.caller,
+            patience=envelope.patience,
+        )
+        for prompt, length in zip(prompts, lengths, strict=True)
+        for mask in masks
     ]
 
 
@@ -289,8 +333,9 @@ def _looks_beside(body: GenerationBody, context: JobContext, lengths: list[int],
     assert body.inspect is not None
     if not (body.inspect.attention or body.inspect.residual) and body.inspect.lens == body.inspect.distribution is None:
         raise refusal("inspect", "says nothing to look at")
-    rows = body.n * sum(lengths)
-    cells = body.n * sum(length * (len(prompt) + length) for length, prompt in zip(lengths, prompts, strict=True))
+    tries = _tries(body)
+    rows = tries * sum(lengths)
+    cells = tries * sum(length * (len(prompt) + length) for length, prompt in zip(lengths, prompts, strict=True))
     looks = _looks(body.inspect, context, rows=rows, cells=cells, path="inspect.")
     if looks.distribution is not None:
         size = rows * DISTRIBUTION_BYTES * (2 * looks.distribution + 1)
@@ -382,12 +427,24 @@ def _check_shared(body: GenerationBody, context: JobContext, record: RequestReco
     _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
     _check_at_most("prompt_logprobs", body.prompt_logprobs, settings.max_logprobs, "tokens")
     _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
+    _check_token_ids("allowed_token_ids", body.allowed_token_ids or [], context.client.limits.vocab_size)
 
 
 def _check_choices(body: GenerationBody, prompts: int, context: JobContext) -> None:
-    _check_at_most("n", body.n, context.settings.max_n, "choices")
+    tries = _tries(body)
+    if tries < body.n:
+        raise refusal("best_of", f"is below n, which is {body.n}")
+    if tries > body.n and body.stream and not body.use_beam_search:
+        raise refusal("best_of", "goes without stream, because the best are known at the end alone")
+    name = "n" if tries == body.n else "best_of"
+    _check_at_most(name, tries, context.settings.max_n, "choices")
     most = min(context.settings.max_choices, context.settings.max_open)
-    _check_at_most("n", body.n * prompts, most, "choices over all prompts")
+    _check_at_most(name, tries * prompts, most, "choices over all prompts")
+
+
+def _tries(body: GenerationBody) -> int:
+    """Number of completions to draw for each prompt."""
+    return (isinstance(body, CompletionBody) and body.best_of) or body.n
 
 
 def _job(
@@ -401,35 +458,45 @@ def _job(
     default_max_tokens: int | None,
     logprobs: int | None,
     grammar: Grammar | None,
+    banned: tuple[tuple[int, ...], ...],
     scores_echo: bool = False,
     message: MessageForm | None = None,
 ) -> Job:
     message = message or MessageForm()
+    tries = _tries(body)
     limits = context.client.limits
     params = _sampling_params(body, _sampling_defaults(body, context.sampling), limits)
+    allowed = allowed_mask(body.allowed_token_ids, limits)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    ends = drawable((*end_tokens, *body.stop_token_ids), limits)
+    search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
     if body.min_tokens > min(lengths):
         raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
-    if body.n * sum(lengths) > context.settings.max_request_tokens:
+    if tries * sum(lengths) > context.settings.max_request_tokens:
         raise refusal(
             "max_tokens",
             f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
         )
 
     trace = None if body.inspect is None else _looks_beside(body, context, lengths, prompts)
-    choices = [
+    generations = [
         GenerationRequest(
             prompt=prompt,
             params=replace(
                 params,
                 max_tokens=length,
                 min_tokens=body.min_tokens,
-                stop_token_ids=drawable((*end_tokens, *body.stop_token_ids), limits),
+                stop_token_ids=ends,
                 seed=(params.seed + index * _SEED_STRIDE) % 2**63,
-                logprobs=logprobs,
-            ),
+                allowed=allowed,
+                bad_words=banned,
+                # The mean log-probability is what the best are chosen by.
+                logprobs=0 if logprobs is None and tries > body.n else logprobs,
+            )
+            if search is None
+            else searching(search, length, ends),
             stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
@@ -439,14 +506,16 @@ def _job(
             patience=envelope.patience,
             grammar=grammar,
             wanted=Wanted(prompt_logprobs=max(scored, default=None), trace=trace),
+            beams=search,
         )
         for prompt, length in zip(prompts, lengths, strict=True)
-        for index in range(body.n)
+        for index in range(tries if search is None else 1)
     ]
     options = body.stream_options
     return Job(
         prompts=prompts,
-        choices=choices,
+        generations=generations,
+        n=body.n,
         echo=[text for text in echo for _ in range(body.n)],
         stream=body.stream,
         include_usage=options is not None and options.include_usage,
@@ -471,6 +540,7 @@ def _sampling_params(body: Sampling, defaults: SamplingDefaults, limits: ModelLi
         top_p=_given(body.top_p, defaults.top_p),
         min_p=_given(body.min_p, defaults.min_p),
         typical_p=body.typical_p,
+        top_n_sigma=max(body.top_n_sigma, 0.0),
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
@@ -482,10 +552,10 @@ def _sampling_params(body: Sampling, defaults: SamplingDefaults, limits: ModelLi
 def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> SamplingDefaults:
     """The makers' recommended sampling, unless it is greedy and would make several choices the same."""
     greedy = defaults.temperature < _GREEDY_BELOW or defaults.top_k == 1
-    return replace(defaults, temperature=1.0, top_k=0) if body.n > 1 and greedy else defaults
+    return replace(defaults, temperature=1.0, top_k=0) if _tries(body) > 1 and greedy else defaults
 
 
-def _cache_salt(body: GenerationBody | EmbeddingBody | None, context: JobContext, caller: str) -> str:
+def _cache_salt(body: GenerationBody | EmbeddingBody | JudgementBody | None, context: JobContext, caller: str) -> str:
     """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
     salt = (body and body.cache_salt) or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: a text's token ids, and back. Neither waits for the engine."""
+"""POST /tokenize and /detokenize: a text's token ids, and back; GET /tokenizer_info. None waits for the engine."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -10,7 +10,7 @@ from service.api.context import Context, Served
 from service.api.errors import REFUSALS
 from service.api.prompts import off_loop, places_of
 from service.api.requests import detokenized, tokenized
-from service.api.schemas.answers import Text, Tokens
+from service.api.schemas.answers import Text, TokenizerInfo, Tokens
 from service.api.schemas.requests import DetokenizeBody, TokenizeBody
 from service.observability.record import record_of
 
@@ -32,6 +32,21 @@ async def detokenize(body: DetokenizeBody, request: Request, context: Served) ->
     """The text of token ids, special tokens included."""
     text = await detokenized(body, context, record_of(request.scope))
     return await _written(context, Text(prompt=text), len(text))
+
+
+@router.get("/tokenizer_info", summary="Look at the tokenizer")
+async def tokenizer_info(context: Served) -> TokenizerInfo:
+    """The tokenizer's special tokens and its chat template, as vLLM tells them."""
+    tokenizer = context.tokenizer
+    ready = context.client.health().state == "ready"
+    return TokenizerInfo(
+        **tokenizer.named_tokens,
+        tokenizer_class=tokenizer.tokenizer_class,
+        additional_special_tokens=sorted(tokenizer.special_texts),
+        chat_template=tokenizer.chat_template,
+        model_max_length=context.client.limits.capacity if ready else None,
+        vocab_size=tokenizer.vocab_size,
+    )
 
 
 async def _written(context: Context, answer: BaseModel, size: int) -> Response:

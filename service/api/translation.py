@@ -56,7 +56,7 @@ async def translated_job(
         raise renamed(error, translation.rename) from None
     finally:
         _note_ignored(body, translation, context, envelope.record)
-    return replace(job, choices=[_in_clients_words(choice, translation) for choice in job.choices])
+    return replace(job, generations=[_in_clients_words(one, translation) for one in job.generations])
 
 
 async def translated_prompt(

@@ -12,7 +12,7 @@ from typing import Self
 
 from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
 from service.engine.channel import EngineChannel
-from service.engine.messages import Cancel, Delta, EngineStats, FromEngine, Grammar, Report, Submit
+from service.engine.messages import BeamSearch, Cancel, Delta, EngineStats, FromEngine, Grammar, Report, Submit
 from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStatus
 
 
@@ -119,12 +119,13 @@ class ChannelClient:
         grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
         wanted: Wanted = NOTHING,
+        beams: BeamSearch | None = None,
     ) -> CompletionStream:
         if self._channel is None:
             raise EngineDead(self._health.reason)
         stream = CompletionStream(next(self._ids), self._abandon, ended)
         self._streams[stream.id] = stream
-        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience, wanted, grammar))
+        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience, wanted, grammar, beams))
         return stream
 
     def _abandon(self, id: int) -> None:

@@ -109,7 +109,7 @@ class EngineCore:
     def submit(self, message: Submit) -> None:
         """Queue a request. A request that cannot run ends with an error in the next report."""
         params = message.params
-        ids = chain(message.prompt, params.stop_token_ids, (token for token, _ in params.logit_bias))
+        ids = chain(message.prompt, params.stop_token_ids, (token for token, _ in params.logit_bias), *params.bad_words)
         if not all(0 <= token < self._vocab_size for token in ids):
             error = "a token id lies outside the vocabulary"
             self._note(Delta(message.id, [], None, finish_reason="error", error=error))
@@ -129,7 +129,7 @@ class EngineCore:
             submitted=self._clock(),
             guide=self._grammars.guide(message.grammar) if message.grammar and self._grammars else None,
         )
-        self._note(self._scheduler.add(request))
+        self._note(self._scheduler.add(request, message.beams))
 
     def cancel(self, message: Cancel) -> None:
         """End a request; its last delta is in the next report."""

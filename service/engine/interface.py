@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
 from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
-from service.engine.messages import Delta, EngineStats, Grammar
+from service.engine.messages import BeamSearch, Delta, EngineStats, Grammar
 from service.engine.status import EngineHealth
 
 
@@ -55,10 +55,11 @@ class EngineClient(Protocol):
         grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
         wanted: Wanted = NOTHING,
+        beams: BeamSearch | None = None,
     ) -> DeltaStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
 
-        `caller`, `patience`, `wanted` and `grammar` are as in `Submit`. `ended` is called once, as soon as the
+        `caller`, `patience`, `wanted`, `grammar` and `beams` are as in `Submit`. `ended` is called once, as soon as the
         request's last delta has arrived, whether or not the earlier ones have been read.
         """
 

@@ -24,7 +24,7 @@ FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
 """Reasons why a request ended.
 
 stop: a stop token was drawn. length: max_tokens was reached. abort: it was cancelled. error: the engine failed it.
-refused: it never began, see `Refusal`. lost: the engine is gone, a reason that the client itself gives.
+refused: it never began or could not go on, see `Refusal`. lost: the engine is gone, a reason of the client itself.
 """
 
 
@@ -37,6 +37,36 @@ class Grammar(msgspec.Struct, frozen=True):
     """The schema and the list as JSON, the others as they are."""
     field: str
     """Field of the HTTP request that the grammar came in, by which a refusal names it."""
+
+
+class BeamSearch(msgspec.Struct, frozen=True):
+    """A search for the likeliest completions, instead of a draw."""
+
+    width: int
+    """Number of beams."""
+    count: int
+    """Number of completions to return, at most `width`."""
+    length_penalty: float = 1.0
+    """A completion of n tokens is ranked by the sum of their log-probabilities, divided by n to this power."""
+    early_stopping: Literal[True, False, "never"] = False
+    """True: end with the first `width` completions. False: end when the likeliest beam ranks below all of these as it
+    is. never: end when it would do so at any length."""
+    logprobs: int | None = None
+    """Number of likeliest tokens that are reported beside each of a completion; None: report no log-probabilities."""
+
+    def top(self, stops: int) -> int:
+        """Number of likeliest tokens of each beam that the search needs, where so many tokens end a completion."""
+        return self.width + stops
+
+
+class Beam(msgspec.Struct, frozen=True):
+    """A completion that a beam search found."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs] | None
+    """Log-probabilities of each of `tokens`, if they were asked for."""
+    score: float
+    finish_reason: Literal["stop", "length"]
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -56,6 +86,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Seconds that the request may wait for its first step; None means without limit."""
     wanted: Wanted = NOTHING
     grammar: Grammar | None = None
+    beams: BeamSearch | None = None
+    """A beam search; `params` are then greedy, and ask for the log-probabilities that `BeamSearch.top` tells."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -69,9 +101,9 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """The reason why the engine did not begin a request that it could have run, or could not follow its grammar."""
+    """The reason why the engine did not begin a request that it could have run, or could not go on with it as asked."""
 
-    code: Literal["deadline_exceeded", "invalid_grammar", "key_queue_full", "key_tokens_exceeded"]
+    code: Literal["deadline_exceeded", "invalid_grammar", "key_queue_full", "key_tokens_exceeded", "nothing_to_draw"]
     reason: str
     """One line for the HTTP client."""
     retry_after: float
@@ -115,6 +147,8 @@ class Delta(msgspec.Struct, frozen=True):
     """A look inside at further positions."""
     distributions: Sequence[Distribution] = ()
     """The distributions of trial draws at further positions, in order, then of the drawn token, as far as wanted."""
+    beams: Sequence[Beam] = ()
+    """The completions of a beam search, the best first, in its last delta, which has no tokens of its own."""
     times: RequestTimes | None = None
     """Present in every delta, because a client that finds a stop string reads no further one; None if the engine never
     took the request."""

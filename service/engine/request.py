@@ -31,6 +31,8 @@ class Request:
     wanted: Wanted = NOTHING
     collected: int = 0
     """Number of leading positions of which everything that is wanted has been reported."""
+    search: int | None = None
+    """Id of the client's request whose beam search it is a beam of, if it is one."""
     guide: Guide | None = None
     """Its place in its grammar, if it has one."""
     arrival: int = 0
@@ -68,6 +70,11 @@ class Request:
     """Its row in the runner's sampling state, while it owns blocks."""
     fresh: bool = True
     """It has drawn nothing since it got its row."""
+
+    @property
+    def addressee(self) -> int:
+        """Id of the client's request that its news belong to."""
+        return self.id if self.search is None else self.search
 
     @property
     def known(self) -> int:

@@ -16,14 +16,17 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from math import isnan
 
-from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepPlan, StepResult
+import msgspec
+
+from model.contract import INVALID_TOKEN, NOTHING, Chunk, ChunkResult, StepPlan, StepResult
+from service.engine.beams import Beams, Candidate
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
 from service.engine.drafts import Guess, look_up
 from service.engine.grammar_source import GrammarError
 from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
 from service.engine.leaders import Leaders
-from service.engine.messages import STEP_TOKENS, Counters, Delta, FinishReason, Refusal
+from service.engine.messages import STEP_TOKENS, BeamSearch, Counters, Delta, FinishReason, Refusal
 from service.engine.request import Request
 from service.engine.wishes import wishes
 
@@ -34,6 +37,9 @@ MASK_SECONDS = 0.002
 IDLE_SECONDS = 0.01
 """Time that the engine waits for grammars alone before it looks for messages again."""
 NOT_FINITE = "the model produced no finite logits"
+NOTHING_LEFT = Refusal(
+    "nothing_to_draw", "The request's restrictions (such as allowed_token_ids and bad_words) left no token to draw", 0.0
+)
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
 
 logger = logging.getLogger(__name__)
@@ -102,6 +108,10 @@ class Scheduler:
         self._rows = list(range(max_running))
         """Rows of the runner's sampling state that no running request has."""
         self._in_flight: deque[Step] = deque()
+        self._beams: dict[int, Beams] = {}
+        """The searches that have not ended, by the ids of their clients' requests."""
+        self._beam_ids = count(-1, -1)
+        """Ids of beams, which no client's request has."""
         self._draws: dict[int, int] = {}
         """For each request that draws in the newest plan, the index of its draw in that plan."""
 
@@ -120,7 +130,7 @@ class Scheduler:
         """Whether any request has not ended."""
         return bool(self._running or self._waiting)
 
-    def add(self, request: Request) -> Delta | None:
+    def add(self, request: Request, search: BeamSearch | None = None) -> Delta | None:
         """Queue a request; returns a final delta at once if it could never run or its caller is over a limit."""
         if not request.prompt:
             return _final(request, "error", "the prompt is empty")
@@ -134,11 +144,17 @@ class Scheduler:
         self._callers.wait(request.caller)
         request.arrival = next(self._arrivals)
         self._waiting[request.id] = request
+        if search is not None:
+            request.search = request.id
+            self._beams[request.id] = Beams(request.id, search)
+            self._beams[request.id].begin(request)
         return None
 
     def cancel(self, id: int) -> Delta | None:
         """End a request and return its final delta; None if the id is not known."""
         request = self._running.get(id) or self._waiting.get(id)
+        if id in self._beams:
+            request = self._beams[id].requests[0]
         return self._end(request, "abort") if request else None
 
     def expire(self, now: float) -> list[Delta]:
@@ -206,13 +222,19 @@ class Scheduler:
             if chunk.draws and _breaks_off(request, outcome):
                 self._retake(request, chunk)
                 continue
-            if chunk.draws:
+            if request.search is not None and chunk.draws:
+                deltas += self._accept_beam(request, self._beams[request.search], chunk, outcome, now)
+            elif chunk.draws:
                 deltas.append(self._accept(request, chunk, outcome, now))
             elif not request.params.max_tokens and _stop(chunk) == request.length:
                 deltas.append(self._complete(request, outcome, now))
             elif chunk.scores or chunk.pooled or chunk.trace:
                 deltas.append(_delta(request, outcome))
             request.collected = max(request.collected, _stop(chunk))
+        searches = {request.search: None for request in step.requests if not request.ended}
+        for search in searches:
+            if search is not None:
+                deltas += self._advance(self._beams[search])
         return deltas
 
     def fail(self, message: str) -> list[Delta]:
@@ -282,7 +304,7 @@ class Scheduler:
 
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
-        if not self._draft_tokens or len(self._running) > self._draft_running:
+        if not self._draft_tokens or len(self._running) > self._draft_running or request.search is not None:
             return False
         if request.params.reads_output or request.guide is not None:
             return False
@@ -291,7 +313,8 @@ class Scheduler:
     def _decodes(self, request: Request) -> bool:
         """Whether a running request's next chunk is one token, and may be planned now."""
         # Behind drafts in flight no chunk can be planned, even if the load has ended all drafting meanwhile.
-        waits = request.promised and (request.drafts or request.guide is not None or self._drafts(request))
+        alone = request.drafts or request.guide is not None or request.search is not None or self._drafts(request)
+        waits = request.promised and alone
         return request.behind == 1 and not waits and not request.awaits_mask
 
     def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
@@ -351,11 +374,15 @@ class Scheduler:
         request = max(self._running.values(), key=_arrival)
         self._leave(request)
         self._pool.release(request)
+        self._wait_again(request)
+        self.counters.preemptions += 1
+        return request
+
+    def _wait_again(self, request: Request) -> None:
+        """Queue a request that owns no blocks, and whose known tokens are to be computed or found."""
         request.computed = 0
         self._waiting[request.id] = request
         self._callers.wait(request.caller)
-        self.counters.preemptions += 1
-        return request
 
     def _admit(self, request: Request) -> bool:
         """Move a request from waiting to running, with blocks for all its known tokens; False if there are not enough.
@@ -415,7 +442,8 @@ class Scheduler:
         right = _agreement(request.drafts, outcome.tokens)
         tokens = outcome.tokens[: right + 1]
         if INVALID_TOKEN in tokens:
-            return self._fail(request, NOT_FINITE)
+            failed = self._fail(request, NOT_FINITE)
+            return _refused(request, NOTHING_LEFT) if request.params.restricts else failed
         self._settle_drafts(request, right)
         tokens, reason = _ending(request, tokens)
         request.output += tokens
@@ -435,6 +463,85 @@ class Scheduler:
         if request.guide is not None and reason is None:
             request.guide.advance(tokens)
         return _delta(request, outcome, reason, tokens)
+
+    def _accept_beam(
+        self, request: Request, beams: Beams, chunk: Chunk, outcome: ChunkResult, now: float
+    ) -> list[Delta]:
+        """Take in the likeliest next tokens of a beam; the token that was drawn has no meaning."""
+        request.promised -= 1
+        entry = outcome.logprobs[0]
+        if entry is None or INVALID_TOKEN in outcome.tokens:
+            return [self._fail(request, NOT_FINITE)]
+        self._pool.publish(request, min(_stop(chunk), request.known))
+        self._leaders.remove(request)
+        request.last_drawn = now
+        if request.first_drawn is None:
+            request.first_drawn = now
+        self.counters.generated_tokens += 1
+        self._callers.spend(request.caller, 1, now)
+        beams.landed[request] = entry
+        return []
+
+    def _advance(self, beams: Beams) -> list[Delta]:
+        """Choose the next token of all beams, once all have been computed; the last delta if the search has ended."""
+        if not beams.complete:
+            # A beam that waits for the others makes room for them: without it they might wait for ever.
+            for request in beams.landed:
+                if request.id in self._running:
+                    self._leave(request)
+                    self._pool.release(request)
+            return []
+        going = beams.advance()
+        if not going:
+            request = beams.requests[0]
+            self._drop(request)
+            self._pool.release(request)
+            return [_found(request, beams)]
+        self._branch(beams, going)
+        return []
+
+    def _branch(self, beams: Beams, going: Sequence[Candidate]) -> None:
+        """Make the beams' requests those of `going`. The likeliest child of a beam has its request and its blocks.
+
+        The others find all its full blocks in the prefix cache, and compute the tokens behind them.
+        """
+        parents = {candidate.parent: [*candidate.parent.output] for candidate in going}
+        for request in beams.requests:
+            if request not in parents:
+                self._leave_search(request)
+        adopted: list[tuple[Request, Candidate]] = []
+        heirs = set(parents)
+        for candidate in going:
+            request = candidate.parent
+            if request in heirs:
+                heirs.remove(request)
+                request.output.append(candidate.token)
+            else:
+                request = self._sibling(request)
+                request.output = [*parents[candidate.parent], candidate.token]
+            if request.id not in self._running:
+                self._wait_again(request)
+            adopted.append((request, candidate))
+        beams.adopt(adopted)
+
+    def _sibling(self, request: Request) -> Request:
+        """A new request like a beam's, without blocks."""
+        return replace(
+            request,
+            id=next(self._beam_ids),
+            blocks=[],
+            published=0,
+            chain=[*request.chain],
+            places={},
+            wanted=NOTHING,
+        )
+
+    def _leave_search(self, request: Request) -> None:
+        """End a beam that no further one begins with."""
+        request.ended = True
+        if request.id in self._running:
+            self._leave(request)
+            self._pool.release(request)
 
     def _complete(self, request: Request, outcome: ChunkResult, now: float) -> Delta:
         """End a request that generates nothing.
@@ -474,6 +581,14 @@ class Scheduler:
         return _final(request, "error", message)
 
     def _drop(self, request: Request) -> None:
+        """End a request, and with it all other beams of its search."""
+        beams = None if request.search is None else self._beams.pop(request.search, None)
+        if beams is not None:
+            for other in beams.requests:
+                self._drop(other)
+                if other is not request:
+                    self._pool.release(other)
+            return
         request.ended = True
         if request.id in self._running:
             self._leave(request)
@@ -554,7 +669,9 @@ def _rejected(request: Request, failure: Exception) -> Delta:
 
 
 def _refused(request: Request, refusal: Refusal) -> Delta:
-    return Delta(id=request.id, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times)
+    return Delta(
+        id=request.addressee, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times
+    )
 
 
 def _delta(
@@ -565,7 +682,7 @@ def _delta(
     if request.params.logprobs is not None:
         logprobs = [entry for entry in outcome.logprobs[: len(tokens)] if entry]
     return Delta(
-        id=request.id,
+        id=request.addressee,
         tokens=[*tokens],
         logprobs=logprobs,
         finish_reason=reason,
@@ -578,10 +695,16 @@ def _delta(
     )
 
 
+def _found(request: Request, beams: Beams) -> Delta:
+    """The last delta of a beam search that has ended."""
+    found = beams.finished[: beams.search.count]
+    return msgspec.structs.replace(_final(request, found[0].finish_reason), beams=found)
+
+
 def _final(request: Request, reason: FinishReason, error: str | None = None) -> Delta:
     """The last delta of a request that ends without a token."""
     return Delta(
-        id=request.id,
+        id=request.addressee,
         tokens=[],
         logprobs=None,
         finish_reason=reason,

@@ -34,7 +34,9 @@ def huggingface_vocabulary(data: HuggingFaceTokenizer) -> Vocabulary:
     structure += [*_markers_of(backend, ends), *(text for text in sorted(written) if not is_content(text))]
     _make_special(backend, structure)
     prefix_ids, suffix_ids = _frame(backend)
+    kind = data.config.get("tokenizer_class")
     return Vocabulary(
+        **({"tokenizer_class": kind} if isinstance(kind, str) else {}),
         backend=backend,
         prefix_ids=prefix_ids,
         suffix_ids=suffix_ids,

@@ -15,6 +15,22 @@ class Tokenizer(Protocol):
         """One more than the highest id that has a text; the logits may be wider or narrower."""
 
     @property
+    def tokenizer_class(self) -> str:
+        """The class of transformers that reads the same files."""
+
+    @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """Texts of bos_token, eos_token, ..., under the names that chat templates use."""
+
+    @property
+    def special_texts(self) -> Collection[str]:
+        """Texts of all special tokens."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the chat template that came with the tokenizer; None if there was none."""
+
+    @property
     def bos_token_id(self) -> int | None: ...
 
     @property

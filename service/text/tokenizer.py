@@ -43,6 +43,7 @@ class VocabularyTokenizer:
         self.eos_token_ids = vocabulary.eos_token_ids
         if not self.eos_token_ids:
             logger.warning("the model's files name no token that ends a completion: each runs to its full length")
+        self.tokenizer_class = vocabulary.tokenizer_class
         self.named_tokens = vocabulary.named_tokens
         self.chat_template = vocabulary.chat_template
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)

@@ -20,3 +20,5 @@ class Vocabulary:
     """Texts of bos_token, eos_token, ..., under the names that chat templates use."""
     chat_template: str | None
     """Jinja source of the template, if there is one."""
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    """The class of transformers that reads the same files."""

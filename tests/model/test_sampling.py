@@ -1,6 +1,7 @@
 """The transforms do what their definitions say to each row, and log-probabilities are the model's own."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
+from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
 
 from kernels.backend import Backend
 from kernels.load import load_backend
@@ -20,8 +21,11 @@ from model.sampling.memory import TokenMemory
 from model.sampling.transforms import (
     TRANSFORMS,
     Transform,
+    allow_listed,
     allow_only,
     ban_early_stop,
+    ban_words,
+    keep_near_top,
     keep_typical,
     penalise_repetition,
 )
@@ -298,3 +302,64 @@ def test_only_what_is_allowed_is_drawn(allowed: set[int], seed: int) -> None:
     assert torch.equal(edited[1], logits[1])
     (first, _), _ = choose(BACKEND, logits, [bound, free])
     assert first in allowed
+
+
+def test_the_masks_of_request_and_grammar_hold_together() -> None:
+    own, grammars = (sum(1 << token for token in tokens).to_bytes(VOCAB // 8, "little") for tokens in ({3, 9}, {9, 20}))
+    edited = random_logits(1)
+    transformed(
+        edited, [replace(request(replace(PLAIN, allowed=own), [1], []), allowed=grammars)], [allow_only, allow_listed]
+    )
+    assert edited[0].isfinite().nonzero().flatten().tolist() == [9]
+
+
+words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6)
+few_tokens = st.lists(st.integers(0, 3), max_size=8)
+
+
+@deterministic
+@given(st.lists(st.tuples(words, few_tokens, st.integers(0, 8)), min_size=1, max_size=4))
+def test_bad_words_are_those_of_transformers_in_the_output(
+    requests: list[tuple[list[tuple[int, ...]], list[int], int]],
+) -> None:
+    """Also where the last tokens of an output are known to the device alone."""
+    memory, draws = TokenMemory(64, CPU), []
+    for row, (bad, output, told) in enumerate(requests):
+        told = min(told, len(output))
+        params = replace(PLAIN, bad_words=tuple(dict.fromkeys(bad)))
+        draw = Draw(params, [0, 1, 2, 3], output[:told], told, row)
+        memory.begin([draw])
+        for index in range(told, len(output)):
+            memory.add([replace(draw, index=index)], torch.tensor([output[index]]))
+        draws.append(replace(draw, index=len(output), fresh=False))
+    edited = random_logits(len(draws))
+    expected = edited.clone()
+    ban_words(edited, draws, memory)
+    for row, (bad, output, _) in enumerate(requests):
+        processor = NoBadWordsLogitsProcessor([[*word] for word in dict.fromkeys(bad)])
+        ids = torch.tensor([output], dtype=torch.int64)
+        expected[row : row + 1] = processor(ids, expected[row : row + 1])
+    assert torch.equal(edited, expected)
+
+
+@deterministic
+@given(st.sampled_from([0.1, 0.5, 1.0, 3.0]), st.sampled_from([0.5, 1.0, 1.7]), st.integers(0, 20), st.integers(0, 99))
+def test_top_n_sigma_is_its_definition_at_any_temperature(
+    sigmas: float, temperature: float, banned: int, seed: int
+) -> None:
+    """Source: llama.cpp, where banned tokens count neither for the mean nor for the deviation."""
+    logits = random_logits(3, seed)
+    logits[1, :banned] = -math.inf
+    finite = [float(x) for x in logits[1].double() if x.isfinite()]
+    least = max(finite) - sigmas * statistics.pstdev(finite)
+    draws = [
+        request(replace(GREEDY, top_n_sigma=sigmas), [1], []),
+        request(replace(PLAIN, top_n_sigma=sigmas, temperature=temperature), [1], []),
+        request(PLAIN, [1], []),
+    ]
+    edited = logits.clone()
+    transformed(edited, draws, [keep_near_top])
+    assert [token for token in range(VOCAB) if edited[1, token].isfinite()] == [
+        token for token in range(VOCAB) if logits[1, token] >= least
+    ]
+    assert torch.equal(edited[[0, 2]], logits[[0, 2]])

@@ -393,3 +393,24 @@ def test_a_slider_is_redrawn_by_the_servers_own_arithmetic(url: str) -> None:
     assert shown[1]["stages"][-1]["kept"] == 2
     assert shown[4]["candidates"][0]["text"] == " Paris"
     assert shown[4]["candidates"][0]["probabilities"][-1] == 1
+
+
+def test_the_tokenizer_is_described_as_evaluation_harnesses_need_it(url: str) -> None:
+    told = httpx.get(f"{url}/tokenizer_info", timeout=PATIENCE).json()
+    for name in ("bos_token", "eos_token"):
+        assert told[name] in told["additional_special_tokens"]
+        asked = {"prompt": told[name], "add_special_tokens": False}
+        assert httpx.post(f"{url}/tokenize", json=asked, timeout=PATIENCE).json()["count"] == 1
+    assert "add_generation_prompt" in told["chat_template"]
+    assert told["model_max_length"] > 1024
+
+
+def test_a_beam_search_finds_the_likeliest_completions(client: OpenAI) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 6, "logprobs": 0}
+    search = {"use_beam_search": True, "best_of": 4, "length_penalty": 0, "ignore_eos": True}
+    found = client.completions.create(**fields, n=3, temperature=0, extra_body=search).choices
+    greedy = client.completions.create(**fields, temperature=0, extra_body={"ignore_eos": True}).choices
+    sums = [sum(choice.logprobs.token_logprobs) for choice in [*found, *greedy] if choice.logprobs]
+    assert len({choice.text for choice in found}) == 3
+    assert sums[:3] == sorted(sums[:3], reverse=True)
+    assert sums[0] >= sums[3] - 1e-3

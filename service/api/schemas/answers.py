@@ -5,7 +5,7 @@ A field without a default is always sent, and one with a default only if it was 
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas.arrays import ArrayData
 from service.text.respelling import Spelling
@@ -355,6 +355,48 @@ class Embeddings(BaseModel):
     usage: EmbeddingUsage
 
 
+class Score(BaseModel):
+    """How well a pair of texts fits."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(BaseModel):
+    """The answer to a request to score pairs, in their order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: EmbeddingUsage
+
+
+class RankedDocument(BaseModel):
+    """A document's text."""
+
+    text: str
+
+
+class Ranked(BaseModel):
+    """A document's place in the request, and how well it fits the query."""
+
+    index: int
+    document: RankedDocument | None = None
+    relevance_score: float
+
+
+class Ranking(BaseModel):
+    """The answer to a request to order documents, the best first."""
+
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: EmbeddingUsage
+
+
 class SpeltToken(BaseModel):
     """A token, and what it spells."""
 
@@ -435,6 +477,43 @@ class Tokens(BaseModel):
         "that /detokenize gives. Each begins where the one before it ended, and a character of several tokens is in "
         "the last of them.",
     )
+
+
+class TokenizerInfo(BaseModel):
+    """The tokenizer, described under the names of tokenizer_config.json.
+
+    Further named tokens, as unk_token, come under their own names.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "tokenizer_class": "PreTrainedTokenizerFast",
+                    "bos_token": "<|im_start|>",
+                    "eos_token": "<|im_end|>",
+                    "pad_token": None,
+                    "additional_special_tokens": ["<|endoftext|>", "<|im_end|>", "<|im_start|>"],
+                    "chat_template": "{% for message in messages %}...",
+                    "model_max_length": 8192,
+                    "vocab_size": 49152,
+                }
+            ]
+        },
+    )
+
+    tokenizer_class: str
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    additional_special_tokens: list[str]
+    """All special tokens, in the order of their texts."""
+    chat_template: str | None
+    model_max_length: int | None
+    """Tokens of a prompt and its completion together; null until the model is loaded."""
+    vocab_size: int
+    """One more than the highest id that has a text."""
 
 
 class Text(BaseModel):

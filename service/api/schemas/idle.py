@@ -3,12 +3,9 @@
 from typing import Any
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
     "annotations": ([],),
     "audio": (),
     "background": (False,),
-    "bad_words": ([],),
-    "best_of": (1,),
     "bootstrap_host": (),
     "bootstrap_port": (),
     "bootstrap_room": (),
@@ -28,7 +25,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "documents": ([],),
     "dry_multiplier": (0, 0.0),
     "dynatemp_range": (0, 0.0),
-    "early_stopping": (False,),
     "ebnf": (),
     "ec_transfer_params": (),
     "echo": (False,),
@@ -53,7 +49,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "input_ids": (),
     "json_schema": (),
     "kv_transfer_params": (),
-    "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "logprob_token_ids": (),
     "lora_path": (),
@@ -109,7 +104,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "truncation_side": (),
     "use_audio_in_video": (False,),
-    "use_beam_search": (False,),
     "video_url": (),
     "vllm_xargs": ({},),
     "watermarking": (False,),
@@ -134,6 +128,7 @@ server never does.
 
 ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
+    "best_of": (1,),
     "continue_final_message": (False,),
     "parallel_tool_calls": (True, False),
     "separate_reasoning": (True, False),

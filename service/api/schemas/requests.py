@@ -100,6 +100,10 @@ def _shape(value: Any) -> str | None:
     return None
 
 
+def _flag_or_text(value: Any) -> str:
+    return "<flag>" if isinstance(value, bool) else "<text>"
+
+
 def _choose(description: str) -> Discriminator:
     return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
 
@@ -252,37 +256,55 @@ class Sampling(Body):
         le=2,
         description="0 chooses the likeliest token; below 1e-5 counts as 0. The default of this field and of the three "
         "below is what the model's makers recommend, if anything.",
+        examples=[0.7],
     )
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw from the likeliest tokens that hold this much probability."
+        None, gt=0, le=1, description="Draw from the likeliest tokens that hold this much probability.", examples=[0.95]
     )
     top_k: Integer | None = Field(
-        None, ge=-1, le=2**31 - 1, description="Draw from the k likeliest tokens; 0 or -1 for all."
+        None, ge=-1, le=2**31 - 1, description="Draw from the k likeliest tokens; 0 or -1 for all.", examples=[40]
     )
     typical_p: float = Field(
-        1.0, gt=0, le=1, description="Draw from the tokens nearest to the expected surprise, of this much probability."
+        1.0,
+        gt=0,
+        le=1,
+        description="Draw from the tokens nearest to the expected surprise, of this much probability.",
+        examples=[0.9],
+    )
+    top_n_sigma: float = Field(
+        0.0,
+        ge=-1,
+        le=100,
+        description="Draw from the tokens whose logits are at most this many standard deviations below the highest, "
+        "before typical_p; 0 or below for all.",
+        examples=[1.5],
     )
     min_p: float | None = Field(
-        None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's."
+        None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's.", examples=[0.05]
     )
     seed: Integer | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing."
+        None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing.", examples=[7]
     )
     presence_penalty: float = Field(
-        0.0, ge=-2, le=2, description="Subtracted from the logit of every token generated so far."
+        0.0, ge=-2, le=2, description="Subtracted from the logit of every token generated so far.", examples=[0.5]
     )
     frequency_penalty: float = Field(
-        0.0, ge=-2, le=2, description="Subtracted from a token's logit for each time it was generated."
+        0.0, ge=-2, le=2, description="Subtracted from a token's logit for each time it was generated.", examples=[0.5]
     )
     repetition_penalty: float | None = Field(
         None,
         ge=0.01,
         le=100,
         description="Divides logits of tokens in prompt or output. Its default is as temperature's.",
+        examples=[1.1],
     )
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
-    ] = Field(default_factory=dict, description="Added to the logits of these token ids, which are written as strings.")
+    ] = Field(
+        default_factory=dict,
+        description="Added to the logits of these token ids, which are written as strings.",
+        examples=[{"50": -100}],
+    )
 
 
 HeadName = Annotated[Integers, Field(min_length=2, max_length=2)]
@@ -339,6 +361,7 @@ class GenerationBody(Labels, Sampling):
         ge=1,
         description="Completions for each prompt. Several are drawn with temperature 1, unless the request gives one, "
         "where the model's makers recommend the likeliest token.",
+        examples=[2],
     )
     max_tokens: Integer | None = Field(None, ge=1, le=2**31 - 1, description="Tokens to generate at most.")
     min_tokens: Integer = Field(
@@ -346,6 +369,40 @@ class GenerationBody(Labels, Sampling):
         ge=0,
         le=2**31 - 1,
         description="Tokens before which no stop token is drawn and no stop string is looked for.",
+        examples=[2],
+    )
+    use_beam_search: bool = Field(
+        False,
+        description="Search for the n likeliest completions with n beams (with best_of as many), instead of drawing. "
+        "Fields that change what is drawn, and stream, do not go with it.",
+        examples=[True],
+    )
+    length_penalty: float = Field(
+        1.0,
+        ge=-10,
+        le=10,
+        description="A search ranks a completion of n tokens by its log-probability, divided by n to this power.",
+        examples=[0.8],
+    )
+    early_stopping: Annotated[
+        Annotated[bool, Tag("<flag>")] | Annotated[Literal["never"], Tag("<text>")],
+        Discriminator(
+            _flag_or_text, custom_error_type="shape", custom_error_message="should be true, false or 'never'"
+        ),
+    ] = Field(
+        False,
+        description="True ends a search with as many completions as it has beams, false when the likeliest beam ranks "
+        "below those, never when it would do so at any length.",
+        examples=[True],
+    )
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = Field(
+        None, description="Draw from these tokens alone.", examples=[[50, 97]]
+    )
+    bad_words: Annotated[list[str], Field(fail_fast=True), _at_most("max_bad_words", "strings")] = Field(
+        default_factory=list,
+        description="Words that are not generated: the last token of one is not drawn behind its others, as the word "
+        "is tokenised at the beginning of a text or behind a space.",
+        examples=[["Paris", "New York"]],
     )
     stop: Stop | None = Field(
         None,
@@ -390,6 +447,7 @@ class CompletionBody(GenerationBody):
             "examples": [
                 {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
                 {"prompt": "The capital of France is ", "structured_outputs": {"choice": ["Paris", "Rome"]}},
+                {"prompt": "The capital of France is", "max_tokens": 8, "use_beam_search": True, "n": 2, "best_of": 4},
             ]
         }
     )
@@ -399,6 +457,13 @@ class CompletionBody(GenerationBody):
         None, ge=0, le=2**31 - 1, description="Tokens to generate at most; 0 only with echo or prompt_logprobs."
     )
     logprobs: Integer | None = Field(None, ge=0, description="Report this many likeliest tokens beside each token.")
+    best_of: Integer | None = Field(
+        None,
+        ge=1,
+        description="Draw this many completions for each prompt, and answer with the n of the highest mean "
+        "log-probability of a token, the best first; not with stream. By default n, in the order of their seeds.",
+        examples=[4],
+    )
     echo: bool = Field(
         False, description="Put the prompt before the completion; with logprobs, its log-probabilities as well."
     )
@@ -423,6 +488,96 @@ class EmbeddingBody(Labels):
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
     )
+
+
+TextList = Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_prompts", "texts")]
+Texts = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[TextList, Tag("<list>")], _choose("a string or a list of strings")
+]
+
+
+class JudgementBody(Labels):
+    """Fields of requests that let the model judge whether texts fit: how it is asked, and its two answers."""
+
+    elsewhere = ELSEWHERE
+
+    model: str | None = Field(None, max_length=512, description="The served model's name, or nothing.")
+    instruction: str = Field(
+        "Given a web search query, retrieve relevant passages that answer the query",
+        description="What makes a document fit a query.",
+    )
+    system: str = Field(
+        "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+        'Note that the answer can only be "yes" or "no".',
+        description="The system message; with an empty one there is none.",
+    )
+    template: str = Field(
+        "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
+        description="The user's message, with {query} and {document}, and {instruction} if it is to be told.",
+    )
+    yes: Annotated[str, Field(min_length=1, max_length=64)] = Field("yes", description="The word for a fit, a token.")
+    no: Annotated[str, Field(min_length=1, max_length=64)] = Field("no", description="The word for none, a token.")
+    use_activation: bool = Field(
+        True,
+        description="Answer with the probability of yes beside no; otherwise with the difference of their logits.",
+    )
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
+    )
+
+
+class ScoreBody(JudgementBody):
+    """A request to score pairs of texts: one with each of several, or equally many with each other."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"queries": "capital of France", "documents": ["Paris is the capital.", "Bread is baked."]},
+                {"text_1": "capital of France", "text_2": "Paris is the capital of France."},
+            ]
+        }
+    )
+
+    text_1: Texts | None = Field(None, description="The queries, under their older name.")
+    text_2: Texts | None = Field(None, description="The documents, under their older name.")
+    queries: Texts | None = Field(None, description="One query, or as many as documents.")
+    documents: Texts | None = Field(None, description="The documents.")
+
+
+class Document(Body):
+    """A document to rank, as an object."""
+
+    text: str
+
+
+class RerankBody(JudgementBody):
+    """A request to order documents by how well they fit a query."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "query": "capital of France",
+                    "documents": ["Bread is baked.", "Paris is the capital of France."],
+                    "top_n": 1,
+                }
+            ]
+        }
+    )
+
+    query: str
+    documents: Annotated[
+        list[
+            Annotated[
+                Annotated[str, Tag("<text>")] | Annotated[Document, Tag("<object>")],
+                _choose("a string or an object with a text"),
+            ]
+        ],
+        Field(min_length=1, fail_fast=True),
+        _at_most("max_prompts", "documents"),
+    ]
+    top_n: Integer | None = Field(None, ge=0, description="Return this many of the best; all by default, and for 0.")
+    return_documents: bool = Field(True, description="Return each document's text beside its score.")
 
 
 class TextPart(Body):
@@ -708,6 +863,8 @@ KNOWN = frozenset({*UNSUPPORTED, *_OTHER_APIS, "reasoning_content", "tool_call_i
                 CompletionBody,
                 ChatBody,
                 EmbeddingBody,
+                ScoreBody,
+                RerankBody,
                 InspectBody,
                 TokenizeBody,
                 DetokenizeBody,

@@ -23,7 +23,7 @@ from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
-from service.engine.messages import Delta, EngineStats, Grammar, RequestTimes
+from service.engine.messages import Beam, BeamSearch, Delta, EngineStats, Grammar, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
 from service.observability.metrics import Metrics
 from service.served_model import ServedModel
@@ -48,6 +48,10 @@ class FakeTokenizer:
     """A token for each byte, and two special ones."""
 
     vocab_size = VOCAB_SIZE
+    tokenizer_class = "FakeTokenizer"
+    named_tokens: Mapping[str, str] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<s>"}
+    special_texts = frozenset(SPECIAL.values())
+    chat_template = "{{ messages }}"
     bos_token_id = BOS
     eos_token_ids = (EOS,)
 
@@ -139,7 +143,9 @@ class FakeStream:
         cache_salt: str,
         ended: Callable[[], object],
         wanted: Wanted,
+        beams: BeamSearch | None,
     ) -> None:
+        self.beams = beams
         self.wanted = wanted
         self._ended = ended
         self.prompt, self.params, self.cache_salt = prompt, params, cache_salt
@@ -148,7 +154,7 @@ class FakeStream:
         self.gate = asyncio.Event()
         self.gate.set()
         self._client = client
-        self._deltas = client.deltas(prompt, params, wanted)
+        self._deltas = client.deltas(prompt, params, wanted, beams)
 
     @property
     def ahead(self) -> bool:
@@ -211,16 +217,21 @@ class FakeClient:
         grammar: Grammar | None = None,
         ended: Callable[[], object] = lambda: None,
         wanted: Wanted = NOTHING,
+        beams: BeamSearch | None = None,
     ) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
-        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended, wanted))
+        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended, wanted, beams))
         self.streams[-1].caller, self.streams[-1].patience = caller, patience
         self.streams[-1].grammar = grammar
         return self.streams[-1]
 
-    def deltas(self, prompt: list[int], params: SamplingParams, wanted: Wanted) -> Iterator[Delta]:
-        """Whatever a test scripted, or else the news of the prompt and the text."""
+    def deltas(
+        self, prompt: list[int], params: SamplingParams, wanted: Wanted, beams: BeamSearch | None
+    ) -> Iterator[Delta]:
+        """Whatever a test scripted, or else the news of the prompt and the text, or what a search finds."""
+        if beams is not None:
+            return iter([Delta(0, [], None, "stop", beams=[fake_beam(beams, place) for place in range(beams.count)])])
         if self.scripted is not None:
             return iter(self.scripted)
         said = self.script(params)
@@ -272,6 +283,13 @@ class FakeClient:
 EMBEDDING = Array((4,), struct.pack("<4f", 3, 0, 4, 0))
 
 
+def fake_beam(search: BeamSearch, place: int) -> Beam:
+    """A letter, longer ones for a penalty, and an end token."""
+    tokens = [ord("a") + place] * round(search.length_penalty) + [ord("!")] * (search.early_stopping is True) + [EOS]
+    top = search.logprobs
+    return Beam(tokens, None if top is None else [fake_logprobs(token, top) for token in tokens], -1.0, "stop")
+
+
 def fake_logprobs(token: int, count: int) -> TokenLogprobs:
     top = [(token + index) % 256 for index in range(count)]
     return TokenLogprobs(-0.5, top, [-0.5 - index for index in range(count)], 1)
@@ -308,10 +326,13 @@ class Running(Caller):
 
 
 def build(
-    template: FakeTemplate | None, settings: dict[str, Any], sampling: SamplingDefaults = NEUTRAL
+    template: FakeTemplate | None,
+    settings: dict[str, Any],
+    sampling: SamplingDefaults = NEUTRAL,
+    engine: FakeClient | None = None,
 ) -> tuple[FastAPI, Settings, FakeClient, Admission]:
     chosen = Settings(**({"max_running": 4, "max_waiting": 4, "max_body": 65536, "drain_seconds": 5} | settings))
-    engine = FakeClient()
+    engine = engine or FakeClient()
     with TemporaryDirectory() as folder:
         places = Places(Path(folder) / "places", slot=0, slots=1)
     admission = Admission(chosen.max_open, places)
@@ -324,10 +345,13 @@ def build(
 
 @asynccontextmanager
 async def calling(
-    template: FakeTemplate | None = TEMPLATE, sampling: SamplingDefaults = NEUTRAL, **settings: Any
+    template: FakeTemplate | None = TEMPLATE,
+    sampling: SamplingDefaults = NEUTRAL,
+    engine: FakeClient | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Caller]:
     """The app without a port: quick, and enough for whatever doesn't hang on connections."""
-    app, _, engine, admission = build(template, settings, sampling)
+    app, _, engine, admission = build(template, settings, sampling, engine)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://app", timeout=10) as http:
         yield Caller(http, engine, admission)

@@ -11,6 +11,8 @@ from openai import AsyncOpenAI
 
 from model.contract import TokenLogprobs
 from service.api.completions import LogprobsWriter
+from service.api.schemas.requests import ChatBody, CompletionBody, Sampling
+from service.engine.status import EngineHealth
 from service.generation import Piece
 from tests.service.api.fakes import BOS, EOS, HI, LIMITS, MODEL, FakeTokenizer, Running, calling, events, serving
 
@@ -320,3 +322,39 @@ async def test_the_documentation_lists_what_is_served() -> None:
         assert "HTTPValidationError" not in schema["components"]["schemas"]
         assert (await caller.http.get("/docs")).status_code == 200
         assert "text/html" in (await caller.http.get("/")).headers["content-type"]
+
+
+async def test_every_way_of_choosing_a_token_has_an_example_that_is_answered() -> None:
+    """Each beside nothing but what it goes with."""
+    beside = {name: {"use_beam_search": True} for name in ("length_penalty", "early_stopping")}
+    own = ("n", "min_tokens", "use_beam_search", *beside, "allowed_token_ids", "bad_words")
+    routes = {
+        "/v1/completions": (CompletionBody, {"prompt": "a"}),
+        "/v1/chat/completions": (ChatBody, {"messages": HI}),
+    }
+    async with calling() as caller:
+        for path, (body, needed) in routes.items():
+            names = [*Sampling.model_fields, *own, *(["best_of"] if body is CompletionBody else [])]
+            for name in names:
+                for example in body.model_fields[name].examples or pytest.fail(f"{name} has no example"):
+                    fields = needed | beside.get(name, {}) | {name: example}
+                    assert (await caller.http.post(path, json=fields)).status_code == 200, name
+
+
+async def test_the_tokenizer_tells_of_itself_before_the_model_is_loaded_too() -> None:
+    expected = {
+        "tokenizer_class": "FakeTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": None,
+        "unk_token": "<s>",
+        "additional_special_tokens": ["</s>", "<s>"],
+        "chat_template": "{{ messages }}",
+        "vocab_size": FakeTokenizer.vocab_size,
+    }
+    async with calling() as caller:
+        answer = (await caller.http.get("/tokenizer_info")).json()
+        assert answer == expected | {"model_max_length": LIMITS.capacity}
+        caller.engine.state = EngineHealth("starting", "loading")
+        answer = (await caller.http.get("/tokenizer_info")).json()
+        assert answer == expected | {"model_max_length": None}

@@ -50,11 +50,17 @@ SHARED: dict[str, Any] = {
     "top_k": 7,
     "min_p": 0.25,
     "typical_p": 0.5,
+    "top_n_sigma": 1.5,
     "seed": 2,
     "presence_penalty": 0.5,
     "frequency_penalty": 0.25,
     "repetition_penalty": 1.5,
     "logit_bias": {"7": -1.5},
+    "use_beam_search": True,
+    "length_penalty": 2,
+    "early_stopping": True,
+    "allowed_token_ids": [5, 9],
+    "bad_words": ["no"],
     "stop": "wor",
     "stop_token_ids": [111],
     "ignore_eos": True,
@@ -78,7 +84,7 @@ CHAT = SHARED | {
     "continue_final_message": True,
     "add_special_tokens": True,
 }
-COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False}
+COMPLETION = SHARED | {"prompt": [1, 2], "logprobs": 2, "echo": True, "add_special_tokens": False, "best_of": 2}
 TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f"}}]
 CHAT |= {"tools": TOOLS, "tool_choice": "none", "parallel_tool_calls": False, "separate_reasoning": False}
 CHAT |= {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}}
@@ -97,6 +103,8 @@ LABELS = {
 }
 """Fields that are meant to change nothing."""
 NEEDED: dict[str, dict[str, Any]] = {
+    "length_penalty": {"use_beam_search": True},
+    "early_stopping": {"use_beam_search": True},
     "stream_options": {"stream": True},
     "top_logprobs": {"logprobs": True},
     "include_stop_str_in_output": {"stop": "wor"},
@@ -157,6 +165,8 @@ async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: A
         ("top_k", -1, 0),
         ("top_k", 2**31 - 1, 0),
         ("top_k", 9, 9),
+        ("top_n_sigma", -1, 0.0),
+        ("top_n_sigma", 2, 2.0),
         ("min_p", 0.1, 0.1),
         ("seed", 2**63 - 1, 2**63 - 1),
         ("seed", -1, 2**63 - 1),
@@ -335,6 +345,48 @@ REFUSED_ANYWHERE: list[tuple[dict[str, Any], str | None]] = [
     ({"stop_token_ids": [-1]}, "stop_token_ids"),
     ({"stop_token_ids": [10**400]}, "stop_token_ids"),
     ({"stop_token_ids": list(range(129))}, "stop_token_ids"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"allowed_token_ids": [260]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids"),
+    ({"allowed_token_ids": ["a"]}, "allowed_token_ids[0]"),
+    ({"bad_words": "a"}, "bad_words"),
+    ({"length_penalty": 2}, "length_penalty"),
+    ({"early_stopping": "never"}, "early_stopping"),
+    *(
+        ({"use_beam_search": True, name: value}, name)
+        for name, value in {
+            "stream": True,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "top_k": 5,
+            "min_p": 0.1,
+            "typical_p": 0.9,
+            "top_n_sigma": 1,
+            "presence_penalty": 1,
+            "frequency_penalty": 1,
+            "repetition_penalty": 1.1,
+            "logit_bias": {"5": 1},
+            "allowed_token_ids": [5],
+            "bad_words": ["a"],
+            "min_tokens": 1,
+            "stop": "a",
+            "prompt_logprobs": 1,
+            "inspect": {"lens": 1},
+            "n": 65,
+            "length_penalty": 11,
+            "early_stopping": "always",
+        }.items()
+    ),
+    ({"use_beam_search": True, "early_stopping": 1}, "early_stopping"),
+    ({"use_beam_search": True, "response_format": {"type": "json_object"}}, "response_format"),
+    ({"use_beam_search": 1}, "use_beam_search"),
+    ({"top_n_sigma": -2}, "top_n_sigma"),
+    ({"top_n_sigma": 101}, "top_n_sigma"),
+    ({"top_n_sigma": "1"}, "top_n_sigma"),
+    ({"bad_words": [1]}, "bad_words[0]"),
+    ({"bad_words": ["a", " "]}, "bad_words"),
+    ({"bad_words": ["a" * 257]}, "bad_words"),
+    ({"bad_words": ["a"] * 129}, "bad_words"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"response_format": "json"}, "response_format"),
@@ -409,12 +461,21 @@ REFUSED_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt_logprobs": 21}, "prompt_logprobs"),
     ({"prompt_logprobs": -1}, "prompt_logprobs"),
     ({"messages": HI}, "messages"),
-    ({"best_of": 2}, "best_of"),
+    ({"best_of": 0}, "best_of"),
+    ({"use_beam_search": True, "echo": True, "max_tokens": 0}, "echo"),
+    ({"use_beam_search": True, "echo": True, "logprobs": 0}, "echo"),
+    ({"use_beam_search": True, "best_of": 2, "n": 3}, "best_of"),
+    ({"best_of": 1, "n": 2}, "best_of"),
+    ({"best_of": 2, "stream": True}, "best_of"),
+    ({"best_of": 65}, "best_of"),
+    ({"best_of": 3, "prompt": ["a"] * 3}, "best_of"),
+    ({"best_of": 4, "max_tokens": 251, "prompt": [1]}, "max_tokens"),
     ({"suffix": "x"}, "suffix"),
 ]
 CALLED: dict[str, Any] = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 NESTED = {"name": "f", "parameters": functools.reduce(lambda inner, _: {"x": [inner]}, range(40), dict[str, Any]())}
 REFUSED_CHATS: list[tuple[dict[str, Any], str | None]] = [
+    ({"best_of": 2}, "best_of"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": ["hi"]}, "messages[0]"),

@@ -203,6 +203,7 @@ def test_a_lost_device_ends_the_engine_and_not_its_requests_one_by_one(lookahead
         (submit(7, [-1]), "vocabulary"),
         (submit(7, [2**63]), "vocabulary"),
         (Submit(7, [1], SamplingParams(max_tokens=1, logit_bias=((VOCAB_SIZE, 1.0),))), "vocabulary"),
+        (Submit(7, [1], SamplingParams(max_tokens=1, bad_words=((1, VOCAB_SIZE),))), "vocabulary"),
         (Submit(7, [1], SamplingParams(max_tokens=3, min_tokens=3, stop_token_ids=(2, VOCAB_SIZE))), "vocabulary"),
     ],
 )

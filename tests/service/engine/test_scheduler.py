@@ -168,6 +168,17 @@ def test_when_a_leader_ends_early_the_next_leads(way: str) -> None:
     assert [request.cached_tokens for request in followers] == [0, 12]
 
 
+def test_a_request_that_left_itself_nothing_to_draw_is_refused() -> None:
+    bench = Bench(8, 4)
+    bench.add([1, 2], bad_words=((3,),))
+    bench.runner.poisoned_chunks = {0}
+    _, (delta,) = bench.step()
+    assert delta.finish_reason == "refused"
+    assert delta.refusal is not None
+    assert delta.refusal.code == "nothing_to_draw"
+    assert bench.pool.used == 0
+
+
 def test_the_number_of_running_requests_is_limited() -> None:
     bench = Bench(32, 4, max_running=2)
     for _ in range(3):
