@@ -2,7 +2,8 @@
 
 Every measurement comes from the run itself; floors are computed from rates measured in the same run. A child process
 measures, and writes each result to the file at once. If a section fails, hangs or breaks the device, only that section
-is lost, and a new process continues with the rest. `--smoke` runs the same code on a CPU with tiny shapes.
+is lost, and a new process continues with the rest. `--variants` measures kernels in every size that could be chosen
+for them instead, and prints a table to choose from. `--smoke` runs the same code on a CPU with tiny shapes.
 """
 
 import argparse
@@ -37,16 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif not torch.cuda.is_available():
         print("torch sees no GPU: --smoke only tries the code, without measuring")
         return 2
-    from benchmarks.sections import SECTIONS
+    from benchmarks.sections import SECTIONS, VARIANTS
     from benchmarks.worker import work
 
     if options.work is not None:
-        work(options.work.split(","), options.out, seconds=options.budget, smoke=False)
+        work(options.work.split(","), options.out, seconds=options.budget, smoke=False, variants=options.variants)
         return 0
     chip = "smoke" if options.smoke else re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
-    path = options.out / f"{chip}-{datetime.now():%Y-%m-%d-%H%M%S}.json"
-    chosen = [name for name in SECTIONS if options.only in name]
-    return measure_all(chosen, path, options.budget, partial(_start_here if options.smoke else _start_apart, path))
+    kind = "variants-" if options.variants else ""
+    path = options.out / f"{chip}-{kind}{datetime.now():%Y-%m-%d-%H%M%S}.json"
+    chosen = [name for name in (VARIANTS if options.variants else SECTIONS) if options.only in name]
+    start = partial(_start_here if options.smoke else _start_apart, path, options.variants)
+    return measure_all(chosen, path, options.budget, start)
 
 
 def measure_all(names: Sequence[str], path: Path, seconds: float, start: Callable[[Sequence[str], float], None]) -> int:
@@ -82,14 +85,15 @@ def _left(names: Sequence[str], path: Path) -> list[str]:
     return [name for name in names if name not in report.sections]
 
 
-def _start_here(path: Path, names: Sequence[str], seconds: float) -> None:
+def _start_here(path: Path, variants: bool, names: Sequence[str], seconds: float) -> None:
     from benchmarks.worker import work
 
-    work(names, path, seconds=seconds, smoke=True)
+    work(names, path, seconds=seconds, smoke=True, variants=variants)
 
 
-def _start_apart(path: Path, names: Sequence[str], seconds: float) -> None:
+def _start_apart(path: Path, variants: bool, names: Sequence[str], seconds: float) -> None:
     command = [sys.executable, "-m", "benchmarks", "--work", ",".join(names), "--out", str(path)]
+    command += ["--variants"] if variants else []
     try:
         subprocess.run([*command, "--budget", str(seconds)], check=False, timeout=max(seconds, 0) + GRACE)
     except subprocess.TimeoutExpired:
@@ -102,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="sections whose name contains it")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the JSON file")
     parser.add_argument("--smoke", action="store_true", help="try the code on a CPU with tiny shapes; no measurement")
+    parser.add_argument("--variants", action="store_true", help="kernels in every size that could be chosen")
     parser.add_argument("--work", help=argparse.SUPPRESS)  # Sections that a child measures.
     return parser
 

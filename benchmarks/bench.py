@@ -11,6 +11,7 @@ from benchmarks.chip import Rates
 from benchmarks.report import Report, Row
 from benchmarks.timing import Clock, Timer
 from kernels.backend import Backend
+from kernels.gpu.backend import TritonBackend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,8 @@ class Sizes:
     heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
-    block_size: int = 64
+    block_size: int = TritonBackend.block_size
+    """That of the server."""
     hidden: int = 4096
     mlp: int = 14_336
     vocab: int = 128_256

@@ -11,7 +11,17 @@ from benchmarks.report import GIGABYTES, MICROSECONDS, Row, Unit
 from kernels.backend import KVCache, Rotation, SamplingBatch
 
 TOKEN_COUNTS = (1, 64, 8192)
-DRAWS = (1, 32, 128)
+DRAWS = ((1, 10, 25), (32, 27, 60), (128, 77, 150))
+"""(rows, microseconds to reach without a filter, with any)"""
+FILTERS = {
+    "no filter": (0, 1.0, 0.0),
+    "top-k": (50, 1.0, 0.0),
+    "top-p": (0, 0.9, 0.0),
+    "top-k, top-p, min-p": (50, 0.9, 0.05),
+}
+"""(top_k, top_p, min_p)"""
+SPREAD = {"peaked": 12.0, "flat": 0.3}
+"""Standard deviations of logits: a few likely tokens as a trained model has, and all alike as random weights have."""
 
 
 def measure_elementwise(bench: Bench) -> None:
@@ -25,14 +35,17 @@ def measure_elementwise(bench: Bench) -> None:
 
 
 def measure_sampling(bench: Bench) -> None:
-    """Measure draws with all filters and with none. The floor is the time to read the logits once."""
-    for count in DRAWS:
+    """Measure draws with filters and without. The floor is the time to read the logits once."""
+    for count, plain, filtered in DRAWS:
         rows = bench.sizes.sequences(count)
-        logits = bench.random(rows, bench.sizes.vocab, dtype=torch.float32)
-        for name, filters in (("no filter", (0, 1.0, 0.0)), ("top-k, top-p, min-p", (50, 0.9, 0.05))):
-            draw = partial(bench.backend.sample, logits, draws(rows, bench.device, *filters))
-            case, floor = f"{count} rows, {name}", bench.rates.reading(logits.nbytes)
-            bench.attempt(f"sampling {case}", partial(_measure, bench, "sampling", case, MICROSECONDS, draw, floor))
+        for shape, spread in SPREAD.items():
+            logits = bench.random(rows, bench.sizes.vocab, dtype=torch.float32) * spread
+            floor = bench.rates.moving(logits.nbytes)
+            for name, filters in FILTERS.items():
+                draw = partial(bench.backend.sample, logits, draws(rows, bench.device, *filters))
+                case, target = f"{count} rows, {shape}, {name}", plain if name == "no filter" else filtered
+                measure = partial(_measure, bench, "sampling", case, MICROSECONDS, draw, floor, target=target)
+                bench.attempt(f"sampling {case}", measure)
 
 
 def draws(rows: int, device: torch.device, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> SamplingBatch:
@@ -87,11 +100,18 @@ def _rotate(bench: Bench, count: int, tokens: int, cache_dtype: torch.dtype) -> 
 
 
 def _add(bench: Bench, name: str, run: Callable[[], object], moved: float) -> None:
-    floor = bench.rates.copying(moved)
+    floor = bench.rates.moving(moved)
     bench.attempt(name, partial(_measure, bench, "elementwise", name, GIGABYTES, run, floor, moved))
 
 
 def _measure(
-    bench: Bench, section: str, case: str, unit: Unit, run: Callable[[], object], floor: float, work: float = 0.0
+    bench: Bench,
+    section: str,
+    case: str,
+    unit: Unit,
+    run: Callable[[], object],
+    floor: float,
+    work: float = 0.0,
+    target: float | None = None,
 ) -> None:
-    bench.report.add(Row(section, case, unit, bench.timer.cold(run), floor, work))
+    bench.report.add(Row(section, case, unit, bench.timer.cold(run), floor, work, target))

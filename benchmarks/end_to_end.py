@@ -109,9 +109,11 @@ def _measure_decode(bench: Bench, decoder: Decoder, form: str, count: int, targe
     moved = _weight_bytes(decoder) + 2 * sequences * context * len(spec.layers) * (
         spec.kv_heads * spec.head_dim * sizes.dtype.itemsize
     )
-    floor = max(bench.rates.reading(moved), bench.rates.computing(_weight_operations(decoder) * sequences))
+    floor = max(bench.rates.moving(moved), bench.rates.computing(_weight_operations(decoder) * sequences))
     seconds = bench.timer.steady(step)
     _add(bench, Row(f"decode, {form}", _decode_case(count), MILLISECONDS, seconds, floor, moved, target))
+    if form == PLAIN:
+        bench.report.add(Row(f"host, {form}", _decode_case(count), MILLISECONDS, bench.timer.host(step)))
 
 
 def _measure_prefill(bench: Bench, decoder: Decoder, form: str, count: int) -> None:

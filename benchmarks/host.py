@@ -103,7 +103,9 @@ class WaitingRunner:
     info = RunnerInfo(device="waiting", dtype="", cache_dtype="", backend="none")
 
     def __init__(self, seconds: float, requests: int, context: int, meter: Meter) -> None:
-        self.limits = ModelLimits(VOCABULARY, context, requests * context // 16, 16, layers=1, heads=1, encoding_width=0)
+        self.limits = ModelLimits(
+            VOCABULARY, context, requests * context // 16, 16, layers=1, heads=1, encoding_width=0
+        )
         self._seconds, self._meter = seconds, meter
         self._memory = TokenMemory(context, CPU)
         self._free = 0.0

@@ -11,7 +11,7 @@ from benchmarks.report import MICROSECONDS, Row
 from kernels.backend import QuantizedWeight
 from kernels.load import load_backend
 
-ROWS = (1, 16, 64)
+ROWS = (1, 16, 32, 64, 128)
 """Tokens."""
 FORMS: tuple[tuple[Literal[4, 8], int], ...] = ((4, 128), (8, 32))
 """(bits, group size)"""
@@ -44,7 +44,7 @@ def _measure_quantized(bench: Bench, name: str, out: int, width: int, bits: Lite
     for count in ROWS:
         rows = bench.sizes.tokens(count)
         x = bench.random(rows, width)
-        floor = max(bench.rates.reading(stored), bench.rates.computing(2.0 * rows * out * width))
+        floor = max(bench.rates.moving(stored), bench.rates.computing(2.0 * rows * out * width))
         seconds = bench.timer.cold(partial(bench.backend.linear, x, packed))
         row = Row("matmul", f"{name}, {count} tokens", MICROSECONDS, seconds, floor)
         bench.report.add(row)
@@ -58,7 +58,7 @@ def _measure_invariant(bench: Bench, name: str, out: int, width: int) -> None:
     for count in (*ROWS, 2048):
         rows = bench.sizes.tokens(count)
         x = bench.random(rows, width)
-        floor = max(bench.rates.reading(dense.nbytes), bench.rates.computing(2.0 * rows * out * width))
+        floor = max(bench.rates.moving(dense.nbytes), bench.rates.computing(2.0 * rows * out * width))
         usual = bench.timer.cold(partial(bench.backend.linear, x, packed))
         seconds = bench.timer.cold(partial(invariant.linear, x, packed))
         row = Row("batch-invariant matmul", f"{name}, {count} tokens", MICROSECONDS, seconds, floor)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Row:
     """The value to reach, in `unit`."""
     peers: dict[str, float] = field(default_factory=dict)
     """Peer -> seconds."""
+    variant: str = ""
+    """The variant of a kernel, where several are measured for the same case."""
 
     def shown(self, seconds: float) -> float:
         """`seconds` in the row's unit."""
@@ -135,7 +138,8 @@ class Report:
         lines = ["SMOKE: tiny shapes, interpreted on a CPU. NOT A MEASUREMENT."] if self.smoke else []
         lines += [f"{name}: {value}" for name, value in self.facts.items()]
         for section in dict.fromkeys(row.section for row in self.rows):
-            lines += ["", section, HEADER, *(_line(row) for row in self.rows if row.section == section)]
+            rows = [row for row in self.rows if row.section == section]
+            lines += ["", section, *(_choice(rows) if rows[0].variant else [HEADER, *map(_line, rows)])]
         failures = [f"{reason} ({'; '.join(where)})" for reason, where in self.failures.items()]
         return "\n".join([*lines, "", *failures, *self.notes, *self.errors])
 
@@ -160,6 +164,24 @@ class Report:
         self.save()
 
 
+def _choice(rows: Sequence[Row]) -> list[str]:
+    """A line for each variant and a column for each case, numbered; the fastest of a column is starred."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    least = {case: min(row.seconds for row in rows if row.case == case) for case in cases}
+    lines = [f"  ({number}) {case}, {rows[0].unit.name}" for number, case in enumerate(cases, 1)]
+    lines.append(f"  {'variant':<28}" + "".join(f"{f'({number})':>10}" for number in range(1, len(cases) + 1)))
+    for variant in dict.fromkeys(row.variant for row in rows):
+        found = {row.case: row for row in rows if row.variant == variant}
+        lines.append(f"  {variant:<28}" + "".join(f"{_cell(found.get(case), least[case]):>10}" for case in cases))
+    return lines
+
+
+def _cell(row: Row | None, least: float) -> str:
+    if row is None:
+        return "-"
+    return f"{row.shown(row.seconds):.4g}{'*' if row.seconds == least else ' '}"
+
+
 HEADER = f"  {'case':<44} {'value':>10} {'unit':<9} {'floor':>10} {'of floor':>8} {'target':>8}      peers"
 
 
@@ -170,4 +192,5 @@ def _line(row: Row) -> str:
     verdict = {None: "", True: "met", False: "MISS"}[row.reached]
     peers = ", ".join(f"{name} {row.shown(seconds):.5g}" for name, seconds in row.peers.items())
     value = f"{row.shown(row.seconds):.5g}"
-    return f"  {row.case:<44} {value:>10} {row.unit.name:<9} {floor:>10} {share:>8} {target:>8} {verdict:<4} {peers}"
+    case = f"{row.variant}: {row.case}" if row.variant else row.case
+    return f"  {case:<44} {value:>10} {row.unit.name:<9} {floor:>10} {share:>8} {target:>8} {verdict:<4} {peers}"

@@ -22,6 +22,9 @@ class Timer(Protocol):
     def steady(self, function: Callable[[], object], runs: int = 20) -> float:
         """Seconds of one run, averaged over `runs` runs in a row, including any work of the host between them."""
 
+    def host(self, function: Callable[[], object]) -> float:
+        """Seconds that the host takes to start a run, while the device is idle."""
+
 
 @dataclass(frozen=True, slots=True)
 class CudaTimer:
@@ -63,6 +66,16 @@ class CudaTimer:
             samples.append(_seconds(began, ended) / runs)
         return statistics.median(samples)
 
+    def host(self, function: Callable[[], object]) -> float:
+        samples = []
+        for _ in range(FEWEST_SAMPLES):
+            torch.cuda.synchronize(self.device)
+            began = time.perf_counter()
+            function()
+            samples.append(time.perf_counter() - began)
+        torch.cuda.synchronize(self.device)
+        return statistics.median(samples)
+
     def _median(self, replay: Callable[[], object]) -> float:
         once = max(self._samples(replay, 3))
         count = int(SECONDS_A_MEASUREMENT / max(once, 1e-6))
@@ -97,6 +110,9 @@ class WallTimer:
         return time.perf_counter() - began
 
     def steady(self, function: Callable[[], object], runs: int = 20) -> float:
+        return self.cold(function)
+
+    def host(self, function: Callable[[], object]) -> float:
         return self.cold(function)
 
 

@@ -12,13 +12,15 @@ import torch
 from benchmarks.bench import SMOKE, Bench, Sizes
 from benchmarks.chip import facts, measure_rates
 from benchmarks.report import Report
-from benchmarks.sections import SECTIONS
+from benchmarks.sections import SECTIONS, VARIANTS
 from benchmarks.timing import Clock, CudaTimer, Timer, WallTimer
 from kernels.load import load_backend
 
 
-def work(names: Sequence[str], path: Path, *, seconds: float, smoke: bool) -> None:
+def work(names: Sequence[str], path: Path, *, seconds: float, smoke: bool, variants: bool = False) -> None:
     """Measure the sections `names` in at most `seconds`, and add to the report at `path` if it exists.
+
+    With `variants`, the names are those of kernels whose variants are measured.
 
     On a GPU, a section that hangs or leaves the device unusable ends the process.
     """
@@ -26,7 +28,7 @@ def work(names: Sequence[str], path: Path, *, seconds: float, smoke: bool) -> No
     device = torch.device("cpu" if smoke else "cuda")
     bench = _make_bench(device, path, total, smoke)
     for name in names:
-        section = SECTIONS[name]
+        section = (VARIANTS if variants else SECTIONS)[name]
         if total.left() < 0:
             return
         bench.report.mark(name, ended=False)

@@ -2,15 +2,24 @@
 
 `kernels/reference_sampling.py` defines the result; the noise here has the same bits. Nothing here knows of requests.
 
-The token that wins the race among all tokens also wins among any subset that contains it. The thresholds of the filters
-are therefore never computed. Each row races first, then the tokens above the winner are counted. If top-k, top-p and
-min-p keep the winner, it is the token drawn. If they do not, they keep no token at or below the winner's logit, and the
-tokens above it race again. FlashInfer rejects and draws again in the same way, but with new noise; here every round
-uses the same noise, so that the result is the one that the reference defines. The i-th likeliest token wins a round
-with a probability of at most 1 / i, so at most 1 + ln(vocab) rounds are expected, and most rows need one.
+Two kernels, whose grids depend on the batch's shape alone. The first goes over the slices of each row: it races all
+tokens of a slice, and stores the highest logit of each of its strips. In the second, a row ends in one of three ways:
 
-Rows are cut into slices of a fixed size and sums have a fixed order, so a row's token depends on that row alone.
+- without a filter, the token is the best of the slices' winners;
+- with a small top-k or a strict min-p, the strips' highest logits tell which few strips hold the kept tokens. One
+  program reads those and settles the row in registers;
+- otherwise several programs weigh, for some tokens at once, what lies above each: for the row's winner, for the best of
+  the slices' winners above it, and so on. The one that finishes last finds the first of them that the filters keep. It
+  is the winner under the filters, unless a slice hides a better token below a winner that was rejected; such slices are
+  few, and are raced again.
+
+What is left over, such as thousands of tokens that tie, is settled by one program over the whole row, which is slower.
+
+Rows are cut into slices and strips of a fixed size and sums have a fixed order, so a row's token depends on that row
+alone.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,52 +27,95 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import SamplingBatch
+from kernels.gpu.arrival import last_to_arrive
+from kernels.gpu.filters import (
+    HIGHEST,
+    INFINITE,
+    LOWEST,
+    bound_of_top_k,
+    collect,
+    race_slice,
+    rank,
+    relative_weights,
+    settle,
+    settle_few,
+    survey,
+    weigh_above,
+)
 from kernels.gpu.launch import Launcher
+from kernels.gpu.noise import exponentials, stream_key, uniforms
 
 SLICE = 2048
 """Logits in a slice: enough to hide memory latency, and few enough that later rounds can skip most slices of a row."""
 
-ROOM = 128
-"""The least number of slices that each row of the intermediate results has room for. Vocabularies up to 2^18 thus share
+ROOM = 64
+"""The least number of slices that each row of the intermediate results has room for. Vocabularies up to 2^17 thus share
 one compiled variant of each kernel, and the rows have the same alignment in batches of any size."""
 
-PIVOTS = 8
-"""Thresholds that the search for the k-th largest logit tests in one pass over a row."""
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The sizes that change a draw's speed and not its result. All are powers of two."""
+
+    slice: int = SLICE
+    strip: int = 64
+    """Logits in a strip, of which the highest is stored."""
+    slices_a_program: int = 4
+    """Slices that a program weighs tokens in."""
+    pivots: int = 8
+    """Tokens that are weighed at once; also the thresholds in a pass of the search for the k-th largest logit."""
+    few: int = 1024
+    """The most strips that one program reads, and the largest top-k for which it tries to."""
+    candidates: int = 2048
+    """The most tokens that are settled in registers."""
+    race_warps: int = 8
+    draw_warps: int = 8
 
 
-def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch) -> Tensor:
+def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch, tuning: Tuning | None = None) -> Tensor:
     """See `Backend.sample`: a token, int64 [rows], for each row of `logits`, [rows, vocab] float32."""
+    sizes = tuning or Tuning(SLICE)
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows == 0:
         return tokens
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    slices = triton.cdiv(vocab, SLICE)
+    slices = triton.cdiv(vocab, sizes.slice)
     room = max(ROOM, triton.next_power_of_2(slices))
-    peaks, masses, scores = torch.empty(3, rows, room, device=logits.device).unbind()
-    winners = torch.empty(rows, room, dtype=torch.int32, device=logits.device)
+    strip = min(sizes.strip, sizes.slice)
+    strips = room * sizes.slice // strip
+    crests, holding = _floats(logits, rows, strips), _integers(logits, rows, strips)
+    peaks, masses, scores = _floats(logits, 3, rows, room).unbind()
+    winners, arrivals = _integers(logits, rows, room), _integers(logits, rows)
     launch(
         race_slices,
         (rows, slices),
         logits,
         batch.temperature,
+        batch.top_k,
         batch.seed,
         batch.counter,
+        crests,
         peaks,
         masses,
         scores,
         winners,
+        arrivals,
         logits.stride(0),
         vocab,
-        num_warps=8,
+        num_warps=sizes.race_warps,
         num_stages=1,
-        SLICE=SLICE,
+        SLICE=sizes.slice,
+        STRIP=strip,
         ROOM=room,
+        FEW=sizes.few,
     )
+    programs = triton.cdiv(slices, sizes.slices_a_program)
+    weighings = max(1, room // sizes.slices_a_program)
     launch(
         draw_rows,
-        (rows,),
+        (rows, programs),
         logits,
         batch.temperature,
         batch.top_k,
@@ -71,64 +123,98 @@ def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch) -> Tensor:
         batch.min_p,
         batch.seed,
         batch.counter,
+        crests,
         peaks,
         masses,
         scores,
         winners,
+        arrivals,
+        holding,
+        _integers(logits, rows, sizes.candidates),
+        _integers(logits, rows, weighings, sizes.pivots),
+        torch.empty(rows, weighings, sizes.pivots, dtype=torch.float64, device=logits.device),
         tokens,
         logits.stride(0),
         vocab,
-        num_warps=8,
+        num_warps=sizes.draw_warps,
         num_stages=1,
-        SLICE=SLICE,
+        SLICE=sizes.slice,
+        STRIP=strip,
         ROOM=room,
-        PIVOTS=PIVOTS,
+        SLICES=sizes.slices_a_program,
+        WEIGHINGS=weighings,
+        PIVOTS=sizes.pivots,
+        FEW=sizes.few,
+        CANDIDATES=sizes.candidates,
+        TILE=max(SLICE, strip),
     )
     return tokens
+
+
+def _floats(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _integers(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int32, device=like.device)
 
 
 @triton.jit
 def race_slices(
     logits,
     temperatures,
+    top_ks,
     seeds,
     counters,
+    crests,
     peaks,
     masses,
     scores,
     winners,
+    arrivals,
     row_stride,
     vocab,
     SLICE: tl.constexpr,
+    STRIP: tl.constexpr,
     ROOM: tl.constexpr,
+    FEW: tl.constexpr,
 ):
     """`peak = max x`, `mass = sum w`, `score = max w / E` and `winner = argmax w / E` of each slice of each row.
 
     Here w = e^((x - peak) / T). If T = 0, w is 1 where x = peak and 0 elsewhere, and E is 1: the winner is the first of
-    the highest logits. A NaN counts as +inf; both make a row invalid.
+    the highest logits. A NaN counts as +inf; both make a row invalid. A row with few tokens under its top-k does not
+    race here, so only its peaks and crests are stored.
 
-    The grid is (rows, slices). `peaks`, `masses` and `scores` are [rows, ROOM] float32, `winners` [rows, ROOM] int32.
+    The grid is (rows, slices). `crests` is [rows, ROOM * SLICE / STRIP] float32, the highest logit of each strip.
+    `peaks`, `masses` and `scores` are [rows, ROOM] float32, `winners` [rows, ROOM] int32. `arrivals`, [rows] int32, is
+    set to 0 for `draw_rows`.
     """
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
+    STRIPS: tl.constexpr = SLICE // STRIP
     tokens = part * SLICE + tl.arange(0, SLICE)  # [SLICE]
     x = tl.load(logits + row * row_stride + tokens, mask=tokens < vocab, other=float("-inf"))  # [SLICE]
-    peak = tl.max(tl.where(x == x, x, float("inf")))
-    temperature = tl.load(temperatures + row)
-    key = stream_key(tl.load(seeds + row), tl.load(counters + row))
-
-    # Beside a peak that is not finite, the stored values never decide a row's winner, but they must be numbers.
-    finite = tl.abs(peak) < float("inf")
-    weights = relative_weights(tl.where(finite, x, 0.0), tl.where(finite, peak, 0.0), temperature)  # [SLICE]
-    scored = weights  # [SLICE]
-    if temperature > 0:
-        scored = weights / exponentials(uniforms(key, tokens))
-    score, place = tl.max(scored, 0, return_indices=True)
+    crest = tl.max(tl.reshape(tl.where(x == x, x, float("inf")), [STRIPS, STRIP]), 1)  # [STRIPS]
+    peak = tl.max(crest)
     at = row * ROOM + part
+    tl.store(crests + at * STRIPS + tl.arange(0, STRIPS), crest)
     tl.store(peaks + at, peak)
-    tl.store(masses + at, tl.sum(weights))
-    tl.store(scores + at, score)
-    tl.store(winners + at, part * SLICE + place)
+    tl.store(arrivals + row, 0, mask=part == 0)
+
+    temperature = tl.load(temperatures + row)
+    top_k = tl.load(top_ks + row)
+    if (temperature == 0) | (top_k == 0) | (top_k > FEW):
+        # Beside a peak that is not finite, the stored values never decide a row's winner, but they must be numbers.
+        finite = tl.abs(peak) < float("inf")
+        weights = relative_weights(tl.where(finite, x, 0.0), tl.where(finite, peak, 0.0), temperature)  # [SLICE]
+        scored = weights  # [SLICE]
+        if temperature > 0:
+            key = stream_key(tl.load(seeds + row), tl.load(counters + row))
+            scored = weights / exponentials(uniforms(key, tokens))
+        score, place = tl.max(scored, 0, return_indices=True)
+        tl.store(masses + at, tl.sum(weights))
+        tl.store(scores + at, score)
+        tl.store(winners + at, part * SLICE + place)
 
 
 @triton.jit
@@ -140,23 +226,34 @@ def draw_rows(
     min_ps,
     seeds,
     counters,
+    crests,
     peaks,
     masses,
     scores,
     winners,
+    arrivals,
+    strips,
+    found,
+    counts,
+    sums,
     tokens,
     row_stride,
     vocab,
     SLICE: tl.constexpr,
+    STRIP: tl.constexpr,
     ROOM: tl.constexpr,
+    SLICES: tl.constexpr,
+    WEIGHINGS: tl.constexpr,
     PIVOTS: tl.constexpr,
+    FEW: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """`token = argmax w / E` over the tokens that the filters keep, where w = e^((x - max x) / T), for each row.
 
-    Let n tokens of mass M = sum w have logits strictly above that of a token. The token is kept if n = 0, or if n < k
-    and M < p * (the mass of the k likeliest tokens) and w >= min_p.
-
-    The grid is (rows,). `peaks`, `masses`, `scores` and `winners` are the results of `race_slices`.
+    The grid is (rows, slices / SLICES, rounded up). `crests` to `arrivals` are the results of `race_slices`. `strips`,
+    [rows, ROOM * SLICE / STRIP] int32, `found`, [rows, CANDIDATES] int32, `counts` and `sums`,
+    [rows, WEIGHINGS, PIVOTS] int32 and float64, are scratch.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
@@ -164,206 +261,318 @@ def draw_rows(
     slices = tl.cdiv(vocab, SLICE)
     part = tl.arange(0, ROOM)  # [ROOM]
     at = row * ROOM + part  # [ROOM]
-    slice_peaks = tl.load(peaks + part, mask=part < slices, other=float("-inf"))  # [ROOM]
-    peak = tl.max(slice_peaks)
-    token = tl.full([], -1, tl.int32)
-    if tl.abs(peak) < float("inf"):
-        temperature = tl.load(temperatures + row)
-        # Converts masses and scores from the slice's peak to the row's. The product's rounding error is harmless: a
-        # token that may win has a high weight.
-        scale = relative_weights(slice_peaks, peak, temperature)  # [ROOM]
-        slice_masses = tl.load(masses + at, mask=part < slices, other=0.0)  # [ROOM]
-        slice_scores = tl.load(scores + at, mask=part < slices, other=0.0) * scale  # [ROOM]
-        token = tl.load(winners + row * ROOM + tl.argmax(slice_scores, 0))
-
-        top_k = tl.minimum(tl.load(top_ks + row), vocab).to(tl.int32)
-        top_p = tl.load(top_ps + row)
-        min_p = tl.load(min_ps + row)
-        if (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0)):
+    first = tl.program_id(1) == 0
+    temperature = tl.load(temperatures + row)
+    top_k = tl.load(top_ks + row)
+    top_p = tl.load(top_ps + row)
+    min_p = tl.load(min_ps + row)
+    filtered = (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0))
+    few = filtered & (top_k > 0) & (top_k <= FEW)
+    weighed = filtered & (few == 0)
+    # Only rows whose tokens may have to be weighed need more than one program.
+    if first | weighed:
+        slice_peaks = tl.load(peaks + part, mask=part < slices, other=float("-inf"))  # [ROOM]
+        peak = tl.max(slice_peaks)
+        valid = tl.abs(peak) < float("inf")
+        token = tl.full([], -1, tl.int32)
+        if valid & (few == 0):
+            # Converts masses and scores from the slice's peak to the row's. The product's rounding error is harmless: a
+            # token that may win has a high weight.
+            scale = relative_weights(slice_peaks, peak, temperature)  # [ROOM]
+            slice_scores = tl.load(scores + at, mask=part < slices, other=0.0) * scale  # [ROOM]
+            token = tl.load(winners + row * ROOM + tl.argmax(slice_scores, 0))
+        if valid & filtered:
+            CRESTS: tl.constexpr = ROOM * SLICE // STRIP
             key = stream_key(tl.load(seeds + row), tl.load(counters + row))
-            top_k = tl.where(top_k > 0, top_k, vocab)
-            top_p = tl.where(top_p < 1, top_p, float("inf"))
-            mass = tl.sum((slice_masses * scale).to(tl.float64))
-            # Every slice has a logit at or above the lowest peak, so the `slices` largest logits are too.
-            lowest = tl.min(tl.where(part < slices, slice_peaks, peak))
-            floor = rank(tl.where(top_k <= slices, lowest, float("-inf")))
-            token = settle(
+            token = draw_filtered(
                 logits,
+                crests + row * CRESTS,
                 peaks,
+                masses + row * ROOM,
+                scores + row * ROOM,
+                winners + row * ROOM,
+                arrivals + row,
+                strips + row * CRESTS,
+                found + row * CANDIDATES,
+                counts + row * WEIGHINGS * PIVOTS,
+                sums + row * WEIGHINGS * PIVOTS,
                 vocab,
-                token,
                 peak,
-                mass,
-                floor,
+                few,
+                first,
                 temperature,
-                top_k,
-                top_p,
-                min_p,
+                tl.where(top_k > 0, tl.minimum(top_k, vocab), vocab).to(tl.int32),
+                tl.where(top_p < 1, top_p, float("inf")),
+                tl.minimum(min_p, 1.0),  # The highest weight is 1, so this leaves at least one token.
                 key,
-                SLICE=SLICE,
-                PIVOTS=PIVOTS,
+                SLICE,
+                STRIP,
+                ROOM,
+                SLICES,
+                WEIGHINGS,
+                PIVOTS,
+                FEW,
+                CANDIDATES,
+                TILE,
+                CRESTS,
             )
-    tl.store(tokens + row, token.to(tl.int64))
+            tl.store(tokens + row, token.to(tl.int64), mask=token >= 0)
+        elif first:
+            tl.store(tokens + row, token.to(tl.int64))
 
 
 @triton.jit
-def settle(
+def draw_filtered(
     logits,
+    crests,
     peaks,
+    masses,
+    scores,
+    winners,
+    arrivals,
+    strips,
+    found,
+    counts,
+    sums,
     vocab,
-    token,
     peak,
-    total,
-    floor,
+    few,
+    first,
     temperature,
     top_k,
     top_p,
     min_p,
     key,
     SLICE: tl.constexpr,
+    STRIP: tl.constexpr,
+    ROOM: tl.constexpr,
+    SLICES: tl.constexpr,
+    WEIGHINGS: tl.constexpr,
     PIVOTS: tl.constexpr,
+    FEW: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    TILE: tl.constexpr,
+    CRESTS: tl.constexpr,
 ):
-    """The winner under the filters in one row, given `token`, the winner without them.
+    """The winner under the filters in one row, or -1 in a program that leaves it to another one.
 
-    `total` is the mass of the row, `top_k` is 1 to vocab, and the k-th largest logit has a rank of at least `floor`.
+    The pointers are to the row's part of what `draw_rows` is given. `few` is whether top-k keeps so few tokens that the
+    row has not raced, `first` whether this is the first of the row's programs. The filters are as `kernels.gpu.filters`
+    has them.
     """
-    # The highest weight is 1, so this bound leaves at least one token in every round.
-    min_p = tl.minimum(min_p, 1.0)
-    # The largest mass that may lie above a token that top-p keeps. With a top-k, this is only an upper bound until the
-    # mass of the k likeliest tokens is known.
-    limit = top_p * total
-    exact = top_k == vocab
-    rejected = True
-    while rejected:
-        x = tl.load(logits + token)
-        weight = relative_weights(x, peak, temperature)
-        count, mass, runner_up = survey(logits, peaks, vocab, rank(x), peak, temperature, min_p, key, SLICE=SLICE)
-        kept = (count < top_k) & (weight >= min_p) & (mass < limit)
-        # The k likeliest tokens have a mass of at least `mass + weight`. In most cases that is enough to keep the
-        # token, without a search for the k-th largest logit.
-        if kept & (exact == 0) & (mass >= top_p * (mass + weight)):
-            last = find_kth_largest(logits, peaks, vocab, top_k, floor, rank(x), SLICE=SLICE, PIVOTS=PIVOTS)
-            _, total, _ = survey(logits, peaks, vocab, last - 1, peak, temperature, min_p, key, SLICE=SLICE)
-            limit = top_p * total
-            exact = True
-            kept = mass < limit
-        rejected = (count > 0) & (kept == 0)
-        token = tl.where(rejected, runner_up, token)
+    top = rank(peak)
+    tested = (top_k < vocab) | (top_p < float("inf"))
+    both = (top_k < vocab) & (top_p < float("inf"))
+    total = tl.full([], 0, tl.float64)
+    bound = tl.full([], INFINITE, tl.int32)  # No kept token ranks below it.
+    floor = bound  # Nor does the k-th largest logit rank below this.
+    level = tl.full([], HIGHEST, tl.int32)  # The rank of the lowest token that is known to be kept.
+    alone = few  # Whether the kept tokens lie in so few strips that one program reads them.
+    mine = first
+    if few:
+        bound = bound_of_top_k(crests, vocab, top_k, peak, STRIP, CRESTS)
+        floor = bound
+    else:
+        total = mass_of_row(peaks, masses, vocab, peak, temperature, SLICE, ROOM)
+        if min_p > 0:
+            alone = both == 0
+            alone &= count_holding(crests, vocab, peak, temperature, min_p, STRIP, CRESTS) <= FEW
+        if tested & (alone == 0):
+            pivots = climb(
+                logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE, ROOM, PIVOTS
+            )  # [PIVOTS]
+            each = tl.arange(0, PIVOTS)  # [PIVOTS]
+            if tl.min(pivots) < top:
+                begin = tl.program_id(1) * SLICES
+                end = tl.minimum(begin + SLICES, tl.cdiv(vocab, SLICE))
+                count, mass = weigh_above(
+                    logits, peaks, vocab, pivots, peak, temperature, begin, end, SLICE, PIVOTS
+                )  # [PIVOTS], [PIVOTS]
+                at = tl.program_id(1) * PIVOTS + each  # [PIVOTS]
+                tl.store(counts + at, count)
+                tl.store(sums + at, mass)
+                mine = last_to_arrive(arrivals, tl.num_programs(1))
+            if mine:
+                kept = pivots == top  # [PIVOTS]
+                if tl.min(pivots) < top:
+                    program = tl.arange(0, WEIGHINGS)  # [WEIGHINGS]
+                    at = program[:, None] * PIVOTS + each[None, :]  # [WEIGHINGS, PIVOTS]
+                    stored = (program < tl.num_programs(1))[:, None]  # [WEIGHINGS, 1]
+                    count = tl.sum(tl.load(counts + at, mask=stored, other=0), 0)  # [PIVOTS]
+                    mass = tl.sum(tl.load(sums + at, mask=stored, other=0.0), 0)  # [PIVOTS]
+                    # With a top-k, this share of the row's mass is more than top-p leaves above a kept token: what it
+                    # rejects is rejected, and what it keeps is settled below.
+                    kept |= (count < top_k) & (mass < top_p * total)
+                level = tl.min(tl.where(kept, pivots, HIGHEST))
+                rejected = tl.max(tl.where((kept == 0) & (pivots < HIGHEST), pivots, INFINITE - 1))
+                bound = rejected + 1
+    token = tl.full([], -1, tl.int32)
+    if mine:
+        count = CANDIDATES + 1
+        if alone | (tested & (level == HIGHEST) & (both == 0)):
+            # A mass above some tokens needs all those above them, and with a top-k also those that min-p drops.
+            least = tl.where(few, 0.0, min_p)
+            count = collect(
+                logits,
+                crests,
+                strips,
+                found,
+                vocab,
+                bound,
+                peak,
+                temperature,
+                least,
+                STRIP,
+                CRESTS,
+                FEW,
+                TILE,
+                CANDIDATES,
+            )
+        if count <= CANDIDATES:
+            token = settle_few(
+                logits,
+                found,
+                count,
+                vocab,
+                bound,
+                peak,
+                total,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                key,
+                CANDIDATES,
+            )
+        else:
+            sure = few & False
+            if few:
+                _, total, token = survey(logits, peaks, vocab, LOWEST, peak, temperature, min_p, key, SLICE)
+            else:
+                token = race_again(
+                    logits, peaks, scores, winners, vocab, bound - 1, peak, temperature, min_p, key, SLICE, ROOM
+                )
+                sure = (tested == 0) | ((both == 0) & (rank(tl.load(logits + token)) >= level))
+            if sure == 0:
+                token = settle(
+                    logits,
+                    peaks,
+                    vocab,
+                    token,
+                    peak,
+                    total,
+                    floor,
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    key,
+                    SLICE,
+                    PIVOTS,
+                )
     return token
 
 
 @triton.jit
-def survey(logits, peaks, vocab, bound, peak, temperature, min_p, key, SLICE: tl.constexpr):
-    """(count, mass = sum w, argmax w / E) of the tokens of a row that rank above `bound`.
+def mass_of_row(peaks, masses, vocab, peak, temperature, SLICE: tl.constexpr, ROOM: tl.constexpr):
+    """The mass of a row that has raced, float64."""
+    part = tl.arange(0, ROOM)  # [ROOM]
+    real = part < tl.cdiv(vocab, SLICE)  # [ROOM]
+    slice_peaks = tl.load(peaks + part, mask=real, other=float("-inf"))  # [ROOM]
+    slice_masses = tl.load(masses + part, mask=real, other=0.0)  # [ROOM]
+    return tl.sum((slice_masses * relative_weights(slice_peaks, peak, temperature)).to(tl.float64))
 
-    The argmax is taken over the tokens with w >= min_p. Slices without a token above `bound` are skipped; only their
-    peak is read. The mass of a slice is summed in float32, as a tree, and that of the row in float64: in float32, the
-    rounding errors over a large vocabulary would exceed the last tokens' probabilities.
+
+@triton.jit
+def count_holding(crests, vocab, peak, temperature, min_p, STRIP: tl.constexpr, CRESTS: tl.constexpr):
+    """The number of strips that hold a token with w >= `min_p`, which is above 0."""
+    strip = tl.arange(0, CRESTS)  # [CRESTS]
+    crest = tl.load(crests + strip, mask=strip * STRIP < vocab, other=float("-inf"))  # [CRESTS]
+    return tl.sum((relative_weights(crest, peak, temperature) >= min_p).to(tl.int32))
+
+
+@triton.jit
+def winners_of_slices(
+    logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE: tl.constexpr, ROOM: tl.constexpr
+):
+    """(rank, score) of the winner of each slice, [ROOM]; the score is 0 if min-p drops that token."""
+    part = tl.arange(0, ROOM)  # [ROOM]
+    real = part < tl.cdiv(vocab, SLICE)  # [ROOM]
+    slice_peaks = tl.load(peaks + part, mask=real, other=float("-inf"))  # [ROOM]
+    score = tl.load(scores + part, mask=real, other=0.0) * relative_weights(slice_peaks, peak, temperature)  # [ROOM]
+    token = tl.load(winners + part, mask=real, other=0)  # [ROOM]
+    x = tl.load(logits + token, mask=real, other=float("-inf"))  # [ROOM]
+    return rank(x), tl.where(relative_weights(x, peak, temperature) >= min_p, score, 0.0)
+
+
+@triton.jit
+def climb(
+    logits,
+    peaks,
+    scores,
+    winners,
+    vocab,
+    peak,
+    temperature,
+    min_p,
+    SLICE: tl.constexpr,
+    ROOM: tl.constexpr,
+    PIVOTS: tl.constexpr,
+):
+    """Ranks [PIVOTS] of slices' winners: that of the best, of the best above it, of the best above that, and so on.
+
+    They ascend; beyond the last one the rank is HIGHEST.
     """
-    count = 0
-    mass = tl.full([], 0, tl.float64)
-    best = tl.full([], -1, tl.float32)
-    winner = 0
-    for part in range(tl.cdiv(vocab, SLICE)):
-        if rank(tl.load(peaks + part)) > bound:
-            tokens = part * SLICE + tl.arange(0, SLICE)  # [SLICE]
-            x = tl.load(logits + tokens, mask=tokens < vocab, other=float("-inf"))  # [SLICE]
-            above = rank(x) > bound  # [SLICE]
-            weights = tl.where(above, relative_weights(x, peak, temperature), 0.0)  # [SLICE]
-            count += tl.sum(above.to(tl.int32))
-            mass += tl.sum(weights).to(tl.float64)
-            scored = tl.where(weights < min_p, 0.0, weights) / exponentials(uniforms(key, tokens))  # [SLICE]
-            score, place = tl.max(scored, 0, return_indices=True)
-            winner = tl.where(score > best, part * SLICE + place, winner)
-            best = tl.maximum(score, best)
-    return count, mass, winner
+    ranks, score = winners_of_slices(
+        logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE, ROOM
+    )  # [ROOM], [ROOM]
+    part = tl.arange(0, ROOM)  # [ROOM]
+    each = tl.arange(0, PIVOTS)  # [PIVOTS]
+    pivots = tl.full([PIVOTS], HIGHEST, tl.int32)  # [PIVOTS]
+    level = tl.full([], LOWEST, tl.int32)
+    for step in range(PIVOTS):
+        best, place = tl.max(tl.where(ranks > level, score, 0.0), 0, return_indices=True)
+        level = tl.where(best > 0, tl.sum(tl.where(part == place, ranks, 0)), HIGHEST)
+        pivots = tl.where(each == step, level, pivots)
+    return pivots
 
 
 @triton.jit
-def find_kth_largest(logits, peaks, vocab, k, low, high, SLICE: tl.constexpr, PIVOTS: tl.constexpr):
-    """A rank r such that a row's logits of rank r or above are exactly those at or above the k-th largest.
+def race_again(
+    logits,
+    peaks,
+    scores,
+    winners,
+    vocab,
+    bound,
+    peak,
+    temperature,
+    min_p,
+    key,
+    SLICE: tl.constexpr,
+    ROOM: tl.constexpr,
+):
+    """The winner among the tokens of a row that rank above `bound` and have w >= `min_p`.
 
-    The search is a bisection with PIVOTS pivots in each pass. The rank of the k-th largest logit must be in
-    [`low`, `high`].
+    Where a slice's winner is one of them, it is that of the slice. Where it is not, its score bounds those of the
+    slice's other tokens, so that only slices with a better one than the best found are raced again.
     """
-    low = low.to(tl.int64)
-    high = high.to(tl.int64) + 1
-    while high - low > 1:
-        step = tl.cdiv(high - low, PIVOTS + 1)
-        pivots = low + step * (1 + tl.arange(0, PIVOTS))  # [PIVOTS]
-        pivots = tl.minimum(pivots, high).to(tl.int32)
-        counts = tl.zeros([PIVOTS], tl.int32)  # [PIVOTS]
-        for part in range(tl.cdiv(vocab, SLICE)):
-            if rank(tl.load(peaks + part)) > low:
-                tokens = part * SLICE + tl.arange(0, SLICE)  # [SLICE]
-                x = tl.load(logits + tokens, mask=tokens < vocab, other=float("-inf"))  # [SLICE]
-                counts += tl.sum((rank(x)[None, :] >= pivots[:, None]).to(tl.int32), axis=1)
-        low = tl.maximum(low, tl.max(tl.where(counts >= k, pivots, low)))
-        high = tl.minimum(high, tl.min(tl.where(counts < k, pivots, high)))
-        # A pivot with exactly k logits at or above it ends the search early.
-        high = tl.where(tl.max((counts == k).to(tl.int32)) > 0, low + 1, high)
-    return low.to(tl.int32)
-
-
-@triton.jit
-def rank(x):
-    """An int32 with the same order as the float32 x, in the shape of `x`; -0 has the rank of 0."""
-    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # Shape of x.
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def relative_weights(x, peak, temperature):
-    """e^((x - peak) / T) in the shape of `x`, or its limit if T = 0: 1 at the peak, 0 below."""
-    random = temperature > 0
-    softened = tl.exp((x - peak) / tl.where(random, temperature, 1.0))  # Shape of x.
-    return tl.where(random, softened, tl.where(x == peak, 1.0, 0.0))
-
-
-@triton.jit
-def exponentials(u):
-    """-ln(1 - u) in the shape of `u`, to the last bit or two, for small u as well.
-
-    y = 1 - u is rounded, and u - (1 - y) is exactly its rounding error.
-    """
-    y = 1.0 - u  # Shape of u.
-    return (u - (1.0 - y)) - tl.log(y)
-
-
-@triton.jit
-def uniforms(key, tokens):
-    """(x + 0.5) / 2^32, clamped below 1, where x is a 32-bit hash of key and token, in the shape of `tokens`.
-
-    The bits equal those of `kernels.reference_sampling.uniforms`.
-    """
-    x = tokens.to(tl.uint32) ^ key.to(tl.uint32)  # Shape of tokens.
-    x = hash_32(x) ^ (key >> 32).to(tl.uint32)
-    u = (hash_32(x).to(tl.float32) + 0.5) * (1.0 / 4294967296.0)
-    return tl.minimum(u, 1.0 - 1.0 / 16777216.0)
-
-
-@triton.jit
-def hash_32(x):
-    """The bijection of `kernels.reference_sampling.hash_32` on uint32 values, in the shape of `x`."""
-    x = tl.mul(x ^ (x >> 16), 0x21F0AAAD, sanitize_overflow=False)
-    x = tl.mul(x ^ (x >> 15), 0xD35A2D97, sanitize_overflow=False)
-    return x ^ (x >> 15)
-
-
-@triton.jit
-def stream_key(seed, counter):
-    """Output number `counter` of SplitMix64 started at a hash of `seed`: a uint64 scalar.
-
-    The bits equal those of `kernels.reference_sampling.stream_keys`.
-    """
-    increment: tl.constexpr = 0x9E3779B97F4A7C15
-    start = hash_64(seed.to(tl.uint64) + increment)
-    return hash_64(start + (counter.to(tl.uint64) + 1) * increment)
-
-
-@triton.jit
-def hash_64(x):
-    """SplitMix64's output function on a uint64 scalar, as `kernels.reference_sampling.hash_64`."""
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
+    part = tl.arange(0, ROOM)  # [ROOM]
+    real = part < tl.cdiv(vocab, SLICE)  # [ROOM]
+    ranks, score = winners_of_slices(
+        logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE, ROOM
+    )  # [ROOM], [ROOM]
+    known = tl.where(ranks > bound, score, 0.0)  # [ROOM]
+    best, place = tl.max(known, 0, return_indices=True)
+    token = tl.load(winners + place)
+    slice_peaks = tl.load(peaks + part, mask=real, other=float("-inf"))  # [ROOM]
+    highest = relative_weights(slice_peaks, peak, temperature)  # [ROOM]
+    hidden = tl.load(scores + part, mask=real, other=0.0) * highest  # [ROOM]
+    hidden = tl.where((known == 0) & (rank(slice_peaks) > bound) & (highest >= min_p), hidden, 0.0)
+    while tl.max(hidden) > best:
+        at = tl.argmax(hidden, 0)
+        _, _, found, winner = race_slice(logits, at, vocab, bound, peak, temperature, min_p, key, SLICE)
+        token = tl.where(found > best, winner, token)
+        best = tl.maximum(best, found)
+        hidden = tl.where(part == at, 0.0, hidden)
+    return token

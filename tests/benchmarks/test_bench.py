@@ -12,21 +12,23 @@ import pytest
 from benchmarks.__main__ import main, measure_all
 from benchmarks.attention_case import Shape
 from benchmarks.bench import Bench
+from benchmarks.chip import Rates
 from benchmarks.report import MICROSECONDS, TERAFLOPS, Report, Row, Unit
 from benchmarks.timing import Clock
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = {
     "decode": 14,
-    "prefill": 5,
+    "prefill": 6,
     "decode, Llama 8B": 4,
     "prefill, Llama 8B": 2,
+    "host, Llama 8B": 4,
     "decode, Llama 8B, batch-invariant": 4,
     "prefill, Llama 8B, batch-invariant": 2,
     "elementwise": 15,
-    "sampling": 6,
-    "matmul": 24,
-    "batch-invariant matmul": 16,
+    "sampling": 24,
+    "matmul": 40,
+    "batch-invariant matmul": 24,
 }
 
 
@@ -71,6 +73,27 @@ def test_a_smoke_run_says_that_it_is_no_measurement(smoke: tuple[str, dict[str, 
     rows = content["rows"]
     assert isinstance(rows, list)
     assert {row["reached"] for row in rows} == {None}
+
+
+def test_every_variant_of_a_kernel_stands_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.variants import SMOKE_CASES, tunings
+
+    assert main(["--smoke", "--variants", "--only", "sampling", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.iterdir()
+    rows = json.loads(file.read_text())["rows"]
+    names = [name for name, _ in tunings()]
+    assert [row["variant"] for row in rows] == names * SMOKE_CASES
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.split()[:1] == ["variant"])
+    table = lines[at + 1 : at + 1 + len(names)]
+    assert [line[2:30].strip() for line in table] == names
+    assert [sum(line[30:][10 * case :][:10].endswith("*") for line in table) for case in range(SMOKE_CASES)] == [1, 1]
+
+
+def test_no_kernel_is_above_its_floor_for_a_slow_copy() -> None:
+    """The memory's rate is the higher one of reading alone, and of reading and writing."""
+    for rates in (Rates(copy=2e12, read=4e12, matmul=1.0, launch=1.0), Rates(4e12, 2e12, 1.0, 1.0)):
+        assert rates.moving(4e12) == 1.0
 
 
 def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def draw_in_slices(size: int, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return draw(logits, batch)
 
 
+def draw_tuned(tuning: sampling.Tuning, logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """With other sizes, so that each way of settling a row is taken by rows that are short."""
+    with np.errstate(over="ignore"):
+        on_device = batch.map(lambda column: column.to(DEVICE))
+        return sampling.sample(LAUNCH, logits.to(DEVICE), on_device, tuning).cpu()
+
+
 def random_logits(kind: str, rows: int, vocab: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(rows, vocab, generator=generator)
@@ -99,6 +106,86 @@ def test_as_the_reference(kind: str, rows: list[Row], vocab: int, seed: int) -> 
 )
 def test_as_the_reference_in_slices_as_they_are_served(kind: str, rows: list[Row], vocab: int, seed: int) -> None:
     logits, batch = random_logits(kind, len(rows), vocab, seed), batch_of(rows)
+    assert torch.equal(draw(logits, batch), reference.sample(logits, batch))
+
+
+tunings = st.builds(
+    sampling.Tuning,
+    slice=st.sampled_from([16, 64]),
+    strip=st.sampled_from([2, 8]),
+    slices_a_program=st.sampled_from([1, 2, 4]),
+    pivots=st.sampled_from([1, 2, 4]),
+    few=st.sampled_from([2, 8, 64]),
+    candidates=st.sampled_from([4, 16, 64]),
+)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    tuning=tunings,
+    kind=logits_of,
+    rows=st.lists(row.filter(lambda row: row[0] > 0), min_size=1, max_size=2),
+    vocab=st.integers(1, 200),
+    seed=st.integers(0, 2**32),
+)
+def test_no_size_changes_a_token(tuning: sampling.Tuning, kind: str, rows: list[Row], vocab: int, seed: int) -> None:
+    logits, batch = random_logits(kind, len(rows), vocab, seed), batch_of(rows)
+    assert torch.equal(draw_tuned(tuning, logits, batch), reference.sample(logits, batch))
+
+
+NARROW = sampling.Tuning(slice=32, strip=4, slices_a_program=2, pivots=2, few=8, candidates=16)
+
+
+@pytest.mark.parametrize("kind", ["flat", "peaked", "ties"])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        (5, 1.0, 0.0),
+        (5, 0.7, 0.02),
+        (8, 0.9, 0.0),
+        (60, 1.0, 0.0),
+        (60, 0.5, 0.0),
+        (0, 0.9, 0.0),
+        (0, 0.3, 0.0),
+        (0, 1.0, 0.6),
+        (0, 1.0, 0.05),
+        (0, 0.8, 0.3),
+        (999, 0.8, 0.0),
+    ],
+    ids=str,
+)
+def test_each_way_of_settling(kind: str, filters: tuple[int, float, float]) -> None:
+    """Few tokens in registers, many weighed by several programs, and what is left over for one."""
+    vocab = 150
+    logits = random_logits(kind, 1, vocab, seed=6).expand(4, -1)
+    batch = batch_of([(1.3, *filters, 11, counter) for counter in range(4)])
+    assert torch.equal(draw_tuned(NARROW, logits, batch), reference.sample(logits, batch))
+
+
+def test_more_ties_than_candidates() -> None:
+    """Equal logits are kept together, however many they are."""
+    logits = torch.zeros(1, 120).index_fill(1, torch.arange(3, 90), 1.5)
+    rows = [(1.0, k, p, 0.0, 7, k) for k in (0, 1, 5, 100) for p in (1.0, 0.6)]
+    batch, each = batch_of(rows), logits.expand(len(rows), -1)
+    assert torch.equal(draw_tuned(NARROW, each, batch), reference.sample(each, batch))
+
+
+def test_many_rows_of_an_odd_vocabulary_as_each_alone() -> None:
+    choices = [(0, 1.0, 0.0), (3, 1.0, 0.0), (40, 0.8, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.2), (0, 0.6, 0.01)]
+    rows = [(1.0, *choices[i % 6], 5, i) for i in range(24)]
+    logits, batch = random_logits("usual", 24, 131, seed=8), batch_of(rows)
+    together = draw_tuned(NARROW, logits, batch)
+    assert torch.equal(together, reference.sample(logits, batch))
+    for i in range(0, 24, 7):
+        alone = torch.tensor([i])
+        assert torch.equal(draw_tuned(NARROW, logits[alone], reference.select_rows(batch, alone)), together[alone])
+
+
+@pytest.mark.parametrize("kind", ["flat", "peaked"])
+def test_a_served_vocabulary(kind: str) -> None:
+    """Of every filter, in slices and strips as they are served."""
+    rows = [(1.0, k, p, m, 3, i) for i, (k, p, m) in enumerate([(50, 0.9, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05)])]
+    logits, batch = random_logits(kind, len(rows), 50_257, seed=4), batch_of(rows)
     assert torch.equal(draw(logits, batch), reference.sample(logits, batch))
 
 
