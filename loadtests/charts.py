@@ -81,7 +81,7 @@ def chart(
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """What an axis shows: from `start` to `end`, with a number at each multiple of `step`."""
+    """The range of an axis, from `start` to `end`, with a number at each multiple of `step`."""
 
     start: float
     end: float

@@ -19,7 +19,7 @@ from geventhttpclient.response import HTTPParseError
 from loadtests.sse import Answer, Stream, StreamError
 
 ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-"""What an answer may be asked of."""
+"""Kinds of requests, and their routes."""
 API_KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key, for servers that require one."""
 

@@ -70,7 +70,7 @@ class Figures:
     complete: int
     failed: int
     abandoned: int
-    """Requests that the end of the test broke off. What came of them counts in `ttft` and `inter_token`."""
+    """Requests that the end of the test broke off. Their tokens until then count in `ttft` and `inter_token`."""
     abandoned_without_token: int
     errors: dict[str, int]
     """Message -> number of requests that failed with it."""

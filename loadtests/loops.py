@@ -18,7 +18,7 @@ _FOREVER = 1e6
 
 
 class Asker(Protocol):
-    """What a user says."""
+    """Source of the requests of users."""
 
     @property
     def begins(self) -> bool:

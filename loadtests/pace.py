@@ -19,7 +19,7 @@ from loadtests.workloads import Workload, words
 PROMPT_TOKENS = 64
 OUTPUT_TOKENS = 8
 PATIENCE_SECONDS = 30.0
-"""The longest time that the requests get. What came until then has to be enough."""
+"""The longest time that the requests get. The answers until then have to be enough."""
 AT_MOST = 8
 """The largest number of requests that are sent at once."""
 _LEAST_OUTPUT_TOKENS = 4
@@ -28,7 +28,7 @@ _LEAST_OUTPUT_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a token costs, in seconds, while as many requests are answered as were sent at once."""
+    """Costs of a token, in seconds, while as many requests are answered as were sent at once."""
 
     per_prompt_token: float
     per_output_token: float

@@ -25,7 +25,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run does."""
+    """The work of a run."""
 
     source: Workload | Dataset
     arrivals: str
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def unit(self) -> str:
-        """What a load is a number of."""
+        """Unit of a load."""
         return "requests/s" if self.open else "users"
 
     def times(self, seed: int) -> Iterator[float]:

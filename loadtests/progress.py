@@ -1,4 +1,4 @@
-"""What a terminal is told while a test is under way: a line every few seconds."""
+"""Progress on the terminal while a test is under way: a line every few seconds."""
 
 import statistics
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ _GRACE_SECONDS = (10.0, 120.0)
 
 
 EXIT_STATUS = {True: 0, False: 1, None: 2}
-"""Of a run whose goals are met, of one that misses one, and of one with too few samples to tell."""
+"""Exit statuses of a run whose goals are met, of one that misses one, and of one with too few samples to tell."""
 
 
 def processes(runner: Runner | None) -> int:
@@ -121,7 +121,7 @@ class Run:
         least, most = _GRACE_SECONDS
         at_once = 2 if plan.open else round(max(stage.load for stage in plan.stages))
         _say(f"measuring {', '.join(target.model for target in targets)} at {targets[0].url} ...")
-        # Of several models each has its part of the requests.
+        # Each of several models has its part of the requests.
         parts = [probe(target, math.ceil(at_once / len(targets))) for target in targets]
         context = min((target.max_context for target in targets if target.max_context), default=None)
         pace = pace_of([answer for part in parts for answer in part])

@@ -31,7 +31,7 @@ class Answer:
     """Tokens of the prompt that the server reports as found in its prefix cache."""
     completion_tokens: int = 0
     model: str = ""
-    """Of which the answer was asked; empty if there was no choice."""
+    """The model that was asked; empty if there was no choice."""
     length: int = 0
     """The bytes of the text."""
     error: str | None = None

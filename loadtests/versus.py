@@ -34,7 +34,7 @@ RATES = {"requests_per_second": "requests/s", "tokens_per_second": "tokens/s", "
 """Figures of a summary of which there is but one a run."""
 _DRAWS = 1000
 _INTERVAL = (0.005, 0.995)
-"""Of several figures one lies outside of a 95% interval too often by chance."""
+"""Quantiles of the interval; among several figures one lies outside of a 95% interval too often by chance."""
 _OWN = ("run", "url", "load_generator")
 """Settings that may differ between runs that are compared."""
 _HEADS = ("figure", "change", "before", "after", "ratio", "99% interval")
@@ -48,7 +48,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a run left in its folder."""
+    """Results that a run left in its folder."""
 
     settings: dict[str, Any]
     total: dict[str, Any]
@@ -82,7 +82,7 @@ class Change:
     before: float | None
     after: float | None
     interval: tuple[float, float] | None = None
-    """Of the ratio; None where there is one number a run, or too few requests."""
+    """Bounds of the ratio; None where there is one number a run, or too few requests."""
 
     @property
     def ratio(self) -> float | None:

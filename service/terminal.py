@@ -100,7 +100,7 @@ async def inspect_in_terminal(
 
 def _draw(seen: Inspection) -> None:
     on_terminal = sys.stdout.isatty()
-    # What goes into a file or a pipe is as wide as a terminal commonly is, unless COLUMNS says otherwise.
+    # A file or a pipe gets lines as wide as a terminal commonly is, unless COLUMNS says otherwise.
     canvas = Canvas(shutil.get_terminal_size().columns, coloured=on_terminal and not os.environ.get("NO_COLOR"))
     for line in drawn(seen, canvas):
         print(line)

@@ -45,7 +45,7 @@ class Resources:
     spills: int
     """Loads and stores of local memory; on AMD the number of spilled vector registers."""
     inner_spills: int
-    """Those in loops that have no loop in them; on AMD all."""
+    """Spills in loops that have no loop in them; on AMD all."""
     stack: int
     """Bytes of local memory of a thread. The gate ignores it on AMD, where scalar registers are spilled to it."""
     shared_memory: int

@@ -54,7 +54,7 @@ def _find(page: str, sha256: str) -> str | None:
     found = files.get(sha256)
     try:
         return urljoin(page, found) if isinstance(found, str) else None
-    except ValueError:  # What the page has is no URL.
+    except ValueError:  # The page's link is no URL.
         return None
 
 

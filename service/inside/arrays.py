@@ -1,4 +1,4 @@
-"""What is seen inside the model as NumPy's arrays: the answers of `/v1/inspect`, for programs.
+"""The inside of the model as NumPy's arrays: the answers of `/v1/inspect`, for programs.
 
 An answer's views and these are the same, field by field; a view that was not asked for is None here too.
 """
@@ -233,7 +233,7 @@ class Inspection:
     """The inside of the model while it reads a text and goes on with it."""
 
     tokens: list[InspectedToken]
-    """Those of the prompt, and the generated ones: `id`, `text`, `special`, `generated`, with details more."""
+    """The prompt's tokens and the generated ones, with their `id`, `text`, `special`, `generated`, with details more."""
     text: str | None
     """With details: what the tokens spell."""
     spellings: list[Respelling] | None
@@ -246,7 +246,7 @@ class Inspection:
     position_encoding: PositionEncoding | None
     lens: Lens | None
     distributions: list[Distribution] | None
-    """Of each position under each setting, then of the generated tokens."""
+    """Distributions of each position under each setting, then of the generated tokens."""
 
     @classmethod
     def of(cls, answer: InspectionAnswer) -> Self:

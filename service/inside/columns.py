@@ -11,7 +11,7 @@ _BESIDE = ((0x1160, 0x11FF), (0xD7B0, 0xD7FF))
 def shown(text: str) -> str:
     """A token's text without spaces, and without anything that would move a terminal's cursor."""
     seen = "".join(_sign(character) for character in text) or "∅"
-    # What is drawn onto the character before it would be drawn onto a label's end.
+    # A mark that is drawn onto the character before it would be drawn onto a label's end.
     return seen if _columns(seen[0]) else f"◌{seen}"
 
 

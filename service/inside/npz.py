@@ -1,4 +1,4 @@
-"""What is seen inside the model as a file of NumPy's, which needs nothing of ours to be read."""
+"""The inside of the model as a file of NumPy's, which needs nothing of ours to be read."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is seen inside the model as one HTML file, which needs no server and asks for nothing.
+"""The inside of the model as one HTML file, which needs no server and asks for nothing.
 
 It is made of the parts of the server's page, which are joined here: browsers load no modules from a file.
 """
@@ -58,7 +58,7 @@ def _data(answer: Inspection) -> str:
 
 
 def _source(text: str) -> str:
-    """What a policy calls an inline script or style by."""
+    """The source of an inline script or style, as a policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
