@@ -2,8 +2,8 @@
 
 `kernels/reference_sampling.py` defines the result; the noise here has the same bits. Nothing here knows of requests.
 
-There are two kernels, whose grids depend on the batch's shape alone. The first goes over the slices of each row: it races all
-tokens of a slice, and stores the highest logit of each of its strips. In the second, a row ends in one of three ways:
+There are two kernels, whose grids depend on the batch's shape alone. The first goes over the slices of each row: it
+races all tokens of a slice, and stores the highest logit of each of its strips. In the second, a row ends in one of three ways:
 
 - without a filter, the token is the best of the slices' winners;
 - with a small top-k or a strict min-p, the strips' highest logits tell which few strips hold the kept tokens. One

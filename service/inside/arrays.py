@@ -233,7 +233,7 @@ class Inspection:
     """The inside of the model while it reads a text and goes on with it."""
 
     tokens: list[InspectedToken]
-    """The prompt's tokens and the generated ones, with their `id`, `text`, `special`, `generated`, with details more."""
+    """The prompt's tokens and the generated ones, with `id`, `text`, `special` and `generated`, with details more."""
     text: str | None
     """With details: what the tokens spell."""
     spellings: list[Respelling] | None
