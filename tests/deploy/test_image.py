@@ -66,6 +66,9 @@ def test_what_runs_has_no_pip() -> None:
         (libraries,) = [stage for stage in stages if f"AS libraries-{target}\n" in stage]
         commands = re.findall(r"^RUN (.*)$", libraries, re.M)
         assert commands[-1] == "pip uninstall --yes pip"
+    # The bill is made of what the images get: the environment of the stage before has a pip.
+    (materials,) = [stage for stage in stages if "AS materials\n" in stage]
+    assert re.search(r"^RUN .* rm -r /opt/headlight$", materials, re.M)
     (runtime,) = [stage for stage in stages if "AS runtime\n" in stage]
     assert re.search(r"^RUN rm -rf .*/pip /.*/pip-\* .*/ensurepip .*/bin/pip\*", runtime, re.M)
     final = [stage for stage in stages if re.search(r"AS (runtime|cpu|cuda)\n", stage)]
