@@ -171,7 +171,11 @@ class CpuBackend:
             *(_address(cache.key_scales), _address(cache.value_scales), _bits(options.scale), options.window or 0),
             *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
         )
-        self._run(attend_operation(STORED[cache.keys.dtype], dim, block, plain), arguments)
+        kind = STORED[cache.keys.dtype], dim, block, plain
+        if self._recording is not None:
+            # Compiled now, so that nobody waits for it when somebody first looks at the weights.
+            weights_operation(*kind)
+        self._run(attend_operation(*kind), arguments)
         return out
 
     def attention_weights(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, QuantizedWeight
-from kernels.cpu import pages
+from kernels.cpu import backend, pages
 from kernels.cpu.backend import CpuBackend
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
@@ -235,6 +235,17 @@ def test_a_row_of_attention_depends_on_no_other_in_any_bit(cache_dtype: torch.dt
                 part = part_of(case, sequence, first, last)
                 got = CPU.attend(part.q, part.cache, part.layout, options)
                 assert torch.equal(got, whole[begin + first : begin + last])
+
+
+def test_a_recording_compiles_what_looks_at_its_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes seconds, in which everybody's tokens would wait for the first who looks."""
+    asked: list[tuple[int, int, int, bool]] = []
+    monkeypatch.setattr(backend, "weights_operation", lambda *kind: asked.append(kind))
+    case = attention_case([(3, 5)], cache_dtype=torch.bfloat16)
+    CPU.record(lambda: CPU.attend(case.q, case.cache, case.layout, PLAIN))
+    assert asked == [(2, 16, 16, True)]
+    CPU.attend(case.q, case.cache, case.layout, PLAIN)
+    assert len(asked) == 1
 
 
 def check_weights(case: AttentionCase, options: AttentionOptions, heads: Sequence[int], sparse: bool = False) -> None:
