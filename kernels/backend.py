@@ -136,7 +136,11 @@ class QuantizedWeight:
     scales: Tensor
     """[out, in / group_size] float16."""
     offsets: Tensor | None
-    """[out, in / group_size] float16; None if every offset is 0."""
+    """[out, in / group_size] float32; None if every offset is 0.
+
+    The asymmetric formats subtract an integer zero, offset = -scale * zero: a product that float32 holds exactly and
+    float16 rounds, by up to 1/8 of a step with 8 bits, which adds up over a group's inputs.
+    """
     zero: int
     """The code that is subtracted: 8 or 128 in symmetric formats, usually 0 where there are offsets."""
     bits: Literal[4, 8]

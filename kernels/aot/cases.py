@@ -242,9 +242,10 @@ def _matmul() -> Iterator[Case]:
 def _quantized(bits: Literal[4, 8], group_size: int, offsets: bool, dtype: torch.dtype, backend: Backend) -> None:
     for out, width in ((6144, 4096), (4096, 14_336)):
         scales = _meta(out, width // group_size, dtype=FP16)
+        shifts = _meta(out, width // group_size, dtype=FP32) if offsets else None
         codes = _meta(out, width * bits // 8, dtype=torch.uint8)
         zero = 0 if offsets else 1 << (bits - 1)
-        weight = QuantizedWeight(codes, scales, scales if offsets else None, zero, bits, group_size)
+        weight = QuantizedWeight(codes, scales, shifts, zero, bits, group_size)
         _project(weight, width, dtype, backend)
 
 

@@ -22,7 +22,7 @@ def stack_quantized(parts: Sequence[GroupQuantized], order: RowOrder, device: to
     """One weight [sum of outs, in] from `parts`, each [out, in], on `device`; None if a common group is too small.
 
     The stack has 8 bits if any part has, offsets if any part has, and groups that divide the groups of all parts. Codes
-    keep their meaning; scales and offsets are rounded to float16.
+    keep their meaning; scales are rounded to float16, and offsets stay as they are.
     """
     group_size = _common_group_size([part.group_size for part in parts])
     if group_size < SMALLEST_GROUP:
@@ -39,7 +39,7 @@ def stack_quantized(parts: Sequence[GroupQuantized], order: RowOrder, device: to
     return QuantizedWeight(
         codes=codes[:, ::2] | codes[:, 1::2] << 4 if bits == 4 else codes,
         scales=stacked([_regrouped(part.scales, part, group_size) for part in parts]).half(),
-        offsets=None if offsets is None else offsets.half(),
+        offsets=offsets,
         zero=0 if shifted else 1 << (bits - 1),
         bits=bits,
         group_size=group_size,

@@ -49,7 +49,7 @@ def quantized(form: Form, outputs: int, inputs: int, seed: int = 0) -> Quantized
     return QuantizedWeight(
         codes.to(DEVICE),
         scales.half().to(DEVICE),
-        lowest.half().to(DEVICE) if offsets else None,
+        lowest.to(DEVICE) if offsets else None,
         0 if offsets else 1 << (bits - 1),
         bits,
         group_size,
@@ -130,6 +130,22 @@ def test_packing_loses_nothing(form: Form, outputs: int, groups: int) -> None:
 
 def vars_of(weight: QuantizedWeight) -> list[object]:
     return [getattr(weight, field.name) for field in fields(weight)]
+
+
+@pytest.mark.parametrize("form", [(4, 128), (4, 32), (8, 64)], ids=str)
+def test_an_integer_zero_is_kept(form: tuple[Literal[4, 8], int]) -> None:
+    """Asymmetric formats subtract it before they scale. As a float16, scale * zero would err by 2^-11 of itself."""
+    bits, group_size = form
+    outputs, inputs = 64, 4 * group_size
+    shifted = quantized((bits, group_size, True), outputs, inputs)
+    zeros = torch.randint(0, 1 << bits, (outputs, 4), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    weight = replace(shifted, offsets=-shifted.scales.float() * zeros)
+    codes = reference_dequantize(replace(shifted, scales=torch.ones_like(shifted.scales), offsets=None)).double()
+    steps = codes - zeros.double().repeat_interleave(group_size, 1)
+    wanted = steps * shifted.scales.double().repeat_interleave(group_size, 1)
+    x = torch.ones(3, inputs, device=DEVICE)  # All rounding adds up.
+    error = (project(x, weight).double() - wanted.sum(1)).abs().max()
+    assert error < 1e-6 * wanted.abs().sum(1).max()
 
 
 @dtypes

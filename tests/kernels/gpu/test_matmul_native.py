@@ -47,7 +47,7 @@ def quantized(form: Form, outputs: int, inputs: int) -> QuantizedWeight:
     scales = scales / inputs**0.5
     lowest = -scales * 2 ** (bits - 1) * torch.rand(scales.shape, generator=generator, device=DEVICE)
     zero = 0 if offsets else 1 << (bits - 1)
-    return QuantizedWeight(codes, scales.half(), lowest.half() if offsets else None, zero, bits, group_size)
+    return QuantizedWeight(codes, scales.half(), lowest if offsets else None, zero, bits, group_size)
 
 
 def assert_projected(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dtype_roundings: float = 0.0) -> None:

@@ -73,6 +73,17 @@ def test_symmetric_parts_of_unlike_bits_are_exact_but_for_their_scales() -> None
     assert torch.equal(dequantize(weight), torch.from_numpy(np.concatenate([narrow.dequantized(), wide.dequantized()])))
 
 
+def test_an_integer_zero_survives() -> None:
+    """The asymmetric formats' w = scale * (code - zero), with scales that float16 holds."""
+    shifted = part(3, 4, 32, shifted=True)
+    shifted.scales[:] = shifted.scales.astype(np.float16)
+    assert shifted.offsets is not None
+    shifted.offsets[:] = -shifted.scales * np.random.default_rng(2).integers(1, 16, shifted.scales.shape)
+    weight = stack_quantized([shifted], unchanged, CPU)
+    assert weight is not None
+    assert torch.equal(dequantize(weight), torch.from_numpy(shifted.dequantized()))
+
+
 def test_rows_are_ordered_with_all_that_belongs_to_them() -> None:
     one, other = part(4, 4, 16, shifted=True), part(2, 4, 16, shifted=True, seed=1)
     turned = stack_quantized([one, other], lambda index, rows: rows if index else rows.flip(0), CPU)
