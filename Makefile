@@ -30,8 +30,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 serve: $(VENV)/.installed
 	@exec $(BIN)/headlight serve $(MODEL) --port $(PORT)
 
+# One process of tests for each of two cores; a file's tests stay together.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 loadtest: $(VENV)/.installed-loadtest
 	@$(BIN)/python -m loadtests --host '$(HOST)' --model '$(MODEL)' --users $(USERS) --duration $(DURATION) \

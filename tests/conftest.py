@@ -8,6 +8,8 @@ import torch
 
 from model.checkpoint.source import DEFAULT_MODEL, resolve
 
+pytest_plugins = ["tests.compile_gate"]
+
 # The oracles read local files; nothing in a test may look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -13,7 +13,6 @@ import pytest
 
 from kernels.aot.resources import Resources, faults, inner_spills
 from kernels.gpu.launch import TARGETS
-from tests.kernels.conftest import CompileGate
 
 ROOT = Path(__file__).parents[2]
 FITS = Resources(128, 0, 0, 0, 1000, 8, 4, needs_tensor_core=True)
@@ -125,9 +124,3 @@ def test_the_gate_says_that_the_interpreter_compiles_nothing() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "TRITON_INTERPRET" in done.stdout
-
-
-@pytest.mark.timeout(900)
-def test_every_kernel_fits_every_chip(compile_gate: CompileGate) -> None:
-    status, printed = compile_gate.wait()
-    assert status == 0, printed

@@ -1,6 +1,7 @@
-"""The compile gate, started when the tests begin and read when they end.
+"""The compile gate, started when the tests begin and read when they end; a plugin of pytest.
 
-Compiling every kernel takes minutes, and the tests leave much of the second core idle: beside them it costs little.
+Compiling every kernel takes minutes, and the tests leave some of both cores idle: beside them it costs little. With
+several workers of pytest-xdist, the process that directs them starts it, and they are told of it.
 """
 
 import os
@@ -11,10 +12,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PRIORITY = 19
 """The lowest one, as `nice` counts."""
 POLL_SECONDS = 0.2
@@ -48,6 +50,23 @@ class CompileGate:
 
 
 _GATE = pytest.StashKey[CompileGate]()
+_WORKER = "compile_gate"
+"""Name of the gate's session in a worker's input."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the gate before the workers, in a run of all tests."""
+    config = session.config
+    if config.getoption("numprocesses", None) and not config.option.file_or_dir:
+        config.stash[_GATE] = _start(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of the gate."""
+    gate = node.config.stash.get(_GATE, None)
+    if gate is not None:
+        node.workerinput[_WORKER] = gate.session
 
 
 @pytest.hookimpl(trylast=True)
@@ -57,9 +76,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the gate if a test reads it."""
-    if any(map(_reads_the_gate, session.items)) and not session.config.option.collectonly:
-        session.config.stash[_GATE] = _start(session.config)
+    """Start the gate if a test reads it and it does not run yet."""
+    config = session.config
+    if _told(config) is None and any(map(_reads_the_gate, session.items)) and not config.option.collectonly:
+        config.stash[_GATE] = _start(config)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -72,7 +92,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture
 def compile_gate(request: pytest.FixtureRequest) -> CompileGate:
     """The gate over every kernel, running since the tests were collected."""
-    return request.config.stash[_GATE]
+    return _told(request.config) or request.config.stash[_GATE]
+
+
+def _told(config: pytest.Config) -> CompileGate | None:
+    """The gate that this worker has been told of."""
+    number = getattr(config, "workerinput", {}).get(_WORKER)
+    return None if number is None else CompileGate(number, *_files(config))
+
+
+def _files(config: pytest.Config) -> tuple[Path, Path]:
+    """The files of the gate's output and of its exit status."""
+    folder = Path(config.rootpath, ".pytest_cache")
+    return folder / "compile-gate.txt", folder / "compile-gate-status.txt"
 
 
 def _reads_the_gate(item: pytest.Item) -> bool:
@@ -80,9 +112,8 @@ def _reads_the_gate(item: pytest.Item) -> bool:
 
 
 def _start(config: pytest.Config) -> CompileGate:
-    folder = Path(config.rootpath, ".pytest_cache")
-    folder.mkdir(exist_ok=True)
-    output, status = folder / "compile-gate.txt", folder / "compile-gate-status.txt"
+    output, status = _files(config)
+    output.parent.mkdir(exist_ok=True)
     status.unlink(missing_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     gate = shlex.join(["nice", "-n", str(PRIORITY), sys.executable, "-m", "kernels.aot"])
