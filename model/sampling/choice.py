@@ -94,7 +94,8 @@ def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
         temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32),
         top_k=torch.tensor([p.top_k for p in params], dtype=torch.int64),
         top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32),
-        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32),
+        # In vLLM's order a transform has applied it.
+        min_p=torch.tensor([0.0 if p.filter_order == "vllm" else p.min_p for p in params], dtype=torch.float32),
         seed=torch.tensor([p.seed for p in params], dtype=torch.int64),
         counter=torch.tensor([draw.index for draw in draws], dtype=torch.int64),
     )
