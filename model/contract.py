@@ -32,6 +32,8 @@ class SamplingParams:
     typical_p: float = 1.0
     top_n_sigma: float = 0.0
     """Number of standard deviations below the highest logit within which tokens are kept; 0 keeps all."""
+    filter_order: Literal["transformers", "vllm"] = "transformers"
+    """Order of the filters behind the temperature: top-k, top-p, min-p, or in vLLM's order min-p first."""
     seed: int = 0
     """Seed of the random numbers, 0 <= seed < 2**63. Token i of a request depends on (seed, i) and its logits alone."""
     presence_penalty: float = 0.0

@@ -19,7 +19,15 @@ RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.na
 """Settings that are a runner's configuration, where they have the same names."""
 LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_weights", "max_lens_rows", "max_distributions")
 """Settings that bound what may be looked at inside the model."""
-ENGINE_SETTINGS = ("home", *RUNNER_SETTINGS, "draft_tokens", "draft_running", "sampling_defaults", "log_level")
+ENGINE_SETTINGS = (
+    "home",
+    *RUNNER_SETTINGS,
+    "draft_tokens",
+    "draft_running",
+    "sampling_defaults",
+    "filter_order",
+    "log_level",
+)
 """Settings that matter without HTTP, to the terminal's commands."""
 OFFLINE_SETTINGS = (
     *ENGINE_SETTINGS,
@@ -159,6 +167,10 @@ class Settings(BaseSettings):
     sampling_defaults: Literal["model", "neutral"] = Field(
         "model",
         description="How requests are sampled that do not say: as the model's makers recommend, or with temperature 1.",
+    )
+    filter_order: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="Order of the filters behind the temperature: top-k, top-p, min-p; or vllm: min-p, top-k, top-p.",
     )
     max_context: Count | None = Field(
         _RUNNER.max_context,

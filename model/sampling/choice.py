@@ -95,7 +95,8 @@ def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
         temperature=host_tensor([p.temperature for p in params], np.float32),
         top_k=host_tensor([p.top_k for p in params], np.int64),
         top_p=host_tensor([p.top_p for p in params], np.float32),
-        min_p=host_tensor([p.min_p for p in params], np.float32),
+        # In vLLM's order a transform has applied it.
+        min_p=host_tensor([0.0 if p.filter_order == "vllm" else p.min_p for p in params], np.float32),
         seed=host_tensor([p.seed for p in params], np.int64),
         counter=host_tensor([draw.index for draw in draws], np.int64),
     )

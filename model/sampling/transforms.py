@@ -176,6 +176,23 @@ def keep_typical(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], mem
     logits[index] = scores.masked_fill(dropped, float("-inf"))
 
 
+@transform(
+    "min_p",
+    lambda draw: draw.params.filter_order == "vllm" and draw.params.min_p > 0 and draw.params.temperature > 0,
+)
+def keep_likely(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the tokens with at least `min_p` times the highest probability, before the backend's top-k and top-p.
+
+    Probabilities are taken at the request's temperature. The backend gets no min-p then.
+    """
+    (index,) = stage([torch.tensor(rows)], logits.device)
+    temperature = _column([draws[row].params.temperature for row in rows], logits.device)
+    least = _column([draws[row].params.min_p for row in rows], logits.device)
+    scores = logits[index]
+    relative = ((scores - scores.amax(-1, keepdim=True)) / temperature).exp()
+    logits[index] = scores.masked_fill(relative < least, float("-inf"))
+
+
 TRANSFORMS: tuple[Transform, ...] = (
     add_bias,
     penalise_repetition,
@@ -186,11 +203,13 @@ TRANSFORMS: tuple[Transform, ...] = (
     ban_words,
     keep_near_top,
     keep_typical,
+    keep_likely,
 )
 """All transforms, in the order in which they run, which is that of transformers and vLLM.
 
 The repetition penalty scales logits that already have their bias, and filters see the result of all before them. The
-backend draws afterwards, with temperature, top-k, top-p and min-p in this order.
+backend draws afterwards, with temperature, top-k, top-p and min-p in this order; in vLLM's order min-p comes first, as
+the last of the transforms.
 """
 
 

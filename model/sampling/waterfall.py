@@ -20,7 +20,7 @@ FILTERS: dict[str, Callable[[Draw], bool]] = {
     "temperature": lambda draw: draw.params.temperature != 1,
     "top_k": lambda draw: draw.params.temperature > 0 and draw.params.top_k > 0,
     "top_p": lambda draw: draw.params.temperature > 0 and draw.params.top_p < 1,
-    "min_p": lambda draw: draw.params.temperature > 0 and draw.params.min_p > 0,
+    "min_p": lambda draw: draw.params.temperature > 0 and draw.params.min_p > 0 and draw.params.filter_order != "vllm",
 }
 """The backend's stages, in the order in which it applies them, and the draws that ask for each."""
 

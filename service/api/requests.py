@@ -226,7 +226,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     limits = context.client.limits
     length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
     defaults = replace(context.sampling, temperature=0.0)
-    params = _sampling_params(body, defaults, limits)
+    params = _sampling_params(body, defaults, context)
     trace = _trace(body, len(prompt), context)
     return GenerationRequest(
         prompt=prompt,
@@ -236,7 +236,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
         cache_salt=_cache_salt(None, context, envelope.caller),
         caller=envelope.caller,
         patience=envelope.patience,
-        wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, limits))),
+        wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, context))),
     )
 
 
@@ -343,14 +343,14 @@ def _looks_beside(body: GenerationBody, context: JobContext, lengths: list[int],
     return replace(looks, generated=True)
 
 
-def _trials(body: InspectBody, defaults: SamplingDefaults, limits: ModelLimits) -> list[SamplingParams]:
+def _trials(body: InspectBody, defaults: SamplingDefaults, context: JobContext) -> list[SamplingParams]:
     """The settings under which tokens are drawn on trial. Raises ApiError."""
     if body.distribution is None or (body.max_tokens and body.settings is None):
         return []
     own = {name: getattr(body, name) for name in Sampling.model_fields if name in body.model_fields_set}
     changes = [entry.model_dump(exclude_unset=True) for entry in body.settings or [Sampling()]]
     # A trial without a seed is the same each time it is asked for.
-    return [_sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, limits) for change in changes]
+    return [_sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, context) for change in changes]
 
 
 async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
@@ -465,7 +465,7 @@ def _job(
     message = message or MessageForm()
     tries = _tries(body)
     limits = context.client.limits
-    params = _sampling_params(body, _sampling_defaults(body, context.sampling), limits)
+    params = _sampling_params(body, _sampling_defaults(body, context.sampling), context)
     allowed = allowed_mask(body.allowed_token_ids, limits)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     ends = drawable((*end_tokens, *body.stop_token_ids), limits)
@@ -529,8 +529,9 @@ def _job(
     )
 
 
-def _sampling_params(body: Sampling, defaults: SamplingDefaults, limits: ModelLimits) -> SamplingParams:
+def _sampling_params(body: Sampling, defaults: SamplingDefaults, context: JobContext) -> SamplingParams:
     """How a request draws its tokens; their number and ends are left open. Raises ApiError."""
+    limits = context.client.limits
     temperature = _given(body.temperature, defaults.temperature)
     top_k = _given(body.top_k, defaults.top_k)
     return SamplingParams(
@@ -541,6 +542,7 @@ def _sampling_params(body: Sampling, defaults: SamplingDefaults, limits: ModelLi
         min_p=_given(body.min_p, defaults.min_p),
         typical_p=body.typical_p,
         top_n_sigma=max(body.top_n_sigma, 0.0),
+        filter_order=context.settings.filter_order,
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,

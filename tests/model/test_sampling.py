@@ -14,9 +14,10 @@ from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProce
 
 from kernels.backend import Backend
 from kernels.load import load_backend
+from kernels.reference_sampling import sampled_weights
 from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
 from model.sampling.choice import choose as choose_on_device
-from model.sampling.choice import read_choice
+from model.sampling.choice import read_choice, sampling_batch
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import (
     TRANSFORMS,
@@ -363,3 +364,34 @@ def test_top_n_sigma_is_its_definition_at_any_temperature(
         token for token in range(VOCAB) if logits[1, token] >= least
     ]
     assert torch.equal(edited[[0, 2]], logits[[0, 2]])
+
+
+def kept_min_p_first(logits: Tensor, params: SamplingParams) -> set[int]:
+    """In plain Python: min-p, then top-k, then top-p over what is left."""
+    odds = {token: math.exp(logit / params.temperature) for token, logit in enumerate(logits.tolist())}
+    left = {token: odd for token, odd in odds.items() if odd >= params.min_p * max(odds.values())}
+    ranked = sorted(left, key=lambda token: -left[token])[: params.top_k or None]
+    total, above, kept = sum(left[token] for token in ranked), 0.0, set[int]()
+    for token in ranked:
+        if above < params.top_p * total:
+            kept.add(token)
+        above += left[token]
+    return kept
+
+
+@pytest.mark.parametrize("top_k", [0, 12])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_in_vllms_order_min_p_comes_first(top_k: int, temperature: float) -> None:
+    params = replace(PLAIN, temperature=temperature, top_k=top_k, top_p=0.7, min_p=0.1, filter_order="vllm")
+    other = replace(params, filter_order="transformers")
+    draws = [request(params, [1], []), request(other, [1], [])]
+    differ = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        logits = torch.randn(1, VOCAB).repeat(2, 1) * 2
+        edited = logits.clone()
+        transformed(edited, draws)
+        first, last = (set(row.nonzero().flatten().tolist()) for row in sampled_weights(edited, sampling_batch(draws)))
+        assert first == kept_min_p_first(logits[0], params)
+        differ += first != last
+    assert differ

@@ -97,3 +97,10 @@ async def test_a_beam_search_in_a_chat() -> None:
         answer = (await caller.chat(use_beam_search=True, n=3, early_stopping="never", temperature=0)).json()
         assert [choice["message"]["content"] for choice in answer["choices"]] == ["a", "b", "c"]
         assert caller.engine.streams[0].beams == BeamSearch(3, 3, 1.0, "never", None)
+
+
+@pytest.mark.parametrize("order", ["transformers", "vllm"])
+async def test_the_filters_come_in_the_order_that_the_operator_chose(order: str) -> None:
+    async with calling(filter_order=order) as caller:
+        assert (await caller.complete(min_p=0.1)).status_code == 200
+        assert caller.engine.params.filter_order == order
