@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 import zmq
 
@@ -33,6 +34,7 @@ from model.contract import (
 from model.sampling.choice import Choice, read_choice, sampling_batch
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import TRANSFORMS
+from model.transfer import host_tensor
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
 from service.engine.messages import Ready, Report, Submit
@@ -86,7 +88,7 @@ class WaitingStep:
         with self._meter.part("read"):
             chunks = self._plan.chunks
             draws = [draw for chunk in chunks for draw in chunk.draws]
-            drawn = torch.tensor([FIRST + draw.index * 37 % (30_000 - FIRST) for draw in draws])
+            drawn = host_tensor([FIRST + draw.index * 37 % (30_000 - FIRST) for draw in draws], np.int64)
             tokens, logprobs = read_choice(Choice(drawn, None), draws)
             results, begin = [], 0
             for chunk in chunks:

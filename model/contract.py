@@ -130,7 +130,7 @@ class Wanted:
 NOTHING = Wanted()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: a step makes one for each request, and freezing takes most of the time.
 class Draw:
     """A request for one token, drawn from the logits of a token of its chunk."""
 
@@ -172,7 +172,7 @@ class Scores:
     """Number of likeliest tokens that are reported beside each."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: a step makes one for each request, and freezing takes most of the time.
 class Chunk:
     """The next tokens of one request; the step computes their keys and values.
 
@@ -340,7 +340,7 @@ class Distribution:
     """INVALID_TOKEN if the draw failed; the numbers have no meaning then."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: a step makes one for each request, and freezing takes most of the time.
 class ChunkResult:
     """The results of one chunk."""
 
