@@ -23,7 +23,7 @@ class Sizes:
     kv_heads: int = 8
     head_dim: int = 128
     block_size: int = TritonBackend.block_size
-    """That of the server."""
+    """The server's default."""
     hidden: int = 4096
     mlp: int = 14_336
     vocab: int = 128_256

@@ -57,7 +57,7 @@ def collect(
     count = CANDIDATES + 1
     if holding <= FEW:
         tl.store(strips + tl.cumsum(holds.to(tl.int32), 0) - 1, strip, mask=holds)
-        tl.debug_barrier()  # What some threads have stored, others load.
+        tl.debug_barrier()  # Some threads load what others have stored.
         count = 0
         for first in range(0, holding, TILE // STRIP):
             which = first + tl.arange(0, TILE // STRIP)  # [TILE / STRIP]
@@ -213,7 +213,7 @@ def settle(
 ):
     """The winner under the filters in one row, given `token`, the winner of a set of tokens that has all they keep.
 
-    That set holds every token above a rank, at least those with w >= min_p. `total` is the mass of the row, `top_k` is
+    The set holds every token above a rank, at least those with w >= min_p. `total` is the mass of the row, `top_k` is
     1 to vocab, and the k-th largest logit has a rank of at least `floor`.
     """
     # With a top-k, the largest mass that may lie above a token that top-p keeps is only bounded until the mass of the k

@@ -13,7 +13,7 @@ tokens of a slice, and stores the highest logit of each of its strips. In the se
   is the winner under the filters, unless a slice hides a better token below a winner that was rejected; such slices are
   few, and are raced again.
 
-What is left over, such as thousands of tokens that tie, is settled by one program over the whole row, which is slower.
+Anything left over, such as thousands of tokens that tie, is settled by one program over the whole row; that is slower.
 
 Rows are cut into slices and strips of a fixed size and sums have a fixed order, so a row's token depends on that row
 alone.
