@@ -6,9 +6,13 @@ from functools import partial
 
 import torch
 
+from benchmarks.attention import decode_entries
+from benchmarks.attention_case import make_case
 from benchmarks.bench import Bench
 from benchmarks.elementwise import DRAWS, FILTERS, SPREAD, draws
 from benchmarks.report import MICROSECONDS, Row
+from kernels.gpu.attention import attend
+from kernels.gpu.decode import Splitting
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.sampling import Tuning, sample
 
@@ -23,6 +27,18 @@ SAMPLING: dict[str, tuple[int, ...]] = {
     "draw_warps": (4, 16),
 }
 """Field of `Tuning` -> the values to try beside the default."""
+SPLITTINGS = {
+    "128 to 1024, 16 splits": Splitting(),
+    "128 to 1024, 8 splits": Splitting(parts=8),
+    "128 to 1024, 32 splits": Splitting(parts=32),
+    "128 to 2048, 16 splits": Splitting(growths=4),
+    "128 to 4096, 16 splits": Splitting(growths=5),
+    "256 to 1024, 16 splits": Splitting(smallest_bits=8, growths=2),
+    "128": Splitting(growths=0),
+    "512": Splitting(smallest_bits=9, growths=0),
+    "1024": Splitting(smallest_bits=10, growths=0),
+}
+"""Keys in the smallest and the largest split, and the number of splits from which they grow: the first is served."""
 SMOKE_CASES = 2
 """Cases of a smoke run."""
 
@@ -48,6 +64,19 @@ def measure_sampling_variants(bench: Bench) -> None:
             row = partial(Row, "sampling variants", case, MICROSECONDS, floor=floor, variant=variant)
             draw = partial(sample, launch, logits, batch, tuning)
             bench.attempt(f"sampling {case}, {variant}", partial(_measure, bench, row, draw))
+
+
+def measure_decode_variants(bench: Bench) -> None:
+    """Measure every splitting of decode attention over the decoding cases."""
+    launch = JitLauncher(device_target(bench.device))
+    entries = decode_entries(bench.sizes)
+    for entry in entries[:SMOKE_CASES] if bench.report.smoke else entries:
+        case = make_case(bench, entry.lengths)
+        for variant, splitting in SPLITTINGS.items():
+            floor = bench.rates.moving(case.bytes)
+            row = partial(Row, "decode variants", entry.case, MICROSECONDS, floor=floor, variant=variant)
+            run = partial(attend, launch, case.q, case.cache, case.layout, case.options, splitting)
+            bench.attempt(f"decode {entry.case}, {variant}", partial(_measure, bench, row, run))
 
 
 def _measure(bench: Bench, row: Callable[[float], Row], run: Callable[[], object]) -> None:

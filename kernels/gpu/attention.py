@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import AttentionOptions, BatchLayout, LayerCache
-from kernels.gpu.decode import SPLIT, combine_kernel, decode_kernel, decode_tiles
+from kernels.gpu.decode import Splitting, combine_kernel, decode_kernel, decode_tiles
 from kernels.gpu.fp8 import converts_e4m3
 from kernels.gpu.launch import Launcher
 from kernels.gpu.prefill import prefill_kernel, prefill_tiles
@@ -21,13 +21,20 @@ from kernels.gpu.tiles import HEAD_PARTS, LOG2_E
 OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
-def attend(launch: Launcher, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
+def attend(
+    launch: Launcher,
+    q: Tensor,
+    cache: LayerCache,
+    layout: BatchLayout,
+    options: AttentionOptions,
+    splitting: Splitting | None = None,
+) -> Tensor:
     """See `Backend.attend`. Raises ValueError for a head dimension that is not in HEAD_PARTS."""
     if q.shape[2] not in HEAD_PARTS:
         raise ValueError(f"no attention kernel for heads of {q.shape[2]} dimensions: there are {list(HEAD_PARTS)}")
     call = _Call.of(launch, q, cache, layout, options)
     if layout.singles:
-        _decode(launch, call)
+        _decode(launch, call, splitting or Splitting())
     if layout.singles < layout.context_lens.shape[0]:
         _prefill(launch, call)
     return call.out
@@ -110,11 +117,12 @@ def _prefill(launch: Launcher, call: _Call) -> None:
     )
 
 
-def _decode(launch: Launcher, call: _Call) -> None:
+def _decode(launch: Launcher, call: _Call, splitting: Splitting) -> None:
     layout, options, target = call.layout, call.options, launch.target
     tiles = decode_tiles(call.q.shape[2], call.operand, target)
     sequences, (_, heads, width) = layout.singles, call.q.shape
-    splits = max(1, -(-layout.max_context // SPLIT))
+    splits = splitting.most(layout.max_context, options.window)
+    sizes = {"SPLIT_BITS": splitting.smallest_bits, "GROWTHS": splitting.growths, "PARTS": splitting.parts}
     sums = totals = call.out  # Placeholders: with one split, the kernel does not write to them.
     if splits > 1:
         sums = torch.empty(sequences, splits, heads, width, dtype=torch.float32, device=call.q.device)
@@ -128,7 +136,7 @@ def _decode(launch: Launcher, call: _Call) -> None:
         sequences,
         splits,
         **call.constants,
-        SPLIT=SPLIT,
+        **sizes,
         ROWS=max(16, _power_of_two(group)),
         SEQUENCES=_decoded_together(sequences),
         BLOCK_N=tiles.block_n,
@@ -144,7 +152,7 @@ def _decode(launch: Launcher, call: _Call) -> None:
             group,
             HEAD=call.constants["HEAD"],
             TAIL=call.constants["TAIL"],
-            SPLIT=SPLIT,
+            **sizes,
             BLOCK=16,
             num_warps=4,
             num_stages=1,

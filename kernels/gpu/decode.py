@@ -1,8 +1,10 @@
 """Attention of decoding sequences, which have one new token and a long context each.
 
-A batch has too few sequences to fill a chip, so each context is cut into splits of SPLIT keys, which are computed in
-parallel and combined in order (Flash-Decoding: Dao et al., 2023). The split size is the same for every batch. Reading
-the cache is the business of `tiles`; nothing here knows of prompts.
+A batch has too few sequences to fill a chip, so each context is cut into splits, which are computed in parallel and
+combined in order (Flash-Decoding: Dao et al., 2023). The size of a sequence's splits grows with what it sees of its own
+context: a short one needs many programs to be fast, and a long one has enough of them. It depends on nothing else, so
+no bit of a sequence's result depends on the rest of the batch. Reading the cache is the business of `tiles`; nothing
+here knows of prompts.
 """
 
 from typing import NamedTuple
@@ -14,15 +16,33 @@ import triton.language as tl
 from kernels.gpu.launch import Target
 from kernels.gpu.tiles import LOG2_E, LOWEST, attend_keys, load_rows, softmax_start, store_rows
 
-SPLIT = 512
-"""Keys in a split. The number is fixed, so that no bit of a sequence's result depends on the rest of the batch."""
+SPLIT = 128
+"""Keys in the smallest split."""
+
+
+class Splitting(NamedTuple):
+    """The size of the splits: a power of two, so large that there are at most `parts`, but within two bounds."""
+
+    smallest_bits: int = SPLIT.bit_length() - 1
+    """log2 of the keys in the smallest split, which is a multiple of the keys in a tile."""
+    growths: int = 3
+    """log2 of the ratio of the largest split to the smallest."""
+    parts: int = 16
+
+    def most(self, context: int, window: int | None) -> int:
+        """The most splits of any sequence with a context of up to `context`, as `split_count` counts them."""
+        seen = context if window is None else min(context, window)
+        ends = [min(seen, self.parts << self.smallest_bits + growth) for growth in range(self.growths)]
+        counts = [-(-end // (1 << self.smallest_bits + growth)) for growth, end in enumerate([*ends, seen])]
+        # The first key in a window lies anywhere in its split.
+        return max(1, *counts) + (seen < context)
 
 
 class DecodeTiles(NamedTuple):
     """The tile sizes and launch options of `decode_kernel`."""
 
     block_n: int
-    """Keys in a tile; divides SPLIT."""
+    """Keys in a tile; divides the smallest split."""
     num_warps: int
     num_stages: int
     programs: int
@@ -73,7 +93,9 @@ def decode_kernel(
     HEAD_STRIDE: tl.constexpr,
     OPERAND: tl.constexpr,
     NATIVE_FP8: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_BITS: tl.constexpr,
+    GROWTHS: tl.constexpr,
+    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     SEQUENCES: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -90,7 +112,7 @@ def decode_kernel(
     width: tl.constexpr = HEAD + TAIL
     index = tl.arange(0, SEQUENCES)  # [SEQUENCES]
     contexts = tl.load(context_lens + index, mask=index < sequences, other=0)  # [SEQUENCES]
-    counts = tl.where(index < sequences, split_count(contexts, window, SPLIT), 0)  # [SEQUENCES] splits of each sequence
+    counts = tl.where(index < sequences, split_count(contexts, window, SPLIT_BITS, GROWTHS, PARTS), 0)  # [SEQUENCES]
     ends = tl.cumsum(counts, 0)  # [SEQUENCES]
     items = tl.sum(counts, 0) * KV_HEADS
 
@@ -107,8 +129,10 @@ def decode_kernel(
         visible = 0
         if window is not None:
             visible = tl.maximum(context - window, 0)
-        begin = tl.maximum((visible // SPLIT + split) * SPLIT, visible // BLOCK_N * BLOCK_N)
-        end = tl.minimum((visible // SPLIT + split + 1) * SPLIT, context)
+        bits = split_bits(context, window, SPLIT_BITS, GROWTHS, PARTS)
+        place = (visible >> bits) + split
+        begin = tl.maximum(place << bits, visible // BLOCK_N * BLOCK_N)
+        end = tl.minimum((place + 1) << bits, context)
         # Three parts: keys that the window may hide, keys that are all visible, and a last tile that may not be full.
         all_seen = begin
         if window is not None:
@@ -174,7 +198,9 @@ def combine_kernel(
     group,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_BITS: tl.constexpr,
+    GROWTHS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """`out = sum_s 2^(greatest_s - greatest) sums_s / sum_s 2^(greatest_s - greatest) total_s`, over splits s in order.
@@ -185,7 +211,7 @@ def combine_kernel(
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     heads = tl.num_programs(1)
-    splits = split_count(tl.load(context_lens + sequence), window, SPLIT)
+    splits = split_count(tl.load(context_lens + sequence), window, SPLIT_BITS, GROWTHS, PARTS)
     if splits <= 1:
         return
     one = tl.zeros([1], tl.int32)  # [1]
@@ -214,15 +240,26 @@ def combine_kernel(
 
 
 @triton.jit
-def split_count(context, window, SPLIT: tl.constexpr):
+def split_bits(context, window, SPLIT_BITS: tl.constexpr, GROWTHS: tl.constexpr, PARTS: tl.constexpr):
+    """log2 of the keys in a split of a sequence, in the shape of `context`; see `Splitting`."""
+    seen = context if window is None else tl.minimum(context, window)  # Shape of context.
+    bits = seen * 0 + SPLIT_BITS  # Shape of context.
+    for growth in tl.static_range(GROWTHS):
+        bits += (seen > (PARTS << (SPLIT_BITS + growth))).to(tl.int32)
+    return bits
+
+
+@triton.jit
+def split_count(context, window, SPLIT_BITS: tl.constexpr, GROWTHS: tl.constexpr, PARTS: tl.constexpr):
     """The number of splits of a context that have a visible key, in the shape of `context`.
 
     It is at least 1, so that a program writes the zeros of a padding sequence.
     """
+    bits = split_bits(context, window, SPLIT_BITS, GROWTHS, PARTS)  # Shape of context.
     first = 0
     if window is not None:
-        first = tl.maximum(context - window, 0) // SPLIT  # Shape of context.
-    return tl.maximum(tl.cdiv(context, SPLIT) - first, 1)
+        first = tl.maximum(context - window, 0) >> bits  # Shape of context.
+    return tl.maximum(((context - 1) >> bits) + 1 - first, 1)
 
 
 @triton.jit

@@ -57,7 +57,7 @@ def collect(
     count = CANDIDATES + 1
     if holding <= FEW:
         tl.store(strips + tl.cumsum(holds.to(tl.int32), 0) - 1, strip, mask=holds)
-        tl.debug_barrier()  # Some threads load numbers that others have stored.
+        tl.debug_barrier()  # Some threads load what others have stored.
         count = 0
         for first in range(0, holding, TILE // STRIP):
             which = first + tl.arange(0, TILE // STRIP)  # [TILE / STRIP]

@@ -2,9 +2,8 @@
 
 `kernels/reference_sampling.py` defines the result; the noise here has the same bits. Nothing here knows of requests.
 
-There are two kernels, whose grids depend on the batch's shape alone. The first goes over the slices of each row: it
-races all tokens of a slice, and stores the highest logit of each of its strips. In the second, a row ends in one of
-three ways:
+Two kernels, whose grids depend on the batch's shape alone. The first goes over the slices of each row: it races all
+tokens of a slice, and stores the highest logit of each of its strips. In the second, a row ends in one of three ways:
 
 - without a filter, the token is the best of the slices' winners;
 - with a small top-k or a strict min-p, the strips' highest logits tell which few strips hold the kept tokens. One
@@ -14,7 +13,7 @@ three ways:
   is the winner under the filters, unless a slice hides a better token below a winner that was rejected; such slices are
   few, and are raced again.
 
-The rest, such as thousands of tokens that tie, is settled by one program over the whole row, which is slower.
+Anything left over, such as thousands of tokens that tie, is settled by one program over the whole row; that is slower.
 
 Rows are cut into slices and strips of a fixed size and sums have a fixed order, so a row's token depends on that row
 alone.

@@ -75,13 +75,16 @@ def test_a_smoke_run_says_that_it_is_no_measurement(smoke: tuple[str, dict[str, 
     assert {row["reached"] for row in rows} == {None}
 
 
-def test_every_variant_of_a_kernel_stands_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.variants import SMOKE_CASES, tunings
+@pytest.mark.parametrize("kernel", ["sampling", "decode"])
+def test_every_variant_of_a_kernel_stands_in_one_table(
+    kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.variants import SMOKE_CASES, SPLITTINGS, tunings
 
-    assert main(["--smoke", "--variants", "--only", "sampling", "--out", str(tmp_path)]) == 0
+    assert main(["--smoke", "--variants", "--only", kernel, "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.iterdir()
     rows = json.loads(file.read_text())["rows"]
-    names = [name for name, _ in tunings()]
+    names = [name for name, _ in tunings()] if kernel == "sampling" else [*SPLITTINGS]
     assert [row["variant"] for row in rows] == names * SMOKE_CASES
     lines = capsys.readouterr().out.splitlines()
     at = next(number for number, line in enumerate(lines) if line.split()[:1] == ["variant"])

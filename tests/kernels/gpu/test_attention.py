@@ -6,11 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import AttentionOptions
 from kernels.gpu.attention import attend
-from kernels.gpu.decode import SPLIT
+from kernels.gpu.decode import SPLIT, Splitting, split_count
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.tiles import HEAD_PARTS
 from kernels.reference import attend as reference
@@ -81,6 +83,37 @@ def test_heads_that_share_a_kv_head(heads: tuple[int, int]) -> None:
 def test_decoding_over_splits(context: int, feature: str) -> None:
     lengths = [(5, 1), (context - 1, 1), PADDING, (SPLIT * 2, 1)]
     check(attention_case(lengths, device=DEVICE), features(4)[feature])
+
+
+@triton.jit
+def _split_counts(
+    contexts, window, out, SIZE: tl.constexpr, BITS: tl.constexpr, GROWTHS: tl.constexpr, PARTS: tl.constexpr
+):
+    at = tl.arange(0, SIZE)
+    tl.store(out + at, split_count(tl.load(contexts + at), window, BITS, GROWTHS, PARTS))
+
+
+@pytest.mark.parametrize("window", [None, 90, 1500, 9000])
+def test_splits_grow_with_a_context_and_have_room(window: int | None) -> None:
+    """A short context has small splits and a long one large ones; the results of all of them have their place."""
+    splitting = Splitting()
+    contexts = torch.cat([torch.arange(0, 3072), torch.arange(4000, 40_864, 36)]).int()
+    counts = torch.zeros_like(contexts, device=DEVICE)
+    _split_counts[(1,)](contexts.to(DEVICE), window, counts, SIZE=4096, BITS=7, GROWTHS=3, PARTS=16)
+    room = torch.tensor([splitting.most(context, window) for context in contexts.tolist()])
+    assert (counts.cpu() <= room).all()
+    assert (room == room.cummax(0).values).all()  # A graph for long contexts has room for all shorter ones.
+    assert (room[contexts <= 2048] <= 17).all()
+    if window is None:
+        assert [int(counts[contexts == context]) for context in (1, 128, 129, 1024, 2048, 2049)] == [1, 1, 2, 8, 16, 9]
+        assert int(counts[contexts == 40_000 - 36 * 400]) == -(-(40_000 - 36 * 400) // 1024)
+
+
+def test_large_splits_beside_small_ones() -> None:
+    """Sequences whose splits have each size, in one batch."""
+    lengths = [(100, 1), (2049, 1), (4100, 1), (8200, 1)]
+    check(attention_case(lengths, heads=2, kv_heads=1, head_dim=16, device=DEVICE))
+    check(attention_case(lengths, heads=2, kv_heads=1, head_dim=16, device=DEVICE), AttentionOptions(0.3, window=2100))
 
 
 def test_a_window_leaves_splits_out() -> None:
