@@ -118,6 +118,7 @@ def record(target: Target, only: str = "", *, everything: bool = False) -> list[
 def _cases() -> Iterator[Case]:
     yield from _attention()
     yield from _attention_features()
+    yield from _attention_weights()
     yield from _rotary()
     yield from _elementwise()
     yield from _matmul()
@@ -162,18 +163,45 @@ def _attention_features() -> Iterator[Case]:
 def _attend(
     model: Model, backend: Backend, features: tuple[Feature, ...] = (), batches: tuple[Sequences, ...] = LARGE
 ) -> None:
+    options = _options(model, features)
+    for batch in batches:
+        layout = _layout(batch, model.block_size)
+        q = _meta(layout.positions.shape[0], model.heads, model.dim, dtype=model.dtype)
+        backend.attend(q, _cache(model), layout, options)
+
+
+def _attention_weights() -> Iterator[Case]:
+    for shape in SHAPES:
+        for dtype, cache_dtype in ((BF16, BF16), (BF16, FP8), (FP16, FP16), (FP32, FP32)):
+            model = Model(*shape, dtype, cache_dtype)
+            served = dtype == BF16 and (cache_dtype == BF16 or model.dim in FP8_SERVED)
+            yield Case(f"weights {model}", partial(_weigh, model), served)
+    families: list[tuple[tuple[int, int, int], tuple[Feature, ...]]] = [
+        ((128, 32, 8), ("window",)),
+        ((256, 8, 4), ("softcap", "window")),
+        ((128, 32, 32), ("alibi",)),
+        ((64, 64, 8), ("sinks", "window")),
+    ]
+    for shape, features in families:
+        yield Case(f"weights {Model(*shape)} {'+'.join(features)}", partial(_weigh, Model(*shape), features=features))
+
+
+def _weigh(model: Model, backend: Backend, features: tuple[Feature, ...] = ()) -> None:
+    blocks = _meta(2000 // model.block_size, dtype=torch.int32)
+    for rows in (1, 500):
+        q, positions = _meta(rows, model.heads, model.dim, dtype=model.dtype), _meta(rows, dtype=torch.int64)
+        backend.attention_weights(q, positions, _cache(model), blocks, [0, 1], _options(model, features))
+
+
+def _options(model: Model, features: tuple[Feature, ...]) -> AttentionOptions:
     per_head = _meta(model.heads, dtype=FP32)
-    options = AttentionOptions(
+    return AttentionOptions(
         model.dim**-0.5,
         window=1024 if "window" in features else None,
         softcap=50.0 if "softcap" in features else None,
         alibi_slopes=per_head if "alibi" in features else None,
         sinks=per_head if "sinks" in features else None,
     )
-    for batch in batches:
-        layout = _layout(batch, model.block_size)
-        q = _meta(layout.positions.shape[0], model.heads, model.dim, dtype=model.dtype)
-        backend.attend(q, _cache(model), layout, options)
 
 
 def _rotary() -> Iterator[Case]:

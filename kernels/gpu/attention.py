@@ -30,14 +30,65 @@ def attend(
     splitting: Splitting | None = None,
 ) -> Tensor:
     """See `Backend.attend`. Raises ValueError for a head dimension that is not in HEAD_PARTS."""
-    if q.shape[2] not in HEAD_PARTS:
-        raise ValueError(f"no attention kernel for heads of {q.shape[2]} dimensions: there are {list(HEAD_PARTS)}")
+    check_head_dimension(q.shape[2])
     call = _Call.of(launch, q, cache, layout, options)
     if layout.singles:
         _decode(launch, call, splitting or Splitting())
     if layout.singles < layout.context_lens.shape[0]:
         _prefill(launch, call)
     return call.out
+
+
+def check_head_dimension(dim: int) -> None:
+    """Raise ValueError for a head dimension that is not in HEAD_PARTS."""
+    if dim not in HEAD_PARTS:
+        raise ValueError(f"no attention kernel for heads of {dim} dimensions: there are {list(HEAD_PARTS)}")
+
+
+def operand_dtype(q: Tensor, stored: Tensor) -> torch.dtype:
+    """The dtype of the operands of dots of queries and `stored` keys or values.
+
+    An FP8 cache is converted to float16, which represents every e4m3 number and is faster to convert to than bfloat16.
+    """
+    if stored.dtype != torch.float8_e4m3fn:
+        return q.dtype
+    return torch.float32 if q.dtype == torch.float32 else torch.float16
+
+
+def key_constants(launch: Launcher, q: Tensor, keys: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Cached keys as a kernel reads them, and the constexpr arguments with which it does."""
+    head, tail = HEAD_PARTS[q.shape[2]]
+    constants = {
+        "GROUP": q.shape[1] // keys.shape[2],
+        "HEAD": head,
+        "TAIL": tail,
+        "Q_TOKEN_STRIDE": q.stride(0),
+        "Q_HEAD_STRIDE": q.stride(1),
+        "PAGE": keys.shape[1],
+        "PAGE_STRIDE": keys.stride(0),
+        "TOKEN_STRIDE": keys.stride(1),
+        "HEAD_STRIDE": keys.stride(2),
+        "OPERAND": OPERANDS[operand_dtype(q, keys)],
+        "NATIVE_FP8": converts_e4m3(launch.target),
+    }
+    return _codes(keys), constants
+
+
+def scores_in_base_2(options: AttentionOptions) -> tuple[float, float | None]:
+    """The factor on products of queries and keys, and the cap, for logits in base 2.
+
+    They are in base 2 since exp2 is the hardware's own exponential. With a softcap both are prepared for the tanh in
+    `tiles._bend`, which uses exp2 as well.
+    """
+    scale = options.scale * LOG2_E.value
+    if options.softcap is None:
+        return scale, None
+    return 2 * scale / options.softcap, options.softcap * LOG2_E.value
+
+
+def _codes(stored: Tensor) -> Tensor:
+    """Cached keys or values; FP8 as its codes."""
+    return stored.view(torch.uint8) if stored.dtype == torch.float8_e4m3fn else stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +100,7 @@ class _Call:
     layout: BatchLayout
     options: AttentionOptions
     operand: torch.dtype
-    """The dtype of the operands of dots. An FP8 cache is converted to float16, which represents every e4m3 number and
-    is faster to convert to than bfloat16."""
+    """The dtype of the operands of dots."""
     arguments: tuple[object, ...]
     """The run-time arguments that both kernels share, from `q` on."""
     constants: dict[str, Any]
@@ -62,35 +112,15 @@ class _Call:
     def of(
         cls, launch: Launcher, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions
     ) -> "_Call":
-        head, tail = HEAD_PARTS[q.shape[2]]
-        keys, values, operand = cache.keys, cache.values, q.dtype
-        if keys.dtype == torch.float8_e4m3fn:
-            keys, values = keys.view(torch.uint8), values.view(torch.uint8)
-            operand = torch.float32 if q.dtype == torch.float32 else torch.float16
-        # Logits are in base 2, since exp2 is the hardware's own exponential. With a softcap, `scale` and `cap` are
-        # prepared for the tanh in `tiles._bend`, which uses exp2 as well.
-        scale, cap = options.scale * LOG2_E.value, None
-        if options.softcap is not None:
-            scale, cap = 2 * scale / options.softcap, options.softcap * LOG2_E.value
+        keys, constants = key_constants(launch, q, cache.keys)
+        scale, cap = scores_in_base_2(options)
         table = layout.block_table
         arguments = (
-            *(q, keys, values, cache.key_scales, cache.value_scales, options.sinks, options.alibi_slopes),
+            *(q, keys, _codes(cache.values), cache.key_scales, cache.value_scales, options.sinks, options.alibi_slopes),
             *(layout.context_lens, table, table.stride(0), scale, cap, options.window),
         )
-        constants = {
-            "KV_HEADS": keys.shape[2],
-            "GROUP": q.shape[1] // keys.shape[2],
-            "HEAD": head,
-            "TAIL": tail,
-            "Q_TOKEN_STRIDE": q.stride(0),
-            "Q_HEAD_STRIDE": q.stride(1),
-            "PAGE": keys.shape[1],
-            "PAGE_STRIDE": keys.stride(0),
-            "TOKEN_STRIDE": keys.stride(1),
-            "HEAD_STRIDE": keys.stride(2),
-            "OPERAND": OPERANDS[operand],
-            "NATIVE_FP8": converts_e4m3(launch.target),
-        }
+        constants = {"KV_HEADS": keys.shape[2], **constants}
+        operand = operand_dtype(q, cache.keys)
         return cls(q, cache, layout, options, operand, arguments, constants, torch.empty_like(q))
 
 

@@ -24,7 +24,8 @@ from kernels.gpu.matmul import linear, pack
 from kernels.gpu.norm import add_layer_norm, add_rms_norm
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
-from kernels.reference import attention_weights, embed, rotation
+from kernels.gpu.weights import attention_weights
+from kernels.reference import embed, rotation
 
 
 class TritonBackend:
@@ -87,7 +88,7 @@ class TritonBackend:
         heads: Sequence[int],
         options: AttentionOptions,
     ) -> Tensor:
-        return attention_weights(q, positions, cache, blocks, heads, options)
+        return attention_weights(self._launch, q, positions, cache, blocks, heads, options)
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(self._launch, x, kind)

@@ -129,6 +129,39 @@ def attend_keys(
 
 
 @triton.jit
+def masked_logits(
+    q,
+    keys,
+    table,
+    start,
+    context,
+    positions,
+    scale,
+    cap,
+    slopes,
+    window,
+    BLOCK_N: tl.constexpr,
+    PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    TOKEN_STRIDE: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    OPERAND: tl.constexpr,
+    NATIVE_FP8: tl.constexpr,
+):
+    """The logits [M, BLOCK_N] of M rows and the keys `start` to `start` + BLOCK_N - 1; see `attend_keys`."""
+    pages = _pages(table, start, context, PAGE, BLOCK_N)  # [BLOCK_N], or a scalar.
+    rows = _row_offsets(pages, start, PAGE, PAGE_STRIDE, TOKEN_STRIDE, BLOCK_N)  # [BLOCK_N]
+    k = load_rows(keys + rows, None, HEAD, TAIL, OPERAND, NATIVE_FP8)  # [BLOCK_N, HEAD], [BLOCK_N, TAIL]
+    distance = positions[:, None] - (start + tl.arange(0, BLOCK_N))[None, :]  # [M, BLOCK_N]
+    logits = _bend(_dot_rows(q, k, TAIL) * scale, distance, cap, slopes)  # [M, BLOCK_N]
+    visible = distance >= 0  # [M, BLOCK_N]
+    if window is not None:
+        visible &= distance < window
+    return tl.where(visible, logits, float("-inf"))
+
+
+@triton.jit
 def load_rows(rows, real, HEAD: tl.constexpr, TAIL: tl.constexpr, OPERAND: tl.constexpr, NATIVE_FP8: tl.constexpr):
     """The rows at the pointers `rows` [N], as operands of a dot: a tuple of [N, HEAD] and, if not 0, [N, TAIL].
 
