@@ -2,6 +2,7 @@
 #                       TORCH=cpu or cuda for that build of PyTorch, by default the one that fits the machine)
 # make test             every test
 # make loadtest         users against a server: DURATION=2m USERS=4 WORKLOAD=mix SHAPE=steady, HOST=... for one that runs
+# make clients          client libraries against a server that runs (HOST=http://127.0.0.1:8000)
 # make check            format, lint, types, tests
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test loadtest check format lint types clean
+.PHONY: serve test loadtest clients check format lint types clean
 
 serve: $(VENV)/.installed
 	@exec $(BIN)/headlight serve $(MODEL) --port $(PORT)
@@ -38,6 +39,10 @@ loadtest: $(VENV)/.installed-loadtest
 	@$(BIN)/python -m loadtests --host '$(HOST)' --model '$(MODEL)' --users $(USERS) --duration $(DURATION) \
 		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --arrivals $(ARRIVALS) --rate '$(RATE)' --warmup $(WARMUP) \
 		--dataset '$(DATASET)' --api $(API) --goals '$(GOALS)' --results '$(RESULTS)'
+
+clients: build/clients/.installed
+	HEADLIGHT_CLIENTS_URL='$(or $(HOST),http://127.0.0.1:$(PORT))' build/clients/bin/python -m pytest -c /dev/null \
+		--rootdir tests/clients --confcutdir tests/clients -p no:cacheprovider tests/clients $(ARGS)
 
 check: format lint types test
 
@@ -65,6 +70,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-loadtest: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[loadtest]'
+	@touch $@
+
+build/clients/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv build/clients
+	build/clients/bin/python -m pip --disable-pip-version-check install --requirement $<
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
