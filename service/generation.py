@@ -67,7 +67,7 @@ class Piece:
     token: int | None
     """None in the one piece of a completion without tokens, for which nothing was to be generated."""
     logprobs: TokenLogprobs | None
-    """None if not asked for, and for a stop token that is left out of the text."""
+    """None if not asked for."""
     finish_reason: Literal["stop", "length"] | None
     scores: Sequence[TokenLogprobs] = ()
     """In the first piece, the log-probabilities of the prompt's tokens but the first, if they are wanted."""
@@ -77,6 +77,8 @@ class Piece:
     """The distributions that came with the token; its own is the last of them, if it is wanted."""
     stopped: str | None = None
     """In the last piece, the stop string that ended the completion, if one did."""
+    silent: bool = False
+    """Whether the token is a stop token that ended the completion and is left out of its text."""
     followed: bool = False
     """Whether the next piece is here already, so that both may be told at once."""
 
@@ -214,7 +216,8 @@ class Generation:
         self.completion_tokens += 1
         self._logprob += 0.0 if logprobs is None else logprobs.chosen
         if reason == "stop" and not self.request.include_stop:
-            return Piece(self._detokenizer.end(token), token, None, reason, stopped=self._detokenizer.stopped)
+            text = self._detokenizer.end(token)
+            return Piece(text, token, logprobs, reason, stopped=self._detokenizer.stopped, silent=True)
         text = self._detokenizer.push(token)
         if self._detokenizer.stopped:
             return Piece(text, token, logprobs, "stop", stopped=self._detokenizer.stopped)

@@ -120,10 +120,10 @@ class LogprobsWriter:
         return CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
 
     def write(self, entries: CompletionLogprobs, pieces: Sequence[Piece]) -> None:
-        """Add the entries of the next pieces."""
+        """Add the entries of the next pieces, one for each token that was drawn: evaluation harnesses count them."""
         for piece in pieces:
             if piece.token is not None and piece.logprobs is not None:
-                hidden = self._skip_special and self._tokenizer.is_special(piece.token)
+                hidden = piece.silent or (self._skip_special and self._tokenizer.is_special(piece.token))
                 self._add(entries, piece.token, piece.logprobs, hidden=hidden)
 
     def write_prompt(

@@ -18,7 +18,10 @@ def finite(logprob: float) -> float:
 
 
 def token_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[TokenLogprob]:
-    """The log-probabilities of the pieces' tokens, with the likeliest ones in the place of each."""
+    """The log-probabilities of the pieces' tokens, with the likeliest ones in the place of each.
+
+    The tokens join to the text, so a stop token that is left out of it has no entry, as in OpenAI's chats.
+    """
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         raw = tokenizer.token_bytes(token)
@@ -30,7 +33,9 @@ def token_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[TokenL
         return TokenLogprob(**entry(token, known.chosen), top_logprobs=tops)
 
     return [
-        place(piece.token, piece.logprobs) for piece in pieces if piece.token is not None and piece.logprobs is not None
+        place(piece.token, piece.logprobs)
+        for piece in pieces
+        if piece.token is not None and piece.logprobs is not None and not piece.silent
     ]
 
 

@@ -68,6 +68,16 @@ def test_a_chat_answers_with_a_message(llm: LLM) -> None:
     assert len(logprobs[0].top_tokens) == 2
 
 
+def test_a_token_that_ends_the_completion_has_its_log_probability(llm: LLM) -> None:
+    [free] = llm.generate("hi", GREEDY)
+    ends = [free.outputs[0].token_ids[0]]
+    [ended] = llm.generate("hi", SamplingParams(temperature=0, max_tokens=5, stop_token_ids=ends, logprobs=0))
+    [output] = ended.outputs
+    assert (output.token_ids, output.finish_reason) == (ends, "stop")
+    assert output.logprobs is not None
+    assert [entry.rank for entry in output.logprobs] == [1]
+
+
 def test_scores_of_a_prompt(llm: LLM) -> None:
     [result] = llm.generate("hi!", SamplingParams(max_tokens=1, prompt_logprobs=1))
     assert result.prompt_logprobs is not None

@@ -162,10 +162,44 @@ async def test_completion_logprobs(stream: bool) -> None:
         answers = events(response)[:-1] if stream else [response.json()]
         parts = [answer["choices"][0]["logprobs"] for answer in answers]
         joined = {name: [item for part in parts for item in part[name]] for name in parts[0]}
-        assert joined["tokens"] == [*(f"bytes:\\x{byte:02x}" for byte in "é한".encode()), "!"]
-        assert joined["text_offset"] == [0, 0, 1, 1, 1, 2]
-        assert joined["token_logprobs"] == [-0.5] * 6
-        assert joined["top_logprobs"][-1] == {"!": -0.5}
+        assert joined["tokens"] == [*(f"bytes:\\x{byte:02x}" for byte in "é한".encode()), "!", "</s>"]
+        assert joined["text_offset"] == [0, 0, 1, 1, 1, 2, 3]
+        assert joined["token_logprobs"] == [-0.5] * 7
+        assert joined["top_logprobs"][-2] == {"!": -0.5}
+        assert joined["top_logprobs"][-1]["</s>"] == -0.5
+
+
+@pytest.mark.parametrize("text", ["", "Hello"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_tokens": 1},
+        {"stop": "llo"},
+        {"stop": "</s>"},
+        {"stop_token_ids": [ord("l")]},
+        {"stop_token_ids": [ord("l")], "include_stop_str_in_output": True},
+        {"skip_special_tokens": False},
+        {"echo": True},
+    ],
+    ids=str,
+)
+async def test_every_token_that_was_drawn_has_its_log_probability(text: str, fields: dict[str, Any]) -> None:
+    """One that ends the completion too: evaluation harnesses count from the end of the list to that of the prompt."""
+    async with calling() as caller:
+        caller.engine.text = text.encode()
+        asked = {"prompt": [65, 66], "logprobs": 0, "return_token_ids": True, **fields}
+        answer = (await caller.complete(**asked)).json()
+        [choice] = answer["choices"]
+        logprobs = choice["logprobs"]
+        drawn = len(choice["token_ids"])
+        assert drawn == answer["usage"]["completion_tokens"] > 0
+        assert {len(entries) for entries in logprobs.values()} == {drawn + 2 * ("echo" in fields)}
+        assert logprobs["token_logprobs"][-drawn:] == [-0.5] * drawn
+        streamed = events(await caller.complete(**asked, stream=True))[:-1]
+        parts = [part["choices"][0]["logprobs"] for part in streamed]
+        for name, entries in logprobs.items():
+            assert [entry for part in parts if part for entry in part[name]] == entries
 
 
 async def test_the_chosen_token_is_among_the_likeliest() -> None:

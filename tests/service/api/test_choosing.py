@@ -88,7 +88,7 @@ async def test_the_completions_of_a_beam_search_have_log_probabilities() -> None
     async with calling() as caller:
         answer = (await caller.complete(use_beam_search=True, n=2, length_penalty=3, logprobs=1)).json()
         for choice, letter in zip(answer["choices"], "ab", strict=True):
-            assert choice["logprobs"]["tokens"] == [letter] * 3
+            assert choice["logprobs"]["tokens"] == [letter] * 3 + ["</s>"]
             assert choice["logprobs"]["top_logprobs"][0] == {letter: -0.5}
 
 
