@@ -2,7 +2,8 @@
 #                       TORCH=cpu or cuda for that build of PyTorch, by default the one that fits the machine)
 # make test             every test
 # make loadtest         users against a server: DURATION=2m USERS=4 WORKLOAD=mix SHAPE=steady, HOST=... for one that runs
-# make clients          client libraries against a server that runs (HOST=http://127.0.0.1:8000)
+# make clients          client libraries against a server that runs with --backend reference --dtype float32
+#                       (HOST=http://127.0.0.1:8000)
 # make check            format, lint, types, tests
 
 PYTHON ?= python3
@@ -40,8 +41,9 @@ loadtest: $(VENV)/.installed-loadtest
 		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --arrivals $(ARRIVALS) --rate '$(RATE)' --warmup $(WARMUP) \
 		--dataset '$(DATASET)' --api $(API) --goals '$(GOALS)' --results '$(RESULTS)'
 
-clients: build/clients/.installed
-	HEADLIGHT_CLIENTS_URL='$(or $(HOST),http://127.0.0.1:$(PORT))' build/clients/bin/python -m pytest -c /dev/null \
+clients: build/clients/.installed build/clients/expected.json
+	HEADLIGHT_CLIENTS_EXPECTED='$(CURDIR)/build/clients/expected.json' \
+		HEADLIGHT_CLIENTS_URL='$(or $(HOST),http://127.0.0.1:$(PORT))' build/clients/bin/python -m pytest -c /dev/null \
 		--rootdir tests/clients --confcutdir tests/clients -p no:cacheprovider tests/clients $(ARGS)
 
 check: format lint types test
@@ -76,6 +78,11 @@ build/clients/.installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv build/clients
 	build/clients/bin/python -m pip --disable-pip-version-check install --requirement $<
 	@touch $@
+
+# The numbers that a client has to get are computed in the other environment, which has torch.
+build/clients/expected.json: tests/clients/expected.py tests/clients/choices.jsonl | build/clients/.installed $(VENV)/.installed-test
+	$(BIN)/python -m tests.clients.expected >$@.new
+	@mv $@.new $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[test]'

@@ -1,26 +1,12 @@
 """Client libraries, unchanged, against a running server: `make clients`. They have an environment of their own."""
 
-import os
 from typing import Literal
 
 import instructor
 import pytest
 from langchain_openai import ChatOpenAI
 from openai import OpenAI
-from pydantic import BaseModel, Field
-
-URL = os.environ["HEADLIGHT_CLIENTS_URL"]
-MODEL = "smollm2-135m-instruct"
-
-
-class Weather(BaseModel):
-    """The weather in a city."""
-
-    city: str = Field(max_length=20)
-    unit: Literal["celsius", "fahrenheit"]
-
-
-ASKED = "What is the weather in Seoul, in celsius?"
+from question import ASKED, MODEL, URL, Weather
 
 
 @pytest.fixture
