@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 URL = os.environ["HEADLIGHT_CLIENTS_URL"]
 MODEL = "smollm2-135m-instruct"
@@ -12,6 +12,8 @@ ASKED = "What is the weather in Seoul, in celsius?"
 
 class Weather(BaseModel):
     """The weather in a city."""
+
+    model_config = ConfigDict(extra="forbid")  # Or the model may go on with properties of its own.
 
     city: str = Field(max_length=20)
     unit: Literal["celsius", "fahrenheit"]
