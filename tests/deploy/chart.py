@@ -19,6 +19,8 @@ CASES = [
 KUBERNETES = "1.35"
 
 Document = dict[str, Any]
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""PyYAML's loader in C, ten times as fast, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def template(*flags: str, chart: Path = CHART) -> subprocess.CompletedProcess[st
 
 
 def parse(text: str) -> list[Document]:
-    return [document for document in yaml.safe_load_all(text) if document]
+    documents: list[Document] = [*yaml.load_all(text, _Loader)]
+    return [document for document in documents if document]
 
 
 @functools.cache
@@ -74,9 +77,13 @@ def render(case: str, *flags: str) -> Rendered:
     """The documents for one of `CASES` and further flags; an error of Helm's fails the test."""
     done = template("--values", str(CHART / case), *flags)
     assert done.returncode == 0, done.stderr
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    over = yaml.safe_load((CHART / case).read_text())
-    return Rendered(parse(done.stdout), _merge(values, over))
+    return Rendered(parse(done.stdout), _merge(_values("values.yaml"), _values(case)))
+
+
+@functools.cache
+def _values(case: str) -> Document:
+    values: Document = parse((CHART / case).read_text())[0]
+    return values
 
 
 def _merge(under: Document, over: Document) -> Document:

@@ -103,7 +103,7 @@ def default_model(smollm2: Path) -> tuple[EngineCore, Any]:
     return core, model
 
 
-@pytest.mark.parametrize("search", [BeamSearch(2, 2), BeamSearch(4, 4), BeamSearch(7, 3, 0.6, "never")])
+@pytest.mark.parametrize("search", [BeamSearch(2, 2), BeamSearch(4, 4)])
 def test_the_default_model(search: BeamSearch, smollm2: Path, default_model: tuple[EngineCore, Any]) -> None:
     core, model = default_model
     tokenizer = load_tokenizer(open_checkpoint(smollm2).tokenizer)

@@ -406,8 +406,8 @@ class SpeltToken(BaseModel):
     bytes: list[int] | None = Field(None, description="With details.")
     offsets: tuple[int, int] | None = Field(
         None,
-        description="With details: the first character of the text that it spells, and the one behind its last. Tokens "
-        "that share a character have it in common.",
+        description="With details: its place in the text, [start, end) in characters. Each begins where the one before "
+        "it ended, and a character of several tokens is in the last of them.",
     )
 
 

@@ -15,7 +15,7 @@ def rounded(array: NDArray[Any]) -> list[Any]:
 
 ArrayData = Annotated[
     Any,
-    PlainSerializer(lambda data: data if isinstance(data, str) else rounded(data), when_used="json"),
+    PlainSerializer(lambda data: rounded(data) if isinstance(data, np.ndarray) else data, when_used="json"),
     WithJsonSchema({"anyOf": [{"type": "array", "items": {}}, {"type": "string"}]}),
 ]
-"""A NumPy array, which becomes nested lists in JSON, or its base64."""
+"""A NumPy array, which becomes nested lists in JSON, or its base64, or None."""
