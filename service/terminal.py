@@ -89,13 +89,13 @@ async def inspect_in_terminal(
     async with running_engine(settings) as context:
         with _plainly():
             answer = await inspected(context, body)
-        seen = Inspection.of(answer)
-        if npz is not None:
-            write_npz(Path(npz), seen)
-        if html is not None:
-            Path(html).write_text(page_of(answer), "utf-8")
-        if npz is html is None:
-            _draw(seen)
+            seen = Inspection.of(answer)
+            if npz is not None:
+                write_npz(Path(npz), seen)
+            if html is not None:
+                Path(html).write_text(page_of(answer), "utf-8")
+            if npz is html is None:
+                _draw(seen)
 
 
 def _draw(seen: Inspection) -> None:

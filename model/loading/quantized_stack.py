@@ -58,8 +58,13 @@ def _centred_codes(part: GroupQuantized, bits: int) -> npt.NDArray[np.uint8]:
 
 
 def _offsets(part: GroupQuantized) -> npt.NDArray[np.float32]:
-    """The number that a code of 0 stands for in each group, [out, groups]."""
-    return part.scales * np.float32(-part.zero) if part.offsets is None else part.offsets
+    """The number that a code of 0 stands for in each group, [out, groups].
+
+    It follows from the scale that is kept, which is rounded: the code of zero stands for 0.
+    """
+    if part.offsets is not None:
+        return part.offsets
+    return part.scales.astype(np.float16).astype(np.float32) * np.float32(-part.zero)
 
 
 def _regrouped(numbers: npt.NDArray[np.float32], part: GroupQuantized, group_size: int) -> npt.NDArray[np.float32]:

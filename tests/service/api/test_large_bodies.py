@@ -34,8 +34,8 @@ HONEST: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hi"},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [1]},
-    **dict.fromkeys(("/v1/score", "/score"), {"queries": "hi", "documents": "hi"}),
-    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), {"query": "hi", "documents": ["hi"]}),
+    **{key: {"queries": "hi", "documents": "hi"} for key in ("/v1/score", "/score")},
+    **{key: {"query": "hi", "documents": ["hi"]} for key in ("/v1/rerank", "/v2/rerank", "/rerank")},
 }
 
 ITEMS: dict[str, bytes] = {
