@@ -183,7 +183,8 @@ def _decode(launch: Launcher, call: _Call, splitting: Splitting) -> None:
             HEAD=call.constants["HEAD"],
             TAIL=call.constants["TAIL"],
             **sizes,
-            BLOCK=16,
+            # Rows in two parts take more registers, which 16 rows at a time would spill.
+            BLOCK=8 if call.constants["TAIL"] else 16,
             num_warps=4,
             num_stages=1,
         )
