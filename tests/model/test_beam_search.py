@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from model.checkpoint.source import open_checkpoint
 from model.contract import RunnerConfig, SamplingParams
@@ -95,20 +95,18 @@ def test_a_tiny_model(stops: tuple[int, ...], tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def default_model(smollm2: Path) -> tuple[EngineCore, Any]:
-    """In this engine, and in transformers."""
+def default_engine(smollm2: Path) -> EngineCore:
     config = RunnerConfig(model=str(smollm2), dtype="float32", backend="reference", cache_memory=2**27, block_size=16)
-    core = EngineCore(load_runner(config), token_budget=96, max_running=16)
-    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32).eval()
-    return core, model
+    return EngineCore(load_runner(config), token_budget=96, max_running=16)
 
 
 @pytest.mark.parametrize("search", [BeamSearch(2, 2), BeamSearch(4, 4)])
-def test_the_default_model(search: BeamSearch, smollm2: Path, default_model: tuple[EngineCore, Any]) -> None:
-    core, model = default_model
+def test_the_default_model(
+    search: BeamSearch, smollm2: Path, default_engine: EngineCore, transformers_smollm2: Any
+) -> None:
     tokenizer = load_tokenizer(open_checkpoint(smollm2).tokenizer)
     texts = ["The capital of France is", "def fibonacci(n):\n    ", "서울에서 부산까지 기차로"]
     prompts = [tokenizer.encode(text, add_special_tokens=True, parse_special=True) for text in texts]
     stops = tuple(tokenizer.eos_token_ids)
-    for prompt, found in zip(prompts, searched(core, prompts, search, stops, 12), strict=True):
-        assert_same(found, by_transformers(model, prompt, search, stops, 12))
+    for prompt, found in zip(prompts, searched(default_engine, prompts, search, stops, 12), strict=True):
+        assert_same(found, by_transformers(transformers_smollm2, prompt, search, stops, 12))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from model.checkpoint.source import open_checkpoint
 from model.contract import Distribution, Runner, RunnerConfig, SamplingParams, Trace, Wanted
@@ -85,11 +84,10 @@ def test_a_position_looks_the_same_however_it_came_to_be(family: str, tmp_path: 
     check_every_way(runner, model, random_tokens(12, seed=5), runner.limits.block_size)
 
 
-def test_the_default_model_looks_the_same_however_its_positions_came_to_be(smollm2: Path) -> None:
+def test_the_default_model_looks_the_same_however_its_positions_came_to_be(
+    smollm2: Path, transformers_smollm2: Any
+) -> None:
     config = RunnerConfig(model=str(smollm2), dtype="float32", backend="reference", cache_memory=2**27, block_size=8)
     tokenizer = load_tokenizer(open_checkpoint(smollm2).tokenizer)
     prompt = tokenizer.encode("Once upon a time, in a village by the sea,", add_special_tokens=True, parse_special=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32, attn_implementation="eager"
-    )
-    check_every_way(load_runner(config), model.eval(), prompt, 8)
+    check_every_way(load_runner(config), transformers_smollm2, prompt, 8)

@@ -1,11 +1,10 @@
 """The default model in float32 against transformers on the same dequantised weights, through the whole engine."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from model.checkpoint.source import open_checkpoint
 from model.contract import RunnerConfig, SamplingParams
@@ -52,13 +51,6 @@ def engine(smollm2: Path) -> EngineCore:
     return EngineCore(load_runner(config), token_budget=96, max_running=32)
 
 
-@pytest.fixture(scope="module")
-def reference(smollm2: Path) -> Iterator[torch.nn.Module]:
-    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
-    with torch.inference_mode():
-        yield model.eval()
-
-
 def greedy(engine: EngineCore, prompts: list[list[int]]) -> list[list[int]]:
     outputs: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
     for index, prompt in enumerate(prompts):
@@ -70,8 +62,9 @@ def greedy(engine: EngineCore, prompts: list[list[int]]) -> list[list[int]]:
     return list(outputs.values())
 
 
+@torch.inference_mode()
 def test_greedy_tokens_equal_transformers(
-    engine: EngineCore, reference: torch.nn.Module, tokenizer: VocabularyTokenizer
+    engine: EngineCore, transformers_smollm2: Any, tokenizer: VocabularyTokenizer
 ) -> None:
     """All prompts in one batch, chunked by the budget; each output is fed to the reference as a whole.
 
@@ -80,7 +73,7 @@ def test_greedy_tokens_equal_transformers(
     prompts = [tokenizer.encode(text, add_special_tokens=True, parse_special=True) for text in PROMPTS]
     for text, prompt, output in zip(PROMPTS, prompts, greedy(engine, prompts), strict=True):
         assert len(output) == OUTPUT
-        logits = reference(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
+        logits = transformers_smollm2(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
         top = logits.topk(2)
         for position, token in enumerate(output):
             first, second = top.values[position].tolist()
