@@ -11,13 +11,9 @@ from service.api.schemas.requests import (
     Effort,
     FunctionName,
     FunctionParameters,
-    Integer,
     JsonSchema,
-    Label,
-    supported,
 )
-from service.api.schemas.requests import _at_most as at_most
-from service.api.schemas.requests import _choose as choose
+from service.api.schemas.types import Integer, Label, at_most, choose, supported
 
 _HINT = "A hint that changes nothing."
 _ECHOED = "As it came in an answer; it changes nothing."

@@ -16,7 +16,6 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     Tag,
-    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -24,6 +23,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from service.api.schemas.idle import ELSEWHERE, UNSUPPORTED, asks_for_nothing
+from service.api.schemas.types import Integer, Integers, Label, TokenIds, at_most, choose
 from service.text.tools.json_reader import MOST_NESTED, nests_within
 
 _MOST_FIELDS = 256
@@ -69,86 +69,17 @@ class Body(BaseModel):
         return handler(core_schema) | {"additionalProperties": False}
 
 
-def _integral(value: Any) -> Any:
-    """An integral float as an int (8.0 as 8): JSON does not tell them apart, and some clients have only floats."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _all_integral(values: Any) -> Any:
-    if isinstance(values, list) and float in set(map(type, values)):
-        return [_integral(value) for value in values]
-    return values
-
-
-Integer = Annotated[int, BeforeValidator(_integral)]
-"""A whole number, also when written as 8.0."""
-
-
-def _shape(value: Any) -> str | None:
-    """The tag of a union's member, from the type of the value, and for a list from its first item."""
-    match value:
-        case str():
-            return "<text>"
-        case [list(), *_]:
-            return "<token lists>"
-        case [int() | float(), *_]:
-            return "<tokens>"
-        case list():
-            return "<list>"
-        case dict():
-            return "<object>"
-    return None
-
-
-def _flag_or_text(value: Any) -> str:
-    return "<flag>" if isinstance(value, bool) else "<text>"
-
-
-def _choose(description: str) -> Discriminator:
-    return Discriminator(_shape, custom_error_type="shape", custom_error_message=f"should be {description}")
-
-
-def supported(*kinds: str) -> BeforeValidator:
-    """A check of an object's `type`: others than `kinds` are refused by name. An object may lack one."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") not in (None, *kinds):
-            problem = f"is not supported by this server, which takes {', '.join(kinds)} here"
-            raise PydanticCustomError("unsupported", problem, {"field": "type"})
-        return value
-
-    return BeforeValidator(check)
-
-
-def _at_most(most: int | str, items: str) -> BeforeValidator:
-    """A bound on the length of a list or map, checked before its elements: a number, or the name of a setting.
-
-    The settings are pydantic's validation context.
-    """
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        bound = getattr(info.context, most) if isinstance(most, str) else most
-        if isinstance(value, list | dict) and len(value) > bound:
-            told = {"count": len(value), "items": items, "bound": bound}
-            raise PydanticCustomError("many", "{count} {items} are more than the {bound} that this server allows", told)
-        return value
-
-    return BeforeValidator(check)
-
-
-Integers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_all_integral)]
-TokenIds = Annotated[Integers, _at_most(2**20, "token ids")]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_prompts", "prompts"), Tag("<list>")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), at_most("max_prompts", "prompts"), Tag("<list>")]
     | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[list[TokenIds], Field(fail_fast=True), _at_most("max_prompts", "prompts"), Tag("<token lists>")],
-    _choose("a string, a list of strings, a list of token ids, or a list of such lists"),
+    | Annotated[list[TokenIds], Field(fail_fast=True), at_most("max_prompts", "prompts"), Tag("<token lists>")],
+    choose("a string, a list of strings, a list of token ids, or a list of such lists"),
 ]
 Stop = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(fail_fast=True), _at_most("max_stop", "strings"), Tag("<list>")],
-    _choose("a string or a list of strings"),
+    | Annotated[list[str], Field(fail_fast=True), at_most("max_stop", "strings"), Tag("<list>")],
+    choose("a string or a list of strings"),
 ]
 
 
@@ -157,10 +88,6 @@ class StreamOptions(Body):
 
     include_usage: bool = Field(False, description="End the stream with a chunk of token counts and no choices.")
     continuous_usage_stats: bool = Field(False, description="Put the token counts so far in every chunk.")
-
-
-Label = Annotated[str, Field(max_length=512)]
-"""A name of the client's own."""
 
 
 class CacheOptions(Body):
@@ -241,7 +168,7 @@ class StructuredOutputs(Body):
     json_: WrittenSchema = Field(None, alias="json", description="A JSON schema, as an object or as its text.")
     json_object: bool = Field(False, description="Any JSON object.")
     regex: str | None = Field(None, min_length=1, description="A regular expression that fits the whole completion.")
-    choice: Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_grammar", "texts")] | None = Field(
+    choice: Annotated[list[str], Field(min_length=1, fail_fast=True), at_most("max_grammar", "texts")] | None = Field(
         None, description="The texts to choose from."
     )
     grammar: str | None = Field(None, min_length=1, description="A grammar in Lark's form, or in llama.cpp's GBNF.")
@@ -298,12 +225,12 @@ class Sampling(Body):
         description="Divides logits of tokens in prompt or output. Its default is as temperature's.",
         examples=[1.1],
     )
-    logit_bias: Annotated[
-        dict[str, Annotated[float, Field(ge=-100, le=100)]], _at_most("max_logit_bias", "entries")
-    ] = Field(
-        default_factory=dict,
-        description="Added to the logits of these token ids, which are written as strings.",
-        examples=[{"50": -100}],
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], at_most("max_logit_bias", "entries")] = (
+        Field(
+            default_factory=dict,
+            description="Added to the logits of these token ids, which are written as strings.",
+            examples=[{"50": -100}],
+        )
     )
 
 
@@ -320,7 +247,7 @@ class Look(Body):
     attention: (
         Annotated[
             Annotated[Literal["all"], Tag("<text>")]
-            | Annotated[Annotated[list[HeadName], Field(fail_fast=True), _at_most(2**14, "heads")], Tag("<list>")],
+            | Annotated[Annotated[list[HeadName], Field(fail_fast=True), at_most(2**14, "heads")], Tag("<list>")],
             Discriminator(_attention_shape),
         ]
         | None
@@ -348,6 +275,10 @@ class Look(Body):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="Nested lists of numbers, or little-endian float16 in base64."
     )
+
+
+def _flag_or_text(value: Any) -> str:
+    return "<flag>" if isinstance(value, bool) else "<text>"
 
 
 class GenerationBody(Labels, Sampling):
@@ -398,7 +329,7 @@ class GenerationBody(Labels, Sampling):
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = Field(
         None, description="Draw from these tokens alone.", examples=[[50, 97]]
     )
-    bad_words: Annotated[list[str], Field(fail_fast=True), _at_most("max_bad_words", "strings")] = Field(
+    bad_words: Annotated[list[str], Field(fail_fast=True), at_most("max_bad_words", "strings")] = Field(
         default_factory=list,
         description="Words that are not generated: the last token of one is not drawn behind its others, as the word "
         "is tokenised at the beginning of a text or behind a space.",
@@ -409,7 +340,7 @@ class GenerationBody(Labels, Sampling):
         description="Strings that end the completion and are left out of it. Special tokens in them are found even "
         "where the text leaves such tokens out.",
     )
-    stop_token_ids: Annotated[Integers, _at_most("max_stop_token_ids", "ids")] = Field(
+    stop_token_ids: Annotated[Integers, at_most("max_stop_token_ids", "ids")] = Field(
         default_factory=list, description="Tokens that end the completion."
     )
     ignore_eos: bool = Field(False, description="Go on when the model says that it is finished.")
@@ -490,9 +421,9 @@ class EmbeddingBody(Labels):
     )
 
 
-TextList = Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_prompts", "texts")]
+TextList = Annotated[list[str], Field(min_length=1, fail_fast=True), at_most("max_prompts", "texts")]
 Texts = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[TextList, Tag("<list>")], _choose("a string or a list of strings")
+    Annotated[str, Tag("<text>")] | Annotated[TextList, Tag("<list>")], choose("a string or a list of strings")
 ]
 
 
@@ -570,11 +501,11 @@ class RerankBody(JudgementBody):
         list[
             Annotated[
                 Annotated[str, Tag("<text>")] | Annotated[Document, Tag("<object>")],
-                _choose("a string or an object with a text"),
+                choose("a string or an object with a text"),
             ]
         ],
         Field(min_length=1, fail_fast=True),
-        _at_most("max_prompts", "documents"),
+        at_most("max_prompts", "documents"),
     ]
     top_n: Integer | None = Field(None, ge=0, description="Return this many of the best; all by default, and for 0.")
     return_documents: bool = Field(True, description="Return each document's text beside its score.")
@@ -591,8 +522,8 @@ class TextPart(Body):
 
 Content = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), _at_most("max_parts", "parts"), Tag("<list>")],
-    _choose("a string or a list of text parts"),
+    | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), at_most("max_parts", "parts"), Tag("<list>")],
+    choose("a string or a list of text parts"),
 ]
 
 
@@ -625,7 +556,7 @@ class Message(Body):
         description="developer is another system, and function an older name of tool."
     )
     content: Content | None = Field(None, description="Null for nothing but an assistant's calls.")
-    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True), _at_most("max_tools", "calls")] = Field(
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True), at_most("max_tools", "calls")] = Field(
         default_factory=list, description="The calls that the assistant made."
     )
     tool_call_id: Label | None = Field(None, description="The call that a tool's message is the result of.")
@@ -689,10 +620,10 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-Tools = Annotated[list[Tool], Field(fail_fast=True), _at_most("max_tools", "tools")]
+Tools = Annotated[list[Tool], Field(fail_fast=True), at_most("max_tools", "tools")]
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<object>")],
-    _choose("'none', 'auto', 'required' or a function as an object"),
+    choose("'none', 'auto', 'required' or a function as an object"),
 ]
 
 Effort = Annotated[str, Field(min_length=1, max_length=32)]
@@ -711,7 +642,7 @@ class TemplateVariables(Body):
     date_string: Annotated[str, Field(max_length=64)] | None = None
 
 
-Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True), _at_most("max_messages", "messages")]
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True), at_most("max_messages", "messages")]
 
 
 class ChatBody(GenerationBody):
@@ -812,7 +743,7 @@ class InspectBody(TokenizeBody, Sampling, Look):
     )
 
     tokens: TokenIds | None = Field(None, description="Token ids, in place of a prompt or messages.")
-    positions: Annotated[Integers, _at_most(2**16, "positions")] | None = Field(
+    positions: Annotated[Integers, at_most(2**16, "positions")] | None = Field(
         None, description="Positions of the prompt to look at, ascending; by default all."
     )
     embedding: Integer | None = Field(
@@ -832,12 +763,10 @@ class InspectBody(TokenizeBody, Sampling, Look):
     max_tokens: Integer = Field(
         0, ge=0, le=2**31 - 1, description="Tokens to generate; their positions are looked at as well."
     )
-    settings: Annotated[list[Sampling], Field(min_length=1, fail_fast=True), _at_most(2**10, "settings")] | None = (
-        Field(
-            None,
-            description="Ways to draw, tried at the positions; what one leaves out is as in the request itself. "
-            "Without them the request's own is tried, if no tokens are to be generated.",
-        )
+    settings: Annotated[list[Sampling], Field(min_length=1, fail_fast=True), at_most(2**10, "settings")] | None = Field(
+        None,
+        description="Ways to draw, tried at the positions; what one leaves out is as in the request itself. "
+        "Without them the request's own is tried, if no tokens are to be generated.",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="As in a completion request, but 0 if missing.")
 

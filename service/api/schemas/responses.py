@@ -12,15 +12,11 @@ from service.api.schemas.requests import (
     Effort,
     FunctionName,
     FunctionParameters,
-    Integer,
     JsonSchema,
-    Label,
     Labels,
     TemplateVariables,
-    supported,
 )
-from service.api.schemas.requests import _at_most as at_most
-from service.api.schemas.requests import _choose as choose
+from service.api.schemas.types import Integer, Label, at_most, choose, supported
 
 _NOTHING = "A label of the client's own; it changes nothing."
 Status = Literal["in_progress", "completed", "incomplete"]
