@@ -107,52 +107,36 @@ def weights_kernel(
         greatest = tl.load(sinks + head) * LOG2_E + tl.zeros([BLOCK_M], tl.float32)
         total = tl.full([BLOCK_M], 1.0, tl.float32)
     own_keys = keys + kv_head * HEAD_STRIDE
-    for start in range(begin, context, BLOCK_N):
-        logits = masked_logits(
-            q_rows,
-            own_keys,
-            table,
-            start,
-            context,
-            at,
-            key_scale,
-            cap,
-            slope,
-            window,
-            BLOCK_N,
-            PAGE,
-            PAGE_STRIDE,
-            TOKEN_STRIDE,
-            HEAD,
-            TAIL,
-            OPERAND,
-            NATIVE_FP8,
-        )  # [BLOCK_M, BLOCK_N]
-        top = tl.maximum(greatest, tl.max(logits, 1))  # [BLOCK_M]
-        total = total * tl.exp2(greatest - top) + tl.sum(tl.exp2(logits - top[:, None]), 1)
-        greatest = top
-    for start in range(begin, context, BLOCK_N):
-        logits = masked_logits(
-            q_rows,
-            own_keys,
-            table,
-            start,
-            context,
-            at,
-            key_scale,
-            cap,
-            slope,
-            window,
-            BLOCK_N,
-            PAGE,
-            PAGE_STRIDE,
-            TOKEN_STRIDE,
-            HEAD,
-            TAIL,
-            OPERAND,
-            NATIVE_FP8,
-        )  # [BLOCK_M, BLOCK_N]
-        weights = tl.exp2(logits - greatest[:, None]) / total[:, None]  # [BLOCK_M, BLOCK_N]
-        columns = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-        places = (tl.program_id(0).to(tl.int64) * rows + row)[:, None] * width + columns[None, :]  # [BLOCK_M, BLOCK_N]
-        tl.store(out + places, weights, mask=real[:, None] & (columns < width)[None, :])
+    # The sum over all keys has to be known before any weight is: the keys are read twice.
+    for writing in tl.static_range(2):
+        for start in range(begin, context, BLOCK_N):
+            logits = masked_logits(
+                q_rows,
+                own_keys,
+                table,
+                start,
+                context,
+                at,
+                key_scale,
+                cap,
+                slope,
+                window,
+                BLOCK_N,
+                PAGE,
+                PAGE_STRIDE,
+                TOKEN_STRIDE,
+                HEAD,
+                TAIL,
+                OPERAND,
+                NATIVE_FP8,
+            )  # [BLOCK_M, BLOCK_N]
+            if writing:
+                weights = tl.exp2(logits - greatest[:, None]) / total[:, None]  # [BLOCK_M, BLOCK_N]
+                columns = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+                # [BLOCK_M, BLOCK_N]
+                places = (tl.program_id(0).to(tl.int64) * rows + row)[:, None] * width + columns[None, :]
+                tl.store(out + places, weights, mask=real[:, None] & (columns < width)[None, :])
+            else:
+                top = tl.maximum(greatest, tl.max(logits, 1))  # [BLOCK_M]
+                total = total * tl.exp2(greatest - top) + tl.sum(tl.exp2(logits - top[:, None]), 1)
+                greatest = top
