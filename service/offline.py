@@ -222,9 +222,14 @@ class LLM:
 
 async def _inspection(context: JobContext, fields: Mapping[str, Any]) -> Inspection:
     with _plainly():
-        context.client.limits  # noqa: B018 - raises EngineDead.
+        _require_engine(context)
         body = body_of(InspectBody, fields, context.settings)
         return Inspection.of(await inspected(context, body))
+
+
+def _require_engine(context: JobContext) -> None:
+    """Raise EngineDead before any work is done for an engine that is lost."""
+    _ = context.client.limits
 
 
 def _requests(name: str, inputs: Sequence[Any], params: Params, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -249,7 +254,7 @@ async def _answers(
     context: JobContext, requests: Sequence[Mapping[str, Any]], job: Any, bar: bool
 ) -> list[RequestOutput]:
     with _plainly():
-        context.client.limits  # noqa: B018 - raises EngineDead.
+        _require_engine(context)
     jobs: list[tuple[Job, Format]] = []
     for index, request in enumerate(requests):
         with _plainly(f"Prompt {index}: " if len(requests) > 1 else ""):
