@@ -8,11 +8,6 @@ import torch
 
 from model.checkpoint.source import DEFAULT_MODEL, resolve
 
-# Torch's threads spin while they wait for each other: two processes of tests with two threads each would wait for long.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-
 pytest_plugins = ["tests.compile_gate"]
 
 # The oracles read local files; nothing in a test may look for a hub.
