@@ -34,14 +34,16 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
-from kernels.cpu.matmul import multiply_operation, quantize_operation
+from kernels.cpu.matmul import NEVER, multiply_operation, round_operation, unit_rows
+from kernels.cpu.matrix_tile import parts
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
+from kernels.cpu.sampling import greedy_operation
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
-from kernels.reference_sampling import sample
+from kernels.reference_sampling import sample, select_rows
 
 STEP_WORDS = 16
 ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKEN_IDS = range(9)
@@ -60,8 +62,9 @@ class CpuBackend:
     block_size = 16
     capturable = False
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, batch_invariant: bool = False) -> None:
         self.name = f"cpu ({path_name()})"
+        self._batch_invariant = batch_invariant
         self._workers = Workers(threads)
         self._step = np.zeros(STEP_WORDS, np.int64)
         self._rows = self._step.ctypes.data
@@ -90,20 +93,21 @@ class CpuBackend:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         panels = _panels(weight)
         form, groups = panels.form, panels.data.shape[1]
+        least = unit_rows(form, groups, self._batch_invariant)
         out = self._empty(len(x), panels.rows)
         x = x.contiguous()
-        codes, sums = x, x
+        rounded, sums = x, x
         self._set(x)
-        if form.bits <= 8:
-            codes = self._empty(len(x), groups * form.group_input_bytes, dtype=torch.uint8)
+        if form.bits <= 8 or least < NEVER:
+            rounded = self._empty(len(x), max(parts(form) * panels.columns, groups * form.group), dtype=torch.int16)
             sums = self._empty(len(x), groups, 2)
-            rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
-            self._run(quantize_operation(form), rounding)
+            rounding = (self._rows, x.data_ptr(), rounded.data_ptr(), sums.data_ptr(), panels.columns, groups)
+            self._run(round_operation(form, least), rounding)
         arguments = (
-            *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
-            *(out.data_ptr(), groups, panels.rows),
+            *(self._rows, x.data_ptr(), rounded.data_ptr(), sums.data_ptr(), panels.data.data_ptr()),
+            *(_address(weight.bias), out.data_ptr(), groups, panels.rows),
         )
-        self._run(multiply_operation(form), arguments)
+        self._run(multiply_operation(form, least), arguments)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -220,7 +224,13 @@ class CpuBackend:
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        return sample(logits, batch)
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        self._set(logits)
+        arguments = (self._rows, logits.data_ptr(), logits.shape[1], tokens.data_ptr())
+        self._run(greedy_operation(), arguments)
+        if (random := (batch.temperature > 0).nonzero().flatten()).numel():
+            tokens[random] = sample(logits[random], select_rows(batch, random))
+        return tokens
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
         self._recording = []

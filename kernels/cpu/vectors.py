@@ -56,6 +56,11 @@ def store(builder: ir.IRBuilder, value: Value, address: Value, offset: int = 0) 
     builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
 
 
+def at(builder: ir.IRBuilder, address: Value, offset: int) -> Value:
+    """The address `offset` bytes behind another."""
+    return builder.add(address, ir.Constant(address.type, offset))
+
+
 def prefetch(builder: ir.IRBuilder, address: Value) -> None:
     """Begin to bring the cache line at `address` into the second-level cache."""
     reading, level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
@@ -103,6 +108,26 @@ def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
     magnitude = builder.shl(builder.and_(wide, filled(I32, lanes, 0x7FFF)), filled(I32, lanes, 13))
     number = builder.fmul(builder.bitcast(magnitude, vector(F32, lanes)), filled(F32, lanes, 2.0**112))
     return builder.bitcast(builder.or_(builder.bitcast(number, sign.type), sign), number.type)
+
+
+def split(builder: ir.IRBuilder, numbers: Value) -> tuple[Value, Value]:
+    """The bits, i16 [lanes], of two bfloat16 numbers for each float32: the nearest one, and the nearest to the rest.
+
+    Their sum has a relative error of up to 2^-17.
+    """
+    # Rounding could carry the bits of a NaN into the sign, so a NaN gets fixed bits.
+    unknown = builder.fcmp_unordered("uno", numbers, numbers)
+    upper = builder.select(unknown, filled(I32, numbers.type.count, 0x7FC0), _to_bfloat16(builder, numbers))
+    near = builder.bitcast(builder.shl(upper, like(upper, 16)), numbers.type)
+    lower = _to_bfloat16(builder, builder.fsub(numbers, near))
+    kind = vector(I16, numbers.type.count)
+    return builder.trunc(upper, kind), builder.trunc(lower, kind)
+
+
+def _to_bfloat16(builder: ir.IRBuilder, numbers: Value) -> Value:
+    """The bits of the nearest bfloat16 numbers in the lower half of i32 [lanes]; any bits for a NaN."""
+    bits = builder.bitcast(numbers, vector(I32, numbers.type.count))
+    return builder.lshr(builder.add(bits, like(bits, 0x8000)), like(bits, 16))
 
 
 def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:

@@ -72,7 +72,7 @@ def test_probabilities_are_close_to_those_in_float32(smollm2: Path, tokenizer: V
         divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
         agreement = (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item()
         print(f"{len(ours)} tokens: a mean KL divergence of {divergence:.5f}, greedy agreement {agreement:.3f}")
-        assert divergence < 0.0002
+        assert divergence < 0.0005
         assert agreement > 0.98
 
 
