@@ -4,6 +4,7 @@ Activations are float32. Operations find a step's tokens, positions and cache bl
 `_step`, so that a recorded program serves batches of any shape.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from kernels.backend import (
     Rotation,
     SamplingBatch,
 )
-from kernels.cpu.arena import Arena
+from kernels.cpu.arena import LARGE, Arena
 from kernels.cpu.attention import attend_operation, scratch_bytes
 from kernels.cpu.attention_weights import scratch_bytes as scratch_bytes_of_weights
 from kernels.cpu.attention_weights import weights_operation
@@ -35,7 +36,7 @@ from kernels.cpu.elementwise import (
     rotate_operation,
 )
 from kernels.cpu.matmul import NEVER, multiply_operation, round_operation, unit_rows
-from kernels.cpu.matrix_tile import parts
+from kernels.cpu.matrix_tile import TOKENS, parts
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
@@ -99,7 +100,7 @@ class CpuBackend:
         rounded, sums = x, x
         self._set(x)
         if form.bits <= 8 or least < NEVER:
-            rounded = self._empty(len(x), max(parts(form) * panels.columns, groups * form.group), dtype=torch.int16)
+            rounded = self._empty(len(x) + TOKENS, parts(form) * groups * form.group, dtype=torch.int16)
             sums = self._empty(len(x), groups, 2)
             rounding = (self._rows, x.data_ptr(), rounded.data_ptr(), sums.data_ptr(), panels.columns, groups)
             self._run(round_operation(form, least), rounding)
@@ -244,7 +245,8 @@ class CpuBackend:
         self._workers.run(program, lambda: self._write(tokens, {TOKEN_IDS: tokens, **_words(layout)}))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        if self._recording is None:
+        # The system maps new memory for every large tensor, page by page, which takes longer than filling it.
+        if self._recording is None and math.prod(shape) * dtype.itemsize <= LARGE:
             return torch.empty(shape, dtype=dtype)
         return self._arena.empty(shape, dtype)
 

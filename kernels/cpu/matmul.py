@@ -19,7 +19,7 @@ from kernels.cpu.matrix_tile import (
     round_inputs,
     serves,
 )
-from kernels.cpu.matrix_unit import release
+from kernels.cpu.matrix_unit import REGISTER_BYTES, release
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.target import dot_path
@@ -51,7 +51,7 @@ def round_operation(form: Format, least: int) -> Operation:
 
     Record: rows, x, rounded, sums, columns, groups. x is [rows, columns] float32, columns are whole groups. Integers
     are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and sums are [rows, groups, 2]
-    float32. Bfloat16 numbers are [rows, parts, columns].
+    float32. Bfloat16 numbers are [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has TOKENS rows.
     """
     group, low, split, count = form.group, LOW_BITS.get(form.bits, 0), int(form.bits == 4), parts(form)
     quantizes = int(form.bits <= 8)
@@ -64,9 +64,10 @@ def round_operation(form: Format, least: int) -> Operation:
         for row in range(chunk * ROUNDED, min(rows, chunk * ROUNDED + ROUNDED)):
             x = r[1] + 4 * columns * row
             if rows >= least:
-                out = r[2] + 2 * columns * count * row
-                for column in range(0, columns, DEPTH):
-                    round_inputs(count, x + 4 * column, out + 2 * column, 2 * columns)
+                tile = r[2] + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
+                for step in range(columns // DEPTH):
+                    place = tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH
+                    round_inputs(count, x + 4 * DEPTH * step, place)
             elif quantizes:
                 for g in range(groups):
                     at = row * groups + g
@@ -156,11 +157,11 @@ def _multiply_with_unit(
     `r` is the record of `multiply_operation`, and `count` the number of parts of an activation.
     """
     groups, outputs = r[7], r[8]
-    columns, steps = groups * group, groups * group // DEPTH
+    steps = groups * group // DEPTH
+    tile_bytes = steps * count * REGISTER_BYTES
     whole = (first + PANELS) * LANES <= outputs
     for top in range(0, rows, MOST_ROWS):
         many = min(MOST_ROWS, rows - top)
-        x, stride = r[2] + 2 * columns * count * top, 2 * columns * count
         out, out_stride = r[6] + 4 * (outputs * top + first * LANES), 4 * outputs
         if not whole:
             out, out_stride = scratch + REST, 4 * PANELS * LANES
@@ -175,13 +176,13 @@ def _multiply_with_unit(
                 if row == 0 or left < TOKENS:
                     configure(scratch, min(left, TOKENS))
                 tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
-                here, unpacks = x + stride * row + 2 * DEPTH * step, int(row == 0)
+                tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
+                x = r[2] + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
                 before, place = begun + begun_stride * row, out + out_stride * row
-                tiles, part = (tokens + TOKENS - 1) // TOKENS, 2 * columns
                 # fmt: off
                 multiply_panels(
                     bits, group, offsets, tiles, unpacks, at, beside, size,
-                    here, stride, part, before, begun_stride, place, out_stride, scratch,
+                    x, tile_bytes, before, begun_stride, place, out_stride, scratch,
                 )
                 # fmt: on
                 row += tokens

@@ -65,21 +65,21 @@ configure = instruction(types.int64, [types.int64, types.int64], _emit_configure
 
 
 @intrinsic(prefer_literal=True)
-def round_inputs(_: Any, count: Any, x: Any, out: Any, stride: Any) -> Any:
-    """Write activations [DEPTH] float32 as `count` bfloat16 numbers each, the second `stride` bytes behind the first.
+def round_inputs(_: Any, count: Any, x: Any, out: Any) -> Any:
+    """Round a token's activations [DEPTH] float32 to sums of `count` bfloat16 numbers.
 
-    `count` is a compile-time constant; x and `out` are addresses.
+    `count` is a compile-time constant; x and `out` are addresses. The parts are rows of `count` registers [TOKENS,
+    DEPTH] that lie one behind the other; `out` is the row in the first of them.
     """
     many = count.literal_value
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
         numbers = v.load(builder, v.vector(v.F32, DEPTH), values[1])
         for part, bits in enumerate(v.split(builder, numbers)[:many]):
-            place = builder.add(values[2], builder.mul(values[3], ir.Constant(v.I64, part)))
-            v.store(builder, bits, place)
+            v.store(builder, bits, values[2], part * REGISTER_BYTES)
         return context.get_dummy_value()
 
-    return types.none(count, types.int64, types.int64, types.int64), generate
+    return types.none(count, types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -94,8 +94,7 @@ def multiply_panels(
     second: Any,
     steps: Any,
     x: Any,
-    x_stride: Any,
-    part_bytes: Any,
+    tile_bytes: Any,
     begun: Any,
     begun_stride: Any,
     out: Any,
@@ -106,7 +105,8 @@ def multiply_panels(
 
     `bits`, `group` and `offsets` (the weight's `Format`) are compile-time constants; all others are addresses, strides
     of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights are those in scratch memory, and are
-    written there first if `unpacks` is 1 and not 0. x has the tokens' activations, whose parts are `part_bytes` apart.
+    written there first if `unpacks` is 1 and not 0. x has the tokens' activations as `round_inputs` writes them, tiles
+    `tile_bytes` apart.
     Sums begin with what stands at `begun`, or with 0 if that is 0, and go to `out`, [tokens, PANELS * LANES] float32.
     """
     form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
@@ -121,18 +121,18 @@ def multiply_panels(
                     _emit(builder, form, many, bool(fresh), values[5:])
         return context.get_dummy_value()
 
-    return types.none(bits, group, offsets, *[types.int64] * 13), generate
+    return types.none(bits, group, offsets, *[types.int64] * 12), generate
 
 
 def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, arguments: Sequence[v.Value]) -> None:
-    first, second, steps, x, x_stride, part_bytes, begun, begun_stride, out, out_stride, scratch = arguments
+    first, second, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch = arguments
     weights = [v.at(builder, scratch, UNPACKED + panel * STEPS * REGISTER_BYTES) for panel in range(PANELS)]
-    inputs = [_place(builder, x, x_stride, TOKENS * tile) for tile in range(tiles)]
+    inputs = [_place(builder, x, tile_bytes, tile) for tile in range(tiles)]
 
     def multiply(step: v.Value) -> None:
         here = [_place(builder, place, step, REGISTER_BYTES) for place in weights]
-        numbers = [_place(builder, place, step, 2 * DEPTH) for place in inputs]
-        _emit_products(builder, parts(form), here, numbers, x_stride, part_bytes)
+        numbers = [_place(builder, place, step, parts(form) * REGISTER_BYTES) for place in inputs]
+        _emit_products(builder, parts(form), here, numbers)
 
     def advance(step: v.Value, _: list[v.Value]) -> list[v.Value]:
         if not unpacks:
@@ -176,8 +176,6 @@ def _emit_products(
     count: int,
     weights: Sequence[v.Value],
     inputs: Sequence[v.Value],
-    stride: v.Value,
-    part_bytes: v.Value,
 ) -> None:
     """Add the products of one step: each tile's activations, in `count` parts, with each panel's weights."""
     row = ir.Constant(v.I64, 64)
@@ -185,7 +183,7 @@ def _emit_products(
         unit.load(builder, WEIGHTS[panel], place, row)
     for part in range(count):
         for tile, numbers in enumerate(inputs):
-            unit.load(builder, INPUTS[tile], _place(builder, numbers, part_bytes, part), stride)
+            unit.load(builder, INPUTS[tile], v.at(builder, numbers, part * REGISTER_BYTES), row)
             for panel in range(PANELS):
                 unit.multiply(builder, "tdpbf16ps", SUMS[panel][tile], INPUTS[tile], WEIGHTS[panel])
 
