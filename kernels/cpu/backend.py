@@ -41,10 +41,9 @@ from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
-from kernels.cpu.sampling import greedy_operation
+from kernels.cpu.sampling import sample_operation
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
-from kernels.reference_sampling import sample, select_rows
 
 STEP_WORDS = 16
 ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKEN_IDS = range(9)
@@ -227,10 +226,9 @@ class CpuBackend:
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = torch.empty(len(logits), dtype=torch.int64)
         self._set(logits)
-        arguments = (self._rows, logits.data_ptr(), logits.shape[1], tokens.data_ptr())
-        self._run(greedy_operation(), arguments)
-        if (random := (batch.temperature > 0).nonzero().flatten()).numel():
-            tokens[random] = sample(logits[random], select_rows(batch, random))
+        columns = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seed, batch.counter, tokens)
+        arguments = (self._rows, logits.data_ptr(), logits.shape[1], *(column.data_ptr() for column in columns))
+        self._run(sample_operation(), arguments)
         return tokens
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:

@@ -194,6 +194,30 @@ def exp(builder: ir.IRBuilder, x: Value) -> Value:
     return builder.select(builder.fcmp_ordered(">", x, lowest), builder.fmul(p, builder.bitcast(power, x.type)), rest)
 
 
+def log(builder: ir.IRBuilder, x: Value) -> Value:
+    """The natural logarithm of float32, a scalar or a vector, of normal positive numbers, to a few last places.
+
+    x is split into 2^n m with m near 1, and ln m is the polynomial of Cephes' logf (Moshier, 1992; public domain).
+    """
+    bits = builder.bitcast(x, vector(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32)
+    half = builder.or_(builder.and_(bits, like(bits, 0x7FFFFF)), like(bits, 0x3F000000))
+    m = builder.bitcast(half, x.type)
+    small = builder.fcmp_ordered("<", m, like(x, 0.707106781186547524))
+    exponent = builder.sub(builder.lshr(bits, like(bits, 23)), like(bits, 126))
+    n = builder.sitofp(builder.select(small, builder.sub(exponent, like(bits, 1)), exponent), x.type)
+    m = builder.fsub(builder.select(small, builder.fadd(m, m), m), like(x, 1))
+    square = builder.fmul(m, m)
+    p = like(x, 7.0376836292e-2)
+    for coefficient in (
+        *(-1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
+        *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+    ):
+        p = fma(builder, p, m, like(x, coefficient))
+    y = fma(builder, n, like(x, -2.12194440e-4), builder.fmul(builder.fmul(p, m), square))
+    y = builder.fadd(m, fma(builder, square, like(x, -0.5), y))
+    return fma(builder, n, like(x, 0.693359375), y)
+
+
 def tanh(builder: ir.IRBuilder, x: Value) -> Value:
     """Hyperbolic tangent of float32, a scalar or a vector, computed as (e^2x - 1) / (e^2x + 1); NaN for NaN."""
     bounded = smaller(builder, larger(builder, x, like(x, -10)), like(x, 10))

@@ -404,6 +404,9 @@ for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 
     out = INVARIANT.linear(x, weight)
     assert torch.equal(out, torch.cat([INVARIANT.linear(row[None], weight) for row in x])), (bits, group)
     print(out.double().abs().sum().item())
+from tests.kernels.cpu.test_sampling import batch, sample
+wanted, logits = batch(50), torch.randn(50, 1001)
+assert torch.equal(CPU.sample(logits, wanted), sample(logits, wanted))
 for dtype in (torch.float32, torch.bfloat16, FP8):
     case = attention_case(RAGGED, heads=6, head_dim=20, cache_dtype=dtype)
     print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
