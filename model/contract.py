@@ -409,6 +409,14 @@ CPU_SHARE = 0.25
 """Share of the machine's free memory for the KV cache; the rest is left to the page cache and to other processes."""
 
 
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+"""Number formats to compute in."""
+CacheDType = Literal["auto", "fp8"]
+"""auto: the backend's choice, or else the model's dtype; fp8: e4m3 with a scale for each head."""
+LoadFormat = Literal["auto", "dummy"]
+"""auto: read the weights; dummy: read the configuration alone and make random weights."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """The settings from which a runner is loaded."""
@@ -416,7 +424,7 @@ class RunnerConfig:
     model: str
     """Path of a GGUF file or a Hugging Face folder on this machine."""
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: DType = "auto"
     backend: str = "auto"
     threads: int | None = None
     """Threads that compute on a CPU; None: one for each usable core."""
@@ -432,10 +440,8 @@ class RunnerConfig:
     On a GPU it is a share of all memory, and holds weights, working memory of a step, graphs and KV cache together. On
     a CPU it is a share of the memory that is free once the weights are loaded, and holds the KV cache alone.
     """
-    cache_dtype: str = "auto"
-    """auto: the backend's choice, or else the model's dtype; fp8: e4m3 with a scale for each head."""
-    load_format: str = "auto"
-    """auto: read the weights; dummy: read the configuration alone and make random weights."""
+    cache_dtype: CacheDType = "auto"
+    load_format: LoadFormat = "auto"
     graphs: bool = True
     """Whether decoding steps on a GPU are replayed from captured graphs."""
     batch_invariant: bool = False
