@@ -86,7 +86,7 @@ class CompletionFormat(Format):
         self, index: int, text: str, pieces: Sequence[Piece], first: bool = False, scored: bool = False
     ) -> CompletionChoice:
         """The next part of a choice: with the prompt's ids if it is the `first`, and with its scores if `scored`."""
-        prompt = self.job.choices[index].prompt
+        prompt = self.job.choices[index].sent.prompt
         logprobs = None
         if self.job.logprobs and pieces:
             writer = self._logprobs[index]

@@ -99,10 +99,10 @@ class View:
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
         self._looks = Looks(body, context.tokenizer, context.client.limits)
-        self._prompt, self._generated = job.prompt, seen.tokens
+        self._prompt, self._generated = job.sent.prompt, seen.tokens
         self._insides, self._shown = seen.insides, seen.distributions
-        assert job.wanted.trace is not None
-        self._trace = job.wanted.trace
+        assert job.sent.wanted.trace is not None
+        self._trace = job.sent.wanted.trace
         drawn_from = range(len(self._prompt) - 1, len(self._prompt) - 1 + len(self._generated))
         self._positions = sorted({*self._trace.positions, *drawn_from})
 

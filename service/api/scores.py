@@ -77,7 +77,7 @@ async def _judge(
         pieces = await while_connected(request.receive, _draw(context, draws, envelope.record))
     except ClientLeft:
         return None
-    tokens = sum(len(draw.prompt) for draw in draws[::2])
+    tokens = sum(len(draw.sent.prompt) for draw in draws[::2])
     scores = scores_of(pieces, use_activation=body.use_activation)
     return envelope.record.id, scores, EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
 
