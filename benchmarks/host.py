@@ -21,16 +21,8 @@ import torch
 import zmq
 
 from model.batch import make_batch
-from model.contract import (
-    ChunkResult,
-    ModelLimits,
-    Runner,
-    RunnerConfig,
-    RunnerInfo,
-    SamplingParams,
-    StepPlan,
-    StepResult,
-)
+from model.contract import ChunkResult, ModelLimits, Runner, RunnerInfo, SamplingParams, StepPlan, StepResult
+from model.runner_config import RunnerConfig
 from model.sampling.choice import Choice, read_choice, sampling_batch
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import TRANSFORMS

@@ -9,7 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from model.contract import Array, Distribution, Inside, ModelLimits, TokenLogprobs
+from model.contract import ModelLimits
+from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.interface import EngineClient
 from service.engine.messages import Beam, EngineRequest, Refusal, RequestTimes
 from service.engine.status import EngineLost

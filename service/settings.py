@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
-from model.contract import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFormat, RunnerConfig
+from model.runner_config import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFormat, RunnerConfig
 
 PREFIX = "HEADLIGHT_"
 _RUNNER = RunnerConfig(model=DEFAULT_MODEL)

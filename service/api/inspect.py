@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.contract import Distribution, Inside
+from model.seen import Distribution, Inside
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_json, to_numpy
 from service.api.attention import heaviest, joined, rollout

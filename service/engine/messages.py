@@ -8,17 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from model.contract import (
-    NOTHING,
-    Array,
-    Distribution,
-    Inside,
-    ModelLimits,
-    RunnerInfo,
-    SamplingParams,
-    TokenLogprobs,
-    Wanted,
-)
+from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
+from model.seen import Array, Distribution, Inside, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
 """Reasons why a request ended.

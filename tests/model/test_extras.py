@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from kernels.backend import Backend
 from kernels.load import load_backend
-from model.contract import Array, Distribution, Inside, SamplingParams, TokenLogprobs, Trace, Wanted
+from model.contract import SamplingParams, Trace, Wanted
 from model.runner import ModelRunner
+from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.core import EngineCore
 from service.engine.messages import Delta, EngineRequest, Submit
 from tests.tiny import BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save

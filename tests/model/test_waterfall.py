@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from kernels.load import load_backend
-from model.contract import Distribution, Draw, SamplingParams, Trace, Wanted
+from model.contract import Draw, SamplingParams, Trace, Wanted
 from model.sampling import waterfall
 from model.sampling.choice import choose
 from model.sampling.memory import TokenMemory
+from model.seen import Distribution
 from service.engine.messages import EngineRequest, Submit
 from tests.kernels.test_sampling import Filters, check_frequencies, textbook
 from tests.model.test_extras import CPU, GREEDY, PROMPT, Engine

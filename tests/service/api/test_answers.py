@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from model.contract import TokenLogprobs
+from model.seen import TokenLogprobs
 from service.api.completions import LogprobsWriter
 from service.api.schemas.requests import ChatBody, CompletionBody, Sampling
 from service.engine.status import EngineHealth

@@ -8,7 +8,8 @@ from itertools import product
 
 import pytest
 
-from model.contract import Chunk, ChunkResult, Draw, SamplingParams, TokenLogprobs
+from model.contract import Chunk, ChunkResult, Draw, SamplingParams
+from model.seen import TokenLogprobs
 from service.engine.core import EngineCore
 from service.engine.messages import Beam, BeamSearch, Cancel, Delta, EngineRequest, Submit
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner
