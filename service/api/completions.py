@@ -17,7 +17,7 @@ from service.api.errors import REFUSALS
 from service.api.logprobs import finite, prompt_logprobs
 from service.api.requests import Job, completion_job
 from service.api.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
-from service.api.schemas.requests import CompletionBody
+from service.api.schemas.completions import CompletionBody
 from service.generation import Piece
 from service.text.interface import Tokenizer
 

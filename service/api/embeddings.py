@@ -20,7 +20,7 @@ from service.api.errors import REFUSALS, refusal
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import embedding_job
 from service.api.schemas.answers import Embedding, Embeddings, EmbeddingUsage
-from service.api.schemas.requests import EmbeddingBody
+from service.api.schemas.embeddings import EmbeddingBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import Generation, GenerationError, GenerationRequest
 from service.observability.record import RequestRecord

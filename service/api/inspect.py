@@ -36,7 +36,7 @@ from service.api.schemas.answers import (
     Respelling,
     SpeltToken,
 )
-from service.api.schemas.requests import InspectBody
+from service.api.schemas.inspect import InspectBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import Generation, GenerationRequest, Piece
 from service.observability.record import RequestRecord

@@ -27,7 +27,7 @@ from service.api.schemas.answers import (
     Numbers,
     TokenInspection,
 )
-from service.api.schemas.requests import Look
+from service.api.schemas.look import Look
 from service.generation import Piece
 from service.text.interface import Tokenizer
 

@@ -22,19 +22,16 @@ from service.api.judgements import Pair, answer_tokens, check_question, judgemen
 from service.api.looks import named_heads
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.restrictions import allowed_mask, bad_words
-from service.api.schemas.requests import (
-    Body,
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    EmbeddingBody,
-    GenerationBody,
-    InspectBody,
-    JudgementBody,
-    Look,
-    Sampling,
-    TokenizeBody,
-)
+from service.api.schemas.body import Body
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
+from service.api.schemas.embeddings import EmbeddingBody
+from service.api.schemas.generation import GenerationBody
+from service.api.schemas.inspect import InspectBody
+from service.api.schemas.judgements import JudgementBody
+from service.api.schemas.look import Look
+from service.api.schemas.sampling import Sampling
+from service.api.schemas.tokens import DetokenizeBody, TokenizeBody
 from service.api.tools import answer_form
 from service.engine.messages import EngineRequest, Grammar
 from service.generation import GenerationRequest, drawable

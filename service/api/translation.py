@@ -18,7 +18,9 @@ from service.api.errors import ApiError, explain, renamed
 from service.api.fields import ignored_fields
 from service.api.prompts import off_loop
 from service.api.requests import Job, chat_job, tokenized
-from service.api.schemas.requests import Body, ChatBody, TokenizeBody
+from service.api.schemas.body import Body
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.tokens import TokenizeBody
 from service.generation import GenerationRequest
 from service.observability.record import RequestRecord
 
