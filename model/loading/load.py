@@ -9,7 +9,6 @@ from kernels.backend import Backend, KVCache, RecordingBackend
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
 from model.decoder import Decoder
 from model.families.reader import read_spec
 from model.graphs import CudaCapture, GraphedDecoder, buckets
@@ -22,6 +21,7 @@ from model.loading.memory import Probe, fitting, largest_step, measure
 from model.loading.weights import load_weights
 from model.recorded import RecordedDecoder
 from model.runner import ModelRunner
+from model.runner_config import CPU_SHARE, GPU_SHARE, RunnerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FP8 = torch.float8_e4m3fn

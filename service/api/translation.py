@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import msgspec
 from pydantic import ValidationError
 
 from service.api.context import JobContext
@@ -17,7 +18,10 @@ from service.api.errors import ApiError, explain, renamed
 from service.api.fields import ignored_fields
 from service.api.prompts import off_loop
 from service.api.requests import Job, chat_job, tokenized
-from service.api.schemas.requests import Body, ChatBody, TokenizeBody
+from service.api.schemas.body import Body
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.tokens import TokenizeBody
+from service.generation import GenerationRequest
 from service.observability.record import RequestRecord
 
 _TURN_CHARACTERS = 64
@@ -97,9 +101,10 @@ def _body(kind: type[B], plain: dict[str, Any], context: JobContext) -> B:
         raise explain(error) from None
 
 
-def _in_clients_words(choice: Any, translation: Translation) -> Any:
+def _in_clients_words(one: GenerationRequest, translation: Translation) -> GenerationRequest:
     """The generation with its grammar, which the engine may refuse, under the client's name for it."""
-    grammar = choice.grammar
+    grammar = one.sent.grammar
     if grammar is None:
-        return choice
-    return replace(choice, grammar=type(grammar)(grammar.kind, grammar.source, translation.rename(grammar.field)))
+        return one
+    named = msgspec.structs.replace(grammar, field=translation.rename(grammar.field))
+    return replace(one, sent=msgspec.structs.replace(one.sent, grammar=named))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, ValidationInfo
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 
@@ -74,3 +74,10 @@ Integers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_all_inte
 TokenIds = Annotated[Integers, at_most(2**20, "token ids")]
 Label = Annotated[str, Field(max_length=512)]
 """A name of the client's own."""
+Prompt = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), at_most("max_prompts", "prompts"), Tag("<list>")]
+    | Annotated[TokenIds, Tag("<tokens>")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), at_most("max_prompts", "prompts"), Tag("<token lists>")],
+    choose("a string, a list of strings, a list of token ids, or a list of such lists"),
+]
