@@ -178,9 +178,12 @@ async def test_a_reader_that_never_reads_delays_nobody(client: KeptClient) -> No
 async def test_the_client_keeps_no_stream_that_is_over(client: KeptClient) -> None:
     with client.submit(EngineRequest([1], ENDLESS)) as left:
         await anext(left)
-    finished, unread = client.submit(EngineRequest([2], PARAMS)), client.submit(EngineRequest([3], PARAMS))
+    over = asyncio.Event()
+    finished = client.submit(EngineRequest([2], PARAMS))
+    unread = client.submit(EngineRequest([3], PARAMS), ended=over.set)
     await read(finished)
-    await until(lambda: client.stats.running == 0)
+    # The engine may run nothing because the request has yet to reach it.
+    await asyncio.wait_for(over.wait(), PATIENCE)
     remains = [weakref.ref(stream) for stream in (left, finished, unread)]
     del left, finished, unread
     gc.collect()
