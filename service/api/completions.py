@@ -145,11 +145,15 @@ class LogprobsWriter:
             self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token)))
 
     def _likeliest(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
-        """Log-probabilities by name. Tokens may share a name: the chosen token then wins, or else the likeliest."""
+        """Log-probabilities by name, of the chosen token too. Of tokens that share a name, the likeliest has it.
+
+        Evaluation harnesses take a token whose log-probability is the highest here for the likeliest one.
+        """
         named: dict[str, float] = {}
         for other, logprob in zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True):
             named.setdefault(self._name(other), finite(logprob))
-        return named | {self._name(token): finite(logprobs.chosen)}
+        named.setdefault(self._name(token), finite(logprobs.chosen))
+        return named
 
     def _name(self, token: int) -> str:
         raw = self._tokenizer.token_bytes(token)
