@@ -256,6 +256,34 @@ class StepResult:
     """Time of the draws, on the device's clock."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """The sizes of a decoder that are shown to people; zeros where a runner has no weights.
+
+    Parameters are counted where they are used: norms with what they feed, all layers together.
+    """
+
+    hidden_size: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    mlp_size: int = 0
+    embedding: int = 0
+    """Parameters of the embedding: its table, learned positions, its norm."""
+    attention: int = 0
+    """Parameters of the attention of all layers."""
+    feed_forward: int = 0
+    """Parameters of the MLPs of all layers."""
+    head: int = 0
+    """Parameters of the last norm and of the output projection, unless that is the embedding's table."""
+    weight_bytes: int = 0
+    """Memory of the weights in the form in which the backend holds them."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; a table that is used twice counts once."""
+        return self.embedding + self.attention + self.feed_forward + self.head
+
+
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """The sizes of a loaded model that the engine and the HTTP side need."""
@@ -273,6 +301,7 @@ class ModelLimits:
     """Query heads of each layer."""
     encoding_width: int
     """Numbers of a position's encoding: its rotary angles, and its learned row."""
+    size: ModelSize = ModelSize()
 
     @property
     def capacity(self) -> int:
