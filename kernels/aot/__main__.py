@@ -45,7 +45,7 @@ def _extent(chip: str, options: argparse.Namespace) -> Extent:
 def _parser() -> argparse.ArgumentParser:
     home = Path(os.environ.get("HEADLIGHT_HOME", "~/.cache/headlight")).expanduser()
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be repeated; by default all chips")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be repeated; default: all chips")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="only cases whose name contains it")
     parser.add_argument("--all", action="store_true", help="every combination, not only what families are served with")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
