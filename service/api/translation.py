@@ -52,7 +52,7 @@ async def translated_job(
     body: Body, translate: Callable[[], Translation], turns: int, context: JobContext, envelope: Envelope
 ) -> Job:
     """The job of a request of another API, which has about this many turns. Raises ApiError."""
-    translation = await _translated(body, translate, turns, context, envelope.record)
+    translation = await _translated(body, translate, turns, context)
     try:
         chat = _body(ChatBody, translation.chat, context)
         job = await chat_job(chat, context, envelope)
@@ -67,7 +67,7 @@ async def translated_prompt(
     body: Body, translate: Callable[[], Translation], turns: int, context: JobContext, record: RequestRecord
 ) -> list[int]:
     """The token ids of the prompt that such a request has. Raises ApiError."""
-    translation = await _translated(body, translate, turns, context, record)
+    translation = await _translated(body, translate, turns, context)
     own = {name: value for name, value in translation.chat.items() if name in TokenizeBody.model_fields}
     if translation.chat.get("tool_choice") == "none":
         own.pop("tools", None)
@@ -79,9 +79,7 @@ async def translated_prompt(
         _note_ignored(body, translation, context, record)
 
 
-async def _translated(
-    body: Body, translate: Callable[[], Translation], turns: int, context: JobContext, record: RequestRecord
-) -> Translation:
+async def _translated(body: Body, translate: Callable[[], Translation], turns: int, context: JobContext) -> Translation:
     refuse = context.settings.unknown_fields == "refuse"
     ignored_fields(body, refuse_unknown=refuse, template=context.template)
     return await off_loop(context, _TURN_CHARACTERS * turns, translate)

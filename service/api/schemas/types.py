@@ -6,18 +6,21 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 
-def _integral(value: Any) -> Any:
-    """An integral float as an int (8.0 as 8): JSON does not tell them apart, and some clients have only floats."""
+def integral(value: Any) -> Any:
+    """An integral float as an int (8.0 as 8), and any other value as it is.
+
+    JSON does not tell them apart, and some clients have only floats.
+    """
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _all_integral(values: Any) -> Any:
     if isinstance(values, list) and float in set(map(type, values)):
-        return [_integral(value) for value in values]
+        return [integral(value) for value in values]
     return values
 
 
-Integer = Annotated[int, BeforeValidator(_integral)]
+Integer = Annotated[int, BeforeValidator(integral)]
 """A whole number, also when written as 8.0."""
 
 
