@@ -17,6 +17,10 @@ LoadFormat = Literal["auto", "dummy"]
 """auto: read the weights; dummy: read the configuration alone and make random weights."""
 
 
+Rounding = Literal["none", "8bit"]
+"""none: dense weights stay as they are; 8bit: they are rounded to 8 bits, with a scale for each group of 32 inputs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """The settings from which a runner is loaded."""
@@ -42,6 +46,7 @@ class RunnerConfig:
     """
     cache_dtype: CacheDType = "auto"
     load_format: LoadFormat = "auto"
+    round_weights: Rounding = "none"
     graphs: bool = True
     """Whether decoding steps on a GPU are replayed from captured graphs."""
     batch_invariant: bool = False

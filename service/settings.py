@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
-from model.runner_config import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFormat, RunnerConfig
+from model.runner_config import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFormat, Rounding, RunnerConfig
 
 PREFIX = "HEADLIGHT_"
 _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
@@ -155,6 +155,10 @@ class Settings(BaseSettings):
     load_format: LoadFormat = Field(
         _RUNNER.load_format,
         description="Weights: auto reads them; dummy makes random ones for the model's configuration.",
+    )
+    round_weights: Rounding = Field(
+        _RUNNER.round_weights,
+        description="Dense weights: none leaves them as they are; 8bit rounds them, in groups of 32 with a scale each.",
     )
     backend: str = Field(_RUNNER.backend, description="Kernels to compute with: auto, reference, triton or cpu.")
     graphs: bool = Field(_RUNNER.graphs, description="Whether decoding on a GPU is replayed from captured graphs.")

@@ -27,9 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("with TRITON_INTERPRET=1 kernels are interpreted and there is nothing to compile: unset it")
         return 2
     chips = options.target or list(TARGETS)
-    variants = [
-        variant for chip in chips for variant in record(TARGETS[chip], options.only, _extent(chip, options))
-    ]
+    variants = [variant for chip in chips for variant in record(TARGETS[chip], options.only, _extent(chip, options))]
     if not variants:
         print(f"no kernel is launched by a case named like {options.only!r}")
         return 2

@@ -142,7 +142,7 @@ def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, argume
             groups = DEPTH // form.group
             at = _place(builder, panel, step, groups * form.group_bytes)
             _emit_unpack(builder, form, at, _place(builder, place, step, REGISTER_BYTES))
-        # What has just been stored cannot be loaded yet, so the unit is one step behind.
+        # Numbers cannot be loaded until their stores are done, so the unit is one step behind.
         with builder.if_then(builder.icmp_signed(">", step, ir.Constant(v.I64, 0))):
             multiply(builder.sub(step, ir.Constant(v.I64, 1)))
         return []
