@@ -7,6 +7,8 @@ Activations are float32. Operations find a step's tokens, positions and cache bl
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,12 +37,13 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
-from kernels.cpu.matmul import NEVER, multiply_operation, round_operation, unit_rows
+from kernels.cpu.matmul import multiply_operation
 from kernels.cpu.matrix_tile import TOKENS, parts
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
+from kernels.cpu.rounding import NEVER, Rounding, round_operation, rounding_for
 from kernels.cpu.sampling import sample_operation
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
@@ -51,6 +54,15 @@ ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, PO
 
 Step = tuple[Operation, Sequence[int]]
 """One operation of a program, and its arguments."""
+
+
+class Maker(NamedTuple):
+    """An operation that can round the activations that it makes; arguments for the rounding follow its own."""
+
+    operation: Callable[[Rounding | None], Operation]
+    arguments: Sequence[int]
+    out: int
+    """Address of the activations."""
 
 
 class CpuBackend:
@@ -69,6 +81,7 @@ class CpuBackend:
         self._step = np.zeros(STEP_WORDS, np.int64)
         self._rows = self._step.ctypes.data
         self._recording: list[Step] | None = None
+        self._maker: Maker | None = None
         self._arena = Arena()
         self._pages = Pages()
 
@@ -93,22 +106,30 @@ class CpuBackend:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         panels = _panels(weight)
         form, groups = panels.form, panels.data.shape[1]
-        least = unit_rows(form, groups, self._batch_invariant)
+        rounding = rounding_for(form, groups, self._batch_invariant)
         out = self._empty(len(x), panels.rows)
         x = x.contiguous()
         rounded, sums = x, x
-        self._set(x)
-        if form.bits <= 8 or least < NEVER:
+        if form.bits <= 8 or rounding.least < NEVER:
             rounded = self._empty(len(x) + TOKENS, parts(form) * groups * form.group, dtype=torch.int16)
             sums = self._empty(len(x), groups, 2)
-            rounding = (self._rows, x.data_ptr(), rounded.data_ptr(), sums.data_ptr(), panels.columns, groups)
-            self._run(round_operation(form, least), rounding)
+            self._round(x, rounding, (panels.columns, rounded.data_ptr(), sums.data_ptr()))
+        self._set(x)
         arguments = (
             *(self._rows, x.data_ptr(), rounded.data_ptr(), sums.data_ptr(), panels.data.data_ptr()),
             *(_address(weight.bias), out.data_ptr(), groups, panels.rows),
         )
-        self._run(multiply_operation(form, least), arguments)
+        self._run(multiply_operation(rounding), arguments)
         return out
+
+    def _round(self, x: Tensor, rounding: Rounding, arguments: Sequence[int]) -> None:
+        """Round x, within the operation that makes it if that has just been recorded."""
+        maker = self._maker
+        if self._recording and maker is not None and maker.out == x.data_ptr():
+            self._recording[-1] = maker.operation(rounding), (*maker.arguments, *arguments[1:])
+            return
+        self._set(x)
+        self._run(round_operation(rounding), (self._rows, x.data_ptr(), *arguments))
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return self._norm(x, residual, weight, None, eps)
@@ -129,7 +150,7 @@ class CpuBackend:
             *(self._rows, x.data_ptr(), _address(residual), weight.data_ptr(), _address(bias), _bits(eps)),
             *(normed.data_ptr(), stream.data_ptr(), size),
         )
-        self._run(norm_operation(bias is not None), arguments)
+        self._make(Maker(partial(norm_operation, bias is not None), arguments, normed.data_ptr()))
         return normed, stream
 
     def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
@@ -220,7 +241,8 @@ class CpuBackend:
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = self._empty(rows, size)
         self._set(gate_up)
-        self._run(gated_operation(kind), (self._rows, gate_up.data_ptr(), out.data_ptr(), size))
+        arguments = (self._rows, gate_up.data_ptr(), out.data_ptr(), size)
+        self._make(Maker(partial(gated_operation, kind), arguments, out.data_ptr()))
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
@@ -256,7 +278,13 @@ class CpuBackend:
         if self._recording is None:
             self._pending = (rows, words or {})
 
+    def _make(self, maker: "Maker") -> None:
+        """Run an operation that can round what it makes, should that be asked for next."""
+        self._run(maker.operation(None), maker.arguments)
+        self._maker = maker
+
     def _run(self, operation: Operation, arguments: Sequence[int]) -> None:
+        self._maker = None
         if self._recording is not None:
             self._recording.append((operation, arguments))
             return

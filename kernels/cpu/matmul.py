@@ -16,65 +16,16 @@ from kernels.cpu.matrix_tile import (
     configure,
     multiply_panels,
     parts,
-    round_inputs,
-    serves,
 )
 from kernels.cpu.matrix_unit import REGISTER_BYTES, release
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
+from kernels.cpu.rounding import Rounding
 from kernels.cpu.target import dot_path
-from kernels.cpu.tile import LOW_BITS, SUMS_BYTES, multiply_tile, quantize_group
+from kernels.cpu.tile import SUMS_BYTES, multiply_tile
 
 CHUNK_BYTES = 12 * 1024
 """Bytes of panels in a chunk of work, few enough to stay in a core's first-level cache while all tokens use them."""
-ROUNDED = 8
-"""Number of tokens in a chunk of rounding."""
-LEAST_ROWS = 6
-"""Number of tokens whose products cost as much as unpacking weights for the matrix unit."""
-NEVER = 1 << 40
-
-
-def unit_rows(form: Format, groups: int, batch_invariant: bool) -> int:
-    """Number of tokens from which on the matrix unit multiplies with a weight of `form` in so many groups.
-
-    Unpacking weights for it costs more than a few tokens' products. The results differ in their last bits, so that
-    `batch_invariant` leaves all to the unit.
-    """
-    if not serves(form, groups):
-        return NEVER
-    return 1 if batch_invariant else LEAST_ROWS
-
-
-@cache
-def round_operation(form: Format, least: int) -> Operation:
-    """Round activations for `multiply_operation`: to integer codes in groups, or from `least` tokens on to bfloat16.
-
-    Record: rows, x, rounded, sums, columns, groups. x is [rows, columns] float32, columns are whole groups. Integers
-    are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and sums are [rows, groups, 2]
-    float32. Bfloat16 numbers are [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has TOKENS rows.
-    """
-    group, low, split, count = form.group, LOW_BITS.get(form.bits, 0), int(form.bits == 4), parts(form)
-    quantizes = int(form.bits <= 8)
-
-    def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 6)
-        rows, columns, groups = words(r[0], 1)[0], r[4], r[5]
-        if chunk < 0:
-            return (rows + ROUNDED - 1) // ROUNDED if quantizes or rows >= least else 0
-        for row in range(chunk * ROUNDED, min(rows, chunk * ROUNDED + ROUNDED)):
-            x = r[1] + 4 * columns * row
-            if rows >= least:
-                tile = r[2] + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
-                for step in range(columns // DEPTH):
-                    place = tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH
-                    round_inputs(count, x + 4 * DEPTH * step, place)
-            elif quantizes:
-                for g in range(groups):
-                    at = row * groups + g
-                    quantize_group(group, low, split, x + 4 * g * group, r[2] + at * group * 2, r[3] + at * SUMS_BYTES)
-        return 0
-
-    return operation(run)
 
 
 def _most_tokens(form: Format) -> int:
@@ -83,12 +34,13 @@ def _most_tokens(form: Format) -> int:
 
 
 @cache
-def multiply_operation(form: Format, least: int) -> Operation:
-    """Multiply activations with a weight in panels of `form`, add a bias: from `least` tokens on by the matrix unit.
+def multiply_operation(rounding: Rounding) -> Operation:
+    """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
     Record: rows, x, rounded, sums, panels, bias (0: none), out, groups, outputs. x, rounded and sums are those of
     `round_operation`; bias is [outputs] float32, and out is [rows, outputs] float32.
     """
+    form, least = rounding.form, rounding.least
     bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
     count, source = parts(form), 2 if form.bits <= 8 else 1

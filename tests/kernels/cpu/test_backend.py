@@ -17,8 +17,8 @@ from torch import Tensor
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, QuantizedWeight
 from kernels.cpu import backend, pages
 from kernels.cpu.backend import CpuBackend
-from kernels.cpu.matmul import unit_rows
 from kernels.cpu.panels import Format
+from kernels.cpu.rounding import rounding_for
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
 
@@ -63,7 +63,7 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
     x = torch.randn(rows, groups * group) + 20 * torch.randn(rows, groups).repeat_interleave(group, 1)
     got = CPU.linear(x, CPU.pack(weight, bias))
     dense = dequantize(weight).double()
-    if rows < unit_rows(Format(bits, min(group, 32), offsets), groups * group // min(group, 32), False):
+    if rows < rounding_for(Format(bits, min(group, 32), offsets), groups * group // min(group, 32), False).least:
         # A group's inputs are rounded by half a step; the steps are the largest input over the largest code.
         largest = {4: 2039, 8: 32639}[bits]
         steps = x.view(rows, -1, min(group, 32)).abs().amax(-1).repeat_interleave(min(group, 32), 1) / largest
@@ -365,16 +365,24 @@ def test_what_is_not_a_number_stays_so(bits: int, bad: float) -> None:
     assert many[1::2].isfinite().all()
 
 
-def test_a_program_does_what_it_recorded_for_any_number_of_tokens() -> None:
-    linear = CPU.pack(torch.randn(64, 64), None)
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
+def test_a_program_does_what_it_recorded_for_any_number_of_tokens(bits: int) -> None:
+    """Also where activations are rounded by the operation that makes them, and where a projection has another input."""
+    shapes = (64, 64), (64, 32)
+    if bits <= 8:
+        wide, narrow = (CPU.pack(quantized(*shape, bits, 32, True), None) for shape in shapes)
+    else:
+        dtype = torch.bfloat16 if bits == 16 else torch.float32
+        wide, narrow = (CPU.pack(torch.randn(shape).to(dtype), None) for shape in shapes)
     weight = torch.randn(64)
     x = torch.randn(40, 64)
 
     def forward(x: Tensor) -> Tensor:
         normed, stream = CPU.add_rms_norm(x, None, weight, 1e-5)
         for _ in range(3):
-            normed, stream = CPU.add_rms_norm(CPU.linear(normed, linear), stream, weight, 1e-5)
-        return CPU.gated_activation(normed, "silu")
+            projected = CPU.linear(normed, wide)
+            normed, stream = CPU.add_layer_norm(CPU.linear(projected, wide), stream, weight, weight, 1e-5)
+        return CPU.linear(CPU.gated_activation(normed, "silu"), narrow)
 
     program, out = CPU.record(lambda: forward(x))
     case = attention_case([(0, 1)])
