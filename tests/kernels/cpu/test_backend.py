@@ -373,14 +373,16 @@ from kernels.cpu.target import path_name
 from tests.kernels.cpu.test_backend import CPU, FP8, PLAIN, RAGGED, attention_case, quantized
 torch.manual_seed(0)
 print(path_name())
-for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 32, True)):
+for bits, group, offsets in ((4, 32, True), (8, 32, False)):
     x, weight = torch.randn(23, 64), CPU.pack(quantized(44, 64, bits, group, offsets), None)
     out = CPU.linear(x, weight)
     assert torch.equal(out, torch.cat([CPU.linear(row[None], weight) for row in x])), (bits, group)
     print(out.double().abs().sum().item())
-for dtype in (torch.float32, torch.bfloat16, FP8):
-    case = attention_case(RAGGED, heads=6, head_dim=20, cache_dtype=dtype)
-    print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
+case = attention_case(RAGGED, heads=6, head_dim=20, cache_dtype=FP8)
+print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
+"""
+"""Paths differ in how products are added, for weights of 4 bits and of 8. Other forms are compiled for this CPU's path
+alone, by the other tests: a process compiles all that it uses from nothing.
 """
 AVX2 = ["avx", "avx2", "fma", "f16c", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi", "bmi2", "lzcnt"]
 AVX512 = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"]
