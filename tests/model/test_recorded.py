@@ -55,8 +55,10 @@ def test_a_replayed_pass_shows_all_that_the_decoder_would(sizes: tuple[int, ...]
     hidden = decoder.forward(tokens, layout, cache, expected)
     assert torch.equal(recorded.forward(tokens, layout, cache), hidden)
     assert torch.equal(recorded.forward(tokens, layout, cache, found), hidden)
-    assert len(found.queries) == len(spec.layers) and len(found.streams) == 2 * len(spec.layers) + 1
+    assert len(found.queries) == len(spec.layers)
+    assert len(found.streams) == 2 * len(spec.layers) + 1
     for (layer, q), (same, theirs) in zip(found.queries, expected.queries, strict=True):
-        assert layer == same and torch.equal(q, theirs)
+        assert layer == same
+        assert torch.equal(q, theirs)
     for residual, stream in zip(found.streams, expected.streams, strict=True):
         assert torch.equal(residual, stream)
