@@ -25,14 +25,14 @@ function share(value) {
 }
 
 /** The table of stages of a distribution as /v1/inspect answers it: its candidates down, its stages across. */
-export function waterfall(distribution) {
+export function waterfall(distribution, label = t("waterfall")) {
   const { stages, candidates, drawn } = distribution;
   const stageName = ({ name }) => h("th", { scope: "col" }, t(`stage.${name}`));
   const summary = (title, value) =>
     h("tr", { class: "summary" }, h("th", { scope: "row" }, title), stages.map((stage) => h("td", {}, value(stage))));
   return h(
     "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": t("waterfall") },
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
     h(
       "table",
       { class: "waterfall" },
