@@ -221,6 +221,18 @@ def test_tokens_are_shown_with_their_bytes_and_in_other_spellings(browser: Brows
         assert marked == [id for id in ids if id not in known]
 
 
+def test_no_token_of_a_korean_text_is_shown_as_a_character_that_it_is_not(browser: Browser, url: str) -> None:
+    """Parts of characters stand as their bytes, in the text and among the tokens that may follow."""
+    browser.open(f"{url}/#/walk/tokens", language="ko", width=375, height=740)
+    look_at(browser, "선생님이 학생에게 책을")
+    for step in ("embedding", "attention", "lens", "softmax", "choosing"):
+        browser.run("location.hash = arguments[0]", f"#/walk/{step}")
+        browser.until(lambda: browser.all(f"[href='#/walk/{step}'][aria-current]"))  # noqa: B023
+        browser.settled()
+        assert "\ufffd" not in browser.run("return document.querySelector('main').textContent"), step
+        assert browser.run("return document.documentElement.scrollWidth") <= 375, step
+
+
 def look_at(browser: Browser, prompt: str) -> None:
     """Let another text go through the steps."""
     field = browser.one("#prompt")
