@@ -131,7 +131,10 @@ function encodingOf(state) {
 }
 
 function distributionView(distribution) {
-  return [h("h2", {}, t("softmax.label", { token: spelled(answer.tokens[distribution.position]) })), h("p", { class: "help" }, t("waterfall.help")), waterfall(distribution)];
+  const { position, setting } = distribution;
+  const label = t("softmax.label", { token: spelled(answer.tokens[position]) });
+  const title = setting === undefined ? label : t("softmax.setting", { title: label, setting });
+  return [h("h2", {}, title), h("p", { class: "help" }, t("waterfall.help")), waterfall(distribution, t("waterfall.at", { title, position }))];
 }
 
 paint();

@@ -95,11 +95,17 @@ class InspectedResidual(BaseModel):
     added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
 
 
-class NearToken(BaseModel):
-    """A token whose embedding lies near another's."""
+class ListedToken(BaseModel):
+    """A token of a list of the nearest or the likeliest ones."""
 
     id: int
     text: str
+    bytes: list[int] | None = Field(None, description="Only where they are no whole characters.")
+
+
+class NearToken(ListedToken):
+    """A token whose embedding lies near another's."""
+
     cosine: float
 
 
@@ -129,11 +135,9 @@ class InspectedEncoding(BaseModel):
     )
 
 
-class LensToken(BaseModel):
+class LensToken(ListedToken):
     """A token that a layer's residual stream would give."""
 
-    id: int
-    text: str
     logprob: float
 
 
@@ -154,11 +158,9 @@ class InspectedStage(BaseModel):
     entropy: float = Field(description="In nats.")
 
 
-class Candidate(BaseModel):
+class Candidate(ListedToken):
     """A token through the stages."""
 
-    id: int
-    text: str
     probabilities: list[float] = Field(description="One for each stage.")
     noise: float | None = Field(
         description="Exponential random number E: the token drawn is the one of least E / probability. Null where the "

@@ -1,6 +1,6 @@
 // The logit lens: what the model would say if it stopped after each layer.
 
-import { h, shown, spelled } from "../dom.js";
+import { h, spelled } from "../dom.js";
 import { heat } from "../heat.js";
 import { percent, t } from "../language.js";
 import { parameters } from "./parameters.js";
@@ -25,12 +25,12 @@ export function grid(tokens, { positions, lens: stages }) {
     rows: order.map((_, row) => name(row)),
     columns: names,
     value: (row, column) => share(entry(row, column)),
-    text: (row, column) => h("span", { class: "cell-text" }, shown(entry(row, column).likeliest[0].text)),
+    text: (row, column) => h("span", { class: "cell-text" }, spelled(entry(row, column).likeliest[0])),
     read: (row, column) =>
       t("lens.read", {
         layer: name(row),
         token: names[column],
-        list: entry(row, column).likeliest.map(({ text, logprob }) => `${shown(text)} ${percent(Math.exp(logprob))}`).join(", "),
+        list: entry(row, column).likeliest.map((token) => `${spelled(token)} ${percent(Math.exp(token.logprob))}`).join(", "),
       }) + (entry(row, column).next_rank ? ` ${t("lens.rank", { rank: entry(row, column).next_rank })}` : ""),
   });
   return [h("h2", {}, t("lens.label")), figure];

@@ -1,6 +1,6 @@
 // Embeddings: how long each token's vector is, and the tokens whose vectors point the same way.
 
-import { h, scrolled, shown, spelled } from "../dom.js";
+import { h, scrolled, spelled } from "../dom.js";
 import { number, t } from "../language.js";
 
 /** The table of what is `told` of each of the `tokens`: { norms, nearest }. */
@@ -8,7 +8,7 @@ export function nearest(tokens, { norms, nearest: near }) {
   const longest = Math.max(...norms.data);
   const length = (norm) =>
     h("td", { class: "bar", "data-value": norm }, h("span", { class: "track", "aria-hidden": "true" }, h("span", { style: { "--share": norm / longest } })), h("span", { class: "amount" }, number(norm, 2)));
-  const pair = ({ text, cosine }) => h("span", { class: "pair" }, h("span", { class: "token-text" }, shown(text)), ` ${number(cosine, 2)}`);
+  const pair = (token) => h("span", { class: "pair" }, h("span", { class: "token-text" }, spelled(token)), ` ${number(token.cosine, 2)}`);
   return scrolled(
     t("embedding.nearest"),
     h(

@@ -47,6 +47,6 @@ function swap({ look, base, chosen, redraw }) {
 }
 
 function side(prompt, likeliest) {
-  const rows = likeliest.map(({ text, logprob }) => ({ text: shown(text), value: Math.exp(logprob) }));
+  const rows = likeliest.map((token) => ({ text: spelled(token), value: Math.exp(token.logprob) }));
   return h("section", { class: "card" }, h("h3", { class: "quoted" }, prompt, " …"), bars(rows, { label: t("position.next", { prompt: shown(prompt) }), full: rows[0].value }));
 }

@@ -68,7 +68,7 @@ def ask(browser: Browser, text: str) -> None:
 def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/chat", language="en")
     choose(browser, temperature=0, max_tokens=250)
-    browser.one("#message").send_keys("Count from one to three hundred, in words.", Keys.ENTER)
+    browser.one("#message").send_keys("Write a long story about a lighthouse keeper and the sea.", Keys.ENTER)
     seen = browser.until(lambda: len(browser.all(".token")))
     browser.until(lambda: len(browser.all(".token")) > seen)
     assert browser.all("#stop"), "the whole answer came at once"
@@ -219,6 +219,18 @@ def test_tokens_are_shown_with_their_bytes_and_in_other_spellings(browser: Brows
         assert ids == [token["id"] for token in other["tokens"]]
         marked = [int(found.text) for found in card.find_elements(By.CSS_SELECTOR, ".other .id")]
         assert marked == [id for id in ids if id not in known]
+
+
+def test_no_token_of_a_korean_text_is_shown_as_a_character_that_it_is_not(browser: Browser, url: str) -> None:
+    """Parts of characters stand as their bytes, in the text and among the tokens that may follow."""
+    browser.open(f"{url}/#/walk/tokens", language="ko", width=375, height=740)
+    look_at(browser, "선생님이 학생에게 책을")
+    for step in ("embedding", "attention", "lens", "softmax", "choosing"):
+        browser.run("location.hash = arguments[0]", f"#/walk/{step}")
+        browser.until(lambda: browser.all(f"[href='#/walk/{step}'][aria-current]"))  # noqa: B023
+        browser.settled()
+        assert "\ufffd" not in browser.run("return document.querySelector('main').textContent"), step
+        assert browser.run("return document.documentElement.scrollWidth") <= 375, step
 
 
 def look_at(browser: Browser, prompt: str) -> None:
