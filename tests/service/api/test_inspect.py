@@ -11,18 +11,9 @@ import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import (
-    Array,
-    Distribution,
-    Embedded,
-    Inside,
-    PositionEncoding,
-    RotaryAngles,
-    Stage,
-    TokenLogprobs,
-)
+from model.seen import Array, Distribution, Embedded, Inside, PositionEncoding, RotaryAngles, Stage, TokenLogprobs
 from service.api.looks import Looks
-from service.api.schemas.requests import InspectBody
+from service.api.schemas.inspect import InspectBody
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, FakeTokenizer, calling, events
 

@@ -13,7 +13,7 @@ import pytest
 
 from headlight import LLM
 from service import cli
-from service.api.schemas.requests import InspectBody
+from service.api.schemas.inspect import InspectBody
 from service.inside.npz import arrays_of
 from tests.service.test_cli import dummy, failure
 from tests.service.test_offline import SETTINGS, TEMPLATE
