@@ -27,9 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("with TRITON_INTERPRET=1 kernels are interpreted and there is nothing to compile: unset it")
         return 2
     chips = options.target or list(TARGETS)
-    variants = [
-        variant for chip in chips for variant in record(TARGETS[chip], options.only, _extent(chip, options))
-    ]
+    variants = [variant for chip in chips for variant in record(TARGETS[chip], options.only, _extent(chip, options))]
     if not variants:
         print(f"no kernel is launched by a case named like {options.only!r}")
         return 2
@@ -45,7 +43,7 @@ def _extent(chip: str, options: argparse.Namespace) -> Extent:
 def _parser() -> argparse.ArgumentParser:
     home = Path(os.environ.get("HEADLIGHT_HOME", "~/.cache/headlight")).expanduser()
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be repeated; by default all chips")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be repeated; default: all chips")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="only cases whose name contains it")
     parser.add_argument("--all", action="store_true", help="every combination, not only what families are served with")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")

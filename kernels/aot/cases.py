@@ -6,8 +6,8 @@ implemented. The shapes are those of published models.
 `MAIN_CHIP` gets every case that a family is served with. The other chips get `TIGHTEST` alone: compiling the rest there
 takes minutes and has little to find. Norms, activations, rotation, sampling and attention weights are far from every
 limit in all shapes and on all chips; attention and projections come close to one in a few shapes, much the same ones on
-each chip. What only one chip's compiler gets wrong, and only in a shape that needs less, is found when that chip is
-named or everything is compiled.
+each chip. A fault of one chip's compiler in a shape that needs less is found when that chip is named or everything is
+compiled.
 """
 
 from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from service.api.bodies import parse
 from service.api.errors import ApiError
-from service.api.schemas.requests import Body
+from service.api.schemas.body import Body
 from tests.service.api.fakes import HI, Caller, FakeTokenizer, build, calling
 
 SIZE = 4 * 2**20
