@@ -145,7 +145,7 @@ class LogprobsWriter:
             self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token)))
 
     def _likeliest(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
-        """Log-probabilities by name, of the chosen token too. Of tokens that share a name, the likeliest has it.
+        """Log-probabilities by name, of the chosen token too. If tokens share a name, the likeliest has it.
 
         Evaluation harnesses take a token whose log-probability is the highest here for the likeliest one.
         """
