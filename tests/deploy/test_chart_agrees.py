@@ -107,6 +107,10 @@ def test_probes_ask_as_often_as_the_field_recommends(
     assert numbers == {"periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
 
 
+def test_a_drain_of_nodes_takes_one_replica_at_once(rendered: Rendered) -> None:
+    assert rendered.of("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
 @pytest.mark.parametrize("drain", [0, 30, 45.5, 600])
 @pytest.mark.parametrize("pre_stop", [0, 15])
 def test_the_grace_period_is_longer_than_a_pod_takes_to_end(drain: float, pre_stop: int) -> None:
