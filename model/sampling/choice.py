@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend, SamplingBatch
-from model.contract import INVALID_TOKEN, Distribution, Draw, TokenLogprobs
+from model.contract import INVALID_TOKEN, Draw
 from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import BACKEND, TRANSFORMED
 from model.sampling.transforms import TRANSFORMS
 from model.sampling.waterfall import Waterfall, WaterfallTable
+from model.seen import Distribution, TokenLogprobs
 from model.transfer import host_tensor, stage_named, to_host
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.contract import Distribution, Embedded, Inside, ModelLimits, PositionEncoding, TokenLogprobs
+from model.contract import ModelLimits
+from model.seen import Distribution, Embedded, Inside, PositionEncoding, TokenLogprobs
 from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined
 from service.api.logprobs import finite
@@ -26,7 +27,7 @@ from service.api.schemas.answers import (
     Numbers,
     TokenInspection,
 )
-from service.api.schemas.requests import Look
+from service.api.schemas.look import Look
 from service.generation import Piece
 from service.text.interface import Tokenizer
 

@@ -3,21 +3,25 @@
 import { h, shown } from "./dom.js";
 import { bits, number, percent, t } from "./language.js";
 
-/** Bars of `rows` ({ text, as it is shown, value, mark, note }); `value` is a share of 1, drawn against `full`. */
-export function bars(rows, { label, full = 1 }) {
+/** Bars of `rows` ({ text, as it is shown, value, mark, note; `plain` if the text is no token }); `value`, by default a share of 1, is drawn against `full`. */
+export function bars(rows, { label, full = 1, write = share }) {
   return h(
     "ul",
     { class: "bars", "aria-label": label },
-    rows.map(({ text, value, mark, note, rest }) =>
+    rows.map(({ text, value, mark, note, rest, plain }) =>
       h(
         "li",
         { class: [mark && "marked", rest && "rest"].filter(Boolean).join(" ") || null, "data-value": value },
-        h("span", { class: rest ? "name" : "name token-text" }, text),
+        h("span", { class: rest || plain ? "name" : "name token-text" }, text),
         h("span", { class: "track", "aria-hidden": "true" }, h("span", { style: { "--share": value / full } })),
-        h("span", { class: "amount" }, value > 0 ? percent(value) : "–", note && h("span", { class: "note" }, note)),
+        h("span", { class: "amount" }, write(value), note && h("span", { class: "note" }, note)),
       ),
     ),
   );
+}
+
+function share(value) {
+  return value > 0 ? percent(value) : "–";
 }
 
 /** The table of stages of a distribution as /v1/inspect answers it: its candidates down, its stages across. */

@@ -15,7 +15,7 @@ from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProce
 
 from kernels.backend import Backend
 from kernels.load import load_backend
-from model.contract import INVALID_TOKEN, Draw, FilterOrder, SamplingParams, TokenLogprobs
+from model.contract import INVALID_TOKEN, Draw, FilterOrder, SamplingParams
 from model.sampling.choice import choose as choose_on_device
 from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
@@ -33,6 +33,7 @@ from model.sampling.transforms import (
     penalise_repetition,
     warm,
 )
+from model.seen import TokenLogprobs
 from tests.kernels.test_sampling import Probabilities, check_frequencies
 
 VOCAB = 40

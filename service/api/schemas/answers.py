@@ -449,6 +449,30 @@ class Inspection(BaseModel):
     )
 
 
+class ParameterCounts(BaseModel):
+    """The parameters of a model by the step that uses them, norms included; those of all layers together."""
+
+    embedding: int = Field(description="Of the embedding's table, and of learned positions.")
+    attention: int
+    feed_forward: int
+    head: int = Field(description="Of the output projection, unless it is the embedding's table, and of the last norm.")
+    total: int
+
+
+class CardSize(BaseModel):
+    """The size of a model."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int = Field(description="Of queries, in each layer.")
+    kv_heads: int
+    head_dim: int
+    mlp_size: int
+    parameters: ParameterCounts
+    weight_bytes: int = Field(description="Memory of the weights, which may be quantised.")
+
+
 class ModelCard(BaseModel):
     """A model that is served."""
 
@@ -457,6 +481,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "headlight"
     max_model_len: int | None = Field(description="Tokens of a prompt and its completion; null while loading.")
+    size: CardSize | None = Field(description="Null while loading.")
 
 
 class ModelList(BaseModel):

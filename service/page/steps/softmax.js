@@ -1,7 +1,7 @@
 // Softmax: the probabilities of the whole vocabulary, the likeliest tokens by name and the rest together.
 
 import { bars } from "../distribution.js";
-import { h, shown } from "../dom.js";
+import { h, shown, spelled } from "../dom.js";
 import { bits, number, t } from "../language.js";
 import { positionPicker } from "./controls.js";
 
@@ -16,7 +16,7 @@ export async function softmax(state) {
   rows.push({ text: raw ? t("softmax.rest", { count: number(raw.kept - rows.length) }) : t("others"), value: rest, rest: true });
   return [
     h("div", { class: "row controls" }, positionPicker(state, t("softmax.after"))),
-    h("h2", {}, t("softmax.label", { token: shown(base.tokens[chosen.position].text) })),
+    h("h2", {}, t("softmax.label", { token: spelled(base.tokens[chosen.position]) })),
     raw && h("p", { class: "help" }, t("softmax.entropy", { entropy: bits(raw.entropy), count: number(raw.kept) })),
     bars(rows, { label: t("softmax.bars"), full: Math.max(...rows.map(({ value }) => value)) }),
     h("p", { class: "help" }, t("softmax.unit")),

@@ -9,9 +9,11 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from model.contract import TokenLogprobs
+from model.seen import TokenLogprobs
 from service.api.completions import LogprobsWriter
-from service.api.schemas.requests import ChatBody, CompletionBody, Sampling
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
+from service.api.schemas.sampling import Sampling
 from service.engine.status import EngineHealth
 from service.generation import Piece
 from tests.service.api.fakes import BOS, EOS, HI, LIMITS, MODEL, FakeTokenizer, Running, calling, events, serving

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import (
-    Array,
-    Distribution,
-    Embedded,
-    Inside,
-    PositionEncoding,
-    RotaryAngles,
-    Stage,
-    TokenLogprobs,
-)
+from model.seen import Array, Distribution, Embedded, Inside, PositionEncoding, RotaryAngles, Stage, TokenLogprobs
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling, events
 

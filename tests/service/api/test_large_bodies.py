@@ -14,7 +14,7 @@ import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import TypeAdapter
 
-from service.api.schemas.requests import Body
+from service.api.schemas.body import Body
 from tests.service.api.fakes import HI, Caller, FakeTokenizer, build, calling
 
 SIZE = 4 * 2**20
