@@ -30,6 +30,12 @@ def test_langchain_structures_output(langchain: ChatOpenAI, method: Literal["jso
     assert isinstance(langchain.with_structured_output(Weather, method=method).invoke(ASKED), Weather)
 
 
+def test_langchain_asks_for_json(langchain: ChatOpenAI) -> None:
+    """In this method the prompt has to say what the object should be, which a small model may not follow."""
+    asked = f"{ASKED} Answer with a JSON object of a city and a unit."
+    assert isinstance(langchain.with_structured_output(None, method="json_mode").invoke(asked), dict)
+
+
 @pytest.mark.parametrize("mode", [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA])
 def test_instructor(mode: instructor.Mode) -> None:
     client = instructor.from_openai(OpenAI(base_url=f"{URL}/v1", api_key="none"), mode=mode)
