@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 
+FilterOrder = Literal["transformers", "vllm", "llama.cpp"]
+
 INVALID_TOKEN = -1
 """The entry of `ChunkResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
 
@@ -34,8 +36,8 @@ class SamplingParams:
     typical_p: float = 1.0
     top_n_sigma: float = 0.0
     """Number of standard deviations below the highest logit within which tokens are kept; 0 keeps all."""
-    filter_order: Literal["transformers", "vllm"] = "transformers"
-    """Order of the filters behind the temperature: top-k, top-p, min-p, or in vLLM's order min-p first."""
+    filter_order: FilterOrder = "transformers"
+    """Whose order the filters come in; `model.sampling.orders` has each."""
     seed: int = 0
     """Seed of the random numbers, 0 <= seed < 2**63. Token i of a request depends on (seed, i) and its logits alone."""
     presence_penalty: float = 0.0

@@ -47,7 +47,7 @@ _LOOKS = {
 }
 """Fields of a request to look inside that are flags of the same name, and their descriptions."""
 _SWITCHES = ("residual", "position_encoding", "details", "spellings")
-"""Those of them that take no value."""
+"""Flags among them that take no value."""
 _DRAWS = ("top_k", "top_p", "min_p", "seed")
 """Fields that mean nothing where the likeliest token is taken."""
 

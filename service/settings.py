@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
+from model.contract import FilterOrder
 from model.runner_config import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFormat, Rounding, RunnerConfig
 
 PREFIX = "HEADLIGHT_"
@@ -172,9 +173,10 @@ class Settings(BaseSettings):
         "model",
         description="How requests are sampled that do not say: as the model's makers recommend, or with temperature 1.",
     )
-    filter_order: Literal["transformers", "vllm"] = Field(
+    filter_order: FilterOrder = Field(
         "transformers",
-        description="Order of the filters behind the temperature: top-k, top-p, min-p; or vllm: min-p, top-k, top-p.",
+        description="Order of the filters: temperature, typical-p, top-k, top-p, min-p; in vllm min-p before top-k; in "
+        "llama.cpp top-k, typical-p, top-p, min-p, temperature.",
     )
     max_context: Count | None = Field(
         _RUNNER.max_context,

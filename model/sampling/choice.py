@@ -11,6 +11,7 @@ from kernels.backend import Backend, SamplingBatch
 from model.contract import INVALID_TOKEN, Draw
 from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
+from model.sampling.orders import BACKEND, TRANSFORMED
 from model.sampling.transforms import TRANSFORMS
 from model.sampling.waterfall import Waterfall, WaterfallTable
 from model.seen import Distribution, TokenLogprobs
@@ -92,12 +93,13 @@ def _asking(draws: Sequence[Draw]) -> list[int]:
 def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
     """The parameters of `draws` as tensors in host memory, one row for each draw."""
     params = [draw.params for draw in draws]
+    # The backend must not apply a stage again that a transform has applied.
+    warmed, highest, nucleus, likely = (TRANSFORMED[stage] for stage in BACKEND)
     return SamplingBatch(
-        temperature=host_tensor([p.temperature for p in params], np.float32),
-        top_k=host_tensor([p.top_k for p in params], np.int64),
-        top_p=host_tensor([p.top_p for p in params], np.float32),
-        # In vLLM's order a transform has applied it.
-        min_p=host_tensor([0.0 if p.filter_order == "vllm" else p.min_p for p in params], np.float32),
+        temperature=host_tensor([1.0 if warmed(p) else p.temperature for p in params], np.float32),
+        top_k=host_tensor([0 if highest(p) else p.top_k for p in params], np.int64),
+        top_p=host_tensor([1.0 if nucleus(p) else p.top_p for p in params], np.float32),
+        min_p=host_tensor([0.0 if likely(p) else p.min_p for p in params], np.float32),
         seed=host_tensor([p.seed for p in params], np.int64),
         counter=host_tensor([draw.index for draw in draws], np.int64),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.contract import Draw
 from model.sampling.memory import TokenMemory
+from model.sampling.orders import TRANSFORMED
 from model.transfer import stage
 
 Entry = tuple[int, int, float]
@@ -136,12 +137,18 @@ def ban_words(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory
     logits.index_put_((index, last), torch.where(found, float("-inf"), 0.0), accumulate=True)
 
 
-@transform("top_n_sigma", lambda draw: draw.params.top_n_sigma > 0 and draw.params.temperature > 0)
+def _filter(stage: str) -> Callable[[Edit], Transform]:
+    """Decorate an edit as the filter of the draws that ask for it before the backend."""
+    asked = TRANSFORMED[stage]
+    return transform(stage, lambda draw: asked(draw.params))
+
+
+@_filter("top_n_sigma")
 def keep_near_top(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Keep the tokens whose logits are within `top_n_sigma` standard deviations of the highest.
 
     Source: Tang et al., arXiv 2411.07641. The deviation is that of the finite logits, and no temperature changes what
-    is kept. Greedy draws are not changed.
+    is kept.
     """
     (index,) = stage([torch.tensor(rows)], logits.device)
     sigmas = _column([draws[row].params.top_n_sigma for row in rows], logits.device)
@@ -154,43 +161,69 @@ def keep_near_top(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], me
     logits[index] = scores.masked_fill(dropped, float("-inf"))
 
 
-@transform("typical_p", lambda draw: draw.params.typical_p < 1 and draw.params.temperature > 0)
+@_filter("temperature")
+def warm(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Divide the logits by the temperature, after their maximum is subtracted, so that none overflows."""
+    (index,) = stage([torch.tensor(rows)], logits.device)
+    scores = logits[index]
+    temperature = _column([draws[row].params.temperature for row in rows], logits.device)
+    logits[index] = (scores - scores.amax(-1, keepdim=True)) / temperature
+
+
+@_filter("top_k")
+def keep_highest(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the `top_k` highest logits, and those that tie with the last of them."""
+    ks = [min(draws[row].params.top_k, logits.shape[1]) for row in rows]
+    index, last = stage([torch.tensor(rows), torch.tensor(ks)], logits.device)
+    scores = logits[index]
+    least = scores.topk(max(ks)).values.gather(1, last[:, None] - 1)
+    logits[index] = scores.masked_fill(scores < least, float("-inf"))
+
+
+@_filter("typical_p")
 def keep_typical(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Keep the tokens whose information is nearest to the distribution's entropy, until their mass reaches typical_p.
 
-    Source: Meister et al., arXiv 2202.00666. The distribution is taken at the request's temperature. Greedy draws are
-    not changed.
+    Source: Meister et al., arXiv 2202.00666.
     """
     (index,) = stage([torch.tensor(rows)], logits.device)
-    temperature = _column([draws[row].params.temperature for row in rows], logits.device)
     mass = _column([draws[row].params.typical_p for row in rows], logits.device)
     scores = logits[index]
-    information = -(scores / temperature).log_softmax(-1)
+    information = -scores.log_softmax(-1)
     probability = information.neg().exp()
     # A token with probability 0 has infinite information, and contributes 0 to the entropy.
     entropy = torch.where(probability > 0, probability * information, 0.0).sum(-1, keepdim=True)
     order = (information - entropy).abs().sort(dim=-1, stable=True).indices
-    ranked = probability.gather(1, order)
-    before = ranked.cumsum(-1) - ranked
-    dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= mass)
-    logits[index] = scores.masked_fill(dropped, float("-inf"))
+    logits[index] = _keep_first(scores, order, probability, mass)
 
 
-@transform(
-    "min_p",
-    lambda draw: draw.params.filter_order == "vllm" and draw.params.min_p > 0 and draw.params.temperature > 0,
-)
-def keep_likely(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Keep the tokens with at least `min_p` times the highest probability, before the backend's top-k and top-p.
-
-    Probabilities are taken at the request's temperature. The backend gets no min-p then.
-    """
+@_filter("top_p")
+def keep_nucleus(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the likeliest tokens, until their mass reaches `top_p`; of tokens that tie, those with the lowest ids."""
     (index,) = stage([torch.tensor(rows)], logits.device)
-    temperature = _column([draws[row].params.temperature for row in rows], logits.device)
+    mass = _column([draws[row].params.top_p for row in rows], logits.device)
+    scores = logits[index]
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    logits[index] = _keep_first(scores, order, scores.softmax(-1, dtype=torch.float64), mass)
+
+
+@_filter("min_p")
+def keep_likely(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+    """Keep the tokens with at least `min_p` times the highest probability."""
+    (index,) = stage([torch.tensor(rows)], logits.device)
     least = _column([draws[row].params.min_p for row in rows], logits.device)
     scores = logits[index]
-    relative = ((scores - scores.amax(-1, keepdim=True)) / temperature).exp()
+    relative = (scores - scores.amax(-1, keepdim=True)).exp()
     logits[index] = scores.masked_fill(relative < least, float("-inf"))
+
+
+def _keep_first(scores: Tensor, order: Tensor, probability: Tensor, mass: Tensor) -> Tensor:
+    """The scores [rows, vocab] of the first tokens in `order` whose probabilities reach `mass` [rows, 1]; else -inf."""
+    ranked = probability.gather(1, order)
+    before = ranked.cumsum(-1) - ranked
+    before[:, 0] = 0.0
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= mass)
+    return scores.masked_fill(dropped, float("-inf"))
 
 
 TRANSFORMS: tuple[Transform, ...] = (
@@ -202,14 +235,17 @@ TRANSFORMS: tuple[Transform, ...] = (
     allow_listed,
     ban_words,
     keep_near_top,
+    warm,
+    keep_highest,
     keep_typical,
+    keep_nucleus,
     keep_likely,
 )
-"""All transforms, in the order in which they run, which is that of transformers and vLLM.
+"""All transforms, in the order in which they run.
 
 The repetition penalty scales logits that already have their bias, and filters see the result of all before them. The
-backend draws afterwards, with temperature, top-k, top-p and min-p in this order; in vLLM's order min-p comes first, as
-the last of the transforms.
+backend draws afterwards, with temperature, top-k, top-p and min-p in this order; `model.sampling.orders` has those that
+come before that, which in every order are some of these, one after the other.
 """
 
 

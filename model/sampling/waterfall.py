@@ -6,6 +6,7 @@ them are the sampler's, turned on one after the other.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,17 +14,13 @@ from torch import Tensor
 from kernels.backend import SamplingBatch
 from kernels.reference_sampling import exponentials, sampled_weights, stream_keys, uniforms
 from model.contract import Draw
+from model.sampling.orders import ASKED, BACKEND, TRANSFORMED
 from model.sampling.transforms import Transform
 from model.seen import Distribution, Stage
 from model.transfer import stage, to_host
 
-FILTERS: dict[str, Callable[[Draw], bool]] = {
-    "temperature": lambda draw: draw.params.temperature != 1,
-    "top_k": lambda draw: draw.params.temperature > 0 and draw.params.top_k > 0,
-    "top_p": lambda draw: draw.params.temperature > 0 and draw.params.top_p < 1,
-    "min_p": lambda draw: draw.params.temperature > 0 and draw.params.min_p > 0 and draw.params.filter_order != "vllm",
-}
-"""The backend's stages, in the order in which it applies them, and the draws that ask for each."""
+_OFF = {"top_k": 0, "top_p": 1, "min_p": 0}
+"""The values at which the backend's filters keep every token."""
 
 _FIGURES = 3
 """Columns of a table before those of the candidates: kept, mass, entropy."""
@@ -95,7 +92,8 @@ class Waterfall:
         """The stages up to the drawn `tokens` [rows] int64, which come of `logits` by `batch`."""
         logits, tokens = self._logits(logits), tokens.index_select(0, self._rows)
         batch = batch.map(lambda column: column.index_select(0, self._rows))
-        for count, (name, applies) in enumerate(FILTERS.items(), 1):
+        for count, name in enumerate(BACKEND, 1):
+            applies = partial(_left, name)
             if any(map(applies, self._draws)):
                 weights = sampled_weights(logits, _first_filters(batch, count))
                 self._note(name, applies, weights / weights.sum(-1, keepdim=True, dtype=torch.float64))
@@ -117,11 +115,14 @@ class Waterfall:
         self._probabilities.append(probabilities)
 
 
+def _left(stage: str, draw: Draw) -> bool:
+    """Whether a draw asks for a stage that is left to the backend."""
+    return ASKED[stage](draw.params) and not TRANSFORMED[stage](draw.params)
+
+
 def _first_filters(batch: SamplingBatch, count: int) -> SamplingBatch:
-    """The batch with the first `count` of `FILTERS` on, and the others off."""
-    off = {"top_k": 0, "top_p": 1, "min_p": 0}
-    names = [*FILTERS][count:]
-    return replace(batch, **{name: torch.full_like(getattr(batch, name), off[name]) for name in names})
+    """The batch with the first `count` of the backend's stages on, and the others off."""
+    return replace(batch, **{name: torch.full_like(getattr(batch, name), _OFF[name]) for name in BACKEND[count:]})
 
 
 def _row(now: Tensor, before: Tensor, candidates: Tensor) -> Tensor:

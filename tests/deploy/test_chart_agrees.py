@@ -96,6 +96,21 @@ def test_probes_ask_routes_that_need_no_key(rendered: Rendered) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "period", "timeout", "failures"),
+    [("startup", 10, 5, 60), ("liveness", 10, 5, 3), ("readiness", 5, 2, 3)],
+)
+def test_probes_ask_as_often_as_the_field_recommends(
+    rendered: Rendered, kind: str, period: int, timeout: int, failures: int
+) -> None:
+    numbers = {name: value for name, value in rendered.server[f"{kind}Probe"].items() if name != "httpGet"}
+    assert numbers == {"periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
+
+
+def test_a_drain_of_nodes_takes_one_replica_at_once(rendered: Rendered) -> None:
+    assert rendered.of("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
 @pytest.mark.parametrize("drain", [0, 30, 45.5, 600])
 @pytest.mark.parametrize("pre_stop", [0, 15])
 def test_the_grace_period_is_longer_than_a_pod_takes_to_end(drain: float, pre_stop: int) -> None:

@@ -2,9 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,11 +15,12 @@ from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProce
 
 from kernels.backend import Backend
 from kernels.load import load_backend
-from kernels.reference_sampling import sampled_weights
-from model.contract import INVALID_TOKEN, Draw, SamplingParams
+from model.contract import INVALID_TOKEN, Draw, FilterOrder, SamplingParams
 from model.sampling.choice import choose as choose_on_device
-from model.sampling.choice import read_choice, sampling_batch
+from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
+from model.sampling.orders import BACKEND as BACKEND_STAGES
+from model.sampling.orders import ORDERS, TRANSFORMED
 from model.sampling.transforms import (
     TRANSFORMS,
     Transform,
@@ -29,8 +31,10 @@ from model.sampling.transforms import (
     keep_near_top,
     keep_typical,
     penalise_repetition,
+    warm,
 )
 from model.seen import TokenLogprobs
+from tests.kernels.test_sampling import Probabilities, check_frequencies
 
 VOCAB = 40
 CPU = torch.device("cpu")
@@ -279,7 +283,7 @@ def test_typical_p_is_that_of_transformers_at_the_requests_temperature(
     greedy = request(replace(GREEDY, typical_p=mass), [1], [])
     edited = logits.clone()
     typical = request(replace(PLAIN, typical_p=mass, temperature=temperature), [1], [])
-    transformed(edited, [greedy, typical, request(PLAIN, [1], [])], [keep_typical])
+    transformed(edited, [greedy, typical, request(PLAIN, [1], [])], [warm, keep_typical])
     assert torch.equal(edited[1].isinf(), expected[0].isinf())
     assert torch.equal(edited[[0, 2]], logits[[0, 2]])
 
@@ -367,32 +371,132 @@ def test_top_n_sigma_is_its_definition_at_any_temperature(
     assert torch.equal(edited[[0, 2]], logits[[0, 2]])
 
 
-def kept_min_p_first(logits: Tensor, params: SamplingParams) -> set[int]:
-    """In plain Python: min-p, then top-k, then top-p over what is left."""
-    odds = {token: math.exp(logit / params.temperature) for token, logit in enumerate(logits.tolist())}
-    left = {token: odd for token, odd in odds.items() if odd >= params.min_p * max(odds.values())}
-    ranked = sorted(left, key=lambda token: -left[token])[: params.top_k or None]
-    total, above, kept = sum(left[token] for token in ranked), 0.0, set[int]()
-    for token in ranked:
-        if above < params.top_p * total:
-            kept.add(token)
-        above += left[token]
-    return kept
+FilterStep = Callable[[dict[int, float], SamplingParams], dict[int, float]]
+"""What a filter leaves of the tokens' logits, in plain Python."""
 
 
-@pytest.mark.parametrize("top_k", [0, 12])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_in_vllms_order_min_p_comes_first(top_k: int, temperature: float) -> None:
-    params = replace(PLAIN, temperature=temperature, top_k=top_k, top_p=0.7, min_p=0.1, filter_order="vllm")
-    other = replace(params, filter_order="transformers")
-    draws = [request(params, [1], []), request(other, [1], [])]
-    differ = 0
-    for seed in range(20):
-        torch.manual_seed(seed)
-        logits = torch.randn(1, VOCAB).repeat(2, 1) * 2
-        edited = logits.clone()
-        transformed(edited, draws)
-        first, last = (set(row.nonzero().flatten().tolist()) for row in sampled_weights(edited, sampling_batch(draws)))
-        assert first == kept_min_p_first(logits[0], params)
-        differ += first != last
-    assert differ
+def plain_odds(logits: dict[int, float]) -> dict[int, float]:
+    highest = max(logits.values())
+    odds = {token: math.exp(logit - highest) for token, logit in logits.items()}
+    return {token: odd / sum(odds.values()) for token, odd in odds.items()}
+
+
+def until(ranked: Sequence[int], odds: dict[int, float], mass: float) -> list[int]:
+    return [token for place, token in enumerate(ranked) if sum(odds[before] for before in ranked[:place]) < mass]
+
+
+def plain_sigma(logits: dict[int, float], params: SamplingParams) -> dict[int, float]:
+    sigmas = params.top_n_sigma or math.inf
+    least = max(logits.values()) - sigmas * statistics.pstdev(logits.values())
+    return {token: logit for token, logit in logits.items() if logit >= least}
+
+
+def plain_temperature(logits: dict[int, float], params: SamplingParams) -> dict[int, float]:
+    return {token: logit / params.temperature for token, logit in logits.items()}
+
+
+def plain_top_k(logits: dict[int, float], params: SamplingParams) -> dict[int, float]:
+    return {token: logits[token] for token in sorted(logits, key=lambda token: -logits[token])[: params.top_k]}
+
+
+def plain_top_p(logits: dict[int, float], params: SamplingParams) -> dict[int, float]:
+    ranked = sorted(logits, key=lambda token: -logits[token])
+    return {token: logits[token] for token in until(ranked, plain_odds(logits), params.top_p)}
+
+
+def plain_min_p(logits: dict[int, float], params: SamplingParams) -> dict[int, float]:
+    odds = plain_odds(logits)
+    return {token: logit for token, logit in logits.items() if odds[token] >= params.min_p * max(odds.values())}
+
+
+def plain_typical(logits: dict[int, float], params: SamplingParams) -> dict[int, float]:
+    odds = plain_odds(logits)
+    entropy = -sum(odd * math.log(odd) for odd in odds.values())
+    ranked = sorted(logits, key=lambda token: abs(-math.log(odds[token]) - entropy))
+    return {token: logits[token] for token in until(ranked, odds, params.typical_p)}
+
+
+STEPS: dict[FilterOrder, list[FilterStep]] = {
+    "transformers": [plain_sigma, plain_temperature, plain_typical, plain_top_k, plain_top_p, plain_min_p],
+    "vllm": [plain_sigma, plain_temperature, plain_typical, plain_min_p, plain_top_k, plain_top_p],
+    "llama.cpp": [plain_sigma, plain_top_k, plain_typical, plain_top_p, plain_min_p, plain_temperature],
+}
+
+
+def in_plain_order(logits: Tensor, params: SamplingParams) -> Probabilities:
+    left = dict(enumerate(logits.double().tolist()))
+    for step in STEPS[params.filter_order]:
+        left = step(left, params)
+    found = np.zeros(VOCAB)
+    for token, odd in plain_odds(left).items():
+        found[token] = odd
+    return found
+
+
+FEW_FILTERS: list[dict[str, float]] = [
+    {"top_k": 30, "top_p": 0.8, "min_p": 0.2},
+    {"top_k": 9, "typical_p": 0.6},
+    {"typical_p": 0.8, "min_p": 0.15},
+    {"top_n_sigma": 1.5, "top_p": 0.9},
+    {"top_n_sigma": 2, "top_k": 20, "typical_p": 0.95, "top_p": 0.9, "min_p": 0.05},
+]
+
+
+@pytest.mark.parametrize("filters", FEW_FILTERS, ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize("order", STEPS)
+def test_draws_follow_the_filters_in_their_order(
+    order: FilterOrder, temperature: float, filters: dict[str, float]
+) -> None:
+    params = settings_with({"filter_order": order, "temperature": temperature, "top_k": VOCAB, **filters})
+    logits, count = random_logits(1) / 2, 600
+    tokens, _ = choose(BACKEND, logits.repeat(count, 1), [Draw(params, [1], [], index) for index in range(count)])
+    check_frequencies(torch.tensor(tokens), in_plain_order(logits[0], params))
+
+
+def settings_with(values: Mapping[str, object]) -> SamplingParams:
+    return replace(PLAIN, **values)
+
+
+@pytest.mark.parametrize("order", STEPS)
+def test_rows_of_one_batch_are_filtered_each_in_its_own_order(order: FilterOrder) -> None:
+    other = [replace(PLAIN, filter_order=name, **filters, temperature=0.7) for name in STEPS for filters in FEW_FILTERS]
+    mine = replace(PLAIN, filter_order=order, top_p=0.8, temperature=1.7, seed=3)
+    logits = random_logits(1)
+    [alone], _ = choose(BACKEND, logits.clone(), [request(mine, [1], [])])
+    together, _ = choose(
+        BACKEND, logits.repeat(len(other) + 1, 1), [request(params, [1], []) for params in [*other, mine]]
+    )
+    assert together[-1] == alone
+
+
+def test_the_orders_differ_by_what_they_keep() -> None:
+    logits = random_logits(1)[0] / 2
+
+    def kept(order: FilterOrder) -> tuple[bytes, ...]:
+        each = [settings_with({"filter_order": order, "temperature": 1.7, **filters}) for filters in FEW_FILTERS]
+        return tuple(
+            (in_plain_order(logits, replace(params, top_k=params.top_k or VOCAB)) > 0).tobytes() for params in each
+        )
+
+    assert len({kept(order) for order in STEPS}) == len(STEPS)
+
+
+def test_the_stages_before_a_backends_draw_are_transforms_in_their_order() -> None:
+    names = [transform.name for transform in TRANSFORMS]
+    for order, stages in ORDERS.items():
+        everything = settings_with({"filter_order": order, "temperature": 0.5, **FEW_FILTERS[-1]})
+        ahead = [stage for stage in stages if TRANSFORMED[stage](everything)]
+        assert ahead == [name for name in names if name in ahead]
+        assert stages == (*ahead, *(stage for stage in BACKEND_STAGES if stage not in ahead))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-5, 1.0])
+@pytest.mark.parametrize("order", STEPS)
+def test_high_logits_and_low_temperatures_overflow_in_no_order(order: FilterOrder, temperature: float) -> None:
+    everything = settings_with({"filter_order": order, "temperature": temperature, **FEW_FILTERS[-1]})
+    logits = random_logits(1) * 1e30
+    tokens, _ = choose(BACKEND, logits.clone(), [request(everything, [1], [])])
+    assert tokens == [int(logits.argmax())]
+    nothing = torch.full_like(logits, -math.inf)
+    assert choose(BACKEND, nothing, [request(everything, [1], [])])[0] == [INVALID_TOKEN]

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from kernels.load import load_backend
-from model.contract import Draw, SamplingParams, Trace, Wanted
+from model.contract import Draw, FilterOrder, SamplingParams, Trace, Wanted
 from model.sampling import waterfall
 from model.sampling.choice import choose
 from model.sampling.memory import TokenMemory
+from model.sampling.orders import ORDERS
 from model.seen import Distribution
 from service.engine.messages import EngineRequest, Submit
 from tests.kernels.test_sampling import Filters, check_frequencies, textbook
@@ -51,10 +52,21 @@ def shown(logits: Tensor, draws: Sequence[Draw]) -> list[Distribution]:
     return [*choose(BACKEND, logits, placed, TokenMemory(64, CPU)).distributions().values()]
 
 
-def test_every_stage_is_told_in_the_order_of_the_sampler() -> None:
-    draw = Draw(EVERY, [1, 2], [2, 7], 2, allowed=MASK, candidates=VOCAB)
-    (found,) = shown(random_logits(1), [draw])
-    names = "raw bias repetition_penalty frequency_penalty min_tokens grammar typical_p temperature top_k top_p min_p"
+@pytest.mark.parametrize(
+    ("order", "filters"),
+    [
+        ("transformers", "temperature typical_p top_k top_p min_p"),
+        ("vllm", "temperature typical_p min_p top_k top_p"),
+        ("llama.cpp", "top_k typical_p top_p min_p temperature"),
+    ],
+)
+def test_every_stage_is_told_in_the_order_of_the_sampler(order: FilterOrder, filters: str) -> None:
+    params = replace(EVERY, filter_order=order)
+    draw = Draw(params, [1, 2], [2, 7], 2, allowed=MASK, candidates=VOCAB)
+    # Beside draws with other orders, whose stages are computed with it.
+    others = [replace(draw, params=replace(EVERY, filter_order=name)) for name in ORDERS]
+    found, *_ = shown(random_logits(len(others) + 1), [draw, *others])
+    names = f"raw bias repetition_penalty frequency_penalty min_tokens grammar {filters}"
     assert [stage.name for stage in found.stages] == names.split()
     assert found.position == 3
     stages = [torch.tensor(column, dtype=torch.float64) for column in zip(*found.probabilities, strict=True)]

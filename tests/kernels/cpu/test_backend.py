@@ -407,7 +407,7 @@ from kernels.cpu.target import path_name
 from tests.kernels.cpu.test_backend import CPU, FP8, INVARIANT, PLAIN, RAGGED, attention_case, quantized
 torch.manual_seed(0)
 print(path_name())
-for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 32, True)):
+for bits, group, offsets in ((4, 32, True), (8, 32, False)):
     x, weight = torch.randn(23, 64), CPU.pack(quantized(44, 64, bits, group, offsets), None)
     out = INVARIANT.linear(x, weight)
     assert torch.equal(out, torch.cat([INVARIANT.linear(row[None], weight) for row in x])), (bits, group)
@@ -415,9 +415,12 @@ for bits, group, offsets in ((4, 32, True), (4, 16, False), (8, 32, False), (8, 
 from tests.kernels.cpu.test_sampling import batch, sample
 wanted, logits = batch(50), torch.randn(50, 1001)
 assert torch.equal(CPU.sample(logits, wanted), sample(logits, wanted))
-for dtype in (torch.float32, torch.bfloat16, FP8):
-    case = attention_case(RAGGED, heads=6, head_dim=20, cache_dtype=dtype)
+for dim, dtype in ((20, FP8), (32, torch.bfloat16)):
+    case = attention_case(RAGGED, heads=6, head_dim=dim, cache_dtype=dtype)
     print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
+"""
+"""Paths differ in how products are added, for weights of 4 bits and of 8, and on a matrix unit in attention too. Other
+forms are compiled for this CPU's path alone, by the other tests: a process compiles all that it uses from nothing.
 """
 AVX2 = ["avx", "avx2", "fma", "f16c", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi", "bmi2", "lzcnt"]
 AVX512 = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"]

@@ -100,7 +100,7 @@ async def test_a_beam_search_in_a_chat() -> None:
         assert caller.engine.streams[0].beams == BeamSearch(3, 3, 1.0, "never", None)
 
 
-@pytest.mark.parametrize("order", ["transformers", "vllm"])
+@pytest.mark.parametrize("order", ["transformers", "vllm", "llama.cpp"])
 async def test_the_filters_come_in_the_order_that_the_operator_chose(order: str) -> None:
     async with calling(filter_order=order) as caller:
         assert (await caller.complete(min_p=0.1)).status_code == 200

@@ -79,6 +79,34 @@ def test_every_field_of_the_openai_package_is_known(params: Any, body: type[Body
     assert not unknown
 
 
+SENT_TO_VLLM = """
+    model max_tokens temperature top_p n stream stream_options stop presence_penalty frequency_penalty logit_bias
+    logprobs seed user response_format top_k min_p typical_p repetition_penalty min_tokens ignore_eos stop_token_ids
+    include_stop_str_in_output skip_special_tokens spaces_between_special_tokens prompt_logprobs allowed_token_ids
+    bad_words add_special_tokens return_token_ids priority cache_salt structured_outputs use_beam_search length_penalty
+    echo suffix
+"""
+"""Fields that users of vLLM send. Each is refused, or `test_no_field_is_accepted_and_ignored` holds that it acts."""
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (CompletionBody, f"{SENT_TO_VLLM} prompt best_of"),
+        (
+            ChatBody,
+            f"{SENT_TO_VLLM} messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls "
+            "add_generation_prompt continue_final_message chat_template_kwargs reasoning_effort include_reasoning",
+        ),
+        (StructuredOutputs, "json regex choice grammar json_object whitespace_pattern structural_tag"),
+        (StreamOptions, "include_usage continuous_usage_stats"),
+    ],
+)
+def test_every_field_that_users_of_vllm_send_is_known(body: type[Body], names: str) -> None:
+    known = {field.alias or name for name, field in body.model_fields.items()} | UNSUPPORTED.keys()
+    assert not set(names.split()) - known
+
+
 @pytest.mark.parametrize("nulls", [False, True])
 async def test_an_answer_can_be_sent_back_as_history(nulls: bool) -> None:
     given = chat.ChatCompletionMessage(

@@ -86,6 +86,10 @@ VLLMS = {
     *("request_prompt_tokens_sum", "request_prompt_tokens_count", "request_generation_tokens_sum"),
     *("request_generation_tokens_count", "time_per_output_token_seconds_sum", "time_per_output_token_seconds_count"),
     *("cache_config_info", "prefix_cache_hits_total", "prefix_cache_queries_total"),
+    # And what else dashboards of vLLM's own ask for.
+    *("num_preemptions_total", "prompt_tokens_cached_total", "admission_rejections_total"),
+    *("inter_token_latency_seconds_bucket", "request_queue_time_seconds_bucket", "request_prefill_time_seconds_bucket"),
+    *("request_decode_time_seconds_bucket", "iteration_tokens_total_bucket"),
 }
 
 
