@@ -3,7 +3,6 @@
 The decoder makes hundreds of calls for every token, and in a small model these take longer than the arithmetic.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +11,39 @@ from torch import Tensor
 from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache, RecordingBackend
 from model.decoder import Decoder, Probe
 
-WATCHED_TOKENS = 64
-"""Limit of tokens in a replayed batch that is looked at. All that a probe may see has memory of its own, and in larger
-batches the decoder's calls take little of the time."""
+SEEN_TOKENS = 64
+"""Tokens of the largest batch whose inside stays in memory; in larger ones the calls take little of the time."""
+
+
+class Kept:
+    """`model.decoder.Probe` that keeps all that it is shown, so that a recording does not use its memory again."""
+
+    def __init__(self) -> None:
+        self._attention: list[tuple[int, Tensor, LayerCache, AttentionOptions]] = []
+        self._streams: list[Tensor] = []
+
+    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+        """See `Probe.attention`."""
+        self._attention.append((layer, q, cache, options))
+
+    def stream(self, residual: Tensor) -> None:
+        """See `Probe.stream`."""
+        self._streams.append(residual)
+
+    def show(self, probe: Probe, tokens: int) -> None:
+        """Show another probe what the first `tokens` rows hold now. The cache has all of the batch's keys already."""
+        for layer, q, cache, options in self._attention:
+            probe.attention(layer, q[:tokens], cache, options)
+        for residual in self._streams:
+            probe.stream(residual[:tokens])
 
 
 class RecordedDecoder:
-    """A decoder whose forward pass over one cache is recorded, for batches of up to `max_tokens` tokens."""
+    """A decoder whose forward pass over one cache is recorded, for batches of up to `max_tokens` tokens.
+
+    A second recording, for small batches, leaves its inside in memory, where a probe looks at it afterwards. It makes
+    the same numbers, so that nobody else in the batch notices that somebody looks.
+    """
 
     def __init__(self, decoder: Decoder, backend: RecordingBackend, cache: KVCache, max_tokens: int) -> None:
         self.spec = decoder.spec
@@ -28,32 +53,16 @@ class RecordedDecoder:
         self.lens = decoder.lens
         self._decoder = decoder
         self._cache = cache
-        self._plain = _Recording(decoder, backend, cache, max_tokens, None)
-        self._seen = _Seen()
-        self._watched = _Recording(decoder, backend, cache, min(max_tokens, WATCHED_TOKENS), self._seen)
+        self._program, self._hidden = self._record(max_tokens, None)
+        self._kept = Kept()
+        self._seen_program, self._seen_hidden = self._record(min(SEEN_TOKENS, max_tokens), self._kept)
 
-    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
-        """See `Decoder.forward`. The next call overwrites the returned tensor.
+    def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, Tensor]:
+        """The program of a forward pass, and its hidden rows [tokens, hidden].
 
-        A probe may look when the whole pass is over: it is shown all that it would have seen, in the same order.
+        The recorded batch matters only by its number of tokens, which is the room in the program's buffers.
         """
-        recording = self._plain if probe is None else self._watched
-        if cache is not self._cache or len(tokens) > recording.max_tokens:
-            return self._decoder.forward(tokens, layout, cache, probe)
-        self.backend.replay(recording.program, tokens, layout)
-        if probe is not None:
-            self._seen.show(probe, len(tokens))
-        return recording.hidden[: len(tokens)]
-
-
-class _Recording:
-    """A forward pass of up to `max_tokens` tokens."""
-
-    def __init__(
-        self, decoder: Decoder, backend: RecordingBackend, cache: KVCache, max_tokens: int, probe: Probe | None
-    ) -> None:
-        # The recorded batch matters only by its number of tokens, which is the room in the program's buffers.
-        batch = torch.zeros(max_tokens, dtype=torch.int64)
+        batch = torch.zeros(tokens, dtype=torch.int64)
         rows = torch.zeros(2, dtype=torch.int32)
         layout = BatchLayout(
             query_starts=rows,
@@ -62,30 +71,19 @@ class _Recording:
             slots=batch,
             positions=batch,
             singles=0,
-            max_query=max_tokens,
-            max_context=max_tokens,
+            max_query=tokens,
+            max_context=tokens,
         )
-        self.max_tokens = max_tokens
-        self.program: Any
-        self.program, self.hidden = backend.record(lambda: decoder.forward(batch, layout, cache, probe))
+        return self.backend.record(lambda: self._decoder.forward(batch, layout, self._cache, probe))
 
-
-class _Seen:
-    """All that probes may see in a recorded pass; the program does not reuse the memory of the tensors kept here."""
-
-    def __init__(self) -> None:
-        self._shown: list[Callable[[Probe, int], None]] = []
-        """Functions that show a probe one thing each, for a number of tokens, in the order of the pass."""
-
-    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
-        """See `Probe.attention`."""
-        self._shown.append(lambda probe, tokens: probe.attention(layer, q[:tokens], cache, options))
-
-    def stream(self, residual: Tensor) -> None:
-        """See `Probe.stream`."""
-        self._shown.append(lambda probe, tokens: probe.stream(residual[:tokens]))
-
-    def show(self, probe: Probe, tokens: int) -> None:
-        """Show a probe all of it, for the first `tokens` tokens."""
-        for show in self._shown:
-            show(probe, tokens)
+    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
+        """See `Decoder.forward`. The next call overwrites the returned tensor."""
+        program, hidden = self._program, self._hidden
+        if probe is not None:
+            program, hidden = self._seen_program, self._seen_hidden
+        if cache is not self._cache or len(tokens) > len(hidden):
+            return self._decoder.forward(tokens, layout, cache, probe)
+        self.backend.replay(program, tokens, layout)
+        if probe is not None:
+            self._kept.show(probe, len(tokens))
+        return hidden[: len(tokens)]

@@ -10,14 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kernels.backend import Backend
+from kernels.backend import Backend, RecordingBackend
 from kernels.load import load_backend
-from model.contract import SamplingParams, Trace, Wanted
+from model.batch import make_batch
+from model.contract import Chunk, SamplingParams, StepPlan, Trace, Wanted
+from model.recorded import SEEN_TOKENS, Kept, RecordedDecoder
 from model.runner import ModelRunner
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.core import EngineCore
 from service.engine.messages import Delta, EngineRequest, Submit
-from tests.tiny import BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save
+from tests.tiny import BLOCK_SIZE, BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save
 
 GREEDY = SamplingParams(max_tokens=0, temperature=0)
 PROMPT = random_tokens(21, seed=5)
@@ -91,7 +93,7 @@ class Engine:
     ) -> None:
         self.model = TINY_MODELS[family].build()
         tiny = TinyDecoder(save(self.model, folder), backend)
-        self.decoder, self.spec = tiny.decoder, tiny.decoder.spec
+        self.decoder, self.spec, self.cache = tiny.decoder, tiny.decoder.spec, tiny._cache
         tiny._cache.blocks = blocks
         self.core = EngineCore(ModelRunner(tiny.decoder, tiny._cache, 64), token_budget=token_budget, max_running=4)
 
@@ -188,11 +190,50 @@ def cut(array: Array | None) -> Array:
 
 
 def test_the_compiled_backend_shows_what_the_reference_shows(tmp_path: Path) -> None:
-    """Its forward pass is recorded; one that is looked at is not."""
+    """Its forward pass is not recorded here, so that every call is made for itself."""
     engine = Engine("llama", tmp_path, token_budget=8, backend=load_backend(CPU, "cpu"))
     positions = range(len(PROMPT) - 1)
     (found,) = engine.run((PROMPT, GREEDY, engine.everything(positions)))
     check_inside(found, by_transformers(engine.model, PROMPT), PROMPT, positions)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("budget", [8, SEEN_TOKENS + 6])
+def test_a_recorded_forward_pass_shows_the_same_and_changes_nothing(family: str, budget: int, tmp_path: Path) -> None:
+    """Whether a batch is small enough for the recording that keeps its inside, or has to be computed call by call."""
+    backend = load_backend(CPU, "cpu")
+    assert isinstance(backend, RecordingBackend)
+    engine = Engine(family, tmp_path, token_budget=budget, backend=backend)
+    decoder = RecordedDecoder(engine.decoder, backend, engine.cache, max_tokens=budget)
+    engine.core = EngineCore(ModelRunner(decoder, engine.cache, 64), token_budget=budget, max_running=4)
+    params = SamplingParams(max_tokens=6, temperature=0, logprobs=2)
+    company = (random_tokens(40, seed=1), params, Wanted())
+    (alone,) = engine.run(company)
+    found, other = engine.run((PROMPT, params, engine.everything(range(20), generated=True)), company)
+    text = [*PROMPT, *found.tokens]
+    expected = by_transformers(engine.model, text)
+    check_inside(found, expected, text, [*range(20), *range(len(PROMPT) - 1, len(text) - 1)])
+    assert other.tokens == alone.tokens
+
+
+def test_the_recording_that_keeps_the_inside_makes_the_same_numbers(tmp_path: Path) -> None:
+    backend = load_backend(CPU, "cpu")
+    assert isinstance(backend, RecordingBackend)
+    engine = Engine("llama", tmp_path, token_budget=8, backend=backend)
+    decoder = RecordedDecoder(engine.decoder, backend, engine.cache, max_tokens=8)
+    calls: list[int] = []
+    kept = engine.decoder.forward
+    engine.decoder.forward = lambda *given: calls.append(1) or kept(*given)  # type: ignore[method-assign,func-returns-value]
+    batch = make_batch(StepPlan([Chunk(PROMPT[:5], 0, [1, 2]), Chunk(PROMPT[:3], 0, [3])]), BLOCK_SIZE, CPU)
+    tokens = batch.known_tokens(torch.zeros(0, dtype=torch.int64))
+    plain = decoder.forward(tokens, batch.layout, engine.cache).clone()
+    probe = Kept()
+    seen = decoder.forward(tokens, batch.layout, engine.cache, probe)
+    assert torch.equal(plain, seen)
+    assert calls == []
+    shown = Kept()
+    probe.show(shown, 8)
+    assert (len(shown._attention), len(shown._streams)) == (len(engine.spec.layers), 2 * len(engine.spec.layers) + 1)
 
 
 def test_generated_tokens_are_looked_at_as_they_are_drawn(tmp_path: Path) -> None:
