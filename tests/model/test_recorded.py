@@ -16,7 +16,7 @@ from model.decoder import Decoder
 from model.families.reader import read_spec
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
-from model.recorded import WATCHED_TOKENS, RecordedDecoder
+from model.recorded import SEEN_TOKENS, RecordedDecoder
 from tests.model.loading.test_load import CONFIG
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ class Notes:
         self.streams.append(residual.clone())
 
 
-@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 9), (1, WATCHED_TOKENS), (60,)])
+@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 9), (1, SEEN_TOKENS), (60,)])
 def test_a_replayed_pass_shows_all_that_the_decoder_would(sizes: tuple[int, ...], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
     spec = read_spec(open_checkpoint(tmp_path, weights=False), None)
