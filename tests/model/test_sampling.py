@@ -17,8 +17,9 @@ from kernels.load import load_backend
 from kernels.reference_sampling import sampled_weights
 from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
 from model.sampling.choice import choose as choose_on_device
-from model.sampling.choice import read_choice, sampling_batch
+from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
+from model.sampling.settings import settings_of
 from model.sampling.transforms import (
     TRANSFORMS,
     Transform,
@@ -44,7 +45,8 @@ token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 
 def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
     placed = in_places(draws)
-    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU)), placed)
+    settings = settings_of(placed, logits.device)
+    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU), settings), placed)
 
 
 def in_places(draws: Sequence[Draw]) -> list[Draw]:
@@ -232,6 +234,22 @@ def test_a_request_without_a_token_to_draw_is_invalid_and_the_others_are_not() -
     assert logprobs[1:] == [None, None, None]
 
 
+@deterministic
+@given(st.lists(batches, min_size=1, max_size=4))
+def test_settings_of_an_earlier_batch_are_kept_only_where_they_hold(steps: list[list[Draw]]) -> None:
+    known = None
+    for draws in steps:
+        kept, fresh = settings_of(draws, CPU, known), settings_of(draws, CPU)
+        for name in ("params", "transforms", "asking", "reads_output"):
+            assert getattr(kept, name) == getattr(fresh, name)
+        for name, column in fresh.columns.items():
+            assert torch.equal(kept.columns[name], column)
+        later = [replace(draw, index=draw.index + 1, fresh=False) for draw in draws]
+        assert settings_of(later, CPU, kept) is kept
+        assert kept.batch(later).counter.tolist() == [draw.index for draw in later]
+        known = kept
+
+
 def test_no_draws_choose_nothing() -> None:
     assert choose(BACKEND, torch.zeros(0, VOCAB), []) == ([], [])
 
@@ -391,7 +409,8 @@ def test_in_vllms_order_min_p_comes_first(top_k: int, temperature: float) -> Non
         logits = torch.randn(1, VOCAB).repeat(2, 1) * 2
         edited = logits.clone()
         transformed(edited, draws)
-        first, last = (set(row.nonzero().flatten().tolist()) for row in sampled_weights(edited, sampling_batch(draws)))
+        batch = settings_of(draws, CPU).batch(draws)
+        first, last = (set(row.nonzero().flatten().tolist()) for row in sampled_weights(edited, batch))
         assert first == kept_min_p_first(logits[0], params)
         differ += first != last
     assert differ
