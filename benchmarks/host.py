@@ -21,23 +21,15 @@ import torch
 import zmq
 
 from model.batch import make_batch
-from model.contract import (
-    ChunkResult,
-    ModelLimits,
-    Runner,
-    RunnerConfig,
-    RunnerInfo,
-    SamplingParams,
-    StepPlan,
-    StepResult,
-)
+from model.contract import ChunkResult, ModelLimits, Runner, RunnerInfo, SamplingParams, StepPlan, StepResult
+from model.runner_config import RunnerConfig
 from model.sampling.choice import Choice, read_choice
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings, settings_of
 from model.transfer import host_tensor
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
-from service.engine.messages import Ready, Report, Submit
+from service.engine.messages import EngineRequest, Ready, Report, Submit
 from service.engine.server import EngineServer
 
 CPU = torch.device("cpu")
@@ -188,7 +180,7 @@ def engine(requests: int, prompt: int, steps: int, device_seconds: float, **para
             for id in range(requests):
                 tokens = [(id * 7919 + place) % VOCABULARY for place in range(prompt)]
                 settings = SamplingParams(max_tokens=context - prompt, seed=id, **params)
-                client.send(msgspec.msgpack.encode(Submit(id, tokens, settings)))
+                client.send(msgspec.msgpack.encode(Submit(id, EngineRequest(tokens, settings))))
             core = MeasuredCore(runner, token_budget=4096, max_running=requests)
             core.meter = meter
             server = MeasuredServer(socket, core, warm, steps)

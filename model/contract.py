@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from model.seen import Array, Distribution, Inside, TokenLogprobs
+
 INVALID_TOKEN = -1
 """The entry of `ChunkResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
 
@@ -226,120 +228,6 @@ class StepPlan:
     chunks: Sequence[Chunk]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Natural log-probabilities under the model's own distribution, before bias, penalties, temperature and filters."""
-
-    chosen: float
-    """The drawn token's, or the known one's."""
-    top_tokens: list[int]
-    """The likeliest tokens, in descending order."""
-    top_logprobs: list[float]
-    """The log-probability of each of `top_tokens`."""
-    rank: int
-    """Number of tokens that are likelier than the chosen one, plus 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """Numbers as little-endian float32 in C order."""
-
-    shape: Sequence[int]
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embedded:
-    """The embedding of the token at each of some positions: its row of the table, before any scale or norm."""
-
-    norms: Array
-    """[positions]: L2."""
-    nearest: Sequence[Sequence[tuple[int, float]]]
-    """[positions]: the other tokens of largest cosine, and that cosine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RotaryAngles:
-    """The angles by which some layers rotate queries and keys (Su et al., arXiv 2104.09864)."""
-
-    layers: Sequence[int]
-    magnitude: float
-    """Factor on cosines and sines."""
-    frequencies: Array
-    """[pairs], in radians per position."""
-    angles: Array
-    """[positions, pairs], in radians from -pi to pi."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionEncoding:
-    """The numbers that tell the decoder where some positions are."""
-
-    rotary: Sequence[RotaryAngles]
-    learned: Array | None
-    """[positions, hidden]: rows that are added to the embedding; None where the model has none."""
-    slopes: Array | None
-    """[heads]: ALiBi's; the score of a key that lies d positions back is lowered by slope * d. None: no ALiBi."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inside:
-    """The recorded inside of the decoder at some positions of one request; what was not asked for is None."""
-
-    positions: Sequence[int]
-    attention: Array | None = None
-    """[maps, positions, keys]: attention weights; 0 where a position sees no key.
-
-    There is a map for each of `Trace.heads`, in their order, or with a reduction for each layer that they name, in the
-    order in which they first do. With `Trace.top_keys` it is [maps, positions, top_keys], the heaviest first."""
-    attention_keys: Array | None = None
-    """[maps, positions, top_keys]: the keys of the heaviest weights; -1 where no further key has a weight. A float32
-    holds every position below 2^24 exactly."""
-    stream: Array | None = None
-    """[2 * layers + 1, positions]: the L2 norm of the residual stream, which begins as the embedding; attention and MLP
-    of each layer add to it in turn."""
-    added: Array | None = None
-    """[2 * layers, positions]: the L2 norm of what each of those adds."""
-    lens: Sequence[Sequence[TokenLogprobs]] | None = None
-    """[layers + 1][positions]: log-probabilities that the embedding and each layer's stream would give; `chosen` is the
-    token that follows, known or drawn."""
-    embedding: Embedded | None = None
-    encoding: PositionEncoding | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage on the way from the model's distribution to the one that a token is drawn from."""
-
-    name: str
-    """"raw", or the setting that makes the stage, such as "top_p"; "bias", "grammar"."""
-    kept: int
-    """Number of tokens with a probability above 0."""
-    mass: float
-    """Probability that these tokens had at the stage before."""
-    entropy: float
-    """In nats."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distribution:
-    """The distribution that a token was drawn from, stage by stage. The last stage is the one that was drawn from."""
-
-    position: int
-    """Position from whose logits the token was drawn."""
-    stages: Sequence[Stage]
-    """The model's own, then those that the draw's settings ask for, in the order in which they are applied."""
-    candidates: Sequence[int]
-    """The likeliest tokens of the last stage, of the first one, and the drawn token, by their probability at last."""
-    probabilities: Sequence[Sequence[float]]
-    """[candidates][stages]."""
-    noise: Sequence[float] | None
-    """[candidates]: exponential random numbers E; the token drawn is the one of least E / probability among all. None
-    where the likeliest token is taken."""
-    drawn: int
-    """INVALID_TOKEN if the draw failed; the numbers have no meaning then."""
-
-
 @dataclass(slots=True)  # Not frozen: a step makes one for each request, and freezing takes most of the time.
 class ChunkResult:
     """The results of one chunk."""
@@ -368,6 +256,34 @@ class StepResult:
     """Time of the draws, on the device's clock."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """The sizes of a decoder that are shown to people; zeros where a runner has no weights.
+
+    Parameters are counted where they are used: norms with what they feed, all layers together.
+    """
+
+    hidden_size: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    mlp_size: int = 0
+    embedding: int = 0
+    """Parameters of the embedding: its table, learned positions, its norm."""
+    attention: int = 0
+    """Parameters of the attention of all layers."""
+    feed_forward: int = 0
+    """Parameters of the MLPs of all layers."""
+    head: int = 0
+    """Parameters of the last norm and of the output projection, unless that is the embedding's table."""
+    weight_bytes: int = 0
+    """Memory of the weights in the form in which the backend holds them."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; a table that is used twice counts once."""
+        return self.embedding + self.attention + self.feed_forward + self.head
+
+
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """The sizes of a loaded model that the engine and the HTTP side need."""
@@ -385,6 +301,7 @@ class ModelLimits:
     """Query heads of each layer."""
     encoding_width: int
     """Numbers of a position's encoding: its rotary angles, and its learned row."""
+    size: ModelSize = ModelSize()
 
     @property
     def capacity(self) -> int:
@@ -401,49 +318,6 @@ class RunnerInfo:
     dtype: str
     cache_dtype: str
     backend: str
-
-
-GPU_SHARE = 0.9
-"""Share of a GPU's memory that this process may use; the rest is kept for allocations that loading cannot measure."""
-CPU_SHARE = 0.25
-"""Share of the machine's free memory for the KV cache; the rest is left to the page cache and to other processes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerConfig:
-    """The settings from which a runner is loaded."""
-
-    model: str
-    """Path of a GGUF file or a Hugging Face folder on this machine."""
-    device: str = "auto"
-    dtype: str = "auto"
-    backend: str = "auto"
-    threads: int | None = None
-    """Threads that compute on a CPU; None: one for each usable core."""
-    max_context: int | None = None
-    """Limit of a request's tokens; None: the model's own."""
-    block_size: int | None = None
-    """Tokens in a block of the KV cache; None: the backend's choice."""
-    cache_memory: int | None = None
-    """Size of the KV cache in bytes; None: derived from `memory_share`."""
-    memory_share: float | None = None
-    """Share of the device's memory, from 0 to 1; None: `GPU_SHARE` or `CPU_SHARE`.
-
-    On a GPU it is a share of all memory, and holds weights, working memory of a step, graphs and KV cache together. On
-    a CPU it is a share of the memory that is free once the weights are loaded, and holds the KV cache alone.
-    """
-    cache_dtype: str = "auto"
-    """auto: the backend's choice, or else the model's dtype; fp8: e4m3 with a scale for each head."""
-    load_format: str = "auto"
-    """auto: read the weights; dummy: read the configuration alone and make random weights."""
-    graphs: bool = True
-    """Whether decoding steps on a GPU are replayed from captured graphs."""
-    batch_invariant: bool = False
-    """Whether a request's logits must be the same, bit for bit, whichever other requests share its step."""
-    max_running: int = 64
-    """Limit of requests in a step; without `cache_memory`, the KV cache is made no larger than these could fill."""
-    token_budget: int = 512
-    """Limit of tokens in a step; the working memory of a GPU is measured on a step with this many."""
 
 
 class DeviceLostError(Exception):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.backend import Backend
 from model.batch import Batch
-from model.contract import Chunk, ChunkResult, Draw, Embedded, PositionEncoding, StepPlan, Trace
+from model.contract import Chunk, ChunkResult, Draw, StepPlan, Trace
 from model.decoder import Logits, Probe
 from model.embedding_table import EmbeddingTable
 from model.inside import Probes, Recorder, to_array
@@ -23,6 +23,7 @@ from model.sampling.choice import Choice, choose
 from model.sampling.logprobs import read_table, score
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import settings_of
+from model.seen import Embedded, PositionEncoding
 from model.spec import DecoderSpec
 from model.transfer import stage, to_host
 from model.weights import DecoderWeights

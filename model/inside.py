@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kernels.backend import AttentionOptions, Backend, LayerCache
 from model.attention_maps import Maps, reduced_maps
-from model.contract import Array, Chunk, Inside, TokenLogprobs, Trace
+from model.contract import Chunk, Trace
 from model.decoder import Probe
+from model.seen import Array, Inside, TokenLogprobs
 from model.transfer import stage
 
 

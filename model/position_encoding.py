@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.contract import PositionEncoding, RotaryAngles
 from model.inside import to_array
 from model.positions import alibi_slopes, rope_frequencies
+from model.seen import PositionEncoding, RotaryAngles
 from model.spec import DecoderSpec, RopeSpec
 
 

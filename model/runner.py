@@ -21,6 +21,7 @@ from model.recorded import RecordedDecoder
 from model.sampling.choice import Choice, choose, read_choice
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings, settings_of
+from model.size import model_size
 from model.transfer import Moment
 
 
@@ -43,6 +44,7 @@ class ModelRunner:
             layers=len(decoder.spec.layers),
             heads=decoder.spec.heads,
             encoding_width=encoding_width(decoder.spec),
+            size=model_size(decoder.spec, decoder.weights),
         )
         self._embeddings = EmbeddingTable(decoder.weights, decoder.spec.vocab_size, decoder.backend)
         self._memory = TokenMemory(max_context, self._device)

@@ -23,7 +23,9 @@ from service.api.envelope import Envelope
 from service.api.errors import ApiError, describe, refusal
 from service.api.requests import Job, chat_job, completion_job, embedding_job
 from service.api.responses import ResponseLayout, response_job
-from service.api.schemas.requests import ChatBody, CompletionBody, EmbeddingBody
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
+from service.api.schemas.embeddings import EmbeddingBody
 from service.api.schemas.responses import ResponsesBody
 from service.batch_files import Line, Results, read_lines
 from service.command_error import CommandError

@@ -32,6 +32,22 @@ _SAMPLING = {
     "stop": "string that ends the text; may be given several times",
 }
 """Fields of a request that are flags of chat and complete, and their descriptions."""
+_LOOKS = {
+    "reduction": "one map for each layer: mean or max over the heads that are named, or rollout of all",
+    "top_keys": "only so many heaviest keys of each row of attention",
+    "residual": "norms of the residual stream",
+    "position_encoding": "rotary angles, learned rows or ALiBi slopes of the positions",
+    "details": "bytes of each token, and its place in the text",
+    "spellings": "tokens of the text in other spellings",
+    "temperature": "0 is greedy (default: 0)",
+    "top_k": "top-k, as in a request",
+    "top_p": "top-p, as in a request",
+    "min_p": "min-p, as in a request",
+    "seed": "seed, as in a request",
+}
+"""Fields of a request to look inside that are flags of the same name, and their descriptions."""
+_SWITCHES = ("residual", "position_encoding", "details", "spellings")
+"""Flags among them that take no value."""
 _DRAWS = ("top_k", "top_p", "min_p", "seed")
 """Fields that mean nothing where the likeliest token is taken."""
 
@@ -100,19 +116,15 @@ def inspect(
     chat: bool,
     system: str | None,
     attention: str | None,
+    positions: str | None,
     lens: bool,
-    residual: bool,
     embedding: bool,
     distribution: bool,
     top: float | str,
     max_tokens: float | str | None,
+    fields: str | None,
     npz: str | None,
     html: str | None,
-    temperature: float | str,
-    top_k: float | str | None,
-    top_p: float | str | None,
-    min_p: float | str | None,
-    seed: float | str | None,
     **flags: Any,
 ) -> None:
     """Look inside the model while it reads a text."""
@@ -120,18 +132,23 @@ def inspect(
 
     told = [{"role": "system", "content": system}] if system is not None else []
     messages = [*told, {"role": "user", "content": text}]
-    fields = {
+    further = _further(fields)
+    # Without positions the distribution is that of the next token, which therefore has to be drawn.
+    draws = distribution and positions is None and "settings" not in further
+    body = {
         **({"messages": messages} if chat or told else {"prompt": text}),
         "attention": _heads(attention),
+        "positions": _positions(positions),
         "lens": top if lens else None,
-        "residual": residual,
         "embedding": top if embedding else None,
         "distribution": top if distribution else None,
-        # The distribution is that of the next token, which therefore has to be drawn.
-        "max_tokens": int(distribution) if max_tokens is None else max_tokens,
-        **{"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed},
+        "max_tokens": 1 if draws and max_tokens is None else max_tokens,
+        **{name: flags.pop(name) for name in _LOOKS},
     }
-    asyncio.run(inspect_in_terminal(load_settings(**flags), fields, npz=npz, html=html))
+    given = {name: value for name, value in body.items() if value is not None and value is not False}
+    if twice := given.keys() & further.keys():
+        raise CommandError(f"fields: {', '.join(sorted(twice))} cannot be given twice")
+    asyncio.run(inspect_in_terminal(load_settings(**flags), given | further, npz=npz, html=html))
 
 
 def _heads(written: str | None) -> list[list[int]] | str | None:
@@ -141,6 +158,29 @@ def _heads(written: str | None) -> list[list[int]] | str | None:
     if not re.fullmatch(r"\d{1,6}\.\d{1,6}(,\d{1,6}\.\d{1,6})*", written, re.ASCII):
         raise CommandError(f"attention: {written!r} is not LAYER.HEAD, such as 3.5 or 3.5,4.0, or all")
     return [[int(number) for number in name.split(".")] for name in written.split(",")]
+
+
+def _positions(written: str | None) -> list[int] | None:
+    """Positions that are written as numbers and ranges, with commas between them."""
+    if written is None:
+        return None
+    if not re.fullmatch(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*", written, re.ASCII):
+        raise CommandError(f"positions: {written!r} are not numbers or ranges, such as 0,3-5")
+    ends = ([int(end) for end in part.split("-")] for part in written.split(","))
+    return [position for first, *last in ends for position in range(first, (last or [first])[0] + 1)]
+
+
+def _further(written: str | None) -> dict[str, Any]:
+    """Further fields of a request, written as a JSON object."""
+    if written is None:
+        return {}
+    try:
+        fields = json.loads(written)
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"fields: not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise CommandError('fields: not a JSON object, such as {"typical_p": 0.9}')
+    return fields
 
 
 def fetch(**flags: Any) -> None:
@@ -223,15 +263,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--chat", action="store_true", help="the text is a user's message")
     command.add_argument("--system", help="system message before it; goes with --chat or alone")
     command.add_argument("--attention", metavar="LAYER.HEAD", help="weights of heads, such as 3.5 or 3.5,4.0, or all")
+    command.add_argument("--positions", metavar="LIST", help="positions to look at, such as 0,3-5 (default: all)")
     command.add_argument("--lens", action="store_true", help="likeliest tokens if the model ended after each layer")
-    command.add_argument("--residual", action="store_true", help="norms of the residual stream")
     command.add_argument("--embedding", action="store_true", help="norms of embeddings, and the nearest tokens")
     command.add_argument("--distribution", action="store_true", help="stages of the next token's distribution")
     command.add_argument("--top", type=_number, default=5, help="likeliest tokens of each (default: 5)")
+    for name, text in _LOOKS.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in _SWITCHES:
+            command.add_argument(flag, action="store_true", help=text)
+        else:
+            command.add_argument(flag, type=str if name == "reduction" else _number, metavar="VALUE", help=text)
     command.add_argument("--max-tokens", type=_number, help="tokens to generate (default: 1 with --distribution, or 0)")
-    command.add_argument("--temperature", type=_number, default=0.0, help="0 is greedy (default: 0)")
-    for name in ("top-k", "top-p", "min-p", "seed"):
-        command.add_argument(f"--{name}", type=_number, help=f"{name}, as in a request")
+    command.add_argument(
+        "--fields", metavar="JSON", help="further fields of a request to /v1/inspect, such as settings"
+    )
     command.add_argument("--npz", metavar="FILE", help="write the arrays to a file of NumPy's instead")
     command.add_argument("--html", metavar="FILE", help="write a page that needs no server instead")
 

@@ -9,9 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from model.contract import NOTHING, Array, Distribution, Inside, ModelLimits, SamplingParams, TokenLogprobs, Wanted
+from model.contract import ModelLimits
+from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.interface import EngineClient
-from service.engine.messages import Beam, BeamSearch, Grammar, Refusal, RequestTimes
+from service.engine.messages import Beam, EngineRequest, Refusal, RequestTimes
 from service.engine.status import EngineLost
 from service.text.detokenizer import Detokenizer
 from service.text.interface import Tokenizer
@@ -41,21 +42,14 @@ def drawable(tokens: Iterable[int], limits: ModelLimits) -> tuple[int, ...]:
 class GenerationRequest:
     """One completion to generate. Its values are valid and fit the engine's limits."""
 
-    prompt: list[int]
-    params: SamplingParams
+    sent: EngineRequest
+    """The part of it that the engine gets."""
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     """Keep the stop string, or the stop token's text, at the end of the completion."""
     skip_special_tokens: bool = True
     kept_special: frozenset[str] = frozenset()
     """Special tokens that stay in the text even so, because the text's reader needs them."""
-    cache_salt: str = ""
-    caller: str = ""
-    """As in `Submit`, like the next fields."""
-    patience: float | None = None
-    grammar: Grammar | None = None
-    wanted: Wanted = NOTHING
-    beams: BeamSearch | None = None
 
 
 @dataclass(slots=True)  # Not frozen: there is one for each token, and freezing takes most of the time.
@@ -112,17 +106,7 @@ class Generation:
         """The further completions of a beam search, the best first, once the generation's own has come."""
         self._tokenizer = tokenizer
         self._detokenizer = self._new_detokenizer()
-        self._stream = client.submit(
-            request.prompt,
-            request.params,
-            cache_salt=request.cache_salt,
-            caller=request.caller,
-            patience=request.patience,
-            grammar=request.grammar,
-            wanted=request.wanted,
-            beams=request.beams,
-            ended=ended,
-        )
+        self._stream = client.submit(request.sent, ended)
 
     def __enter__(self) -> Self:
         return self
@@ -209,7 +193,7 @@ class Generation:
             request.stop,
             request.include_stop,
             request.skip_special_tokens,
-            request.params.min_tokens,
+            request.sent.params.min_tokens,
             request.kept_special,
         )
 

@@ -19,7 +19,7 @@ from service.api.errors import ApiError
 from service.api.inspect import Seen, View
 from service.api.requests import inspect_job
 from service.api.schemas.answers import Inspection
-from service.api.schemas.requests import InspectBody
+from service.api.schemas.inspect import InspectBody
 from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord

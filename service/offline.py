@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, Literal, Self, TypeVar
 
 from model.checkpoint.source import DEFAULT_MODEL
-from model.contract import TokenLogprobs
+from model.seen import TokenLogprobs
 from service.api.answers import Format, chosen, usage_of
 from service.api.chat import ChatFormat
 from service.api.completions import CompletionFormat
@@ -21,7 +21,9 @@ from service.api.context import JobContext
 from service.api.errors import ApiError, describe
 from service.api.looks import Looks
 from service.api.requests import Job, chat_job, completion_job
-from service.api.schemas.requests import ChatBody, CompletionBody, InspectBody
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
+from service.api.schemas.inspect import InspectBody
 from service.engine.status import EngineDead
 from service.generation import GenerationError, GenerationRefused, Piece
 from service.inside.arrays import DrawnInspection, Inspection

@@ -10,11 +10,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
-from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
+from model.runner_config import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFormat, Rounding, RunnerConfig
 
 PREFIX = "HEADLIGHT_"
 _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
-"""Source of the defaults for these settings; those that say auto agree with it, which a test holds."""
+"""Source of the defaults of the settings that are a runner's."""
 RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
 """Settings that are a runner's configuration, where they have the same names."""
 LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_weights", "max_lens_rows", "max_distributions")
@@ -149,12 +149,16 @@ class Settings(BaseSettings):
     )
     home: Path = Field(Path("~/.cache/headlight"), description="Folder for downloaded models.", validate_default=True)
     device: str = Field(_RUNNER.device, description="Device to compute on: auto, cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format to compute in, and of the KV cache unless cache_dtype says otherwise."
+    dtype: DType = Field(
+        _RUNNER.dtype, description="Number format to compute in, and of the KV cache unless cache_dtype says otherwise."
     )
-    load_format: Literal["auto", "dummy"] = Field(
-        "auto",
+    load_format: LoadFormat = Field(
+        _RUNNER.load_format,
         description="Weights: auto reads them; dummy makes random ones for the model's configuration.",
+    )
+    round_weights: Rounding = Field(
+        _RUNNER.round_weights,
+        description="Dense weights: none leaves them as they are; 8bit rounds them, in groups of 32 with a scale each.",
     )
     backend: str = Field(_RUNNER.backend, description="Kernels to compute with: auto, reference, triton or cpu.")
     graphs: bool = Field(_RUNNER.graphs, description="Whether decoding on a GPU is replayed from captured graphs.")
@@ -183,8 +187,8 @@ class Settings(BaseSettings):
         _RUNNER.cache_memory,
         description="Size of the KV cache in bytes, or as 256MB or 4GiB; by default from memory_share.",
     )
-    cache_dtype: Literal["auto", "fp8"] = Field(
-        "auto",
+    cache_dtype: CacheDType = Field(
+        _RUNNER.cache_dtype,
         description="Number format of the KV cache: auto is that of dtype, fp8 takes half or a quarter of it.",
     )
     memory_share: float | None = Field(

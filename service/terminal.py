@@ -15,7 +15,9 @@ from typing import Any
 from service.api.context import JobContext
 from service.api.errors import ApiError, describe, renamed
 from service.api.requests import Job, chat_job, completion_job
-from service.api.schemas.requests import ChatBody, CompletionBody, InspectBody
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
+from service.api.schemas.inspect import InspectBody
 from service.command_error import CommandError
 from service.conversation import Messages, changed, system_message
 from service.generation import Generation, GenerationError, GenerationRefused

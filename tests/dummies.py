@@ -10,10 +10,11 @@ from torch import Tensor
 from kernels.backend import Backend, KVCache
 from kernels.gpu.launch import Target
 from kernels.load import load_backend
-from model.contract import Chunk, Draw, SamplingParams, StepResult, TokenLogprobs
+from model.contract import Chunk, Draw, SamplingParams, StepResult
 from model.decoder import Decoder
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
+from model.seen import TokenLogprobs
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 
 CPU = torch.device("cpu")

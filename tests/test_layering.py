@@ -16,6 +16,9 @@ PACKAGES = ("benchmarks", "kernels", "model", "service", "loadtests")
 CLIENT_SIDE = {"service.engine.interface", "service.engine.messages", "service.engine.status"}
 """What of the engine's package is for those who use an engine."""
 
+CONTRACT = {"model.contract", "model.seen"}
+"""Parts of the model's package that serving may know: the integers that cross between both."""
+
 # The first rule whose prefix fits a module holds for it: which of our own modules it may import, and which
 # libraries it may not.
 RULES: list[tuple[str, set[str], set[str]]] = [
@@ -24,35 +27,38 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("benchmarks.host", {"benchmarks", "model", "service.engine"}, {"fastapi", "tokenizers"}),
     ("benchmarks", {"benchmarks", "kernels", "model"}, {"fastapi", "zmq", "msgspec", "tokenizers"}),
     ("kernels", {"kernels"}, {"fastapi", "zmq", "msgspec", "tokenizers", "transformers"}),
-    ("model.contract", set(), {"torch", "numpy", "msgspec"}),
+    ("model.contract", {"model.seen"}, {"torch", "numpy", "msgspec"}),
+    ("model.seen", set(), {"torch", "numpy", "msgspec"}),
+    ("model.runner_config", set(), {"torch", "numpy", "msgspec", "pydantic"}),
     ("model.spec", set(), {"torch", "numpy", "msgspec"}),
     ("model.loading.machine", set(), {"torch", "numpy", "msgspec"}),
     ("model.checkpoint", {"model.checkpoint"}, {"torch", "msgspec", "fastapi"}),
     ("model.families", {"model.families", "model.checkpoint", "model.spec"}, {"torch", "msgspec", "fastapi"}),
     ("model", {"model", "kernels"}, {"fastapi", "zmq", "msgspec", "pydantic", "tokenizers", "transformers"}),
-    ("service.engine", {"service.engine", "model.contract"}, {"fastapi", "torch", "numpy"}),
+    ("service.engine", {"service.engine"} | CONTRACT, {"fastapi", "torch", "numpy"}),
     ("service.observability.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),
     (
         "service.text",
-        {"service.text", "model.contract", "model.checkpoint"},
+        {"service.text", "model.checkpoint"} | CONTRACT,
         {"fastapi", "torch", "zmq", "transformers"},
     ),
-    ("service.generation", {"service.text", "model.contract"} | CLIENT_SIDE, {"fastapi", "torch", "zmq"}),
+    ("service.generation", {"service.text"} | CONTRACT | CLIENT_SIDE, {"fastapi", "torch", "zmq"}),
     (
         "service.observability",
-        {"service.observability", "service.generation", "service.versions", "model.contract"} | CLIENT_SIDE,
+        {"service.observability", "service.generation", "service.versions"} | CONTRACT | CLIENT_SIDE,
         {"torch", "zmq", "transformers"},
     ),
     (
         "service.api",
         {
             *("service.api", "service.generation", "service.observability", "service.settings", "service.text"),
-            *("service.versions", "model.contract", "model.checkpoint.sampling_defaults"),
+            *("service.versions", "model.checkpoint.sampling_defaults"),
         }
+        | CONTRACT
         | CLIENT_SIDE,
         {"torch", "zmq", "transformers"},
     ),
-    ("service", {"service", "model.contract", "model.checkpoint"}, {"torch", "transformers"}),
+    ("service", {"service", "model.runner_config", "model.checkpoint"} | CONTRACT, {"torch", "transformers"}),
     ("headlight", {"service.offline", "service.inside.arrays"}, {"torch", "fastapi", "zmq"}),
     ("loadtests", {"loadtests"}, {"torch", "fastapi", "zmq"}),
 ]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from service.settings import Settings
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def rows() -> list[tuple[list[str], str]]:
@@ -22,6 +23,20 @@ def test_every_setting_exists_with_the_default_it_is_said_to_have() -> None:
         if None not in defaults:
             told = [float(part) if part.isdigit() else part for part in said.split(", ")]
             assert told == [as_said(default) for default in defaults], names
+
+
+def test_an_afternoon_is_as_long_as_it_is_said_to_be_and_its_answers_are_in_its_files() -> None:
+    path = README.split("### An afternoon's path")[1].split("\n## ")[0]
+    (said,) = re.findall(r"about ([\d,]+) lines", path)
+    table, answers = path.split("Whoever has read them")
+    files = [(ROOT / name).read_text() for name in re.findall(r"`([\w/]+\.py)`", table)]
+    lines = sum(len(text.splitlines()) for text in files)
+    assert abs(lines - int(said.replace(",", ""))) <= 100
+    for name in re.findall(r"`([\w./]+)`", answers):
+        if not name.endswith(".py"):
+            assert (
+                any(re.search(rf"\b(def|class) {name.rpartition('.')[2]}\b", text) for text in files) or name == "stop"
+            )
 
 
 def test_the_session_in_python_says_what_it_is_said_to(smollm2: Path) -> None:

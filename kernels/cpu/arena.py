@@ -1,4 +1,4 @@
-"""Memory for the activations of a recorded program; later operations reuse the memory of tensors no longer needed."""
+"""Memory for activations; tensors made later reuse the memory of those no longer needed."""
 
 import weakref
 
@@ -8,12 +8,14 @@ from torch import Tensor
 
 ALIGNMENT = 64
 """Alignment of tensors in bytes: one cache line."""
+LARGE = 1 << 20
+"""Bytes from which on sizes are rounded to powers of two, so that batches of any size share few pieces of memory."""
 
 
 class Arena:
     """Allocates tensors, and reuses the memory of each tensor once no reference to it is left.
 
-    Memory is reused while the program is recorded, before the first owner's numbers have been computed. This is safe,
+    While a program is recorded, memory is reused before the first owner's numbers have been computed. This is safe,
     since operations run in the order in which their tensors were allocated.
     """
 
@@ -24,6 +26,8 @@ class Arena:
         """An uninitialised tensor."""
         count = int(np.prod(shape))
         size = -(-max(1, count) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        if size > LARGE:
+            size = 1 << (size - 1).bit_length()
         blocks = self._free.setdefault(size, [])
         block = blocks.pop() if blocks else np.empty(size + ALIGNMENT, np.uint8)
         start = -block.ctypes.data % ALIGNMENT

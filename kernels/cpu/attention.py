@@ -22,10 +22,14 @@ from kernels.cpu.attention_tile import (
     take_exp,
 )
 from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, words
+from kernels.cpu.matrix_attention import add_tile, begin_tile, own_bytes, score_tile, serves
+from kernels.cpu.matrix_unit import REGISTER_ROWS, release
 from kernels.cpu.operation import Operation, operation
 
 ROWS = 96
 """Rows in a tile, as far as whole tokens fit: each is one token's query of one head; all share the keys read."""
+UNIT_ROWS = 48
+"""The same where the matrix unit multiplies, which has less to gain from sharing them."""
 LOWEST = np.float32(-3.0e38)
 """Initial peak of scores; unlike -inf, it leaves no NaN when it is subtracted from itself."""
 PLACES_BYTES = 2 * 8 * KEYS
@@ -36,8 +40,9 @@ MOST_ROWS, MOST_VECTORS = ROWS_AT_ONCE[0], VECTORS_AT_ONCE[0]
 def scratch_bytes(dim: int, group: int) -> int:
     """Bytes of scratch memory that attention needs, with heads of `dim` and `group` query heads for each KV head."""
     width = -(-dim // LANES) * LANES
-    rows = max(ROWS, group)
-    return 2 * PLACES_BYTES + 4 * KEYS * (dim + width) + 4 * (rows + LANES) * (3 + dim + width + KEYS)
+    rows = max(ROWS, group) + REGISTER_ROWS
+    own = max(4 * KEYS * (dim + width), own_bytes(dim, rows))
+    return 2 * PLACES_BYTES + 4 * rows * (3 + dim + width + KEYS) + own
 
 
 @cache
@@ -54,14 +59,15 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
     does not see have the weight 0.
     """
     width = -(-dim // LANES) * LANES
-    flag = int(plain)
+    flag, unit = int(plain), serves(stored, dim, block)
+    most = UNIT_ROWS if unit else ROWS
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         r = words(arguments, 14)
         step, heads, kv_heads = words(r[0], 9), r[2], r[3]
         starts, contexts = integers(step[2], step[1] + 1), integers(step[3], step[1])
         group = heads // kv_heads
-        tokens = max(1, ROWS // group)
+        tokens = max(1, most // group)
         if chunk < 0:
             return _count_tiles(starts, step[1], tokens) * kv_heads
         kv_head = chunk % kv_heads
@@ -72,16 +78,18 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
         position = contexts[sequence] - (starts[sequence + 1] - first)
         end = min(contexts[sequence], position + rows // group)
 
+        padded = (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
         places, coming = scratch, scratch + PLACES_BYTES
-        keys = scratch + 2 * PLACES_BYTES
-        values = keys + 4 * KEYS * dim
-        padded = (rows + LANES - 1) // LANES * LANES
-        peaks = values + 4 * KEYS * width
+        peaks = scratch + 2 * PLACES_BYTES
         masses, shrinks = peaks + 4 * padded, peaks + 8 * padded
         queries = peaks + 12 * padded
-        sums = queries + 4 * rows * dim
-        scores = sums + 4 * rows * width
+        sums = queries + 4 * padded * dim
+        scores = sums + 4 * padded * width
+        own = scores + 4 * padded * KEYS
+        keys, values = own, own + 4 * KEYS * dim
         _begin(r, first, kv_head, dim, width, rows, queries, sums, peaks, masses)
+        if unit:
+            begin_tile(dim, rows, queries, own)
         table = integers(step[4] + sequence * step[5] * 4, step[5])
         begin = 0 if r[9] == 0 else max(0, position - r[9] + 1) // KEYS * KEYS
         if begin < end:
@@ -90,13 +98,25 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
             present = min(KEYS, end - base)
             if base + KEYS < end:
                 locate(stored, dim, block, r, table, base + KEYS, end, kv_head, coming)
-            _load(stored, dim, width, present, places, keys, values)
             vectors = (present + LANES - 1) // LANES
-            multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
+            if unit:
+                score_tile(dim, rows, present, words(places, KEYS), kv_heads * dim * stored, own, scores)
+            else:
+                _load(stored, dim, width, present, places, keys, values)
+                multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
             _find_peaks(flag, r, kv_head, position - base, rows, vectors, scores, peaks, shrinks)
             _take_exps(rows, vectors, scores, peaks, masses, shrinks)
-            multiply(rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
+            if unit:
+                _shrink(rows, dim, sums, shrinks)
+                _clear(rows, vectors, scores)
+                add_tile(dim, rows, present, words(places + 8 * KEYS, KEYS), own, scores, sums)
+            else:
+                multiply(
+                    rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1
+                )
             places, coming = coming, places
+        if unit:
+            release(0)
         _end(r, first, kv_head, dim, width, rows, sums, masses)
         return 0
 
@@ -206,6 +226,23 @@ def _take_exps(rows: int, vectors: int, scores: int, peaks: int, masses: int, sh
     for row in range(rows):
         added = take_exp(scores + 4 * KEYS * row, vectors, highest[row])
         totals[row] = totals[row] * factors[row] + added
+
+
+@njit(inline="always")
+def _clear(rows: int, vectors: int, weights: int) -> None:
+    """Set the weights [rows, KEYS] float32 of the keys behind so many vectors to 0."""
+    for row in range(rows):
+        for key in range(vectors * LANES, KEYS):
+            floats(weights + 4 * KEYS * row, KEYS)[key] = np.float32(0)
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _shrink(rows: int, dim: int, sums: int, shrinks: int) -> None:
+    """Multiply the sums [rows, dim] float32 of each row with its shrink."""
+    for row in range(rows):
+        total, factor = floats(sums + 4 * dim * row, dim), floats(shrinks, rows)[row]
+        for d in range(dim):
+            total[d] *= factor
 
 
 @njit

@@ -4,8 +4,11 @@ Activations are float32. Operations find a step's tokens, positions and cache bl
 `_step`, so that a recorded program serves batches of any shape.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from kernels.backend import (
     Rotation,
     SamplingBatch,
 )
-from kernels.cpu.arena import Arena
+from kernels.cpu.arena import LARGE, Arena
 from kernels.cpu.attention import attend_operation, scratch_bytes
 from kernels.cpu.attention_weights import scratch_bytes as scratch_bytes_of_weights
 from kernels.cpu.attention_weights import weights_operation
@@ -34,14 +37,16 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
-from kernels.cpu.matmul import multiply_operation, quantize_operation
+from kernels.cpu.matmul import multiply_operation
+from kernels.cpu.matrix_tile import TOKENS, parts
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
+from kernels.cpu.rounding import NEVER, Rounding, round_operation, rounding_for
+from kernels.cpu.sampling import sample_operation
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
-from kernels.reference_sampling import sample
 
 STEP_WORDS = 16
 ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKEN_IDS = range(9)
@@ -49,6 +54,15 @@ ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, PO
 
 Step = tuple[Operation, Sequence[int]]
 """One operation of a program, and its arguments."""
+
+
+class Maker(NamedTuple):
+    """An operation that can round the activations that it makes; arguments for the rounding follow its own."""
+
+    operation: Callable[[Rounding | None], Operation]
+    arguments: Sequence[int]
+    out: int
+    """Address of the activations."""
 
 
 class CpuBackend:
@@ -60,12 +74,14 @@ class CpuBackend:
     block_size = 16
     capturable = False
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, batch_invariant: bool = False) -> None:
         self.name = f"cpu ({path_name()})"
+        self._batch_invariant = batch_invariant
         self._workers = Workers(threads)
         self._step = np.zeros(STEP_WORDS, np.int64)
         self._rows = self._step.ctypes.data
         self._recording: list[Step] | None = None
+        self._maker: Maker | None = None
         self._arena = Arena()
         self._pages = Pages()
 
@@ -90,21 +106,30 @@ class CpuBackend:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         panels = _panels(weight)
         form, groups = panels.form, panels.data.shape[1]
+        rounding = rounding_for(form, groups, self._batch_invariant)
         out = self._empty(len(x), panels.rows)
         x = x.contiguous()
-        codes, sums = x, x
-        self._set(x)
-        if form.bits <= 8:
-            codes = self._empty(len(x), groups * form.group_input_bytes, dtype=torch.uint8)
+        rounded, sums = x, x
+        if form.bits <= 8 or rounding.least < NEVER:
+            rounded = self._empty(len(x) + TOKENS, parts(form) * groups * form.group, dtype=torch.int16)
             sums = self._empty(len(x), groups, 2)
-            rounding = (self._rows, x.data_ptr(), codes.data_ptr(), sums.data_ptr(), panels.columns, groups)
-            self._run(quantize_operation(form), rounding)
+            self._round(x, rounding, (panels.columns, rounded.data_ptr(), sums.data_ptr()))
+        self._set(x)
         arguments = (
-            *(self._rows, codes.data_ptr(), sums.data_ptr(), panels.data.data_ptr(), _address(weight.bias)),
-            *(out.data_ptr(), groups, panels.rows),
+            *(self._rows, x.data_ptr(), rounded.data_ptr(), sums.data_ptr(), panels.data.data_ptr()),
+            *(_address(weight.bias), out.data_ptr(), groups, panels.rows),
         )
-        self._run(multiply_operation(form), arguments)
+        self._run(multiply_operation(rounding), arguments)
         return out
+
+    def _round(self, x: Tensor, rounding: Rounding, arguments: Sequence[int]) -> None:
+        """Round x, within the operation that makes it if that has just been recorded."""
+        maker = self._maker
+        if self._recording and maker is not None and maker.out == x.data_ptr():
+            self._recording[-1] = maker.operation(rounding), (*maker.arguments, *arguments[1:])
+            return
+        self._set(x)
+        self._run(round_operation(rounding), (self._rows, x.data_ptr(), *arguments))
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return self._norm(x, residual, weight, None, eps)
@@ -125,7 +150,7 @@ class CpuBackend:
             *(self._rows, x.data_ptr(), _address(residual), weight.data_ptr(), _address(bias), _bits(eps)),
             *(normed.data_ptr(), stream.data_ptr(), size),
         )
-        self._run(norm_operation(bias is not None), arguments)
+        self._make(Maker(partial(norm_operation, bias is not None), arguments, normed.data_ptr()))
         return normed, stream
 
     def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
@@ -216,11 +241,17 @@ class CpuBackend:
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = self._empty(rows, size)
         self._set(gate_up)
-        self._run(gated_operation(kind), (self._rows, gate_up.data_ptr(), out.data_ptr(), size))
+        arguments = (self._rows, gate_up.data_ptr(), out.data_ptr(), size)
+        self._make(Maker(partial(gated_operation, kind), arguments, out.data_ptr()))
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        return sample(logits, batch)
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        self._set(logits)
+        columns = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seed, batch.counter, tokens)
+        arguments = (self._rows, logits.data_ptr(), logits.shape[1], *(column.data_ptr() for column in columns))
+        self._run(sample_operation(), arguments)
+        return tokens
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
         self._recording = []
@@ -234,7 +265,8 @@ class CpuBackend:
         self._workers.run(program, lambda: self._write(tokens, {TOKEN_IDS: tokens, **_words(layout)}))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        if self._recording is None:
+        # The system maps new memory for every large tensor, page by page, which takes longer than filling it.
+        if self._recording is None and math.prod(shape) * dtype.itemsize <= LARGE:
             return torch.empty(shape, dtype=dtype)
         return self._arena.empty(shape, dtype)
 
@@ -246,7 +278,13 @@ class CpuBackend:
         if self._recording is None:
             self._pending = (rows, words or {})
 
+    def _make(self, maker: "Maker") -> None:
+        """Run an operation that can round what it makes, should that be asked for next."""
+        self._run(maker.operation(None), maker.arguments)
+        self._maker = maker
+
     def _run(self, operation: Operation, arguments: Sequence[int]) -> None:
+        self._maker = None
         if self._recording is not None:
             self._recording.append((operation, arguments))
             return

@@ -15,24 +15,31 @@ from kernels.backend import ActivationKind
 from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, half_to_float, halves, octets, signed_octets, words
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
+from kernels.cpu.rounding import NEVER, Rounding, round_row
 from kernels.cpu.storage import store
 
 TOKENS_A_CHUNK = 2
 """Number of tokens in a chunk of work."""
+UNROUNDED = Rounding(Format(32, 32, False), NEVER)
+"""Activations stay float32."""
 
 
 @cache
-def norm_operation(mean: bool) -> Operation:
+def norm_operation(mean: bool, rounding: Rounding | None) -> Operation:
     """Add x to the residual stream and norm the sum: RMS norm, or layer norm where the `mean` is subtracted.
+
+    The normed numbers are also rounded if there is a `rounding`.
 
     Sources: Zhang and Sennrich, arXiv 1910.07467; Ba et al., arXiv 1607.06450.
 
-    Record: rows, x, residual (0: none), weight, bias (0: none), eps (float32 bits), normed, stream, size. x, residual,
-    normed and stream are [rows, size] float32, weight and bias [size].
+    Record: rows, x, residual (0: none), weight, bias (0: none), eps (float32 bits), normed, stream, size; rounded and
+    sums as in `round_operation`. x, residual, normed and stream are [rows, size] float32, weight and bias [size].
     """
+    rounds = rounding is not None
+    group, low, split, count, quantizes, least = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 9)
+        r = words(arguments, 11)
         rows, size = words(r[0], 1)[0], r[8]
         if chunk < 0:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
@@ -64,6 +71,8 @@ def norm_operation(mean: bool) -> Operation:
             else:
                 for i in range(size):
                     normed[i] = (stream[i] - centre) * scale * weight[i]
+            if rounds:
+                round_row(group, low, split, count, quantizes, least, rows, row, r[6] + at, size, r[9], r[10])
         return 0
 
     return operation(run)
@@ -210,15 +219,17 @@ def activation_operation(kind: ActivationKind) -> Operation:
 
 
 @cache
-def gated_operation(kind: ActivationKind) -> Operation:
-    """The activation function `kind` of the gate, times up (Shazeer, arXiv 2002.05202).
+def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Operation:
+    """The activation function `kind` of the gate, times up (Shazeer, arXiv 2002.05202); rounded too, if so asked.
 
-    Record: rows, gate and up, out, size. Gate and up are [rows, 2 * size] float32, the gate first; out is [rows, size].
+    Record: rows, gate and up, out, size; rounded and sums as in `round_operation`. Gate and up are [rows, 2 * size]
+    float32, the gate first; out is [rows, size].
     """
-    constant = _KINDS[kind]
+    constant, rounds = _KINDS[kind], rounding is not None
+    group, low, split, count, quantizes, least = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 4)
+        r = words(arguments, 6)
         rows, size = words(r[0], 1)[0], r[3]
         if chunk < 0:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
@@ -227,6 +238,9 @@ def gated_operation(kind: ActivationKind) -> Operation:
             out = floats(r[2] + row * size * 4, size)
             for i in range(size):
                 out[i] = _act(constant, gate[i]) * up[i]
+            if rounds:
+                place = r[2] + row * size * 4
+                round_row(group, low, split, count, quantizes, least, rows, row, place, size, r[4], r[5])
         return 0
 
     return operation(run)

@@ -44,6 +44,7 @@ def _pointer(kind: types.Type, element: ir.Type) -> Any:
 
 
 _float32_at = _pointer(types.float32, v.F32)
+_float64_at = _pointer(types.float64, ir.DoubleType())
 _int64_at = _pointer(types.int64, v.I64)
 _int32_at = _pointer(types.int32, v.I32)
 _uint16_at = _pointer(types.uint16, v.I16)
@@ -55,6 +56,12 @@ _int8_at = _pointer(types.int8, v.I8)
 def floats(address: int, count: int) -> Any:
     """The `count` float32 numbers at `address`."""
     return carray(_float32_at(address), count)
+
+
+@njit(inline="always")
+def doubles(address: int, count: int) -> Any:
+    """The `count` float64 numbers at `address`."""
+    return carray(_float64_at(address), count)
 
 
 @njit(inline="always")

@@ -1,66 +1,31 @@
-"""A projection in two operations: activations are quantised, then multiplied with panels of the weight."""
+"""A projection in two operations: activations are rounded, then multiplied with panels of the weight."""
 
 from functools import cache
+from typing import Any
 
 from numba import njit
 
 from kernels.cpu.instructions import floats, words
 from kernels.cpu.matrix_tile import (
+    DEPTH,
     MOST_ROWS,
+    PANELS,
+    REST,
+    STEPS,
     TOKENS,
-    TOTALS,
     configure,
-    inputs_at_once,
-    multiply_matrix_panel,
-    release,
-    serves,
+    multiply_panels,
+    parts,
 )
+from kernels.cpu.matrix_unit import REGISTER_BYTES, release
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
+from kernels.cpu.rounding import Rounding
 from kernels.cpu.target import dot_path
-from kernels.cpu.tile import LOW_BITS, SUMS_BYTES, multiply_tile, quantize_group
+from kernels.cpu.tile import SUMS_BYTES, multiply_tile
 
 CHUNK_BYTES = 12 * 1024
 """Bytes of panels in a chunk of work, few enough to stay in a core's first-level cache while all tokens use them."""
-ROUNDED = 8
-"""Number of tokens in a chunk of quantising."""
-
-
-NEVER = 1 << 40
-
-
-def _least_rows(form: Format) -> int:
-    """Number of tokens from which on the matrix unit multiplies."""
-    return TOKENS if serves(form) else NEVER
-
-
-@cache
-def quantize_operation(form: Format) -> Operation:
-    """Quantise activations in groups to integer codes, as `quantize_group` does, for weights of `form`.
-
-    Record: rows, x, codes, sums, columns, groups. x is [rows, columns] float32, and columns are whole groups. codes are
-    [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights and for the matrix unit; sums are
-    [rows, groups, 2] float32.
-    """
-    group, low, split, least = form.group, LOW_BITS[form.bits], form.bits == 4, _least_rows(form)
-
-    def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 6)
-        rows = words(r[0], 1)[0]
-        if chunk < 0:
-            return (rows + ROUNDED - 1) // ROUNDED
-        columns, groups = r[4], r[5]
-        for row in range(chunk * ROUNDED, min(rows, chunk * ROUNDED + ROUNDED)):
-            for g in range(groups):
-                at = row * groups + g
-                x = r[1] + (row * columns + g * group) * 4
-                if split or rows >= least:
-                    quantize_group(group, low, 1, x, r[2] + at * group * 2, r[3] + at * SUMS_BYTES)
-                else:
-                    quantize_group(group, low, 0, x, r[2] + at * group * 2, r[3] + at * SUMS_BYTES)
-        return 0
-
-    return operation(run)
 
 
 def _most_tokens(form: Format) -> int:
@@ -69,65 +34,49 @@ def _most_tokens(form: Format) -> int:
 
 
 @cache
-def multiply_operation(form: Format) -> Operation:
-    """Multiply activations with a weight in panels of `form`, and add a bias.
+def multiply_operation(rounding: Rounding) -> Operation:
+    """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
-    Record: rows, x, sums, panels, bias (0: none), out, groups, outputs. x and sums are those of `quantize_operation`,
-    or x is [rows, groups, group] float32 if weights have more than 8 bits; bias is [outputs] float32, and out is
-    [rows, outputs] float32.
+    Record: rows, x, rounded, sums, panels, bias (0: none), out, groups, outputs. x, rounded and sums are those of
+    `round_operation`; bias is [outputs] float32, and out is [rows, outputs] float32.
     """
+    form, least = rounding.form, rounding.least
     bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
-    least, at_once = _least_rows(form), inputs_at_once(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
+    count, source = parts(form), 2 if form.bits <= 8 else 1
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 8)
-        rows, groups, outputs = words(r[0], 1)[0], r[6], r[7]
+        r = words(arguments, 9)
+        rows, groups, outputs = words(r[0], 1)[0], r[7], r[8]
         panels = (outputs + LANES - 1) // LANES
-        share = max(1, CHUNK_BYTES // (groups * group_bytes))
+        share = max(1, CHUNK_BYTES // (groups * group_bytes)) if rows < least else PANELS
         if chunk < 0:
             return (panels + share - 1) // share
-        x_stride = groups * group_input_bytes
-        sums_stride = groups * SUMS_BYTES
         first, last = chunk * share, min(panels, chunk * share + share)
         if rows >= least:
-            configure(scratch, at_once)
-            row = 0
-            while row < rows:
-                # Fewer than TOKENS that are left are computed with some of those before them again.
-                row = min(row, rows - TOKENS)
-                count = min(rows - row, MOST_ROWS)
-                x, sums = r[1] + row * x_stride, r[2] + row * sums_stride
-                for index in range(first, last):
-                    panel = r[3] + index * groups * group_bytes
-                    multiply_matrix_panel(
-                        bits, group, offsets, panel, x, x_stride, sums, sums_stride, groups, count, scratch
-                    )
-                    for tile in range(0, count, TOKENS):
-                        begin = min(tile, count - TOKENS)
-                        _write(scratch + TOTALS + tile * LANES * 4, TOKENS, row + begin, index, outputs, r[4], r[5])
-                row += count
-            release(0)
+            _multiply_with_unit(bits, group, offsets, count, group_bytes, r, rows, first, last - 1, scratch)
             return 0
+        x_stride = groups * group_input_bytes
+        sums_stride = groups * SUMS_BYTES
         row = 0
         while row < rows:
-            x, sums = r[1] + row * x_stride, r[2] + row * sums_stride
-            count = most if rows - row >= most else min(4, rows - row)
+            x, sums = r[source] + row * x_stride, r[3] + row * sums_stride
+            tokens = most if rows - row >= most else min(4, rows - row)
             for index in range(first, last):
-                panel = r[3] + index * groups * group_bytes
-                if count == 8:
+                panel = r[4] + index * groups * group_bytes
+                if tokens == 8:
                     multiply_tile(
                         bits, group, offsets, 8, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
                     )
-                elif count == 4:
+                elif tokens == 4:
                     multiply_tile(
                         bits, group, offsets, 4, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
                     )
-                elif count == 3:
+                elif tokens == 3:
                     multiply_tile(
                         bits, group, offsets, 3, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
                     )
-                elif count == 2:
+                elif tokens == 2:
                     multiply_tile(
                         bits, group, offsets, 2, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
                     )
@@ -135,11 +84,75 @@ def multiply_operation(form: Format) -> Operation:
                     multiply_tile(
                         bits, group, offsets, 1, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
                     )
-                _write(scratch, count, row, index, outputs, r[4], r[5])
-            row += count
+                _write(scratch, tokens, row, index, outputs, r[5], r[6])
+            row += tokens
         return 0
 
     return operation(run)
+
+
+@njit(inline="always")
+def _multiply_with_unit(
+    bits: int,
+    group: int,
+    offsets: int,
+    count: int,
+    group_bytes: int,
+    r: Any,
+    rows: int,
+    first: int,
+    last: int,
+    scratch: int,
+) -> None:
+    """Multiply all tokens with the panels `first` and `last`, which may be the same, by the matrix unit.
+
+    `r` is the record of `multiply_operation`, and `count` the number of parts of an activation.
+    """
+    groups, outputs = r[7], r[8]
+    steps = groups * group // DEPTH
+    tile_bytes = steps * count * REGISTER_BYTES
+    whole = (first + PANELS) * LANES <= outputs
+    for top in range(0, rows, MOST_ROWS):
+        many = min(MOST_ROWS, rows - top)
+        out, out_stride = r[6] + 4 * (outputs * top + first * LANES), 4 * outputs
+        if not whole:
+            out, out_stride = scratch + REST, 4 * PANELS * LANES
+        begun, begun_stride = r[5] + 4 * first * LANES if whole and r[5] != 0 else 0, 0
+        for step in range(0, steps, STEPS):
+            size = min(STEPS, steps - step)
+            at = r[4] + (first * groups + step * (DEPTH // group)) * group_bytes
+            beside = at + (last - first) * groups * group_bytes
+            row = 0
+            while row < many:
+                left = many - row
+                if row == 0 or left < TOKENS:
+                    configure(scratch, min(left, TOKENS))
+                tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
+                tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
+                x = r[2] + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
+                before, place = begun + begun_stride * row, out + out_stride * row
+                # fmt: off
+                multiply_panels(
+                    bits, group, offsets, tiles, unpacks, at, beside, size,
+                    x, tile_bytes, before, begun_stride, place, out_stride, scratch,
+                )
+                # fmt: on
+                row += tokens
+            begun, begun_stride = out, out_stride
+        if not whole:
+            _copy(out, many, first * LANES, outputs, r[5], r[6] + 4 * outputs * top)
+    release(0)
+
+
+@njit(inline="always")
+def _copy(totals: int, count: int, begin: int, outputs: int, bias: int, out: int) -> None:
+    """Write outputs from `begin` on, in `totals` [count, PANELS * LANES], to out [count, outputs], and add a bias."""
+    for t in range(count):
+        done, place = floats(totals + 4 * PANELS * LANES * t, PANELS * LANES), floats(out + 4 * outputs * t, outputs)
+        for i in range(begin, outputs):
+            place[i] = done[i - begin]
+            if bias != 0:
+                place[i] += floats(bias, outputs)[i]
 
 
 @njit(inline="always")

@@ -1,254 +1,268 @@
-"""The inner loop of a matrix product for many tokens, on the matrix unit of Intel CPUs (AMX).
+"""The inner loops of a matrix product on the matrix unit of Intel CPUs (AMX), which multiplies bfloat16 numbers.
 
-The unit multiplies two-dimensional registers ("tiles") of small integers. Its sums are exact, and floats are added in
-the order of `tile.py`, so that a token's outputs have the same bits there and here.
+Weights are unpacked to bfloat16, two panels at a time, and stay in scratch memory while all tokens are multiplied with
+them; activations are bfloat16 numbers, or sums of two. The unit adds in float32. An output's sum has one order, so that
+a token's outputs have the same bits alone and beside others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from kernels.cpu import matrix_unit as unit
 from kernels.cpu import vectors as v
 from kernels.cpu.instructions import instruction
+from kernels.cpu.matrix_unit import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.target import matrix_unit
-from kernels.cpu.tile import LOW_BITS, SUMS_BYTES, add_products, byte_pairs, nibble_quads
 
-TOKENS = 16
-"""Number of tokens in a tile, one for each row of a register."""
+DEPTH = 32
+"""Inputs in a step of the sums: bfloat16 numbers in a row of a register."""
+TOKENS = REGISTER_ROWS
+"""Limit of tokens in a register."""
+STEPS = 64
+"""Limit of steps whose weights are unpacked at a time."""
+PANELS = 2
+"""Panels that are multiplied together, so that activations are loaded half as often."""
 MOST_ROWS = 512
-"""Limit of tokens that are multiplied with a panel together."""
-BLOCK = 8
-"""Number of groups that go through each stage of the work together.
+"""Limit of tokens that are multiplied with unpacked weights before these are unpacked again."""
+UNPACKED = CONFIGURATION_BYTES
+REST = UNPACKED + PANELS * STEPS * REGISTER_BYTES
+"""Places in scratch memory: behind the registers' configuration lie the weights, [PANELS, STEPS, DEPTH / 2, LANES, 2]
+bfloat16, and behind them outputs [MOST_ROWS, PANELS * LANES] float32 of panels that are not full."""
+WEIGHTS, INPUTS, SUMS = (0, 1), (2, 3), ((4, 5), (6, 7))
+"""Registers: a step's weights [DEPTH / 2, LANES, 2] of each panel, its activations [TOKENS, DEPTH] of each tile of
+tokens, and sums float32 [TOKENS, LANES] of each panel and tile."""
 
-A register cannot be loaded from what has just been stored, nor numbers from a register that has just been stored: both
-wait until the store has reached the cache. By the time a stage reads a group, the stage before is some groups ahead.
-"""
-CONFIGURATION_BYTES = 64
-REGISTER_BYTES = 64 * TOKENS
-PRODUCTS = CONFIGURATION_BYTES + BLOCK * REGISTER_BYTES
-TOTALS = PRODUCTS + BLOCK * 2 * REGISTER_BYTES
-"""Place of the totals in scratch memory: [tiles, TOKENS, LANES] float32.
 
-Before them lie the registers' configuration and, for each group of a block, its weights and two registers of sums.
-"""
+def serves(form: Format, groups: int) -> bool:
+    """Whether there is a matrix unit, and it can multiply with weights of `form` in so many groups."""
+    suitable = form.bits <= 16 and form.group % 8 == 0 and DEPTH % form.group == 0 and groups * form.group % DEPTH == 0
+    return suitable and LANES == 16 and matrix_unit()
 
-WEIGHTS, INPUTS, UPPER, LOWER = range(4)
-"""Registers: weights u8 or i8 [rows, 4 LANES], activations' codes i8 [TOKENS, 4 rows], and sums i32 [TOKENS, LANES].
 
-Weights of 4 bits are there twice, multiplied by 2^4 for the upper parts of codes and as they are for the lower parts,
-and UPPER has the sums of both. Weights of 8 bits are multiplied with one part after the other, whose sums stand apart.
-"""
+def parts(form: Format) -> int:
+    """Number of bfloat16 numbers whose sum is an activation: 1, with a relative error of 2^-9, or 2, with 2^-17.
+
+    Weights of 4 bits are so rough that the error is lost in theirs.
+    """
+    return 1 if form.bits == 4 else 2
 
 
 def _emit_configure(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
-    place, inputs = values
-    v.store(builder, v.filled(v.I8, CONFIGURATION_BYTES, 0), place)
-    v.store(builder, ir.Constant(v.I8, 1), place)
-    columns = builder.trunc(inputs, v.I16)
-    rows = builder.trunc(builder.lshr(inputs, ir.Constant(inputs.type, 2)), v.I8)
-    tokens, full = ir.Constant(v.I8, TOKENS), ir.Constant(v.I16, 4 * LANES)
-    for register, width, height in (
-        (WEIGHTS, full, rows),
-        (INPUTS, columns, tokens),
-        (UPPER, full, tokens),
-        (LOWER, full, tokens),
-    ):
-        v.store(builder, width, place, 16 + 2 * register)
-        v.store(builder, height, place, 48 + register)
-    _tile(builder, "ldtilecfg", _pointer(builder, place))
+    place, tokens = values
+    full, height = ir.Constant(v.I64, 64), ir.Constant(v.I64, REGISTER_ROWS)
+    unit.configure(builder, place, [(full, height)] * 2 + [(full, tokens)] * 6)
     return ir.Constant(v.I64, 0)
 
 
 configure = instruction(types.int64, [types.int64, types.int64], _emit_configure)
-"""Give the calling thread's registers their shapes, for `inputs` codes of a token at once: (scratch, inputs) -> 0."""
-
-
-def _emit_release(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
-    _tile(builder, "tilerelease")
-    return values[0]
-
-
-release = instruction(types.int64, [types.int64], _emit_release)
-"""Free the calling thread's registers, which the system would save at every switch: (anything) -> the same."""
-
-
-def inputs_at_once(form: Format) -> int:
-    """Number of a token's codes, of both parts, that are multiplied by one instruction."""
-    return 2 * form.group if form.bits == 4 else form.group
-
-
-def serves(form: Format) -> bool:
-    """Whether there is a matrix unit, and it can multiply with weights of `form`."""
-    return matrix_unit() and form.bits <= 8 and form.group % 4 == 0 and inputs_at_once(form) <= 64
+"""Give the calling thread's registers their shapes, for up to 16 tokens in a tile: (scratch, tokens) -> 0."""
 
 
 @intrinsic(prefer_literal=True)
-def multiply_matrix_panel(
+def round_inputs(_: Any, count: Any, x: Any, out: Any) -> Any:
+    """Round a token's activations [DEPTH] float32 to sums of `count` bfloat16 numbers.
+
+    `count` is a compile-time constant; x and `out` are addresses. The parts are rows of `count` registers [TOKENS,
+    DEPTH] that lie one behind the other; `out` is the row in the first of them.
+    """
+    many = count.literal_value
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
+        numbers = v.load(builder, v.vector(v.F32, DEPTH), values[1])
+        for part, bits in enumerate(v.split(builder, numbers)[:many]):
+            v.store(builder, bits, values[2], part * REGISTER_BYTES)
+        return context.get_dummy_value()
+
+    return types.none(count, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def multiply_panels(
     _: Any,
     bits: Any,
     group: Any,
     offsets: Any,
-    panel: Any,
+    tiles: Any,
+    unpacks: Any,
+    first: Any,
+    second: Any,
+    steps: Any,
     x: Any,
-    x_stride: Any,
-    sums: Any,
-    sums_stride: Any,
-    groups: Any,
-    rows: Any,
+    tile_bytes: Any,
+    begun: Any,
+    begun_stride: Any,
+    out: Any,
+    out_stride: Any,
     scratch: Any,
 ) -> Any:
-    """Compute `LANES` outputs of `rows` tokens, from TOKENS to MOST_ROWS of them, and leave them in scratch memory.
+    """Multiply some tokens with the `first` and the `second` panel, for up to STEPS steps of the sums.
 
-    Arguments are those of `multiply_tile`, but that activations are split codes for 8-bit weights too. `scratch` is an
-    address by which the registers have been configured; totals lie `TOTALS` bytes behind it. The last tile of tokens
-    begins earlier if it would not be full, and computes some tokens again. Forms that the unit does not serve compile
-    to nothing.
+    `bits`, `group` and `offsets` (the weight's `Format`) are compile-time constants; all others are addresses, strides
+    of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights are those in scratch memory, and are
+    written there first if `unpacks` is 1 and not 0. x has the tokens' activations as `round_inputs` writes them, tiles
+    `tile_bytes` apart.
+    Sums begin with what stands at `begun`, or with 0 if that is 0, and go to `out`, [tokens, PANELS * LANES] float32.
     """
     form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
         # A caller's branch that is never taken is compiled too.
-        if serves(form):
-            _emit(builder, form, values[3:])
+        if serves(form, DEPTH // form.group):
+            for many, fresh in product((1, 2), (0, 1)):
+                wanted = zip(values[3:5], (many, fresh), strict=True)
+                fits = [builder.icmp_signed("==", given, ir.Constant(v.I64, number)) for given, number in wanted]
+                with builder.if_then(builder.and_(*fits)):
+                    _emit(builder, form, many, bool(fresh), values[5:])
         return context.get_dummy_value()
 
-    return types.none(bits, group, offsets, *[types.int64] * 8), generate
+    return types.none(bits, group, offsets, *[types.int64] * 12), generate
 
 
-def _emit(builder: ir.IRBuilder, form: Format, arguments: Sequence[v.Value]) -> None:
-    panel, x, x_stride, sums, sums_stride, groups, rows, scratch = arguments
-    weights, products, totals = (
-        builder.add(scratch, ir.Constant(v.I64, place)) for place in (CONFIGURATION_BYTES, PRODUCTS, TOTALS)
-    )
-    tiles = _pieces(builder, rows, TOKENS)
-    last_row = builder.sub(rows, ir.Constant(v.I64, TOKENS))
-    zero = v.filled(v.F32, LANES, 0.0)
+def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, arguments: Sequence[v.Value]) -> None:
+    first, second, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch = arguments
+    weights = [v.at(builder, scratch, UNPACKED + panel * STEPS * REGISTER_BYTES) for panel in range(PANELS)]
+    inputs = [_place(builder, x, tile_bytes, tile) for tile in range(tiles)]
 
-    def clear(tile: v.Value, _: list[v.Value]) -> list[v.Value]:
-        _store_rows(builder, [zero] * TOKENS, _at(builder, totals, tile, REGISTER_BYTES))
+    def multiply(step: v.Value) -> None:
+        here = [_place(builder, place, step, REGISTER_BYTES) for place in weights]
+        numbers = [_place(builder, place, step, parts(form) * REGISTER_BYTES) for place in inputs]
+        _emit_products(builder, parts(form), here, numbers)
+
+    def advance(step: v.Value, _: list[v.Value]) -> list[v.Value]:
+        if not unpacks:
+            multiply(step)
+            return []
+        for panel, place in zip((first, second), weights, strict=True):
+            groups = DEPTH // form.group
+            at = _place(builder, panel, step, groups * form.group_bytes)
+            _emit_unpack(builder, form, at, _place(builder, place, step, REGISTER_BYTES))
+        # Numbers cannot be loaded until their stores are done, so the unit is one step behind.
+        with builder.if_then(builder.icmp_signed(">", step, ir.Constant(v.I64, 0))):
+            multiply(builder.sub(step, ir.Constant(v.I64, 1)))
         return []
 
-    def add_block(block: v.Value, _: list[v.Value]) -> list[v.Value]:
-        first = builder.mul(block, ir.Constant(v.I64, BLOCK))
-        count = _smaller(builder, builder.sub(groups, first), ir.Constant(v.I64, BLOCK))
-        panels = _at(builder, panel, first, form.group_bytes)
-        inputs, factors = _at(builder, x, first, 2 * form.group), _at(builder, sums, first, SUMS_BYTES)
-
-        def unpack(group: v.Value, _: list[v.Value]) -> list[v.Value]:
-            place = _at(builder, weights, group, REGISTER_BYTES)
-            _store_rows(builder, _weights(builder, form, _at(builder, panels, group, form.group_bytes)), place)
-            return []
-
-        def add_tile(tile: v.Value, _: list[v.Value]) -> list[v.Value]:
-            row = _smaller(builder, builder.mul(tile, ir.Constant(v.I64, TOKENS)), last_row)
-            codes = builder.add(inputs, builder.mul(row, x_stride))
-            steps = builder.add(factors, builder.mul(row, sums_stride))
-
-            def multiply(group: v.Value, _: list[v.Value]) -> list[v.Value]:
-                place = _at(builder, products, group, 2 * REGISTER_BYTES)
-                numbers = _at(builder, codes, group, 2 * form.group)
-                _emit_multiply(builder, form, _at(builder, weights, group, REGISTER_BYTES), numbers, x_stride, place)
-                return []
-
-            def add(group: v.Value, before: list[v.Value]) -> list[v.Value]:
-                dots = _dots(builder, form, _at(builder, products, group, 2 * REGISTER_BYTES))
-                step = _at(builder, steps, group, SUMS_BYTES)
-                scales = [builder.add(step, builder.mul(sums_stride, ir.Constant(v.I64, t))) for t in range(TOKENS)]
-                return add_products(builder, form, _at(builder, panels, group, form.group_bytes), dots, scales, before)
-
-            place = _at(builder, totals, tile, REGISTER_BYTES)
-            before = [v.load(builder, zero.type, place, 4 * LANES * t) for t in range(TOKENS)]
-            v.repeat(builder, count, [], multiply)
-            _store_rows(builder, v.repeat(builder, count, before, add), place)
-            return []
-
-        v.repeat(builder, count, [], unpack)
-        v.repeat(builder, tiles, [], add_tile)
-        return []
-
-    v.repeat(builder, tiles, [], clear)
-    v.repeat(builder, _pieces(builder, groups, BLOCK), [], add_block)
+    _emit_begin(builder, tiles, begun, begun_stride)
+    v.repeat(builder, steps, [], advance)
+    if unpacks:
+        multiply(builder.sub(steps, ir.Constant(v.I64, 1)))
+    for tile in range(tiles):
+        place = _place(builder, out, out_stride, TOKENS * tile)
+        for panel in range(PANELS):
+            unit.store(builder, SUMS[panel][tile], v.at(builder, place, 4 * LANES * panel), out_stride)
 
 
-def _weights(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
-    """The weight codes of a group as the register's rows, each i8 [4 LANES], with four inputs of every output."""
-    if form.bits == 8:
-        return _byte_quads(builder, form, at)
-    codes = nibble_quads(builder, form, at)
-    return [*(builder.shl(code, v.like(code, LOW_BITS[form.bits])) for code in codes), *codes]
+def _emit_begin(builder: ir.IRBuilder, tiles: int, begun: v.Value, stride: v.Value) -> None:
+    """Load the sums of all panels and tiles, or set them to 0."""
+    with builder.if_else(builder.icmp_signed("==", begun, ir.Constant(v.I64, 0))) as (fresh, later):
+        with fresh:
+            for tile in range(tiles):
+                for panel in range(PANELS):
+                    unit.clear(builder, SUMS[panel][tile])
+        with later:
+            for tile in range(tiles):
+                place = _place(builder, begun, stride, TOKENS * tile)
+                for panel in range(PANELS):
+                    unit.load(builder, SUMS[panel][tile], v.at(builder, place, 4 * LANES * panel), stride)
 
 
-def _byte_quads(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
-    """The 8-bit weight codes of a group, in vectors i8 [4 LANES] that have four inputs of every output."""
-    pairs = byte_pairs(builder, form, at)
-    words = [builder.bitcast(pair, v.vector(v.I16, LANES)) for pair in pairs]
-    order = [lane + half * LANES for lane in range(LANES) for half in (0, 1)]
-    mask = ir.Constant(v.vector(v.I32, 2 * LANES), order)
-    quads = [builder.shuffle_vector(words[i], words[i + 1], mask) for i in range(0, len(words), 2)]
-    return [builder.bitcast(quad, v.vector(v.I8, 4 * LANES)) for quad in quads]
-
-
-def _emit_multiply(
-    builder: ir.IRBuilder, form: Format, weights: v.Value, codes: v.Value, stride: v.Value, place: v.Value
+def _emit_products(
+    builder: ir.IRBuilder,
+    count: int,
+    weights: Sequence[v.Value],
+    inputs: Sequence[v.Value],
 ) -> None:
-    """Multiply tokens' codes with a group of weights, and store the sums at `place`."""
-    signed = form.bits == 8 and not form.offsets
-    row = ir.Constant(v.I64, 4 * LANES)
-    _load(builder, WEIGHTS, weights, row)
-    for part, register in enumerate((UPPER, LOWER) if form.bits == 8 else (UPPER,)):
-        _load(builder, INPUTS, _at(builder, codes, ir.Constant(v.I64, part), form.group), stride)
-        _tile(builder, "tilezero", _register(register))
-        _tile(builder, "tdpbssd" if signed else "tdpbsud", *map(_register, (register, INPUTS, WEIGHTS)))
-        at = _at(builder, place, ir.Constant(v.I64, part), REGISTER_BYTES)
-        _tile(builder, "tilestored64", _register(register), _pointer(builder, at), row)
+    """Add the products of one step: each tile's activations, in `count` parts, with each panel's weights."""
+    row = ir.Constant(v.I64, 64)
+    for panel, place in enumerate(weights):
+        unit.load(builder, WEIGHTS[panel], place, row)
+    for part in range(count):
+        for tile, numbers in enumerate(inputs):
+            unit.load(builder, INPUTS[tile], v.at(builder, numbers, part * REGISTER_BYTES), row)
+            for panel in range(PANELS):
+                unit.multiply(builder, "tdpbf16ps", SUMS[panel][tile], INPUTS[tile], WEIGHTS[panel])
 
 
-def _dots(builder: ir.IRBuilder, form: Format, place: v.Value) -> list[v.Value]:
-    """Every token's products with a group of a panel, i32 [LANES]."""
-    kind = v.vector(v.I32, LANES)
-    upper = [v.load(builder, kind, place, 4 * LANES * token) for token in range(TOKENS)]
-    if form.bits == 4:
-        return upper
-    shifted = [builder.shl(value, v.like(value, LOW_BITS[form.bits])) for value in upper]
-    lower = [v.load(builder, kind, place, REGISTER_BYTES + 4 * LANES * token) for token in range(TOKENS)]
-    return [builder.add(a, b) for a, b in zip(shifted, lower, strict=True)]
+def _emit_unpack(builder: ir.IRBuilder, form: Format, at: v.Value, place: v.Value) -> None:
+    """Write the weights of a step, in groups of a panel from `at` on, to `place`: [DEPTH / 2, LANES, 2] bfloat16."""
+    for group in range(DEPTH // form.group):
+        source = v.at(builder, at, group * form.group_bytes)
+        for index, pair in enumerate(_unpacked(builder, form, source)):
+            v.store(builder, pair, place, (group * form.group // 2 + index) * 4 * LANES)
 
 
-def _store_rows(builder: ir.IRBuilder, rows: Sequence[v.Value], place: v.Value) -> None:
-    for index, row in enumerate(rows):
-        v.store(builder, row, place, 4 * LANES * index)
+def _unpacked(builder: ir.IRBuilder, form: Format, at: v.Value) -> Iterator[v.Value]:
+    """The weights of a group: for every two inputs, pairs of bfloat16 numbers of each output, i32 [LANES].
+
+    Each pair is made when it is asked for, so that few of them need registers at a time.
+    """
+    if form.bits == 16:
+        kind = v.vector(v.I16, LANES)
+        for k in range(0, form.group, 2):
+            a, b = (builder.zext(v.load(builder, kind, at, 2 * LANES * i), v.vector(v.I32, LANES)) for i in (k, k + 1))
+            yield builder.or_(a, builder.shl(b, v.like(b, 16)))
+        return
+    slope, intercept = _line(builder, form, at)
+    codes = _nibble_floats(builder, form, at) if form.bits == 4 else _byte_floats(builder, form, at)
+    numbers = (builder.bitcast(v.fma(builder, code, slope, intercept), v.vector(v.I32, LANES)) for code in codes)
+    for a, b in zip(numbers, numbers, strict=True):
+        yield builder.or_(builder.lshr(a, v.like(a, 16)), builder.and_(b, v.like(b, -(1 << 16))))
 
 
-def _at(builder: ir.IRBuilder, base: v.Value, index: v.Value, size: int) -> v.Value:
-    """The address of element `index` of those of `size` bytes at `base`."""
+def _line(builder: ir.IRBuilder, form: Format, at: v.Value) -> tuple[v.Value, v.Value]:
+    """The slopes and intercepts, float32 [LANES], of a group's weights as a function of t = 1 + code / 2^bits.
+
+    Both are larger by a small factor, since the lower half of a weight's bits is cut off: on average the factor makes
+    up for it, and it changes no weight that is a bfloat16 number.
+    """
+    kind = v.vector(v.I16, LANES)
+    scale = v.halves_to_floats(builder, v.load(builder, kind, at, form.codes_bytes))
+    slope = builder.fmul(scale, v.like(scale, 2**form.bits))
+    if form.offsets:
+        offset = v.halves_to_floats(builder, v.load(builder, kind, at, form.codes_bytes + 2 * LANES))
+        intercept = builder.fsub(offset, slope)
+    else:
+        # Signed codes have had their highest bit inverted, which adds 2^(bits - 1).
+        intercept = builder.fmul(scale, v.like(scale, -(2.0**form.bits) - 2.0 ** (form.bits - 1)))
+    factor = v.like(scale, 1 + 0.7 * 2.0**-8)
+    return builder.fmul(slope, factor), builder.fmul(intercept, factor)
+
+
+ONE = 0x3F800000
+"""The bits of 1.0 in float32. A code in the highest bits of the fraction makes the number 1 + code / 2^bits."""
+
+
+def _nibble_floats(builder: ir.IRBuilder, form: Format, at: v.Value) -> Iterator[v.Value]:
+    """1 + code / 16 of a group's 4-bit codes: float32 [LANES] for every input."""
+    for half in (0, 4):
+        for index in range(form.group // 8):
+            quads = v.load(builder, v.vector(v.I32, LANES), at, 4 * LANES * index)
+            for j in range(4):
+                yield _fraction(builder, quads, 4, 8 * j + half, ONE)
+
+
+def _byte_floats(builder: ir.IRBuilder, form: Format, at: v.Value) -> Iterator[v.Value]:
+    """1 + code / 256 of a group's 8-bit codes, plus 128 if they are signed: float32 [LANES] for every input."""
+    one = ONE if form.offsets else ONE | 1 << 22
+    for index in range(form.group // 2):
+        pairs = v.load(builder, v.vector(v.I16, LANES), at, 2 * LANES * index)
+        for j in range(2):
+            yield _fraction(builder, builder.zext(pairs, v.vector(v.I32, LANES)), 8, 8 * j, one)
+
+
+def _fraction(builder: ir.IRBuilder, words: v.Value, bits: int, place: int, one: int) -> v.Value:
+    """Float32 numbers with the bits `one`, exclusive-or `bits` bits of i32 words, from bit `place` on, as fraction."""
+    shift = 23 - bits - place
+    moved = builder.shl(words, v.like(words, shift)) if shift >= 0 else builder.lshr(words, v.like(words, -shift))
+    fraction = builder.and_(moved, v.like(words, ((1 << bits) - 1) << (23 - bits)))
+    return builder.bitcast(builder.xor(fraction, v.like(words, one)), v.vector(v.F32, LANES))
+
+
+def _place(builder: ir.IRBuilder, base: v.Value, index: v.Value, size: int) -> v.Value:
+    """The address `index` times `size` bytes behind `base`."""
     return builder.add(base, builder.mul(index, ir.Constant(v.I64, size)))
-
-
-def _pieces(builder: ir.IRBuilder, count: v.Value, size: int) -> v.Value:
-    """Number of pieces of `size`, the last perhaps not full, that `count` makes."""
-    return builder.sdiv(builder.add(count, ir.Constant(v.I64, size - 1)), ir.Constant(v.I64, size))
-
-
-def _smaller(builder: ir.IRBuilder, a: v.Value, b: v.Value) -> v.Value:
-    return builder.select(builder.icmp_signed("<", a, b), a, b)
-
-
-def _load(builder: ir.IRBuilder, register: int, address: v.Value, stride: v.Value) -> None:
-    _tile(builder, "tileloadd64", _register(register), _pointer(builder, address), stride)
-
-
-def _tile(builder: ir.IRBuilder, name: str, *arguments: v.Value) -> None:
-    if matrix_unit():
-        v.call(builder, f"llvm.x86.{name}", ir.VoidType(), arguments)
-
-
-def _register(index: int) -> v.Value:
-    return ir.Constant(v.I8, index)
-
-
-def _pointer(builder: ir.IRBuilder, address: v.Value) -> v.Value:
-    return builder.inttoptr(address, v.I8.as_pointer())

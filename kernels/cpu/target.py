@@ -36,11 +36,11 @@ def register_floats() -> int:
 
 @cache
 def matrix_unit() -> bool:
-    """Whether the CPU has a matrix unit for small integers (Intel's AMX) that this process may use.
+    """Whether the CPU has a matrix unit for bfloat16 numbers (Intel's AMX) that this process may use.
 
     Linux wants a process to ask for it, since its registers take 8 KB of every thread's state.
     """
-    if dot_path() != "avx512-vnni" or not {"amx-tile", "amx-int8"} <= features() or platform.system() != "Linux":
+    if dot_path() != "avx512-vnni" or not {"amx-tile", "amx-bf16"} <= features() or platform.system() != "Linux":
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
     return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0

@@ -56,6 +56,11 @@ def store(builder: ir.IRBuilder, value: Value, address: Value, offset: int = 0) 
     builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
 
 
+def at(builder: ir.IRBuilder, address: Value, offset: int) -> Value:
+    """The address `offset` bytes behind another."""
+    return builder.add(address, ir.Constant(address.type, offset))
+
+
 def prefetch(builder: ir.IRBuilder, address: Value) -> None:
     """Begin to bring the cache line at `address` into the second-level cache."""
     reading, level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
@@ -103,6 +108,26 @@ def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
     magnitude = builder.shl(builder.and_(wide, filled(I32, lanes, 0x7FFF)), filled(I32, lanes, 13))
     number = builder.fmul(builder.bitcast(magnitude, vector(F32, lanes)), filled(F32, lanes, 2.0**112))
     return builder.bitcast(builder.or_(builder.bitcast(number, sign.type), sign), number.type)
+
+
+def split(builder: ir.IRBuilder, numbers: Value) -> tuple[Value, Value]:
+    """The bits, i16 [lanes], of two bfloat16 numbers for each float32: the nearest one, and the nearest to the rest.
+
+    Their sum has a relative error of up to 2^-17.
+    """
+    # Rounding could carry the bits of a NaN into the sign, so a NaN gets fixed bits.
+    unknown = builder.fcmp_unordered("uno", numbers, numbers)
+    upper = builder.select(unknown, filled(I32, numbers.type.count, 0x7FC0), _to_bfloat16(builder, numbers))
+    near = builder.bitcast(builder.shl(upper, like(upper, 16)), numbers.type)
+    lower = _to_bfloat16(builder, builder.fsub(numbers, near))
+    kind = vector(I16, numbers.type.count)
+    return builder.trunc(upper, kind), builder.trunc(lower, kind)
+
+
+def _to_bfloat16(builder: ir.IRBuilder, numbers: Value) -> Value:
+    """The bits of the nearest bfloat16 numbers in the lower half of i32 [lanes]; any bits for a NaN."""
+    bits = builder.bitcast(numbers, vector(I32, numbers.type.count))
+    return builder.lshr(builder.add(bits, like(bits, 0x8000)), like(bits, 16))
 
 
 def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
@@ -167,6 +192,30 @@ def exp(builder: ir.IRBuilder, x: Value) -> Value:
     # Both comparisons are false for a NaN, which is returned itself.
     rest = builder.select(builder.fcmp_ordered("<=", x, lowest), like(x, 0), x)
     return builder.select(builder.fcmp_ordered(">", x, lowest), builder.fmul(p, builder.bitcast(power, x.type)), rest)
+
+
+def log(builder: ir.IRBuilder, x: Value) -> Value:
+    """The natural logarithm of float32, a scalar or a vector, of normal positive numbers, to a few last places.
+
+    x is split into 2^n m with m near 1, and ln m is the polynomial of Cephes' logf (Moshier, 1992; public domain).
+    """
+    bits = builder.bitcast(x, vector(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32)
+    half = builder.or_(builder.and_(bits, like(bits, 0x7FFFFF)), like(bits, 0x3F000000))
+    m = builder.bitcast(half, x.type)
+    small = builder.fcmp_ordered("<", m, like(x, 0.707106781186547524))
+    exponent = builder.sub(builder.lshr(bits, like(bits, 23)), like(bits, 126))
+    n = builder.sitofp(builder.select(small, builder.sub(exponent, like(bits, 1)), exponent), x.type)
+    m = builder.fsub(builder.select(small, builder.fadd(m, m), m), like(x, 1))
+    square = builder.fmul(m, m)
+    p = like(x, 7.0376836292e-2)
+    for coefficient in (
+        *(-1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
+        *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+    ):
+        p = fma(builder, p, m, like(x, coefficient))
+    y = fma(builder, n, like(x, -2.12194440e-4), builder.fmul(builder.fmul(p, m), square))
+    y = builder.fadd(m, fma(builder, square, like(x, -0.5), y))
+    return fma(builder, n, like(x, 0.693359375), y)
 
 
 def tanh(builder: ir.IRBuilder, x: Value) -> Value:

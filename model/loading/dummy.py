@@ -16,7 +16,9 @@ SPREAD = 0.02
 """Standard deviation of norms about 1 and of biases about 0."""
 
 
-def dummy_weights(spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
+def dummy_weights(
+    spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device, *, eight_bits: bool = False
+) -> DecoderWeights:
     """Random weights for `spec`, made on `device` and packed by `backend`; every call on one kind of device agrees.
 
     Norm weights are near 1. Matrices have a standard deviation of 1 / sqrt(inputs), so that outputs are about as large
@@ -25,7 +27,9 @@ def dummy_weights(spec: DecoderSpec, backend: Backend, dtype: torch.dtype, devic
     """
     names = {family.name: family.names for family in FAMILIES}[spec.family]
     generator = torch.Generator(device).manual_seed(0)
-    return assemble_weights(spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend)
+    return assemble_weights(
+        spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend, eight_bits=eight_bits
+    )
 
 
 @dataclass(frozen=True, slots=True)

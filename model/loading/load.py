@@ -9,7 +9,6 @@ from kernels.backend import Backend, KVCache, RecordingBackend
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.contract import CPU_SHARE, GPU_SHARE, RunnerConfig
 from model.decoder import Decoder
 from model.families.reader import read_spec
 from model.graphs import CudaCapture, GraphedDecoder, buckets
@@ -22,6 +21,7 @@ from model.loading.memory import Probe, fitting, largest_step, measure
 from model.loading.weights import load_weights
 from model.recorded import RecordedDecoder
 from model.runner import ModelRunner
+from model.runner_config import CPU_SHARE, GPU_SHARE, RunnerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FP8 = torch.float8_e4m3fn
@@ -67,6 +67,9 @@ def _load_decoder(
     config: RunnerConfig, backend: Backend, dtype: torch.dtype, device: torch.device
 ) -> tuple[Decoder, int]:
     """The decoder, and the limit of a request's tokens."""
+    eight_bits = _choice("rounding", config.round_weights, {"none": False, "8bit": True})
+    if eight_bits and not backend.keeps_quantized:
+        raise ValueError(f"the {backend.name} backend computes with dense weights: use another with round_weights=8bit")
     dummy = _choice("load format", config.load_format, {"auto": False, "dummy": True})
     checkpoint = open_checkpoint(config.model, weights=not dummy)
     spec = read_spec(checkpoint, config.max_context)
@@ -75,9 +78,9 @@ def _load_decoder(
         raise CheckpointError(f"a context of {max_context} tokens is beyond the model's {spec.max_context}")
     with fitting(device, "the model's weights", "take a smaller model, or a quantised one"):
         if dummy:
-            weights = dummy_weights(spec, backend, dtype, device)
+            weights = dummy_weights(spec, backend, dtype, device, eight_bits=eight_bits)
         else:
-            weights = load_weights(spec, checkpoint, backend, dtype, device)
+            weights = load_weights(spec, checkpoint, backend, dtype, device, eight_bits=eight_bits)
     return Decoder(spec, weights, backend), max_context
 
 

@@ -16,6 +16,7 @@ from model.checkpoint.group_quantized import GroupQuantized
 from model.families.names import Projection, QkvLayout, TensorNames
 from model.families.reader import tensor_names
 from model.loading.quantized_stack import stack_quantized
+from model.loading.rounding import fits_8_bits, to_8_bits
 from model.loading.tensor_reader import CheckpointReader, TensorReader
 from model.spec import DecoderSpec
 from model.weights import DecoderWeights, LayerWeights, Norm
@@ -27,11 +28,18 @@ log = logging.getLogger(__name__)
 
 
 def load_weights(
-    spec: DecoderSpec, checkpoint: Checkpoint, backend: Backend, dtype: torch.dtype, device: torch.device
+    spec: DecoderSpec,
+    checkpoint: Checkpoint,
+    backend: Backend,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    eight_bits: bool = False,
 ) -> DecoderWeights:
     """Load the weights of `spec` from a checkpoint, in `dtype`, on `device`, packed by `backend`.
 
-    Raises CheckpointError if a tensor is missing, has another shape than the spec says, or has no place in the model.
+    With `eight_bits` dense projections and tables are rounded first, by `to_8_bits`. Raises CheckpointError if a tensor
+    is missing, has another shape than the spec says, or has no place in the model.
     """
     names = tensor_names(checkpoint)
     ignored = [*names.ignored, *([re.escape(names.output_weight)] if spec.tied_embeddings else [])]
@@ -44,7 +52,7 @@ def load_weights(
             names.output_weight,
         )
         spec = replace(spec, tied_embeddings=False)
-    weights = assemble_weights(spec, names, tensors, backend)
+    weights = assemble_weights(spec, names, tensors, backend, eight_bits=eight_bits)
     tensors.refuse_unread(ignored)
     return weights
 
@@ -67,12 +75,14 @@ def _digest(checkpoint: Checkpoint, name: str) -> bytes:
     return digest.digest()
 
 
-def assemble_weights(spec: DecoderSpec, names: TensorNames, tensors: TensorReader, backend: Backend) -> DecoderWeights:
-    """The weights of `spec`, read from `tensors` under `names` and packed by `backend`.
+def assemble_weights(
+    spec: DecoderSpec, names: TensorNames, tensors: TensorReader, backend: Backend, *, eight_bits: bool = False
+) -> DecoderWeights:
+    """The weights of `spec`, read from `tensors` under `names` and packed by `backend`; `eight_bits` as above.
 
     Dense tensors are read one at a time, straight into their place in a stack. Raises the errors of `tensors`.
     """
-    return _WeightLoader(spec, names, tensors, backend).decoder()
+    return _WeightLoader(spec, names, tensors, backend, eight_bits).decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,7 @@ class _WeightLoader:
     names: TensorNames
     tensors: TensorReader
     backend: Backend
+    eight_bits: bool
 
     def decoder(self) -> DecoderWeights:
         spec, names = self.spec, self.names
@@ -114,7 +125,7 @@ class _WeightLoader:
         if isinstance(embedding, Linear):
             return embedding
         quantized = self._quantized([self._embedding_name()], [self.spec.vocab_size], self.spec.hidden_size, None)
-        return self.backend.pack(embedding if quantized is None else quantized, None)
+        return self._pack(embedding if quantized is None else quantized, None)
 
     def _embedding_name(self) -> str:
         """Name of the embedding's tensor. A file with tied embeddings may store the matrix as the output projection."""
@@ -125,7 +136,7 @@ class _WeightLoader:
     def _table(self, name: str) -> Linear:
         shape = self.spec.vocab_size, self.spec.hidden_size
         quantized = self._quantized([name], [shape[0]], shape[1], None)
-        return self.backend.pack(self.tensors.load(name, shape) if quantized is None else quantized, None)
+        return self._pack(self.tensors.load(name, shape) if quantized is None else quantized, None)
 
     def _layer(self, prefix: str) -> LayerWeights:
         spec, names = self.spec, self.names
@@ -176,6 +187,11 @@ class _WeightLoader:
         weight = self._stack(names, rows, columns, kind) if quantized is None else quantized
         biased = kind in self.names.biased or any(self.tensors.has(f"{part}.bias") for part in parts)
         bias = self._stack([f"{part}.bias" for part in parts], rows, None, kind) if biased else None
+        return self._pack(weight, bias)
+
+    def _pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
+        if self.eight_bits and isinstance(weight, Tensor) and fits_8_bits(weight):
+            weight = to_8_bits(weight)
         return self.backend.pack(weight, bias)
 
     def _quantized(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from model.contract import TokenLogprobs
+from model.seen import TokenLogprobs
 
 ROWS_AT_ONCE = 64
 """Rows of logits that `score` computes at once, lest a long prompt's logits take gigabytes."""

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kernels.backend import SamplingBatch
 from kernels.reference_sampling import exponentials, sampled_weights, stream_keys, uniforms
-from model.contract import Distribution, Draw, Stage
+from model.contract import Draw
 from model.sampling.transforms import Transform
+from model.seen import Distribution, Stage
 from model.transfer import stage, to_host
 
 FILTERS: dict[str, Callable[[Draw], bool]] = {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.contract import Inside
+from model.seen import Inside
 from service.api.arrays import to_numpy
 
 Weights = NDArray[np.float32]

@@ -4,7 +4,7 @@ from typing import Any
 
 from model.contract import SamplingParams
 from service.api.errors import refusal
-from service.api.schemas.requests import GenerationBody
+from service.api.schemas.generation import GenerationBody
 from service.engine.messages import BeamSearch, Grammar
 
 _ALONE: dict[str, tuple[Any, ...]] = {"length_penalty": (1.0,), "early_stopping": (False,)}

@@ -30,7 +30,7 @@ from service.api.schemas.answers import (
     ToolCallDelta,
     Usage,
 )
-from service.api.schemas.requests import ChatBody
+from service.api.schemas.chat import ChatBody
 from service.generation import Piece
 from service.text.message import MessageDelta, MessageReader
 from service.text.tools.reader import CallDelta

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.contract import TokenLogprobs
+from model.seen import TokenLogprobs
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
 from service.api.context import JobContext, Served
@@ -17,7 +17,7 @@ from service.api.errors import REFUSALS
 from service.api.logprobs import finite, prompt_logprobs
 from service.api.requests import Job, completion_job
 from service.api.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
-from service.api.schemas.requests import CompletionBody
+from service.api.schemas.completions import CompletionBody
 from service.generation import Piece
 from service.text.interface import Tokenizer
 
@@ -91,7 +91,7 @@ class CompletionFormat(Format):
         self, index: int, text: str, pieces: Sequence[Piece], first: bool = False, scored: bool = False
     ) -> CompletionChoice:
         """The next part of a choice: with the prompt's ids if it is the `first`, and with its scores if `scored`."""
-        prompt = self.job.choices[index].prompt
+        prompt = self.job.choices[index].sent.prompt
         logprobs = None
         if self.job.logprobs and pieces:
             writer = self._logprobs[index]
@@ -150,11 +150,15 @@ class LogprobsWriter:
             self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token)))
 
     def _likeliest(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
-        """Log-probabilities by name. Tokens may share a name: the chosen token then wins, or else the likeliest."""
+        """Log-probabilities by name, of the chosen token too. A name that several tokens share is the likeliest one's.
+
+        Evaluation harnesses take a token whose log-probability is the highest here for the likeliest one.
+        """
         named: dict[str, float] = {}
         for other, logprob in zip(logprobs.top_tokens, logprobs.top_logprobs, strict=True):
             named.setdefault(self._name(other), finite(logprob))
-        return named | {self._name(token): finite(logprobs.chosen)}
+        named.setdefault(self._name(token), finite(logprobs.chosen))
+        return named
 
     def _name(self, token: int) -> str:
         raw = self._tokenizer.token_bytes(token)

@@ -20,7 +20,7 @@ from service.api.errors import REFUSALS, refusal
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import embedding_job
 from service.api.schemas.answers import Embedding, Embeddings, EmbeddingUsage
-from service.api.schemas.requests import EmbeddingBody
+from service.api.schemas.embeddings import EmbeddingBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import Generation, GenerationError, GenerationRequest
 from service.observability.record import RequestRecord
@@ -53,7 +53,7 @@ async def _embed(context: Context, inputs: Sequence[GenerationRequest], record: 
 def embeddings_of(generations: Sequence[Generation], body: EmbeddingBody, context: JobContext) -> Embeddings:
     """The answer, once all inputs have been read. Raises ApiError, and GenerationError if a number is not finite."""
     vectors = [_finished(_pooled(generation), body) for generation in generations]
-    tokens = sum(len(generation.request.prompt) for generation in generations)
+    tokens = sum(len(generation.request.sent.prompt) for generation in generations)
     return Embeddings(
         object="list",
         model=context.model_name,
@@ -70,7 +70,7 @@ def _pooled(generation: Generation) -> NDArray[np.float32]:
     total: NDArray[np.float32] = np.sum([to_numpy(part) for part in generation.pooled], axis=0)
     if not np.isfinite(total).all():
         raise GenerationError("the model produced no finite numbers")
-    count = len(generation.request.prompt) if generation.request.wanted.pooling == "mean" else 1
+    count = len(generation.request.sent.prompt) if generation.request.sent.wanted.pooling == "mean" else 1
     return total / np.float32(count)
 
 

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from service.api.schemas.answers import ErrorBody, ErrorDetail
 from service.api.schemas.message_answers import MessageError, MessageErrorDetail
+from service.api.schemas.types import integral
 from service.engine.messages import Refusal
 from service.engine.status import EngineDead, EngineLost
 from service.generation import GenerationError, GenerationRefused
@@ -207,12 +208,8 @@ def _problem(error: Any) -> str:
     if error["type"] in _OWN_PROBLEMS:
         return str(error["msg"])
     words = _PROBLEMS.get(error["type"], "is not valid")
-    return words.format_map({name: _plain(value) for name, value in error.get("ctx", {}).items()})
-
-
-def _plain(value: Any) -> Any:
-    """A bound as a client would write it: pydantic has integers of more than 64 bits as floats."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    # Pydantic has integers of more than 64 bits as floats.
+    return words.format_map({name: integral(value) for name, value in error.get("ctx", {}).items()})
 
 
 def path_of(location: Sequence[str | int]) -> str:

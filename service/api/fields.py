@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.api.errors import path_of, refusal
+from service.api.schemas.body import Body
+from service.api.schemas.chat import ChatBody
 from service.api.schemas.idle import HINTS, asks_for_nothing
-from service.api.schemas.requests import Body, ChatBody, TokenizeBody
+from service.api.schemas.tokens import TokenizeBody
 from service.text.interface import ChatTemplate
 
 _MOST_NAMED = 16

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 
 from service.api.errors import refusal
-from service.api.schemas.requests import GenerationBody, ResponseFormat, StructuredOutputs
+from service.api.schemas.generation import GenerationBody
+from service.api.schemas.grammars import ResponseFormat, StructuredOutputs
 from service.engine.messages import Grammar
 
 _ANY_OBJECT = '{"type":"object"}'

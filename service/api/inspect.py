@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.contract import Distribution, Inside
+from model.seen import Distribution, Inside
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_json, to_numpy
 from service.api.attention import heaviest, joined, rollout
@@ -36,7 +36,7 @@ from service.api.schemas.answers import (
     Respelling,
     SpeltToken,
 )
-from service.api.schemas.requests import InspectBody
+from service.api.schemas.inspect import InspectBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import Generation, GenerationRequest, Piece
 from service.observability.record import RequestRecord
@@ -99,10 +99,10 @@ class View:
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
         self._looks = Looks(body, context.tokenizer, context.client.limits)
-        self._prompt, self._generated = job.prompt, seen.tokens
+        self._prompt, self._generated = job.sent.prompt, seen.tokens
         self._insides, self._shown = seen.insides, seen.distributions
-        assert job.wanted.trace is not None
-        self._trace = job.wanted.trace
+        assert job.sent.wanted.trace is not None
+        self._trace = job.sent.wanted.trace
         drawn_from = range(len(self._prompt) - 1, len(self._prompt) - 1 + len(self._generated))
         self._positions = sorted({*self._trace.positions, *drawn_from})
 

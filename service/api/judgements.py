@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from service.api.context import JobContext
 from service.api.errors import refusal
 from service.api.prompts import encode_messages
-from service.api.schemas.requests import JudgementBody, Message, ScoreBody, TokenizeBody
+from service.api.schemas.chat import Message
+from service.api.schemas.judgements import JudgementBody, ScoreBody
+from service.api.schemas.tokens import TokenizeBody
 from service.generation import Piece
 
 Pair = tuple[str, str]

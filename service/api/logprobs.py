@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from model.contract import TokenLogprobs
+from model.seen import TokenLogprobs
 from service.api.schemas.answers import PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob
 from service.generation import Piece
 from service.text.interface import Tokenizer
@@ -20,7 +20,7 @@ def finite(logprob: float) -> float:
 def token_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[TokenLogprob]:
     """The log-probabilities of the pieces' tokens, with the likeliest ones in the place of each.
 
-    The tokens join to the text, so a stop token that is left out of it has no entry, as in OpenAI's chats.
+    Each token that was drawn has an entry, also a stop token that is left out of the text, as in vLLM's chats.
     """
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
@@ -33,9 +33,7 @@ def token_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[TokenL
         return TokenLogprob(**entry(token, known.chosen), top_logprobs=tops)
 
     return [
-        place(piece.token, piece.logprobs)
-        for piece in pieces
-        if piece.token is not None and piece.logprobs is not None and not piece.silent
+        place(piece.token, piece.logprobs) for piece in pieces if piece.token is not None and piece.logprobs is not None
     ]
 
 

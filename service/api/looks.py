@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.contract import Distribution, Embedded, Inside, ModelLimits, PositionEncoding, TokenLogprobs
+from model.contract import ModelLimits
+from model.seen import Distribution, Embedded, Inside, PositionEncoding, TokenLogprobs
 from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined
 from service.api.logprobs import finite
@@ -26,7 +27,7 @@ from service.api.schemas.answers import (
     Numbers,
     TokenInspection,
 )
-from service.api.schemas.requests import Look
+from service.api.schemas.look import Look
 from service.generation import Piece
 from service.text.interface import Tokenizer
 
@@ -48,6 +49,12 @@ class Looks:
     def text(self, token: int) -> str:
         """A token's text; bytes that are no characters are replaced."""
         return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+    def _listed(self, id: int) -> dict[str, Any]:
+        """A token of a list: its id and text, and its bytes where they are no whole characters."""
+        raw = self._tokenizer.token_bytes(id)
+        text = raw.decode(errors="replace")
+        return {"id": id, "text": text} | ({} if text.encode() == raw else {"bytes": [*raw]})
 
     def token(self, id: int) -> dict[str, Any]:
         """A token's id, its text, and whether it is special, as the fields of `SpeltToken`."""
@@ -105,7 +112,7 @@ class Looks:
     def embedding(self, parts: Sequence[Embedded]) -> InspectedEmbedding:
         """The embeddings at consecutive positions."""
         nearest = [
-            [NearToken(id=id, text=self.text(id), cosine=_short(cosine)) for id, cosine in near]
+            [NearToken(**self._listed(id), cosine=_short(cosine)) for id, cosine in near]
             for part in parts
             for near in part.nearest
         ]
@@ -136,7 +143,7 @@ class Looks:
         """The lens at one layer and position; `followed` says whether a token follows."""
         likeliest = zip(entry.top_tokens, entry.top_logprobs, strict=True)
         return LensEntry(
-            likeliest=[LensToken(id=id, text=self.text(id), logprob=finite(logprob)) for id, logprob in likeliest],
+            likeliest=[LensToken(**self._listed(id), logprob=finite(logprob)) for id, logprob in likeliest],
             next_logprob=finite(entry.chosen) if followed else None,
             next_rank=entry.rank if followed else None,
         )
@@ -153,8 +160,7 @@ class Looks:
             ],
             candidates=[
                 Candidate(
-                    id=token,
-                    text=self.text(token),
+                    **self._listed(token),
                     probabilities=[_short(probability) for probability in probabilities],
                     noise=None if noise is None else _short(noise),
                 )

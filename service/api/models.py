@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter
 
+from model.contract import ModelLimits
 from service.api.context import Context, Served
-from service.api.schemas.answers import ModelCard, ModelList
+from service.api.schemas.answers import CardSize, ModelCard, ModelList, ParameterCounts
 
 router = APIRouter(tags=["models"])
 
@@ -22,9 +23,31 @@ async def get_model(name: str, context: Served) -> ModelCard:
 
 
 def _card(name: str, context: Context) -> ModelCard:
-    ready = context.client.health().state == "ready"
+    limits = context.client.limits if context.client.health().state == "ready" else None
     return ModelCard(
         id=name,
         created=context.started,
-        max_model_len=context.client.limits.capacity if ready else None,
+        max_model_len=None if limits is None else limits.capacity,
+        size=None if limits is None else _size(limits),
+    )
+
+
+def _size(limits: ModelLimits) -> CardSize:
+    size = limits.size
+    return CardSize(
+        vocab_size=limits.vocab_size,
+        hidden_size=size.hidden_size,
+        layers=limits.layers,
+        heads=limits.heads,
+        kv_heads=size.kv_heads,
+        head_dim=size.head_dim,
+        mlp_size=size.mlp_size,
+        parameters=ParameterCounts(
+            embedding=size.embedding,
+            attention=size.attention,
+            feed_forward=size.feed_forward,
+            head=size.head,
+            total=size.parameters,
+        ),
+        weight_bytes=size.weight_bytes,
     )

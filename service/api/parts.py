@@ -25,7 +25,7 @@ class Part:
     """The function of a call."""
     call_id: str = ""
     pieces: list[Piece] = field(default_factory=list)
-    """The pieces that its text came from, with those that were held back before it."""
+    """The pieces that its text came from, with those that were held back before it; no stop token is one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,9 @@ class PartsReader:
     def push(self, piece: Piece) -> Iterator[Change]:
         """The changes that are certain with this piece; with the last one, all the rest."""
         last = piece.finish_reason is not None
-        self._held.append(piece)
+        # A stop token that is left out of the text belongs to no part.
+        if not piece.silent:
+            self._held.append(piece)
         self._tokens += piece.token is not None
         delta = self._reader.push(piece.text, last=last)
         if delta.reasoning:

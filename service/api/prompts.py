@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from service.api.context import JobContext
 from service.api.errors import refusal
 from service.api.fields import template_variables
-from service.api.schemas.requests import ChatBody, Message, TokenizeBody
+from service.api.schemas.chat import ChatBody, Message
+from service.api.schemas.tokens import TokenizeBody
 from service.api.tools import check_tools, told_tools
 from service.text.chat import TemplateError
 from service.text.spans import Span, spans_of

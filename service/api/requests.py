@@ -22,21 +22,18 @@ from service.api.judgements import Pair, answer_tokens, check_question, judgemen
 from service.api.looks import named_heads
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.restrictions import allowed_mask, bad_words
-from service.api.schemas.requests import (
-    Body,
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    EmbeddingBody,
-    GenerationBody,
-    InspectBody,
-    JudgementBody,
-    Look,
-    Sampling,
-    TokenizeBody,
-)
+from service.api.schemas.body import Body
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
+from service.api.schemas.embeddings import EmbeddingBody
+from service.api.schemas.generation import GenerationBody
+from service.api.schemas.inspect import InspectBody
+from service.api.schemas.judgements import JudgementBody
+from service.api.schemas.look import Look
+from service.api.schemas.sampling import Sampling
+from service.api.schemas.tokens import DetokenizeBody, TokenizeBody
 from service.api.tools import answer_form
-from service.engine.messages import Grammar
+from service.engine.messages import EngineRequest, Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.message import MessageForm
@@ -166,12 +163,14 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     lengths = [_resolve_length(len(prompt), 0, None, context.client.limits, param="input") for prompt in encoded]
     return [
         GenerationRequest(
-            prompt=prompt,
-            params=SamplingParams(max_tokens=length),
-            cache_salt=_cache_salt(body, context, envelope.caller),
-            caller=envelope.caller,
-            patience=envelope.patience,
-            wanted=Wanted(pooling=body.pooling),
+            sent=EngineRequest(
+                prompt,
+                SamplingParams(max_tokens=length),
+                cache_salt=_cache_salt(body, context, envelope.caller),
+                caller=envelope.caller,
+                patience=envelope.patience,
+                wanted=Wanted(pooling=body.pooling),
+            )
         )
         for prompt, length in zip(encoded, lengths, strict=True)
     ]
@@ -196,11 +195,13 @@ async def judgement_job(
     lengths = [_resolve_length(len(prompt), 1, None, limits, param="documents") for prompt in prompts]
     return [
         GenerationRequest(
-            prompt=prompt,
-            params=SamplingParams(max_tokens=length, temperature=0.0, allowed=mask, logprobs=0),
-            cache_salt=_cache_salt(body, context, envelope.caller),
-            caller=envelope.caller,
-            patience=envelope.patience,
+            sent=EngineRequest(
+                prompt,
+                SamplingParams(max_tokens=length, temperature=0.0, allowed=mask, logprobs=0),
+                cache_salt=_cache_salt(body, context, envelope.caller),
+                caller=envelope.caller,
+                patience=envelope.patience,
+            )
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for mask in masks
@@ -229,14 +230,16 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     params = _sampling_params(body, defaults, context)
     trace = _trace(body, len(prompt), context)
     return GenerationRequest(
-        prompt=prompt,
-        params=replace(params, max_tokens=length, stop_token_ids=drawable(context.tokenizer.eos_token_ids, limits)),
+        sent=EngineRequest(
+            prompt,
+            replace(params, max_tokens=length, stop_token_ids=drawable(context.tokenizer.eos_token_ids, limits)),
+            cache_salt=_cache_salt(None, context, envelope.caller),
+            caller=envelope.caller,
+            patience=envelope.patience,
+            wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, context))),
+        ),
         include_stop=True,
         skip_special_tokens=False,
-        cache_salt=_cache_salt(None, context, envelope.caller),
-        caller=envelope.caller,
-        patience=envelope.patience,
-        wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, context))),
     )
 
 
@@ -483,30 +486,32 @@ def _job(
     trace = None if body.inspect is None else _looks_beside(body, context, lengths, prompts)
     generations = [
         GenerationRequest(
-            prompt=prompt,
-            params=replace(
-                params,
-                max_tokens=length,
-                min_tokens=body.min_tokens,
-                stop_token_ids=ends,
-                seed=(params.seed + index * _SEED_STRIDE) % 2**63,
-                allowed=allowed,
-                bad_words=banned,
-                # The mean log-probability is what the best are chosen by.
-                logprobs=0 if logprobs is None and tries > body.n else logprobs,
-            )
-            if search is None
-            else searching(search, length, ends),
+            sent=EngineRequest(
+                prompt,
+                replace(
+                    params,
+                    max_tokens=length,
+                    min_tokens=body.min_tokens,
+                    stop_token_ids=ends,
+                    seed=(params.seed + index * _SEED_STRIDE) % 2**63,
+                    allowed=allowed,
+                    bad_words=banned,
+                    # The mean log-probability is what the best are chosen by.
+                    logprobs=0 if logprobs is None and tries > body.n else logprobs,
+                )
+                if search is None
+                else searching(search, length, ends),
+                cache_salt=_cache_salt(body, context, envelope.caller),
+                caller=envelope.caller,
+                patience=envelope.patience,
+                wanted=Wanted(prompt_logprobs=max(scored, default=None), trace=trace),
+                grammar=grammar,
+                beams=search,
+            ),
             stop=_stop_strings(body),
             include_stop=body.include_stop_str_in_output,
             skip_special_tokens=body.skip_special_tokens,
             kept_special=message.markers,
-            cache_salt=_cache_salt(body, context, envelope.caller),
-            caller=envelope.caller,
-            patience=envelope.patience,
-            grammar=grammar,
-            wanted=Wanted(prompt_logprobs=max(scored, default=None), trace=trace),
-            beams=search,
         )
         for prompt, length in zip(prompts, lengths, strict=True)
         for index in range(tries if search is None else 1)

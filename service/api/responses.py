@@ -281,7 +281,7 @@ class ResponseLayout(Layout):
         return self._response("completed" if self._reader.last.finish_reason == "stop" else "incomplete", usage)
 
     def _response(self, status: ItemStatus, usage: Usage | None) -> ResponseAnswer:
-        body, params = self._body, self.job.choices[0].params
+        body, params = self._body, self.job.choices[0].sent.params
         reasoning = {"effort": body.reasoning and body.reasoning.effort, "summary": None}
         text = body.text and body.text.format
         return ResponseAnswer(

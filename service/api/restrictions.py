@@ -4,7 +4,7 @@ from model.contract import ModelLimits
 from service.api.context import JobContext
 from service.api.errors import refusal
 from service.api.prompts import off_loop
-from service.api.schemas.requests import GenerationBody
+from service.api.schemas.generation import GenerationBody
 
 
 def allowed_mask(tokens: list[int] | None, limits: ModelLimits) -> bytes | None:

@@ -22,7 +22,7 @@ from service.api.judgements import Pair, pairs_to_score, scores_of
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import judgement_job
 from service.api.schemas.answers import EmbeddingUsage, Ranked, RankedDocument, Ranking, Score, Scores
-from service.api.schemas.requests import JudgementBody, RerankBody, ScoreBody
+from service.api.schemas.judgements import JudgementBody, RerankBody, ScoreBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import GenerationRequest, Piece
 from service.observability.record import RequestRecord
@@ -77,7 +77,7 @@ async def _judge(
         pieces = await while_connected(request.receive, _draw(context, draws, envelope.record))
     except ClientLeft:
         return None
-    tokens = sum(len(draw.prompt) for draw in draws[::2])
+    tokens = sum(len(draw.sent.prompt) for draw in draws[::2])
     scores = scores_of(pieces, use_activation=body.use_activation)
     return envelope.record.id, scores, EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
 

@@ -11,7 +11,7 @@ from service.api.errors import REFUSALS
 from service.api.prompts import off_loop, places_of
 from service.api.requests import detokenized, tokenized
 from service.api.schemas.answers import Text, TokenizerInfo, Tokens
-from service.api.schemas.requests import DetokenizeBody, TokenizeBody
+from service.api.schemas.tokens import DetokenizeBody, TokenizeBody
 from service.observability.record import record_of
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute)

@@ -8,7 +8,8 @@ from typing import Any
 from service.api.context import JobContext
 from service.api.errors import refusal
 from service.api.grammars import check_grammar, grammar_of
-from service.api.schemas.requests import ChatBody, NamedTool, TokenizeBody, Tool
+from service.api.schemas.chat import ChatBody, NamedTool, Tool
+from service.api.schemas.tokens import TokenizeBody
 from service.engine.messages import Grammar
 from service.text.call_grammar import CallableFunction, CallRule, call_grammar
 from service.text.interface import ChatTemplate, Tokenizer

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import msgspec
 from pydantic import ValidationError
 
 from service.api.context import JobContext
@@ -17,7 +18,10 @@ from service.api.errors import ApiError, explain, renamed
 from service.api.fields import ignored_fields
 from service.api.prompts import off_loop
 from service.api.requests import Job, chat_job, tokenized
-from service.api.schemas.requests import Body, ChatBody, TokenizeBody
+from service.api.schemas.body import Body
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.tokens import TokenizeBody
+from service.generation import GenerationRequest
 from service.observability.record import RequestRecord
 
 _TURN_CHARACTERS = 64
@@ -48,7 +52,7 @@ async def translated_job(
     body: Body, translate: Callable[[], Translation], turns: int, context: JobContext, envelope: Envelope
 ) -> Job:
     """The job of a request of another API, which has about this many turns. Raises ApiError."""
-    translation = await _translated(body, translate, turns, context, envelope.record)
+    translation = await _translated(body, translate, turns, context)
     try:
         chat = _body(ChatBody, translation.chat, context)
         job = await chat_job(chat, context, envelope)
@@ -63,7 +67,7 @@ async def translated_prompt(
     body: Body, translate: Callable[[], Translation], turns: int, context: JobContext, record: RequestRecord
 ) -> list[int]:
     """The token ids of the prompt that such a request has. Raises ApiError."""
-    translation = await _translated(body, translate, turns, context, record)
+    translation = await _translated(body, translate, turns, context)
     own = {name: value for name, value in translation.chat.items() if name in TokenizeBody.model_fields}
     if translation.chat.get("tool_choice") == "none":
         own.pop("tools", None)
@@ -75,9 +79,7 @@ async def translated_prompt(
         _note_ignored(body, translation, context, record)
 
 
-async def _translated(
-    body: Body, translate: Callable[[], Translation], turns: int, context: JobContext, record: RequestRecord
-) -> Translation:
+async def _translated(body: Body, translate: Callable[[], Translation], turns: int, context: JobContext) -> Translation:
     refuse = context.settings.unknown_fields == "refuse"
     ignored_fields(body, refuse_unknown=refuse, template=context.template)
     return await off_loop(context, _TURN_CHARACTERS * turns, translate)
@@ -97,9 +99,10 @@ def _body(kind: type[B], plain: dict[str, Any], context: JobContext) -> B:
         raise explain(error) from None
 
 
-def _in_clients_words(choice: Any, translation: Translation) -> Any:
+def _in_clients_words(one: GenerationRequest, translation: Translation) -> GenerationRequest:
     """The generation with its grammar, which the engine may refuse, under the client's name for it."""
-    grammar = choice.grammar
+    grammar = one.sent.grammar
     if grammar is None:
-        return choice
-    return replace(choice, grammar=type(grammar)(grammar.kind, grammar.source, translation.rename(grammar.field)))
+        return one
+    named = msgspec.structs.replace(grammar, field=translation.rename(grammar.field))
+    return replace(one, sent=msgspec.structs.replace(one.sent, grammar=named))

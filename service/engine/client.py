@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
+from model.contract import ModelLimits, RunnerInfo
 from service.engine.channel import EngineChannel
-from service.engine.messages import BeamSearch, Cancel, Delta, EngineStats, FromEngine, Grammar, Report, Submit
+from service.engine.messages import Cancel, Delta, EngineRequest, EngineStats, FromEngine, Report, Submit
 from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStatus
 
 
@@ -109,23 +109,12 @@ class ChannelClient:
     def stop(self) -> None:
         self.follow(EngineStatus(EngineHealth("dead", "the engine was stopped"), self.restarts, final=True))
 
-    def submit(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        cache_salt: str = "",
-        caller: str = "",
-        patience: float | None = None,
-        grammar: Grammar | None = None,
-        ended: Callable[[], object] = lambda: None,
-        wanted: Wanted = NOTHING,
-        beams: BeamSearch | None = None,
-    ) -> CompletionStream:
+    def submit(self, request: EngineRequest, ended: Callable[[], object] = lambda: None) -> CompletionStream:
         if self._channel is None:
             raise EngineDead(self._health.reason)
         stream = CompletionStream(next(self._ids), self._abandon, ended)
         self._streams[stream.id] = stream
-        self._channel.send(Submit(stream.id, prompt, params, cache_salt, caller, patience, wanted, grammar, beams))
+        self._channel.send(Submit(stream.id, request))
         return stream
 
     def _abandon(self, id: int) -> None:

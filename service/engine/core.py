@@ -108,28 +108,29 @@ class EngineCore:
 
     def submit(self, message: Submit) -> None:
         """Queue a request. A request that cannot run ends with an error in the next report."""
-        params = message.params
-        ids = chain(message.prompt, params.stop_token_ids, (token for token, _ in params.logit_bias), *params.bad_words)
+        asked = message.request
+        params = asked.params
+        ids = chain(asked.prompt, params.stop_token_ids, (token for token, _ in params.logit_bias), *params.bad_words)
         if not all(0 <= token < self._vocab_size for token in ids):
             error = "a token id lies outside the vocabulary"
             self._note(Delta(message.id, [], None, finish_reason="error", error=error))
             return
-        if message.grammar and self._grammars is None:
+        if asked.grammar and self._grammars is None:
             error = "the engine has no vocabulary for grammars"
             self._note(Delta(message.id, [], None, finish_reason="error", error=error))
             return
         request = Request(
             id=message.id,
-            prompt=message.prompt,
+            prompt=asked.prompt,
             params=params,
-            cache_salt=message.cache_salt,
-            caller=message.caller,
-            patience=message.patience,
-            wanted=message.wanted,
+            cache_salt=asked.cache_salt,
+            caller=asked.caller,
+            patience=asked.patience,
+            wanted=asked.wanted,
             submitted=self._clock(),
-            guide=self._grammars.guide(message.grammar) if message.grammar and self._grammars else None,
+            guide=self._grammars.guide(asked.grammar) if asked.grammar and self._grammars else None,
         )
-        self._note(self._scheduler.add(request, message.beams))
+        self._note(self._scheduler.add(request, asked.beams))
 
     def cancel(self, message: Cancel) -> None:
         """End a request; its last delta is in the next report."""

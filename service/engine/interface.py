@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
-from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
-from service.engine.messages import BeamSearch, Delta, EngineStats, Grammar
+from model.contract import ModelLimits, RunnerInfo
+from service.engine.messages import Delta, EngineRequest, EngineStats
 from service.engine.status import EngineHealth
 
 
@@ -45,22 +45,11 @@ class EngineClient(Protocol):
     def health(self) -> EngineHealth:
         """The engine's state as far as this client knows."""
 
-    def submit(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        cache_salt: str = "",
-        caller: str = "",
-        patience: float | None = None,
-        grammar: Grammar | None = None,
-        ended: Callable[[], object] = lambda: None,
-        wanted: Wanted = NOTHING,
-        beams: BeamSearch | None = None,
-    ) -> DeltaStream:
+    def submit(self, request: EngineRequest, ended: Callable[[], object] = lambda: None) -> DeltaStream:
         """Start a request, which must fit the limits. Raises EngineDead if the engine is not ready.
 
-        `caller`, `patience`, `wanted`, `grammar` and `beams` are as in `Submit`. `ended` is called once, as soon as the
-        request's last delta has arrived, whether or not the earlier ones have been read.
+        `ended` is called once, as soon as the request's last delta has arrived, whether or not the earlier ones have
+        been read.
         """
 
     def stop(self) -> None:

@@ -8,17 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from model.contract import (
-    NOTHING,
-    Array,
-    Distribution,
-    Inside,
-    ModelLimits,
-    RunnerInfo,
-    SamplingParams,
-    TokenLogprobs,
-    Wanted,
-)
+from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
+from model.seen import Array, Distribution, Inside, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
 """Reasons why a request ended.
@@ -69,13 +60,12 @@ class Beam(msgspec.Struct, frozen=True):
     finish_reason: Literal["stop", "length"]
 
 
-class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Start a request: to generate tokens, to score or embed its prompt, to look inside, or all of these together.
+class EngineRequest(msgspec.Struct, frozen=True):
+    """A request to generate tokens, to score or embed a prompt, to look inside, or all of these together.
 
     The prompt has at least one token, and prompt and max_tokens fit the limits. With max_tokens 0 nothing is generated.
     """
 
-    id: int
     prompt: list[int]
     params: SamplingParams
     cache_salt: str = ""
@@ -88,6 +78,13 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     grammar: Grammar | None = None
     beams: BeamSearch | None = None
     """A beam search; `params` are then greedy, and ask for the log-probabilities that `BeamSearch.top` tells."""
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Start a request."""
+
+    id: int
+    request: EngineRequest
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

@@ -7,7 +7,6 @@ ones, under one token budget. Chunked prompts, prefix-cache hits and recomputati
 one rule.
 """
 
-import logging
 from array import array
 from bisect import bisect_left
 from collections import deque
@@ -17,17 +16,17 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from math import isnan
 
-import msgspec
-
 from model.contract import INVALID_TOKEN, NOTHING, Chunk, ChunkResult, StepPlan, StepResult
 from service.engine.beams import Beams, Candidate
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
+from service.engine.drafting import Drafting, agreement
 from service.engine.drafts import Guess, look_up
 from service.engine.grammar_source import GrammarError
 from service.engine.grammars import COMPILE_SECONDS, Guide, wait_for_masks
 from service.engine.leaders import Leaders
 from service.engine.messages import STEP_TOKENS, BeamSearch, Counters, Delta, FinishReason, Refusal
+from service.engine.news import last_delta, refused_delta, rejected_delta, search_delta, step_delta
 from service.engine.request import Request
 from service.engine.wishes import wishes
 
@@ -42,8 +41,6 @@ NOTHING_LEFT = Refusal(
     "nothing_to_draw", "The request's restrictions (such as allowed_token_ids and bad_words) left no token to draw", 0.0
 )
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ class Scheduler:
         """`token_budget` is the most tokens a step computes, `max_running` the most requests that own blocks.
 
         A decoding request gets up to `draft_tokens` drafts in a step, which `guess` makes, while no more than
-        `draft_running` requests own blocks: in a larger batch, wrong drafts cost others more than right ones save.
+        `draft_running` requests own blocks.
 
         Raises ValueError if the budget does not give every running request a token.
         """
@@ -98,9 +95,7 @@ class Scheduler:
         self._pool = pool
         self._token_budget = token_budget
         self._max_running = max_running
-        self._draft_tokens = draft_tokens
-        self._draft_running = draft_running
-        self._guess = guess
+        self._drafting = Drafting(pool, self.counters, draft_tokens, draft_running, guess)
         self._callers = Callers(caller_limits, max_running)
         self._leaders = Leaders(pool.block_size)
         self._waiting: dict[int, Request] = {}
@@ -134,13 +129,14 @@ class Scheduler:
     def add(self, request: Request, search: BeamSearch | None = None) -> Delta | None:
         """Queue a request; returns a final delta at once if it could never run or its caller is over a limit."""
         if not request.prompt:
-            return _final(request, "error", "the prompt is empty")
+            return last_delta(request, "error", "the prompt is empty")
         wanted = len(request.prompt) + request.params.max_tokens
         capacity = self._pool.num_blocks * self._pool.block_size
         if wanted > capacity:
-            return _final(request, "error", f"prompt and max_tokens are {wanted} tokens, the KV cache holds {capacity}")
+            problem = f"prompt and max_tokens are {wanted} tokens, the KV cache holds {capacity}"
+            return last_delta(request, "error", problem)
         if refusal := self._callers.refusal(request.caller, request.submitted):
-            return _refused(request, refusal)
+            return refused_delta(request, refusal)
         self._callers.spend(request.caller, len(request.prompt), request.submitted)
         self._callers.wait(request.caller)
         request.arrival = next(self._arrivals)
@@ -163,7 +159,7 @@ class Scheduler:
         expired = [request for request in self._waiting.values() if _expired(request, now)]
         for request in expired:
             self._drop(request)
-        return [_refused(request, TOO_LATE) for request in expired]
+        return [refused_delta(request, TOO_LATE) for request in expired]
 
     def reject(self, now: float) -> list[Delta]:
         """End the requests whose grammar cannot be followed, or was not compiled in time; `now` is in seconds."""
@@ -172,7 +168,7 @@ class Scheduler:
         for request, _ in failures:
             self._drop(request)
             self._pool.release(request)
-        return [_rejected(request, failure) for request, failure in failures]
+        return [rejected_delta(request, failure) for request, failure in failures]
 
     def await_grammars(self) -> None:
         """Wait a moment for the threads that work on grammars, because without them no step can be planned."""
@@ -231,7 +227,7 @@ class Scheduler:
             elif not request.params.max_tokens and _stop(chunk) == request.length:
                 deltas.append(self._complete(request, outcome, now))
             elif chunk.scores or chunk.pooled or chunk.trace:
-                deltas.append(_delta(request, outcome))
+                deltas.append(step_delta(request, outcome))
             if request.wishes:
                 request.collected = max(request.collected, _stop(chunk))
         searches = {request.search: None for request in step.requests if not request.ended}
@@ -279,12 +275,11 @@ class Scheduler:
     def _shares(self) -> list[tuple[Request, int]]:
         """The requests of the next step, each with its number of tokens; all own the blocks for them."""
         decoding, prompts = [], []
-        drafting = self._drafting
         for request in list(self._running.values()):
             behind = request.behind
             if behind > 1:
                 prompts.append(request)
-            elif behind == 1 and self._may_decode(request, drafting) and request.id in self._running:
+            elif behind == 1 and self._may_decode(request) and request.id in self._running:
                 # The blocks of most requests have room for one more token.
                 grown = len(request.blocks) * self._pool.block_size > request.computed or self._grow(request)
                 decoding += [request] if grown else []
@@ -292,53 +287,21 @@ class Scheduler:
         decoding = [request for request in decoding if request.id in self._running]
         shares = [(request, 1) for request in decoding]
         shares += self._prompt_shares(prompts, self._token_budget - len(decoding))
-        # By now the admitted prompts may be too many for it.
-        if self._drafting:
-            self._draft(decoding, self._token_budget - sum(tokens for _, tokens in shares))
+        self._drafting.draft(decoding, self._token_budget - sum(tokens for _, tokens in shares), len(self._running))
         return shares
 
-    @property
-    def _drafting(self) -> bool:
-        """Whether the load allows drafts."""
-        return self._draft_tokens > 0 and len(self._running) <= self._draft_running
-
-    def _draft(self, decoding: Sequence[Request], budget: int) -> None:
-        """Give decoding requests drafts from what is left of a step's budget and of the free blocks."""
-        for request in filter(self._drafts, decoding):
-            most = min(budget, self._draft_tokens, request.reach, request.params.max_tokens - request.drawn - 1)
-            drafts = self._guess(request, most) if most > 0 else ()
-            if not drafts:
-                continue
-            if self._pool.grow(request, len(drafts)):
-                request.drafts = drafts
-                budget -= len(drafts)
-                self.counters.drafts += 1
-                self.counters.drafted_tokens += len(drafts)
-            else:
-                self._pool.shrink(request)
-
-    def _drafts(self, request: Request) -> bool:
-        """Whether a request may get drafts while the load allows them. It then waits for its own draw before its next
-        chunk is planned.
-
-        A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
-        """
-        if request.params.reads_output or request.guide is not None or request.search is not None:
-            return False
-        return request.wanted.trace is None or not request.wanted.trace.generated
-
-    def _may_decode(self, request: Request, drafting: bool) -> bool:
+    def _may_decode(self, request: Request) -> bool:
         """Whether the next chunk of a request that is one token behind may be planned now."""
-        if request.promised and self._alone(request, drafting):
+        if request.promised and self._alone(request):
             return False
         return not request.awaits_mask
 
-    def _alone(self, request: Request, drafting: bool) -> bool:
+    def _alone(self, request: Request) -> bool:
         """Whether a request's next chunk is planned only once its draws in flight have landed."""
         if request.guide is not None or request.search is not None:
             return True
         # Behind drafts in flight no chunk can be planned, even if the load has ended all drafting meanwhile.
-        return bool(request.drafts) or (drafting and self._drafts(request))
+        return bool(request.drafts) or self._drafting.allows(request, len(self._running))
 
     def _prompt_shares(self, prompts: Sequence[Request], budget: int) -> list[tuple[Request, int]]:
         """Deal out `budget` tokens among the running `prompts`, and waiting ones, which are admitted while it lasts."""
@@ -461,11 +424,11 @@ class Scheduler:
 
     def _accept(self, request: Request, chunk: Chunk, outcome: ChunkResult, now: float) -> Delta:
         """Append the drawn tokens, as far as the drafts were right, and end the request if one of them was the last."""
-        right = _agreement(request.drafts, outcome.tokens)
+        right = agreement(request.drafts, outcome.tokens)
         tokens = outcome.tokens[: right + 1]
         if INVALID_TOKEN in tokens:
             failed = self._fail(request, NOT_FINITE)
-            return _refused(request, NOTHING_LEFT) if request.params.restricts else failed
+            return refused_delta(request, NOTHING_LEFT) if request.params.restricts else failed
         request.promised -= 1
         if request.drafts:
             self._settle_drafts(request, right)
@@ -486,7 +449,7 @@ class Scheduler:
             self._pool.shrink(request)
         if request.guide is not None and reason is None:
             request.guide.advance(tokens)
-        return _delta(request, outcome, reason, tokens)
+        return step_delta(request, outcome, reason, tokens)
 
     def _accept_beam(
         self, request: Request, beams: Beams, chunk: Chunk, outcome: ChunkResult, now: float
@@ -520,7 +483,7 @@ class Scheduler:
             request = beams.requests[0]
             self._drop(request)
             self._pool.release(request)
-            return [_found(request, beams)]
+            return [search_delta(request, beams)]
         self._branch(beams, going)
         return []
 
@@ -578,7 +541,7 @@ class Scheduler:
             self._pool.publish(request, outcome.distributions[-1].position + 1)
         self._drop(request)
         self._pool.release(request)
-        return _delta(request, outcome, "length")
+        return step_delta(request, outcome, "length")
 
     def _retake(self, request: Request, chunk: Chunk) -> None:
         """Have a chunk computed again, because its draw cannot stay. Nothing else can be in flight for the request."""
@@ -588,19 +551,17 @@ class Scheduler:
     def _settle_drafts(self, request: Request, right: int) -> None:
         """End the flight of a request's drafts, of which `right` were right and so count as computed."""
         request.computed += right
-        request.reach = max(request.reach, 2 * right) if right == len(request.drafts) else right + 1
-        request.drafts = ()
-        self.counters.accepted_tokens += right
+        self._drafting.settle(request, right)
 
     def _end(self, request: Request, reason: FinishReason) -> Delta:
         self._drop(request)
         self._pool.release(request)
-        return _final(request, reason)
+        return last_delta(request, reason)
 
     def _fail(self, request: Request, message: str) -> Delta:
         self._drop(request)
         self._pool.discard(request)
-        return _final(request, "error", message)
+        return last_delta(request, "error", message)
 
     def _drop(self, request: Request) -> None:
         """End a request, and with it all other beams of its search."""
@@ -649,14 +610,6 @@ def _breaks_off(guide: Guide, request: Request, outcome: ChunkResult) -> bool:
     return not guide.keeps(token, request.params.max_tokens - len(request.output) - 1)
 
 
-def _agreement(drafts: Sequence[int], drawn: Sequence[int]) -> int:
-    """Number of leading drafts that the draws before them gave as well."""
-    if not drafts:
-        return 0
-    pairs = enumerate(zip(drafts, drawn, strict=False))
-    return next((index for index, (draft, token) in pairs if draft != token), len(drafts))
-
-
 def _ending(request: Request, tokens: Sequence[int]) -> tuple[Sequence[int], FinishReason | None]:
     """Newly drawn `tokens` up to the one that ends the request, and the reason if one does."""
     for length, token in enumerate(tokens, 1):
@@ -680,55 +633,3 @@ def _grammar_failure(request: Request, now: float) -> Exception | None:
         return request.guide.failure
     late = request.awaits_mask and request.planned is None and now - request.submitted > COMPILE_SECONDS
     return GrammarError(f"was not compiled within {COMPILE_SECONDS:g} seconds") if late else None
-
-
-def _rejected(request: Request, failure: Exception) -> Delta:
-    """The last delta of a request whose grammar ends it."""
-    if request.guide is None or not isinstance(failure, GrammarError):
-        logger.error("a grammar could not be followed", exc_info=failure)
-        return _final(request, "error", "the engine failed to follow the grammar")
-    return _refused(request, Refusal("invalid_grammar", str(failure), 0.0, request.guide.field))
-
-
-def _refused(request: Request, refusal: Refusal) -> Delta:
-    return Delta(
-        id=request.addressee, tokens=[], logprobs=None, finish_reason="refused", refusal=refusal, times=request.times
-    )
-
-
-def _delta(
-    request: Request, outcome: ChunkResult, reason: FinishReason | None = None, tokens: Sequence[int] = ()
-) -> Delta:
-    """The news that a step brought for a request, with as many of the draws as are its new `tokens`."""
-    logprobs = None
-    if request.params.logprobs is not None:
-        logprobs = [entry for entry in outcome.logprobs[: len(tokens)] if entry]
-    delta = Delta(request.addressee, [*tokens], logprobs, reason, request.cached_tokens or 0, times=request.times)
-    if not request.wishes:
-        return delta
-    return msgspec.structs.replace(
-        delta,
-        scores=outcome.scores,
-        pooled=outcome.pooled,
-        inside=outcome.inside,
-        distributions=outcome.distributions,
-    )
-
-
-def _found(request: Request, beams: Beams) -> Delta:
-    """The last delta of a beam search that has ended."""
-    found = beams.finished[: beams.search.count]
-    return msgspec.structs.replace(_final(request, found[0].finish_reason), beams=found)
-
-
-def _final(request: Request, reason: FinishReason, error: str | None = None) -> Delta:
-    """The last delta of a request that ends without a token."""
-    return Delta(
-        id=request.addressee,
-        tokens=[],
-        logprobs=None,
-        finish_reason=reason,
-        cached_tokens=request.cached_tokens or 0,
-        error=error,
-        times=request.times,
-    )

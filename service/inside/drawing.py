@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.inside.arrays import Distribution, Floats, Inspection
+from service.inside.arrays import Distribution, Floats, Inspection, Integers
 from service.inside.columns import clusters, fitted, shown, width
 
 _SHADES = ((0.64, "█", 208), (0.36, "▓", 179), (0.16, "▒", 72), (0.04, "░", 67), (0.01, "·", 60), (0.0, " ", None))
@@ -22,6 +22,8 @@ _LETTERS = 8
 _TAIL = 22
 """Columns of a row's strongest key."""
 _LENS_CELL = 10
+_NUMBER = 8
+"""Columns of a number of a position's encoding."""
 _STAGE = 14
 """Columns of a stage of a distribution, at least."""
 
@@ -67,9 +69,13 @@ def _attention(seen: Inspection, canvas: Canvas) -> Iterator[str]:
     """A matrix for each head: queries down, keys across."""
     if seen.attention is None or not len(seen.positions):
         return
-    assert seen.attention.keys is None, "a matrix has all keys"
     names = [f"layer {layer}, head {head}" for layer, head in seen.attention.heads or ()]
     names += [f"layer {layer}, its heads reduced" for layer in seen.attention.layers or ()]
+    if seen.attention.keys is not None:
+        for name, weights, keys in zip(names, seen.attention.weights, seen.attention.keys, strict=True):
+            yield canvas.strong(f"attention of {name}: what each token looks at most")
+            yield from _heaviest(seen, weights, keys, canvas)
+        return
     for name, weights in zip(names, seen.attention.weights, strict=True):
         yield canvas.strong(f"attention of {name}: what each token (row) looks at (column)")
         yield from _matrix(seen, weights, canvas)
@@ -96,6 +102,15 @@ def _matrix(seen: Inspection, weights: Floats, canvas: Canvas) -> Iterator[str]:
         yield f"{_numbered(query, names[query], label)} {''.join(cells)}{tail}"
     if None in keys:
         yield f"{weights.shape[1] - len(keys) + 1} of {weights.shape[1]} tokens are left out; --npz and --html have all"
+
+
+def _heaviest(seen: Inspection, weights: Floats, keys: Integers, canvas: Canvas) -> Iterator[str]:
+    """The heaviest keys [positions, top] of one head, and their weights."""
+    names = [shown(token.text) for token in seen.tokens]
+    for position, found, shares in zip(seen.positions, keys, weights, strict=True):
+        pairs = [f"{key} {names[key]} {share:.0%}" for key, share in zip(found, shares, strict=True) if key >= 0]
+        begin = f"{_numbered(position, names[position], _LABEL)}  "
+        yield begin + fitted("  ".join(pairs), max(canvas.columns - width(begin), 1)).rstrip()
 
 
 def _numbered(position: int, name: str, columns: int) -> str:
@@ -183,6 +198,66 @@ def _embedding(seen: Inspection, canvas: Canvas) -> Iterator[str]:
         yield begin + fitted(told, max(canvas.columns - width(begin), 1)).rstrip()
 
 
+def _details(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """A token a line: its place in the text, and its bytes."""
+    if seen.text is None:
+        return
+    yield canvas.strong("bytes of each token, and its place in the text")
+    for position, token in enumerate(seen.tokens):
+        start, end = token.offsets or (0, 0)
+        begin = f"{_numbered(position, shown(token.text), _LABEL)}  {f'{start}-{end}':>9}  "
+        yield begin + fitted(bytes(token.bytes or []).hex(" "), max(canvas.columns - width(begin), 1)).rstrip()
+
+
+def _spellings(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """A spelling a line: its number of tokens, and what they are."""
+    if seen.spellings is None:
+        return
+    yield canvas.strong(f"the text in other spellings; as it is, it has {len(seen.tokens)} tokens")
+    for spelling in seen.spellings:
+        begin = f"{spelling.name.replace('_', ' '):<17}{len(spelling.tokens):>4} tokens  "
+        told = " │ ".join(f"{shown(token.text)} {token.id}" for token in spelling.tokens)
+        yield begin + fitted(told, max(canvas.columns - width(begin), 1)).rstrip()
+
+
+def _encoding(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+    """The rotary angles and learned rows of each position, as many as fit, and the slope of each head."""
+    encoding = seen.position_encoding
+    if encoding is None:
+        return
+    for rotation in encoding.rotary or ():
+        yield canvas.strong(f"rotary angles in degrees, a column for each pair, in layers {ranges(rotation.layers)}")
+        yield from _rows(seen, np.degrees(rotation.angles), "{:.0f}°", canvas)
+    if encoding.learned is not None:
+        yield canvas.strong("learned rows that are added to the embedding, a column for each dimension")
+        yield from _rows(seen, encoding.learned, "{:.3f}", canvas)
+    if encoding.alibi_slopes is not None:
+        yield canvas.strong("ALiBi's slopes: the score of a token d positions back is lowered by slope * d")
+        for head, slope in enumerate(encoding.alibi_slopes):
+            yield f"{f'head {head}':>{_LABEL}}  {slope:.6g}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, consecutive ones as a range: 0-4, 6."""
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and number == ends[-1][-1] + 1:
+            ends[-1] = [ends[-1][0], number]
+        else:
+            ends.append([number])
+    return ", ".join("-".join(map(str, end)) for end in ends)
+
+
+def _rows(seen: Inspection, numbers: Floats, form: str, canvas: Canvas) -> Iterator[str]:
+    """Numbers [positions, columns], as many of a row's first as fit."""
+    most = max((canvas.columns - _LABEL) // _NUMBER, 1)
+    for position, row in zip(seen.positions, numbers, strict=True):
+        cells = "".join(form.format(number).rjust(_NUMBER) for number in row[:most])
+        yield f"{_numbered(position, shown(seen.tokens[position].text), _LABEL)}{cells}"
+    if numbers.shape[1] > most:
+        yield f"{numbers.shape[1] - most} of {numbers.shape[1]} columns are left out; --npz and --html have all"
+
+
 def bar(share: float, columns: int) -> str:
     """A share of 1 as a bar in so many columns."""
     eighths = round(min(max(share, 0.0), 1.0) * columns * 8) if math.isfinite(share) else 0
@@ -195,9 +270,9 @@ def _distributions(seen: Inspection, canvas: Canvas) -> Iterator[str]:
     for index, one in enumerate(seen.distributions or ()):
         if index:
             yield ""
-        yield canvas.strong(
-            f"distribution after position {one.position}, {shown(seen.tokens[one.position].text)}: stage by stage"
-        )
+        under = "" if one.setting is None else f", under setting {one.setting}"
+        name = shown(seen.tokens[one.position].text)
+        yield canvas.strong(f"distribution after position {one.position}, {name}{under}: stage by stage")
         yield from _stages(one, canvas)
 
 
@@ -233,5 +308,8 @@ def _percent(share: float) -> str:
 
 
 View = Callable[[Inspection, Canvas], Iterator[str]]
-VIEWS: tuple[View, ...] = (_tokens, _embedding, _attention, _lens, _residual, _distributions)
+VIEWS: tuple[View, ...] = (
+    *(_tokens, _details, _spellings, _embedding, _encoding),
+    *(_attention, _lens, _residual, _distributions),
+)
 """Every view, in the order in which they are drawn."""

@@ -26,6 +26,8 @@ def arrays_of(seen: Inspection) -> Arrays:
     | name | shape |
     |---|---|
     | tokens, texts, generated | [tokens] |
+    | offsets, bytes, byte_counts | [tokens, 2], [bytes of all tokens], [tokens]; with details |
+    | spelling_0_name, spelling_0_text, spelling_0_tokens | [], [], [tokens of that spelling] |
     | positions | [positions] |
     | heads or layers | [heads, 2]: layer and head; [layers] where heads are reduced |
     | attention, keys | [heads or layers, positions, keys]; keys with top_keys alone |
@@ -38,12 +40,13 @@ def arrays_of(seen: Inspection) -> Arrays:
     | alibi_slopes | [heads] |
     | lens_tokens, lens_texts, lens_logprobs | [layers + 1, positions, top] |
     | lens_next_logprob, lens_next_rank | [layers + 1, positions]; NaN and 0 where no token follows |
-    | distribution_0_position, distribution_0_drawn | [] |
+    | distribution_0_position, distribution_0_setting, distribution_0_drawn | []; setting -1 is the request's own |
     | distribution_0_stages, distribution_0_kept, distribution_0_mass, distribution_0_entropy | [stages] |
     | distribution_0_tokens, distribution_0_texts, distribution_0_noise | [candidates] |
     | distribution_0_probabilities | [candidates, stages] |
 
-    Distributions and rotations are numbered. Texts are without NUL characters at their end, which NumPy leaves out.
+    Spellings, distributions and rotations are numbered. Texts are without NUL characters at their end, which NumPy
+    leaves out.
     """
     arrays: Arrays = {
         "tokens": np.array([token.id for token in seen.tokens], np.int64),
@@ -51,6 +54,12 @@ def arrays_of(seen: Inspection) -> Arrays:
         "generated": np.array([token.generated for token in seen.tokens], np.bool_),
         "positions": seen.positions,
     }
+    if seen.text is not None:
+        arrays |= _of_details(seen)
+    for index, spelling in enumerate(seen.spellings or ()):
+        arrays[f"spelling_{index}_name"] = np.array(spelling.name, np.str_)
+        arrays[f"spelling_{index}_text"] = np.array(spelling.text, np.str_)
+        arrays[f"spelling_{index}_tokens"] = np.array([token.id for token in spelling.tokens], np.int64)
     if seen.attention is not None:
         arrays |= _of_attention(seen.attention)
     if seen.residual is not None:
@@ -67,6 +76,15 @@ def arrays_of(seen: Inspection) -> Arrays:
     for index, one in enumerate(seen.distributions or ()):
         arrays |= {f"distribution_{index}_{name}": array for name, array in _of_distribution(one).items()}
     return arrays
+
+
+def _of_details(seen: Inspection) -> Arrays:
+    parts = [bytes(token.bytes or []) for token in seen.tokens]
+    return {
+        "offsets": np.array([token.offsets for token in seen.tokens], np.int64).reshape(-1, 2),
+        "bytes": np.frombuffer(b"".join(parts), np.uint8),
+        "byte_counts": np.array([len(part) for part in parts], np.int64),
+    }
 
 
 def _of_attention(attention: Attention) -> Arrays:
@@ -97,6 +115,7 @@ def _of_encoding(encoding: PositionEncoding) -> Arrays:
 def _of_distribution(one: Distribution) -> Arrays:
     return {
         "position": np.array(one.position, np.int64),
+        "setting": np.array(-1 if one.setting is None else one.setting, np.int64),
         "drawn": np.array(one.drawn, np.int64),
         "stages": np.array(one.stages, np.str_),
         "kept": one.kept,

@@ -14,7 +14,7 @@ class Timeline:
 
     def __init__(self, generation: Generation, metrics: Metrics, *, began: float, clock: Callable[[], float]) -> None:
         """`generation` has just been submitted for a request that arrived at `began`, in seconds on `clock`."""
-        self.prompt_tokens = len(generation.request.prompt)
+        self.prompt_tokens = len(generation.request.sent.prompt)
         self.tokens = 0
         self.finish_reason: str | None = None
         self.submitted = clock()
@@ -70,7 +70,7 @@ class Timeline:
         metrics.latency.observe(self.ended - self._began)
         metrics.prompt_tokens.observe(self.prompt_tokens)
         metrics.generation_tokens.observe(self.tokens)
-        metrics.max_tokens.observe(self._generation.request.params.max_tokens)
+        metrics.max_tokens.observe(self._generation.request.sent.params.max_tokens)
         if self.tokens > 1 and self.first_token is not None and self.last_token is not None:
             metrics.time_per_token.observe((self.last_token - self.first_token) / (self.tokens - 1))
         for histogram, seconds in (

@@ -24,6 +24,10 @@ export class Token {
     return this.entry.bytes;
   }
 
+  get name() {
+    return spelled({ text: this.entry.token, bytes: this.bytes });
+  }
+
   get probability() {
     return Math.exp(this.entry.logprob);
   }
@@ -76,7 +80,7 @@ export class TokenRow {
           id: `${this._id}-${index}`,
           "aria-selected": "false",
           "aria-label": t("token.label", {
-            text: token.isEnd ? t("answer.end") : spelled(token.entry),
+            text: token.isEnd ? t("answer.end") : token.name,
             probability: percent(token.probability),
           }),
           class: ["token", token.isEnd && "end", !token.isEnd && !token.text && "part"].filter(Boolean).join(" "),

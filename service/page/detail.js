@@ -2,7 +2,7 @@
 
 import { isMissing } from "./api.js";
 import { bars, waterfall } from "./distribution.js";
-import { button, h, hexadecimal, spelled } from "./dom.js";
+import { button, facts, h, hexadecimal, spelled } from "./dom.js";
 import { percent, t } from "./language.js";
 import { absent } from "./states.js";
 
@@ -21,16 +21,14 @@ export function detail(token, close) {
     h(
       "div",
       { class: "row between" },
-      h("h2", { id: "detail-title" }, t("detail.title"), " ", h("span", { class: "token-text" }, spelled(token.entry))),
+      h("h2", { id: "detail-title" }, t("detail.title"), " ", h("span", { class: "token-text" }, token.name)),
       button("✕", close, { "aria-label": t("close") }),
     ),
-    h(
-      "dl",
-      { class: "facts" },
-      fact(t("probability"), percent(token.probability)),
-      fact(t("entropy"), token.entropyText),
-      fact(t("bytes"), hexadecimal(token.bytes)),
-    ),
+    facts([
+      [t("probability"), percent(token.probability)],
+      [t("entropy"), token.entropyText],
+      [t("bytes"), hexadecimal(token.bytes)],
+    ]),
     h("h3", {}, t("alternatives")),
     h("p", { class: "help" }, t("alternatives.help")),
     alternatives(token),
@@ -44,14 +42,10 @@ export function detail(token, close) {
 
 function alternatives(token) {
   const isChosen = ({ bytes }) => String(bytes) === String(token.bytes);
-  const row = (entry) => ({ text: spelled(entry), value: Math.exp(entry.logprob), mark: isChosen(entry) });
+  const row = (entry) => ({ text: spelled({ ...entry, text: entry.token }), value: Math.exp(entry.logprob), mark: isChosen(entry) });
   const known = token.alternatives.map(row);
   if (!token.alternatives.some(isChosen)) known.push(row(token.entry));
   const rest = 1 - known.reduce((sum, { value }) => sum + value, 0);
   if (rest > 0) known.push({ text: t("others"), value: rest, rest: true });
   return bars(known, { label: t("alternatives"), full: Math.max(...known.map(({ value }) => value)) });
-}
-
-function fact(name, value) {
-  return h("div", {}, h("dt", {}, name), h("dd", {}, value));
 }

@@ -1,34 +1,38 @@
 // A next token's distribution: bars of candidates, and the stages that it goes through before the draw.
 
-import { h, shown } from "./dom.js";
+import { h, spelled } from "./dom.js";
 import { bits, number, percent, t } from "./language.js";
 
-/** Bars of `rows` ({ text, as it is shown, value, mark, note }); `value` is a share of 1, drawn against `full`. */
-export function bars(rows, { label, full = 1 }) {
+/** Bars of `rows` ({ text, as it is shown, value, mark, note; `plain` if the text is no token }); `value`, by default a share of 1, is drawn against `full`. */
+export function bars(rows, { label, full = 1, write = share }) {
   return h(
     "ul",
     { class: "bars", "aria-label": label },
-    rows.map(({ text, value, mark, note, rest }) =>
+    rows.map(({ text, value, mark, note, rest, plain }) =>
       h(
         "li",
         { class: [mark && "marked", rest && "rest"].filter(Boolean).join(" ") || null, "data-value": value },
-        h("span", { class: rest ? "name" : "name token-text" }, text),
+        h("span", { class: rest || plain ? "name" : "name token-text" }, text),
         h("span", { class: "track", "aria-hidden": "true" }, h("span", { style: { "--share": value / full } })),
-        h("span", { class: "amount" }, value > 0 ? percent(value) : "–", note && h("span", { class: "note" }, note)),
+        h("span", { class: "amount" }, write(value), note !== undefined && h("span", { class: "note" }, note)),
       ),
     ),
   );
 }
 
+function share(value) {
+  return value > 0 ? percent(value) : "–";
+}
+
 /** The table of stages of a distribution as /v1/inspect answers it: its candidates down, its stages across. */
-export function waterfall(distribution) {
+export function waterfall(distribution, label = t("waterfall")) {
   const { stages, candidates, drawn } = distribution;
   const stageName = ({ name }) => h("th", { scope: "col" }, t(`stage.${name}`));
   const summary = (title, value) =>
     h("tr", { class: "summary" }, h("th", { scope: "row" }, title), stages.map((stage) => h("td", {}, value(stage))));
   return h(
     "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": t("waterfall") },
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
     h(
       "table",
       { class: "waterfall" },
@@ -40,11 +44,11 @@ export function waterfall(distribution) {
         summary(t("stage.kept"), ({ kept }) => number(kept)),
         summary(t("stage.mass"), ({ mass }) => percent(mass)),
         summary(t("stage.entropy"), ({ entropy }) => bits(entropy)),
-        candidates.map(({ id, text, probabilities }) =>
+        candidates.map(({ id, text, bytes, probabilities }) =>
           h(
             "tr",
             { class: id === drawn ? "marked" : null },
-            h("th", { scope: "row", class: "token-text" }, shown(text), id === drawn && h("span", { class: "badge" }, t("drawn"))),
+            h("th", { scope: "row", class: "token-text" }, spelled({ text, bytes }), id === drawn && h("span", { class: "badge" }, t("drawn"))),
             probabilities.map((probability) =>
               h(
                 "td",

@@ -31,9 +31,9 @@ export function shown(text) {
   });
 }
 
-/** A token whose bytes are known: those of a part of a character in numbers. */
-export function spelled({ token, bytes }) {
-  return token.includes("\uFFFD") ? hexadecimal(bytes) : shown(token);
+/** A token's text, but a part of a character in numbers, where its bytes are known. */
+export function spelled({ text, bytes }) {
+  return bytes && text.includes("\uFFFD") ? hexadecimal(bytes) : shown(text);
 }
 
 /** Bytes as numbers of two digits. */
@@ -58,6 +58,16 @@ export function field(label, control, help) {
     control,
     help && h("p", { class: "help", id: `${control.id}-help` }, help),
   );
+}
+
+/** A list of facts, `pairs` being names and values. */
+export function facts(pairs) {
+  return h("dl", { class: "facts" }, pairs.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+}
+
+/** A part that scrolls by itself, also by keyboard. */
+export function scrolled(label, ...children) {
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, ...children);
 }
 
 /** A list to choose one of, `options` being pairs of value and text. */

@@ -1,30 +1,31 @@
 // One look inside, whose numbers are in the document itself: the page that `headlight inspect --html` writes.
 
 import { waterfall } from "./distribution.js";
-import { h, select, shown } from "./dom.js";
+import { h, select, spelled } from "./dom.js";
 import { language, t } from "./language.js";
 import { paint, preferences } from "./preferences.js";
 import { chips } from "./steps/chips.js";
-import { picker } from "./steps/controls.js";
-import { feedforward } from "./steps/feedforward.js";
-import { lens } from "./steps/lens.js";
+import { picker, positionPicker } from "./steps/controls.js";
+import { encoding } from "./steps/encoding.js";
+import { residual } from "./steps/feedforward.js";
+import { grid } from "./steps/lens.js";
 import { matrix } from "./steps/matrix.js";
 import { nearest } from "./steps/nearest.js";
+import { bytes, spellings } from "./steps/tokens.js";
 
 const answer = JSON.parse(document.getElementById("answer").textContent);
-/** What the steps of the walk take: the tokens that were looked at are the first ones. */
-const base = {
-  tokens: answer.tokens.slice(0, answer.positions.length),
-  residual: answer.residual,
-  layers: answer.residual ? answer.residual.added.shape[0] / 2 : 0,
-};
-const chosen = { map: 0, position: base.tokens.length - 1 };
+/** What the steps of the walk take. */
+const base = { ...answer, layers: answer.residual ? answer.residual.added.shape[0] / 2 : 0 };
+const chosen = { map: 0, position: answer.positions.at(-1) };
 /** Each view that the answer may have, in the order of the page. */
 const VIEWS = {
-  embedding: () => [h("h2", {}, t("embedding.nearest")), nearest(base, answer.embedding)],
+  text: () => [h("h2", {}, t("tokens.bytes")), h("p", { class: "help" }, t("tokens.bytes.help")), bytes(answer.tokens)],
+  spellings: () => spellings(answer),
+  embedding: () => [h("h2", {}, t("embedding.nearest")), nearest(at(answer.positions), answer.embedding), h("p", { class: "help" }, t("embedding.unit"))],
+  position_encoding: () => byPosition(encodingOf),
   attention: attentionView,
-  lens: () => lens({ look: { lens: () => answer }, base }),
-  residual: residualView,
+  lens: () => grid(answer.tokens, answer),
+  residual: () => byPosition(residual),
   distributions: () => answer.distributions.map(distributionView),
 };
 
@@ -49,54 +50,91 @@ async function render() {
   );
 }
 
-/** The map of one of the heads that were asked for, and their choice by layer and head. */
+/** One of the maps that were asked for, and their choice by layer and head, or by layer where heads are reduced. */
 function attentionView() {
-  const { heads, data } = answer.attention;
+  const { heads, layers: reduced, shape } = answer.attention;
+  if (!shape.every((size) => size > 0)) return [];
+  const maps = heads ?? reduced.map((layer) => [layer]);
   const place = h("div", { class: "figures" });
   const choice = h("div", { class: "field" });
-  const names = base.tokens.map(({ text }) => shown(text));
-  const layers = [...new Set(heads.map(([layer]) => layer))];
+  const layers = [...new Set(maps.map(([layer]) => layer))];
 
   function choose(map) {
     chosen.map = map;
-    const [layer, head] = heads[map];
-    const others = heads.flatMap((each, index) => (each[0] === layer ? [[index, each[1]]] : []));
-    const focused = choice.contains(document.activeElement);
-    choice.replaceChildren(h("label", { for: "head" }, t("head")), select("head", others, map, (value) => choose(Number(value))));
-    if (focused) choice.querySelector("select").focus();
-    draw(layer, head);
+    const [layer] = maps[map];
+    if (heads) {
+      const others = heads.flatMap((each, index) => (each[0] === layer ? [[index, each[1]]] : []));
+      const focused = choice.contains(document.activeElement);
+      choice.replaceChildren(h("label", { for: "head" }, t("head")), select("head", others, map, (value) => choose(Number(value))));
+      if (focused) choice.querySelector("select").focus();
+    }
+    draw();
   }
 
-  function draw(layer, head) {
-    const state = { chosen: { layer, head, position: chosen.position }, redraw: () => keepFocus(() => draw(layer, head), place, state) };
-    place.replaceChildren(h("h2", {}, t("attention.one", { layer, head })), matrix(names, data[chosen.map], state));
+  function draw() {
+    const [layer, head] = maps[chosen.map];
+    const [title, label] = heads ? ["attention.one", "attention.label"] : ["attention.reduced", "attention.reduced.label"];
+    place.replaceChildren(
+      h("h2", {}, t(title, { layer, head })),
+      matrix(base, weightsOf(chosen.map), t(label, { layer, head }), { chosen, redraw: redrawn }),
+      ...(answer.attention.keys ? [h("p", { class: "help" }, t("attention.top", { count: shape.at(-1) }))] : []),
+    );
   }
 
-  function keepFocus(redraw, place, state) {
-    chosen.position = state.chosen.position;
-    redraw();
+  function redrawn() {
+    draw();
     place.querySelector(`[aria-pressed="true"]`)?.focus();
   }
 
-  const layer = picker("layer", t("layer"), layers.map((each) => [each, each]), heads[chosen.map][0], (value) => choose(heads.findIndex(([each]) => each === value)));
+  const layer = picker("layer", t("layer"), layers.map((each) => [each, each]), maps[chosen.map][0], (value) => choose(maps.findIndex(([each]) => each === value)));
   choose(chosen.map);
-  return [h("div", { class: "row controls" }, layer, choice), place];
+  return [h("div", { class: "row controls" }, layer, heads && choice), place].filter(Boolean);
 }
 
-function residualView() {
+/** The weights [positions][keys] of a map; null where only the heaviest keys were asked for and this is another. */
+function weightsOf(map) {
+  const { data, keys } = answer.attention;
+  if (!keys) return data[map];
+  const width = answer.positions.at(-1) + 1;
+  return data[map].map((row, query) => {
+    const wide = Array(width).fill(null);
+    row.forEach((weight, place) => {
+      if (keys[map][query][place] >= 0) wide[keys[map][query][place]] = weight;
+    });
+    return wide;
+  });
+}
+
+/** The tokens at these positions. */
+function at(positions) {
+  return positions.map((position) => answer.tokens[position]);
+}
+
+/** A figure of one position, which `make` makes anew when another is chosen. */
+function byPosition(make) {
   const place = h("div", { class: "figures" });
+  const own = { position: chosen.position };
   function draw() {
     const focused = place.contains(document.activeElement);
-    place.replaceChildren(...feedforward({ base, chosen, redraw: draw }));
+    place.replaceChildren(...make({ base, chosen: own, redraw: draw }));
     if (focused) place.querySelector("select").focus();
   }
   draw();
   return place;
 }
 
+function encodingOf(state) {
+  const { position } = state.chosen;
+  const title = t("position.encoding", { position, token: spelled(answer.tokens[position]) });
+  const row = answer.positions.indexOf(position);
+  return [h("div", { class: "row controls" }, positionPicker(state, t("position"), "encoded")), h("h2", {}, title), ...encoding(answer.position_encoding, row)];
+}
+
 function distributionView(distribution) {
-  const { text } = answer.tokens[distribution.position];
-  return [h("h2", {}, t("softmax.label", { token: shown(text) })), h("p", { class: "help" }, t("waterfall.help")), waterfall(distribution)];
+  const { position, setting } = distribution;
+  const label = t("softmax.label", { token: spelled(answer.tokens[position]) });
+  const title = setting === undefined ? label : t("softmax.setting", { title: label, setting });
+  return [h("h2", {}, title), h("p", { class: "help" }, t("waterfall.help")), waterfall(distribution, t("waterfall.at", { title, position }))];
 }
 
 paint();

@@ -1,6 +1,6 @@
 // Looks inside the model at one prompt. Each thing is asked for when it is first needed, and kept.
 
-import { post } from "./api.js";
+import { get, post } from "./api.js";
 
 const PATH = "v1/inspect";
 /** Tokens of a prompt that fit into the pictures. */
@@ -21,19 +21,25 @@ export class Look {
     this._abort.abort();
   }
 
-  /** { tokens, residual, layers }: the prompt's tokens, and norms at all positions. */
+  /** { tokens, spellings, residual, layers }: the prompt's tokens, other spellings of it, and norms at all positions. */
   base() {
     return this._once("base", async () => {
-      const answer = await this._ask({ prompt: this.prompt, residual: true });
+      const answer = await this._ask({ prompt: this.prompt, residual: true, details: true, spellings: true });
       return { ...answer, ids: answer.tokens.map(({ id }) => id), layers: (answer.residual.stream.shape[0] - 1) / 2 };
     });
+  }
+
+  /** The model's card, with its size. */
+  model() {
+    return this._once("model", async () => (await get("v1/models", { signal: this._abort.signal })).data[0]);
   }
 
   /** Attention [heads][queries][keys] of a layer. */
   attention(layer) {
     return this._once(`attention ${layer}`, async () => {
       const { ids } = await this.base();
-      const heads = Array.from({ length: await this.heads() }, (_, head) => [layer, head]);
+      const { size } = await this.model();
+      const heads = Array.from({ length: size.heads }, (_, head) => [layer, head]);
       return (await this._ask({ tokens: ids, attention: heads })).attention.data;
     });
   }
@@ -47,11 +53,6 @@ export class Look {
       const row = (layer, head) => attention.data[layer * heads + head][0];
       return Array.from({ length: layers }, (_, layer) => Array.from({ length: heads }, (_, head) => row(layer, head)));
     });
-  }
-
-  /** Number of heads of a layer. */
-  async heads() {
-    return (await this.through(0))[0].length;
   }
 
   /** { positions, lens }: the five likeliest tokens at each layer, at as many last positions as the server allows. */
@@ -73,11 +74,19 @@ export class Look {
     });
   }
 
-  /** Nearest tokens of each token's embedding; null from a server that does not tell. */
+  /** { norms, nearest }: the norm of each token's embedding, and the tokens with the nearest ones. */
   embedding() {
     return this._once("embedding", async () => {
       const { ids } = await this.base();
-      return (await this._ask({ tokens: ids, embedding: 6 }, { optional: ["embedding"] })).embedding ?? null;
+      return (await this._ask({ tokens: ids, embedding: 6 })).embedding;
+    });
+  }
+
+  /** { rotary, learned, alibi_slopes }: the numbers that tell the model where its positions are; those that it has. */
+  encoding() {
+    return this._once("encoding", async () => {
+      const { ids } = await this.base();
+      return (await this._ask({ tokens: ids, position_encoding: true })).position_encoding;
     });
   }
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from model.contract import RunnerConfig
+from model.runner_config import RunnerConfig
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.event_publisher import EventsConfig
 from service.observability.logs import LogFormat

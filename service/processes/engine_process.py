@@ -23,7 +23,8 @@ import zmq
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.contract import DeviceLostError, Runner, RunnerConfig
+from model.contract import DeviceLostError, Runner
+from model.runner_config import RunnerConfig
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
 from service.engine.event_publisher import EventPublisher

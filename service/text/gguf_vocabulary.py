@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, normalizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
+from model.checkpoint.config import Config
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.tokenizer_data import GgufTokenizer
 from service.text.markers import END_TEXTS, is_bracketed, is_content, is_marker, template_markers
@@ -37,7 +38,7 @@ class TokenType(IntEnum):
 def gguf_vocabulary(data: GgufTokenizer) -> Vocabulary:
     """The vocabulary that a file's metadata describes. Raises CheckpointError."""
     file = _Metadata(data.metadata)
-    match file.text("tokenizer.ggml.model"):
+    match file.keys.text("tokenizer.ggml.model"):
         case "gpt2":
             backend, add_bos = _byte_level(file)
         case "llama":
@@ -47,8 +48,8 @@ def gguf_vocabulary(data: GgufTokenizer) -> Vocabulary:
     bos, eos = file.token("bos"), file.token("eos")
     return Vocabulary(
         backend=backend,
-        prefix_ids=(bos,) if file.flag("tokenizer.ggml.add_bos_token", add_bos) and bos is not None else (),
-        suffix_ids=(eos,) if file.flag("tokenizer.ggml.add_eos_token", False) and eos is not None else (),
+        prefix_ids=(bos,) if file.keys.flag("tokenizer.ggml.add_bos_token", add_bos) and bos is not None else (),
+        suffix_ids=(eos,) if file.keys.flag("tokenizer.ggml.add_eos_token", False) and eos is not None else (),
         bos_token_id=bos,
         eos_token_ids=file.ends,
         named_tokens=file.named_tokens,
@@ -57,15 +58,19 @@ def gguf_vocabulary(data: GgufTokenizer) -> Vocabulary:
 
 
 class _Metadata:
-    """Typed access to the keys of a tokenizer. Every method raises CheckpointError for a value of the wrong kind."""
+    """The tokens of a tokenizer, their types, and its other keys.
+
+    Every method raises CheckpointError for a value of the wrong kind.
+    """
 
     def __init__(self, metadata: Mapping[str, object]) -> None:
-        self._metadata = metadata
-        self.architecture = self.text("general.architecture")
+        self.keys = Config(metadata, "the tokenizer")
+        self.architecture = self.keys.text("general.architecture")
         self.tokens: list[str] = self.array("tokenizer.ggml.tokens", str)
         if not self.tokens or len(set(self.tokens)) != len(self.tokens):
             raise CheckpointError(f"tokenizer.ggml.tokens {'names a token twice' if self.tokens else 'is empty'}")
-        self.chat_template = self.text("tokenizer.chat_template") if "tokenizer.chat_template" in metadata else None
+        template = "tokenizer.chat_template"
+        self.chat_template = None if self.keys.get(template) is None else self.keys.text(template)
         named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
         self.named_tokens = {
             f"{name}_token": self.tokens[token] for name, key in named.items() if (token := self.token(key)) is not None
@@ -79,7 +84,7 @@ class _Metadata:
         """Types of the tokens. Where a token's use contradicts its type in the file, its use decides."""
 
     def _types(self) -> list[int]:
-        labelled = "tokenizer.ggml.token_type" in self._metadata
+        labelled = self.keys.get("tokenizer.ggml.token_type") is not None
         types = self.array("tokenizer.ggml.token_type", int) if labelled else [TokenType.NORMAL] * len(self.tokens)
         if len(types) != len(self.tokens):
             raise CheckpointError(f"tokenizer.ggml has {len(self.tokens)} tokens and {len(types)} token types")
@@ -97,27 +102,15 @@ class _Metadata:
             used_as.get(text, kind) if kind in vague else kind for text, kind in zip(self.tokens, types, strict=True)
         ]
 
-    def text(self, key: str) -> str:
-        value = self._metadata.get(key)
-        if not isinstance(value, str):
-            raise CheckpointError(f"{key} is {'missing' if value is None else 'not text'}")
-        return value
-
     def pre_tokenizer(self) -> str:
         """The name of the rule that cuts words; files older than these names get llama.cpp's default."""
-        if self._metadata.get("tokenizer.ggml.pre") not in (None, ""):
-            return self.text("tokenizer.ggml.pre")
+        if self.keys.get("tokenizer.ggml.pre") not in (None, ""):
+            return self.keys.text("tokenizer.ggml.pre")
         logger.warning("tokenizer.ggml.pre is missing: words are cut by llama.cpp's default, perhaps not the model's")
         return "default"
 
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._metadata.get(key, default)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{key} is not true or false")
-        return value
-
     def array(self, key: str, kind: type) -> list[Any]:
-        value = self._metadata.get(key)
+        value = self.keys.get(key)
         if not isinstance(value, list) or not all(type(item) is kind for item in value):
             raise CheckpointError(f"{key} is {'missing' if value is None else f'not an array of {kind.__name__}'}")
         return value
@@ -125,7 +118,7 @@ class _Metadata:
     def token(self, name: str) -> int | None:
         """The id under `tokenizer.ggml.<name>_token_id`, if there is one."""
         key = f"tokenizer.ggml.{name}_token_id"
-        value = self._metadata.get(key)
+        value = self.keys.get(key)
         if value is None:
             return None
         if not isinstance(value, int) or not 0 <= value < len(self.tokens):
@@ -134,7 +127,7 @@ class _Metadata:
 
     def refuse(self, *keys: str) -> None:
         for key in keys:
-            if self._metadata.get(key):
+            if self.keys.get(key):
                 raise CheckpointError(f"{key} is not supported")
 
 
@@ -183,7 +176,7 @@ def _sentencepiece(file: _Metadata) -> tuple[Backend, bool]:
             unk_token=None if unknown is None else tokens[unknown],
         )
     )
-    space_prefix = file.flag("tokenizer.ggml.add_space_prefix", not gemma)
+    space_prefix = file.keys.flag("tokenizer.ggml.add_space_prefix", not gemma)
     spaces = normalizers.Replace(" ", WORD_MARK)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(WORD_MARK), spaces]) if space_prefix else spaces
     strip = [decoders.Strip(" ", 1, 0)] if space_prefix else []

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.deploy.tools import tool
-from tests.service.servers import PATIENCE, free_port, save_dummy_llama, status, wait_until
+from tests.service.servers import PATIENCE, free_port, get, save_dummy_llama, status, wait_until
 
 CONFIG = Path(__file__).parent / "nginx.conf"
 USERS = 4
@@ -65,8 +65,11 @@ class Replica:
 
     def running(self) -> float:
         """Completions in the batch, by its own account."""
-        lines = httpx.get(f"http://{self.address}/metrics", timeout=PATIENCE).text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("headlight_num_requests_running{"))
+        answered, text = get(f"http://{self.address}/metrics")
+        assert answered == 200
+        return sum(
+            float(line.split()[-1]) for line in text.splitlines() if line.startswith("headlight_num_requests_running{")
+        )
 
 
 class Balancer:

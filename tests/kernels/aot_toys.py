@@ -15,6 +15,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from kernels.aot.build import build
+from kernels.aot.cases import TIGHTEST, record
 from kernels.aot.record import RecordingLauncher, gpu_target
 from kernels.aot.report import report
 from kernels.gpu.launch import TARGETS
@@ -136,3 +137,16 @@ def distinct_variants() -> int:
         for count in (1, 2, 3, 16, 32):
             launch(takes_anything, (1,), meta(4), None, count, 2, 0.5, True, num_warps=4, num_stages=1, NAME=0)
     return len(launch.variants)
+
+
+def left_out() -> int:
+    """How many served kernels the tightest cases of a chip do not start, and how many of these cases start nothing of
+    their own; prints them.
+    """
+    missing: list[str] = []
+    for target in TARGETS.values():
+        tightest = record(target, extent="tightest")
+        missing += {variant.kernel for variant in record(target)} - {variant.kernel for variant in tightest}
+        missing += TIGHTEST - {variant.label for variant in tightest}
+    print(*missing, sep="\n")
+    return len(missing)

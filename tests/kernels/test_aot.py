@@ -76,6 +76,11 @@ def test_variants_differ_as_tritons_do() -> None:
     assert toy("distinct_variants()").returncode == 3
 
 
+def test_every_chip_gets_every_kernel() -> None:
+    done = toy("left_out()")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("resources", "chip", "expected"),
     [

@@ -10,11 +10,12 @@ import torch
 from transformers import GenerationConfig
 
 from model.checkpoint.source import open_checkpoint
-from model.contract import RunnerConfig, SamplingParams
+from model.contract import SamplingParams
 from model.loading.load import load_runner
 from model.runner import ModelRunner
+from model.runner_config import RunnerConfig
 from service.engine.core import EngineCore
-from service.engine.messages import Beam, BeamSearch, Submit
+from service.engine.messages import Beam, BeamSearch, EngineRequest, Submit
 from service.text.tokenizer import load_tokenizer
 from tests.tiny import TINY_MODELS, TinyDecoder, random_tokens, save
 
@@ -30,7 +31,7 @@ def searched(
         max_tokens=max_tokens, temperature=0.0, stop_token_ids=stops, logprobs=search.top(len(stops))
     )
     for id, prompt in enumerate(prompts):
-        core.submit(Submit(id, prompt, params, beams=search))
+        core.submit(Submit(id, EngineRequest(prompt, params, beams=search)))
     found: dict[int, Sequence[Beam]] = {}
     while report := core.step():
         found |= {delta.id: delta.beams for delta in report.deltas}

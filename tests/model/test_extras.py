@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from kernels.backend import Backend
 from kernels.load import load_backend
-from model.contract import Array, Distribution, Inside, SamplingParams, TokenLogprobs, Trace, Wanted
+from model.contract import SamplingParams, Trace, Wanted
 from model.runner import ModelRunner
+from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.core import EngineCore
-from service.engine.messages import Delta, Submit
+from service.engine.messages import Delta, EngineRequest, Submit
 from tests.tiny import BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save
 
 GREEDY = SamplingParams(max_tokens=0, temperature=0)
@@ -67,7 +68,7 @@ def run(core: EngineCore, *requests: Asked) -> list[Found]:
     """What requests get that are submitted together."""
     found = [Found() for _ in requests]
     for id, (prompt, params, wanted) in enumerate(requests):
-        core.submit(Submit(id, [*prompt], params, wanted=wanted))
+        core.submit(Submit(id, EngineRequest([*prompt], params, wanted=wanted)))
     while report := core.step():
         for delta in report.deltas:
             mine = found[delta.id]
@@ -258,7 +259,7 @@ def test_a_prompt_whose_logits_are_not_numbers_ends_with_an_error(max_tokens: in
     engine = Engine("llama", tmp_path, token_budget=8)
     engine.decoder.weights.output.weight.fill_(float("nan"))
     params = SamplingParams(max_tokens=max_tokens, temperature=0)
-    engine.core.submit(Submit(1, PROMPT, params, wanted=Wanted(prompt_logprobs=0)))
+    engine.core.submit(Submit(1, EngineRequest(PROMPT, params, wanted=Wanted(prompt_logprobs=0))))
     deltas = [delta for report in iter(engine.core.step, None) for delta in report.deltas]
     assert [delta.finish_reason for delta in deltas] == ["error"]
     assert not deltas[0].scores

@@ -11,8 +11,9 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from kernels.load import load_backend
 from model import embedding_table
-from model.contract import Embedded, PositionEncoding, SamplingParams, Trace, Wanted
+from model.contract import SamplingParams, Trace, Wanted
 from model.embedding_table import EmbeddingTable
+from model.seen import Embedded, PositionEncoding
 from tests.model.test_extras import GREEDY, PROMPT, Engine, Found, to_numpy
 from tests.tiny import CPU, TINY_MODELS, VOCAB, random_tokens
 

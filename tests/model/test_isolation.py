@@ -13,7 +13,7 @@ from model.sampling import settings as sampling
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import Transform
 from service.engine.core import EngineCore
-from service.engine.messages import Submit
+from service.engine.messages import EngineRequest, Submit
 from tests.dummies import empty_cache, make_decoder
 
 PARAMS = SamplingParams(max_tokens=6, temperature=0.7, seed=3, presence_penalty=0.5)
@@ -30,7 +30,7 @@ def outputs(prepare: Callable[[ModelRunner], None] = lambda runner: None) -> dic
     prepare(runner)
     core = EngineCore(runner, token_budget=32, max_running=8)
     for id, prompt in enumerate(PROMPTS):
-        core.submit(Submit(id, prompt, PARAMS))
+        core.submit(Submit(id, EngineRequest(prompt, PARAMS)))
     got: dict[int, tuple[list[int], str | None]] = {id: ([], None) for id in range(len(PROMPTS))}
     while report := core.step():
         for delta in report.deltas:

@@ -19,21 +19,14 @@ from torch import Tensor
 from kernels.load import load_backend
 from model.batch import batch_layout
 from model.checkpoint.source import DEFAULT_MODEL, list_aliases, open_checkpoint, resolve
-from model.contract import (
-    INVALID_TOKEN,
-    Chunk,
-    Runner,
-    RunnerConfig,
-    SamplingParams,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-)
+from model.contract import INVALID_TOKEN, Chunk, Runner, SamplingParams, StepPlan, StepResult
 from model.decoder import Decoder
 from model.graphs import CudaCapture, GraphedDecoder
 from model.loading.load import load_runner
 from model.loading.memory import DeviceMemoryError
 from model.runner import ModelRunner
+from model.runner_config import RunnerConfig
+from model.seen import TokenLogprobs
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs, empty_cache, make_decoder
 

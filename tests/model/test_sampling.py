@@ -15,7 +15,7 @@ from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProce
 from kernels.backend import Backend
 from kernels.load import load_backend
 from kernels.reference_sampling import sampled_weights
-from model.contract import INVALID_TOKEN, Draw, SamplingParams, TokenLogprobs
+from model.contract import INVALID_TOKEN, Draw, SamplingParams
 from model.sampling.choice import choose as choose_on_device
 from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
@@ -31,6 +31,7 @@ from model.sampling.transforms import (
     keep_typical,
     penalise_repetition,
 )
+from model.seen import TokenLogprobs
 
 VOCAB = 40
 CPU = torch.device("cpu")

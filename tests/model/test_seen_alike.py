@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from model.checkpoint.source import open_checkpoint
-from model.contract import Distribution, Runner, RunnerConfig, SamplingParams, Trace, Wanted
+from model.contract import Runner, SamplingParams, Trace, Wanted
 from model.loading.load import load_runner
 from model.runner import ModelRunner
+from model.runner_config import RunnerConfig
+from model.seen import Distribution
 from service.engine.core import EngineCore
 from service.text.tokenizer import load_tokenizer
 from tests.model.test_extras import GREEDY, Expected, Found, by_transformers, check_inside, run

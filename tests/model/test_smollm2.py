@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from model.checkpoint.source import open_checkpoint
-from model.contract import RunnerConfig, SamplingParams
+from model.contract import SamplingParams
 from model.loading.load import load_runner
+from model.runner_config import RunnerConfig
 from service.engine.core import EngineCore
-from service.engine.messages import Submit
+from service.engine.messages import EngineRequest, Submit
 from service.text.tokenizer import VocabularyTokenizer, load_tokenizer
 
 PROMPTS = [
@@ -54,7 +55,7 @@ def engine(smollm2: Path) -> EngineCore:
 def greedy(engine: EngineCore, prompts: list[list[int]]) -> list[list[int]]:
     outputs: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
     for index, prompt in enumerate(prompts):
-        engine.submit(Submit(index, prompt, SamplingParams(temperature=0, max_tokens=OUTPUT)))
+        engine.submit(Submit(index, EngineRequest(prompt, SamplingParams(temperature=0, max_tokens=OUTPUT))))
     while report := engine.step():
         for delta in report.deltas:
             assert delta.error is None

@@ -9,7 +9,7 @@ import pytest
 from model.contract import SamplingParams
 from model.runner import ModelRunner
 from service.engine.core import EngineCore
-from service.engine.messages import Counters, Delta, Submit
+from service.engine.messages import Counters, Delta, EngineRequest, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 
 FEW_TOKENS = replace(SMALL, vocab_size=4)
@@ -28,7 +28,7 @@ def completed(prompts: Sequence[list[int]], draft_tokens: int, **params: Any) ->
         draft_running=len(prompts),
     )
     for id, prompt in enumerate(prompts):
-        core.submit(Submit(id, prompt, SamplingParams(**({"max_tokens": 24, "seed": id} | params))))
+        core.submit(Submit(id, EngineRequest(prompt, SamplingParams(**({"max_tokens": 24, "seed": id} | params)))))
     deltas: list[list[Delta]] = [[] for _ in prompts]
     while report := core.step():
         for delta in report.deltas:

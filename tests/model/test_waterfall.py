@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from kernels.load import load_backend
-from model.contract import Distribution, Draw, SamplingParams, Trace, Wanted
+from model.contract import Draw, SamplingParams, Trace, Wanted
 from model.sampling import waterfall
 from model.sampling.choice import choose
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import settings_of
-from service.engine.messages import Submit
+from model.seen import Distribution
+from service.engine.messages import EngineRequest, Submit
 from tests.kernels.test_sampling import Filters, check_frequencies, textbook
 from tests.model.test_extras import CPU, GREEDY, PROMPT, Engine
 from tests.tiny import random_tokens
@@ -195,7 +196,7 @@ def test_a_trial_of_what_is_no_number_ends_with_an_error(tmp_path: Path) -> None
     engine = Engine("llama", tmp_path, token_budget=64)
     engine.decoder.weights.output.weight.fill_(float("nan"))
     wanted = Wanted(trace=Trace(positions=[20], settings=[PLAIN], distribution=2))
-    engine.core.submit(Submit(1, PROMPT, GREEDY, wanted=wanted))
+    engine.core.submit(Submit(1, EngineRequest(PROMPT, GREEDY, wanted=wanted)))
     deltas = [delta for report in iter(engine.core.step, None) for delta in report.deltas]
     assert [delta.finish_reason for delta in deltas] == ["error"]
 

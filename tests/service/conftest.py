@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from model.contract import RunnerConfig
+from model.runner_config import RunnerConfig
 from service.processes.engine_config import EngineConfig
 
 ROOT = Path(__file__).parents[2]

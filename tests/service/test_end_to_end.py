@@ -18,7 +18,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.service.servers import PATIENCE, serving, status, wait_until
+from tests.service.servers import PATIENCE, get, serving, status, wait_until
 
 MODEL = "smollm2-135m-instruct"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -26,7 +26,8 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 def metric(url: str, name: str) -> float:
     """The sum of a metric's samples."""
-    text = httpx.get(f"{url}/metrics", timeout=30).text
+    answered, text = get(f"{url}/metrics")
+    assert answered == 200
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
 

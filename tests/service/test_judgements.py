@@ -11,7 +11,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from service.api.schemas.requests import RerankBody, ScoreBody
+from service.api.schemas.judgements import RerankBody, ScoreBody
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.service.servers import PATIENCE, serving
 from tests.tiny import TINY_MODELS, reference_logits

@@ -10,7 +10,8 @@ import pytest
 
 from headlight import LLM, RequestError, SamplingParams
 from model.checkpoint.errors import CheckpointError
-from service.api.schemas.requests import ChatBody, CompletionBody
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
 from service.engine.status import EngineDead
 from service.progress import Progress
 from service.settings import SettingsError

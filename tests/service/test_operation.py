@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.observability.vllm_names import VLLM_NAMES
-from tests.service.servers import PATIENCE, serving, wait_until
+from tests.service.servers import PATIENCE, get, serving, wait_until
 
 SECRET = "the purple armadillo"
 FLAGS = ("--log-format", "json", "--log-level", "debug", "--block-size", "16")
@@ -30,7 +30,8 @@ class Scrape:
     """One exposition."""
 
     def __init__(self, url: str) -> None:
-        self.text = httpx.get(f"{url}/metrics", timeout=30).text
+        answered, self.text = get(f"{url}/metrics")
+        assert answered == 200
         self._samples = [sample for family in text_string_to_metric_families(self.text) for sample in family.samples]
 
     def __call__(self, name: str, **labels: str) -> float:

@@ -95,11 +95,17 @@ class InspectedResidual(BaseModel):
     added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
 
 
-class NearToken(BaseModel):
-    """A token whose embedding lies near another's."""
+class ListedToken(BaseModel):
+    """A token of a list of the nearest or the likeliest ones."""
 
     id: int
     text: str
+    bytes: list[int] | None = Field(None, description="Only where they are no whole characters.")
+
+
+class NearToken(ListedToken):
+    """A token whose embedding lies near another's."""
+
     cosine: float
 
 
@@ -129,11 +135,9 @@ class InspectedEncoding(BaseModel):
     )
 
 
-class LensToken(BaseModel):
+class LensToken(ListedToken):
     """A token that a layer's residual stream would give."""
 
-    id: int
-    text: str
     logprob: float
 
 
@@ -154,11 +158,9 @@ class InspectedStage(BaseModel):
     entropy: float = Field(description="In nats.")
 
 
-class Candidate(BaseModel):
+class Candidate(ListedToken):
     """A token through the stages."""
 
-    id: int
-    text: str
     probabilities: list[float] = Field(description="One for each stage.")
     noise: float | None = Field(
         description="Exponential random number E: the token drawn is the one of least E / probability. Null where the "
@@ -449,6 +451,30 @@ class Inspection(BaseModel):
     )
 
 
+class ParameterCounts(BaseModel):
+    """The parameters of a model by the step that uses them, norms included; those of all layers together."""
+
+    embedding: int = Field(description="Of the embedding's table, and of learned positions.")
+    attention: int
+    feed_forward: int
+    head: int = Field(description="Of the output projection, unless it is the embedding's table, and of the last norm.")
+    total: int
+
+
+class CardSize(BaseModel):
+    """The size of a model."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int = Field(description="Of queries, in each layer.")
+    kv_heads: int
+    head_dim: int
+    mlp_size: int
+    parameters: ParameterCounts
+    weight_bytes: int = Field(description="Memory of the weights, which may be quantised.")
+
+
 class ModelCard(BaseModel):
     """A model that is served."""
 
@@ -457,6 +483,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "headlight"
     max_model_len: int | None = Field(description="Tokens of a prompt and its completion; null while loading.")
+    size: CardSize | None = Field(description="Null while loading.")
 
 
 class ModelList(BaseModel):

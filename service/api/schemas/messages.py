@@ -5,14 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas.requests import (
-    Body,
-    CacheControl,
-    Effort,
-    FunctionName,
-    FunctionParameters,
-    JsonSchema,
-)
+from service.api.schemas.body import Body, CacheControl
+from service.api.schemas.chat import Effort, FunctionName, FunctionParameters
+from service.api.schemas.grammars import JsonSchema
 from service.api.schemas.types import Integer, Label, at_most, choose, supported
 
 _HINT = "A hint that changes nothing."

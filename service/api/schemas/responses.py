@@ -5,17 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas.requests import (
-    Body,
-    CacheControl,
-    CacheOptions,
-    Effort,
-    FunctionName,
-    FunctionParameters,
-    JsonSchema,
-    Labels,
-    TemplateVariables,
-)
+from service.api.schemas.body import Body, CacheControl, CacheOptions, Labels
+from service.api.schemas.chat import Effort, FunctionName, FunctionParameters, TemplateVariables
+from service.api.schemas.grammars import JsonSchema
 from service.api.schemas.types import Integer, Label, at_most, choose, supported
 
 _NOTHING = "A label of the client's own; it changes nothing."

@@ -2,22 +2,25 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, ValidationInfo
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 
-def _integral(value: Any) -> Any:
-    """An integral float as an int (8.0 as 8): JSON does not tell them apart, and some clients have only floats."""
+def integral(value: Any) -> Any:
+    """An integral float as an int (8.0 as 8), and any other value as it is.
+
+    JSON does not tell them apart, and some clients have only floats.
+    """
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _all_integral(values: Any) -> Any:
     if isinstance(values, list) and float in set(map(type, values)):
-        return [_integral(value) for value in values]
+        return [integral(value) for value in values]
     return values
 
 
-Integer = Annotated[int, BeforeValidator(_integral)]
+Integer = Annotated[int, BeforeValidator(integral)]
 """A whole number, also when written as 8.0."""
 
 
@@ -74,3 +77,10 @@ Integers = Annotated[list[int], Field(fail_fast=True), BeforeValidator(_all_inte
 TokenIds = Annotated[Integers, at_most(2**20, "token ids")]
 Label = Annotated[str, Field(max_length=512)]
 """A name of the client's own."""
+Prompt = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True), at_most("max_prompts", "prompts"), Tag("<list>")]
+    | Annotated[TokenIds, Tag("<tokens>")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), at_most("max_prompts", "prompts"), Tag("<token lists>")],
+    choose("a string, a list of strings, a list of token ids, or a list of such lists"),
+]

@@ -1,16 +1,17 @@
 // Self-attention: one head large, as a matrix or as lines, and one query followed through the layers.
 
-import { button, h, s, shown } from "../dom.js";
+import { button, h, s, spelled } from "../dom.js";
 import { heat } from "../heat.js";
 import { percent, t } from "../language.js";
 import { eventually } from "../states.js";
 import { headPicker, layerPicker, positionPicker } from "./controls.js";
 import { matrix } from "./matrix.js";
+import { parameters } from "./parameters.js";
 
 export async function attention(state) {
   const { look, base, chosen, redraw } = state;
-  const maps = await look.attention(chosen.layer);
-  const names = base.tokens.map(({ text }) => shown(text));
+  const [maps, { size }] = await Promise.all([look.attention(chosen.layer), look.model()]);
+  const names = base.tokens.map(spelled);
   const weights = maps[chosen.head];
   chosen.form ??= "matrix";
   const form = (name) =>
@@ -18,10 +19,12 @@ export async function attention(state) {
       chosen.form = name;
       redraw();
     }, { "aria-pressed": String(chosen.form === name) });
+  const label = t("attention.label", { layer: chosen.layer, head: chosen.head });
   return [
+    parameters(size, ["attention"]),
     h("div", { class: "row controls" }, layerPicker(state), headPicker(state, maps.length), positionPicker(state, t("attention.query")), h("div", { class: "row forms", role: "group", "aria-label": t("attention.form") }, form("matrix"), form("lines"))),
     h("h2", {}, t("attention.one", { layer: chosen.layer, head: chosen.head })),
-    chosen.form === "matrix" ? matrix(names, weights, state) : lines(names, weights, chosen.position),
+    chosen.form === "matrix" ? matrix(base, weights, label, state) : lines(names, weights, chosen.position),
     h("h2", {}, t("attention.through", { token: names[chosen.position] })),
     h("p", { class: "help" }, t("attention.through.help")),
     eventually(async () => through(names, await look.through(chosen.position), state)),

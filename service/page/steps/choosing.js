@@ -1,7 +1,7 @@
 // Choosing: the same distribution under each way of choosing, redrawn by the server as a slider moves.
 
 import { bars, waterfall } from "../distribution.js";
-import { button, h, shown } from "../dom.js";
+import { button, h, spelled } from "../dom.js";
 import { bits, number, t } from "../language.js";
 import { absent, failure, loading } from "../states.js";
 import { positionPicker } from "./controls.js";
@@ -77,9 +77,9 @@ function way(name, { stages, candidates, drawn }) {
   const rows = [...candidates]
     .sort((a, b) => b.probabilities[0] - a.probabilities[0])
     .slice(0, 12)
-    .map(({ id, text, probabilities }) => ({ text: shown(text), value: probabilities.at(-1), mark: id === drawn }));
+    .map((token) => ({ text: spelled(token), value: token.probabilities.at(-1), mark: token.id === drawn }));
   const drawnText = candidates.find(({ id }) => id === drawn);
-  if (!rows.some(({ mark }) => mark) && drawnText) rows.push({ text: shown(drawnText.text), value: drawnText.probabilities.at(-1), mark: true });
+  if (!rows.some(({ mark }) => mark) && drawnText) rows.push({ text: spelled(drawnText), value: drawnText.probabilities.at(-1), mark: true });
   return h(
     "section",
     { class: "card way", "data-way": name },

@@ -1,6 +1,6 @@
 // The choices that several steps share: a layer, a head, a position.
 
-import { h, select, shown } from "../dom.js";
+import { h, select, spelled } from "../dom.js";
 import { t } from "../language.js";
 
 /** A list to choose a number from, `options` being pairs of number and text. */
@@ -26,9 +26,9 @@ export function headPicker({ chosen, redraw }, heads) {
   });
 }
 
-export function positionPicker({ base, chosen, redraw }, label) {
-  const options = base.tokens.map(({ text }, position) => [position, `${position}  ${shown(text)}`]);
-  return picker("position", label, options, chosen.position, (position) => {
+export function positionPicker({ base, chosen, redraw }, label, id = "position") {
+  const options = base.positions.map((position) => [position, `${position}  ${spelled(base.tokens[position])}`]);
+  return picker(id, label, options, chosen.position, (position) => {
     chosen.position = position;
     redraw();
   });

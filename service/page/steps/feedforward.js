@@ -1,17 +1,25 @@
 // Feed-forward and residual stream: what attention and the network add in each layer.
 
-import { h, shown } from "../dom.js";
+import { h, spelled } from "../dom.js";
 import { number, t } from "../language.js";
 import { positionPicker } from "./controls.js";
+import { parameters } from "./parameters.js";
 
-export function feedforward(state) {
+export async function feedforward(state) {
+  const { size } = await state.look.model();
+  return [parameters(size, ["feed_forward"]), ...residual(state)];
+}
+
+/** The norms at the chosen position, layer by layer. */
+export function residual(state) {
   const { base, chosen } = state;
-  const added = base.residual.added.data.map((row) => row[chosen.position]);
-  const stream = base.residual.stream.data.map((row) => row[chosen.position]);
+  const place = base.positions.indexOf(chosen.position);
+  const added = base.residual.added.data.map((row) => row[place]);
+  const stream = base.residual.stream.data.map((row) => row[place]);
   const most = Math.max(...added);
   const bar = (kind, value) =>
     h("td", { class: `bar ${kind}`, "data-value": value }, h("span", { class: "track", "aria-hidden": "true" }, h("span", { style: { "--share": value / most } })), h("span", { class: "amount" }, number(value, 1)));
-  const title = t("feedforward.label", { token: shown(base.tokens[chosen.position].text) });
+  const title = t("feedforward.label", { token: spelled(base.tokens[chosen.position]) });
   return [
     h("div", { class: "row controls" }, positionPicker(state, t("position"))),
     h("h2", {}, title),

@@ -1,14 +1,19 @@
 // Many heads: all heads of one layer beside each other.
 
-import { h } from "../dom.js";
+import { facts, h } from "../dom.js";
 import { legend, miniature } from "../heat.js";
-import { t } from "../language.js";
+import { number, t } from "../language.js";
 import { layerPicker } from "./controls.js";
 
 export async function heads(state) {
   const { look, chosen } = state;
-  const maps = await look.attention(chosen.layer);
+  const [maps, { size }] = await Promise.all([look.attention(chosen.layer), look.model()]);
   return [
+    facts([
+      [t("purpose.heads"), number(size.heads)],
+      [t("heads.keys"), number(size.kv_heads)],
+      [t("heads.width"), number(size.head_dim)],
+    ]),
     h("div", { class: "row controls" }, layerPicker(state)),
     h("h2", {}, t("heads.grid", { layer: chosen.layer, count: maps.length })),
     h("p", { class: "help" }, t("heads.help")),

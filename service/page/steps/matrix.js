@@ -1,20 +1,26 @@
-// One head's attention as a matrix of shades.
+// One map of attention as a matrix of shades.
 
+import { spelled } from "../dom.js";
 import { heat } from "../heat.js";
 import { percent, t } from "../language.js";
 
-/** The figure of `weights` [queries][keys] between tokens of these `names`; a row can be chosen as the position. */
-export function matrix(names, weights, { chosen, redraw }) {
+/** The figure of `weights` [positions][keys] between tokens of a text; null is a weight that is not told.
+ *
+ * A row can be chosen as the position.
+ */
+export function matrix({ tokens, positions }, weights, label, { chosen, redraw }) {
+  const keys = tokens.slice(0, weights[0].length).map(spelled);
+  const queries = positions.map((position) => spelled(tokens[position]));
   const figure = heat({
-    label: t("attention.label", { layer: chosen.layer, head: chosen.head }),
+    label,
     corner: t("attention.corner"),
-    rows: names,
-    columns: names,
-    value: (query, key) => (key <= query ? weights[query][key] : null),
-    read: (query, key) => t("attention.read", { query: names[query], key: names[key], share: percent(weights[query][key]) }),
-    chosen: chosen.position,
-    choose: (position) => {
-      chosen.position = position;
+    rows: queries,
+    columns: keys,
+    value: (row, key) => (key <= positions[row] ? weights[row][key] : null),
+    read: (row, key) => t("attention.read", { query: queries[row], key: keys[key], share: percent(weights[row][key]) }),
+    chosen: positions.indexOf(chosen.position),
+    choose: (row) => {
+      chosen.position = positions[row];
       redraw();
     },
   });

@@ -1,15 +1,24 @@
-// Position: two words swapped, and what that does to the next token.
+// Position: what the model is told of one, and two words swapped with what that does to the next token.
 
 import { bars } from "../distribution.js";
-import { h, select, shown } from "../dom.js";
+import { h, select, shown, spelled } from "../dom.js";
 import { t } from "../language.js";
 import { Look } from "../look.js";
-import { eventually } from "../states.js";
+import { absent, eventually } from "../states.js";
+import { positionPicker } from "./controls.js";
+import { encoding } from "./encoding.js";
 
-export function position({ look, base, chosen, redraw }) {
+export async function position(state) {
+  const { look, base, chosen } = state;
+  const told = await look.encoding();
+  const title = t("position.encoding", { position: chosen.position, token: spelled(base.tokens[chosen.position]) });
+  return [h("div", { class: "row controls" }, positionPicker(state, t("position"))), h("h2", {}, title), encoding(told, chosen.position), swap(state)].flat();
+}
+
+function swap({ look, base, chosen, redraw }) {
   const words = look.prompt.split(/(\s+)/);
   const places = words.map((word, place) => [place, word]).filter(([, word]) => word.trim() !== "");
-  if (places.length < 2) return h("p", { class: "state absent" }, t("position.short"));
+  if (places.length < 2) return absent(t("position.short"));
   chosen.swap ??= [places[Math.min(1, places.length - 2)][0], places[Math.min(4, places.length - 1)][0]];
   const pick = (index) =>
     h(
@@ -38,6 +47,6 @@ export function position({ look, base, chosen, redraw }) {
 }
 
 function side(prompt, likeliest) {
-  const rows = likeliest.map(({ text, logprob }) => ({ text: shown(text), value: Math.exp(logprob) }));
+  const rows = likeliest.map((token) => ({ text: spelled(token), value: Math.exp(token.logprob) }));
   return h("section", { class: "card" }, h("h3", { class: "quoted" }, prompt, " …"), bars(rows, { label: t("position.next", { prompt: shown(prompt) }), full: rows[0].value }));
 }

@@ -1,23 +1,33 @@
 // What a language model is for: the tasks, and the model that is served here.
 
-import { get } from "../api.js";
-import { h } from "../dom.js";
-import { number, t } from "../language.js";
+import { bars } from "../distribution.js";
+import { facts, h } from "../dom.js";
+import { number, percent, t } from "../language.js";
+import { PARTS } from "./parameters.js";
 
 const TASKS = ["chat", "summary", "translation", "code", "entities", "tools"];
 
-export async function purpose({ look, base }) {
-  const [models, heads] = await Promise.all([get("v1/models"), look.heads()]);
-  const [model] = models.data;
-  const facts = [
-    [t("model"), model.id],
-    [t("purpose.layers"), number(base.layers)],
-    [t("purpose.heads"), number(heads)],
-    [t("purpose.context"), model.max_model_len === null ? "–" : t("purpose.tokens", { count: number(model.max_model_len) })],
-  ];
+export async function purpose({ look }) {
+  const model = await look.model();
+  const { size } = model;
   return [
-    h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+    facts([
+      [t("model"), model.id],
+      [t("purpose.parameters"), number(size.parameters.total)],
+      [t("purpose.memory"), t("megabytes", { value: number(size.weight_bytes / 1e6, 1) })],
+      [t("purpose.layers"), number(size.layers)],
+      [t("purpose.heads"), number(size.heads)],
+      [t("purpose.context"), t("purpose.tokens", { count: number(model.max_model_len) })],
+    ]),
+    h("h2", {}, t("purpose.parts")),
+    parts(size),
     h("h2", {}, t("purpose.tasks")),
     h("ul", { class: "cards" }, TASKS.map((task) => h("li", { class: "card" }, h("strong", {}, t(`task.${task}`)), h("p", {}, t(`task.${task}.prompt`))))),
   ];
+}
+
+/** The parameters of each part of the model. */
+function parts({ parameters: counts }) {
+  const rows = PARTS.map((part) => ({ text: t(`parameters.${part}`), value: counts[part], note: percent(counts[part] / counts.total), plain: true }));
+  return bars(rows, { label: t("purpose.parts"), full: counts.total, write: (count) => number(count) });
 }

@@ -1,7 +1,7 @@
 // Softmax: the probabilities of the whole vocabulary, the likeliest tokens by name and the rest together.
 
 import { bars } from "../distribution.js";
-import { h, shown } from "../dom.js";
+import { h, spelled } from "../dom.js";
 import { bits, number, t } from "../language.js";
 import { positionPicker } from "./controls.js";
 
@@ -10,13 +10,13 @@ const NAMED = 20;
 export async function softmax(state) {
   const { look, base, chosen } = state;
   const [likeliest, told] = await Promise.all([look.next(chosen.position, NAMED), look.distributions(chosen.position, [{ temperature: 1 }])]);
-  const rows = likeliest.map(({ text, logprob }) => ({ text: shown(text), value: Math.exp(logprob), note: number(logprob, 2) }));
+  const rows = likeliest.map((token) => ({ text: spelled(token), value: Math.exp(token.logprob), note: number(token.logprob, 2) }));
   const rest = Math.max(1 - rows.reduce((sum, { value }) => sum + value, 0), 0);
   const raw = told?.[0].stages[0];
-  rows.push({ text: raw ? t("softmax.rest", { count: number(raw.kept - rows.length) }) : t("others"), value: rest, rest: true });
+  rows.push({ text: raw ? t("softmax.rest", { count: number(raw.kept - rows.length) }) : t("others"), value: rest, rest: true, note: "" });
   return [
     h("div", { class: "row controls" }, positionPicker(state, t("softmax.after"))),
-    h("h2", {}, t("softmax.label", { token: shown(base.tokens[chosen.position].text) })),
+    h("h2", {}, t("softmax.label", { token: spelled(base.tokens[chosen.position]) })),
     raw && h("p", { class: "help" }, t("softmax.entropy", { entropy: bits(raw.entropy), count: number(raw.kept) })),
     bars(rows, { label: t("softmax.bars"), full: Math.max(...rows.map(({ value }) => value)) }),
     h("p", { class: "help" }, t("softmax.unit")),

@@ -29,6 +29,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LAUNCH = JitLauncher(device_target(DEVICE))
 NAN, INF = float("nan"), float("inf")
 
+
+def examples(number: int) -> settings:
+    """So many of them on a GPU, and half in the interpreter, which takes up to a second for each."""
+    return settings(max_examples=number if DEVICE.type == "cuda" else number // 2, deadline=None, derandomize=True)
+
+
 Row = tuple[float, int, float, float, int, int]
 """A `SamplingBatch`'s fields in order: temperature, top_k, top_p, min_p, seed, counter."""
 
@@ -88,7 +94,7 @@ row = st.tuples(
 )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(
     kind=logits_of, rows=st.lists(row, min_size=1, max_size=4), vocab=st.integers(1, 400), seed=st.integers(0, 2**32)
 )
@@ -97,7 +103,7 @@ def test_as_the_reference(kind: str, rows: list[Row], vocab: int, seed: int) -> 
     assert torch.equal(draw_in_slices(64, logits, batch), reference.sample(logits, batch))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(
     kind=logits_of,
     rows=st.lists(row, min_size=1, max_size=3),
@@ -120,7 +126,7 @@ tunings = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@examples(15)
 @given(
     tuning=tunings,
     kind=logits_of,
@@ -157,8 +163,8 @@ NARROW = sampling.Tuning(slice=32, strip=4, slices_a_program=2, pivots=2, few=8,
 def test_each_way_of_settling(kind: str, filters: tuple[int, float, float]) -> None:
     """Few tokens in registers, many weighed by several programs, and what is left over for one."""
     vocab = 150
-    logits = random_logits(kind, 1, vocab, seed=6).expand(4, -1)
-    batch = batch_of([(1.3, *filters, 11, counter) for counter in range(4)])
+    logits = random_logits(kind, 1, vocab, seed=6).expand(2, -1)
+    batch = batch_of([(1.3, *filters, 11, counter) for counter in range(2)])
     assert torch.equal(draw_tuned(NARROW, logits, batch), reference.sample(logits, batch))
 
 
@@ -233,7 +239,7 @@ def test_a_row_without_numbers_draws_no_token_and_leaves_the_others_alone(size: 
         assert draw_in_slices(size, logits, batch).tolist() == [-1] * len(invalid) + [2]
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@examples(8)
 @given(rows=st.lists(row, min_size=2, max_size=4), seed=st.integers(0, 2**32), data=st.data())
 def test_a_row_draws_the_same_token_in_any_batch(rows: list[Row], seed: int, data: st.DataObject) -> None:
     batch, logits = batch_of(rows), random_logits("usual", len(rows), 130, seed)
@@ -288,7 +294,7 @@ def _noise(seed, counter, tokens, out, SIZE: tl.constexpr):
     tl.store(out + at, sampling.uniforms(key, tl.load(tokens + at)))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@examples(20)
 @given(seed=st.integers(0, 2**63 - 1), counter=st.integers(0, 2**40), first=st.integers(0, 2**18))
 def test_the_noise_has_the_references_bits(seed: int, counter: int, first: int) -> None:
     tokens = torch.arange(first, first + 256, dtype=torch.int32)

@@ -12,12 +12,13 @@ import torch
 
 from kernels.cpu import target
 from model.checkpoint.errors import CheckpointError
-from model.contract import Chunk, RunnerConfig, StepPlan
+from model.contract import Chunk, StepPlan
 from model.loading import load
 from model.loading.cache import CacheSizeError
 from model.loading.load import load_runner
 from model.loading.machine import available_memory
 from model.loading.memory import DeviceMemoryError
+from model.runner_config import RunnerConfig
 from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs
 from tests.tiny import LLAMA_LIKE, LONGROPE, YARN
 

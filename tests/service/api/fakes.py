@@ -18,12 +18,13 @@ import msgspec
 from fastapi import FastAPI
 
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
-from model.contract import NOTHING, Array, Inside, ModelLimits, RunnerInfo, SamplingParams, TokenLogprobs, Wanted
+from model.contract import ModelLimits, RunnerInfo, SamplingParams, Wanted
+from model.seen import Array, Inside, TokenLogprobs
 from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
-from service.engine.messages import Beam, BeamSearch, Delta, EngineStats, Grammar, RequestTimes
+from service.engine.messages import Beam, BeamSearch, Delta, EngineRequest, EngineStats, RequestTimes
 from service.engine.status import EngineDead, EngineHealth
 from service.observability.metrics import Metrics
 from service.served_model import ServedModel
@@ -131,30 +132,22 @@ HI = [{"role": "user", "content": "hi"}]
 class FakeStream:
     """Says its tokens, a delta each, and takes note of how it is left."""
 
-    caller: str
-    patience: float | None
-    grammar: Grammar | None
-
     def __init__(
         self,
         client: "FakeClient",
-        prompt: list[int],
-        params: SamplingParams,
-        cache_salt: str,
+        sent: EngineRequest,
         ended: Callable[[], object],
-        wanted: Wanted,
-        beams: BeamSearch | None,
     ) -> None:
-        self.beams = beams
-        self.wanted = wanted
+        self.prompt, self.params, self.cache_salt = sent.prompt, sent.params, sent.cache_salt
+        self.caller, self.patience = sent.caller, sent.patience
+        self.grammar, self.wanted, self.beams = sent.grammar, sent.wanted, sent.beams
         self._ended = ended
-        self.prompt, self.params, self.cache_salt = prompt, params, cache_salt
         self.finished = self.cancelled = False
         self.taken = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self._client = client
-        self._deltas = client.deltas(prompt, params, wanted, beams)
+        self._deltas = client.deltas(sent)
 
     @property
     def ahead(self) -> bool:
@@ -207,29 +200,15 @@ class FakeClient:
     def health(self) -> EngineHealth:
         return self.state
 
-    def submit(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        cache_salt: str = "",
-        caller: str = "",
-        patience: float | None = None,
-        grammar: Grammar | None = None,
-        ended: Callable[[], object] = lambda: None,
-        wanted: Wanted = NOTHING,
-        beams: BeamSearch | None = None,
-    ) -> FakeStream:
+    def submit(self, request: EngineRequest, ended: Callable[[], object] = lambda: None) -> FakeStream:
         if self.state.state != "ready":
             raise EngineDead("no engine")
-        self.streams.append(FakeStream(self, prompt, params, cache_salt, ended, wanted, beams))
-        self.streams[-1].caller, self.streams[-1].patience = caller, patience
-        self.streams[-1].grammar = grammar
+        self.streams.append(FakeStream(self, request, ended))
         return self.streams[-1]
 
-    def deltas(
-        self, prompt: list[int], params: SamplingParams, wanted: Wanted, beams: BeamSearch | None
-    ) -> Iterator[Delta]:
+    def deltas(self, request: EngineRequest) -> Iterator[Delta]:
         """Whatever a test scripted, or else the news of the prompt and the text, or what a search finds."""
+        beams, wanted, params = request.beams, request.wanted, request.params
         if beams is not None:
             return iter([Delta(0, [], None, "stop", beams=[fake_beam(beams, place) for place in range(beams.count)])])
         if self.scripted is not None:
@@ -238,9 +217,9 @@ class FakeClient:
         if wanted.trace is not None and wanted.trace.generated:
             said = (
                 msgspec.structs.replace(delta, inside=Inside(positions=[place]))
-                for place, delta in enumerate(said, len(prompt) - 1)
+                for place, delta in enumerate(said, len(request.prompt) - 1)
             )
-        return chain(self.news_of_prompt(prompt, params, wanted), said)
+        return chain(self.news_of_prompt(request.prompt, params, wanted), said)
 
     def news_of_prompt(self, prompt: list[int], params: SamplingParams, wanted: Wanted) -> Iterator[Delta]:
         """Two chunks of the prompt, if something is wanted of it, and the end if nothing is to be generated."""

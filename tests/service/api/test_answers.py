@@ -9,9 +9,11 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from model.contract import TokenLogprobs
+from model.seen import TokenLogprobs
 from service.api.completions import LogprobsWriter
-from service.api.schemas.requests import ChatBody, CompletionBody, Sampling
+from service.api.schemas.chat import ChatBody
+from service.api.schemas.completions import CompletionBody
+from service.api.schemas.sampling import Sampling
 from service.engine.status import EngineHealth
 from service.generation import Piece
 from tests.service.api.fakes import BOS, EOS, HI, LIMITS, MODEL, FakeTokenizer, Running, calling, events, serving
@@ -134,8 +136,8 @@ async def test_chat_logprobs(stream: bool) -> None:
             content = [entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]]
         else:
             content = response.json()["choices"][0]["logprobs"]["content"]
-        assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == "한!"
-        assert content[-1] == {
+        assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == "한!</s>"
+        assert content[-2] == {
             "token": "!",
             "logprob": -0.5,
             "bytes": [33],
@@ -185,7 +187,10 @@ async def test_completion_logprobs(stream: bool) -> None:
     ids=str,
 )
 async def test_every_token_that_was_drawn_has_its_log_probability(text: str, fields: dict[str, Any]) -> None:
-    """One that ends the completion too: evaluation harnesses count from the end of the list to that of the prompt."""
+    """One that ends the completion too: evaluation harnesses count from the end of the list to that of the prompt.
+
+    Chats have the same entries.
+    """
     async with calling() as caller:
         caller.engine.text = text.encode()
         asked = {"prompt": [65, 66], "logprobs": 0, "return_token_ids": True, **fields}
@@ -200,6 +205,17 @@ async def test_every_token_that_was_drawn_has_its_log_probability(text: str, fie
         parts = [part["choices"][0]["logprobs"] for part in streamed]
         for name, entries in logprobs.items():
             assert [entry for part in parts if part for entry in part[name]] == entries
+        if "echo" in fields:
+            return
+        asked = {"logprobs": True, "return_token_ids": True, **fields}
+        [chat] = (await caller.chat(**asked)).json()["choices"]
+        assert chat["token_ids"] == choice["token_ids"]
+        content = chat["logprobs"]["content"]
+        assert [entry["token"] for entry in content] == logprobs["tokens"]
+        assert [entry["logprob"] for entry in content] == logprobs["token_logprobs"]
+        streamed = events(await caller.chat(**asked, stream=True))[:-1]
+        parts = [part["choices"][0]["logprobs"] for part in streamed]
+        assert [entry for part in parts if part for entry in part["content"]] == content
 
 
 async def test_the_chosen_token_is_among_the_likeliest() -> None:
@@ -208,15 +224,28 @@ async def test_the_chosen_token_is_among_the_likeliest() -> None:
         assert logprobs["top_logprobs"] == [{"H": -0.5}]
 
 
-def test_the_chosen_token_keeps_its_value_among_others_of_its_name() -> None:
-    """Tokens beyond the vocabulary share the empty name, as a byte token and a letter share theirs."""
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [
+        ([300, 65, 301, 66], {"": -0.5, "A": -1.5, "B": -3.5}),
+        ([65, 301, 300, 66], {"A": -0.5, "": -1.5, "B": -3.5}),
+        ([300, 65, 66], {"": -0.5, "A": -1.5, "B": -2.5}),
+        ([65, 66], {"A": -0.5, "B": -1.5, "": -9.5}),
+    ],
+    ids=str,
+)
+def test_the_likeliest_of_tokens_that_share_a_name_has_it(top: list[int], expected: dict[str, float]) -> None:
+    """Tokens beyond the vocabulary share the empty name, as a byte token and a letter share theirs.
+
+    A chosen token below a likelier one of its name would otherwise be taken for the likeliest.
+    """
+    values = [-0.5 - index for index in range(len(top))]
+    chosen = values[top.index(301)] if 301 in top else -9.5
     writer = LogprobsWriter(FakeTokenizer(), skip_special=True)
-    for top in ([300, 65, 301, 66], [301, 65, 300, 66], [300, 65, 66]):
-        logprobs = TokenLogprobs(-2.5, top, [-0.5 - index for index in range(len(top))], 9)
-        entries = writer.empty()
-        writer.write(entries, [Piece("", 301, logprobs, None)])
-        [likeliest] = entries.top_logprobs
-        assert likeliest == {"": -2.5, "A": -1.5, "B": -0.5 - top.index(66)}
+    entries = writer.empty()
+    writer.write(entries, [Piece("", 301, TokenLogprobs(chosen, top, values, 9), None)])
+    assert entries.token_logprobs == [chosen]
+    assert entries.top_logprobs == [expected]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,25 +1,21 @@
 """Looks inside, through the API: the form of answers, and the bounds on what may be asked."""
 
+import asyncio
 import base64
 import struct
+import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import (
-    Array,
-    Distribution,
-    Embedded,
-    Inside,
-    PositionEncoding,
-    RotaryAngles,
-    Stage,
-    TokenLogprobs,
-)
+from model.seen import Array, Distribution, Embedded, Inside, PositionEncoding, RotaryAngles, Stage, TokenLogprobs
+from service.api.looks import Looks
+from service.api.schemas.inspect import InspectBody
 from service.engine.messages import Delta
-from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, calling, events
+from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, FakeTokenizer, calling, events
 
 
 def array(*shape: int) -> Array:
@@ -469,4 +465,52 @@ async def test_looks_beside_tokens_have_limits(fields: dict[str, Any], param: st
         answer = await caller.chat(**fields)
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["param"].startswith(param)
+        assert caller.engine.streams == []
+
+
+def test_a_listed_token_has_bytes_where_its_text_does_not_tell_them() -> None:
+    """Half a character; what is written as the sign for such a half is itself a text."""
+    body = InspectBody(prompt="a", embedding=2)
+    tokens = [0xC3, 65]
+    near = [[(token, 0.5) for token in tokens]]
+    told = Looks(body, FakeTokenizer(), LIMITS).embedding([Embedded(norms=array(1), nearest=near)])
+    assert [token.model_dump(exclude_unset=True) for token in told.nearest[0]] == [
+        {"id": 0xC3, "text": "\ufffd", "bytes": [0xC3], "cosine": 0.5},
+        {"id": 65, "text": "A", "cosine": 0.5},
+    ]
+
+
+async def longest_stall(done: asyncio.Event) -> float:
+    """Seconds for which the loop did not come back to somebody who sleeps for a moment, at most."""
+    longest, began = 0.0, time.perf_counter()
+    while not done.is_set():
+        await asyncio.sleep(0.001)
+        longest, began = max(longest, time.perf_counter() - began), time.perf_counter()
+    return longest
+
+
+@pytest.mark.parametrize(
+    ("max_weights", "words"),
+    [
+        (2**25, "270000000 attention weights to compute are more than the 33554432"),
+        (2**40, "would be 1080000000 bytes, more than the 4194304"),
+    ],
+)
+async def test_a_thousand_tokens_by_thirty_layers_of_nine_heads_are_refused_at_once(
+    max_weights: int, words: str
+) -> None:
+    """With the size and the limit that it is beyond, before the engine hears of it."""
+    async with calling(max_weights=max_weights) as caller:
+        caller.engine.limits = replace(LIMITS, layers=30, heads=9, max_context=2048, num_blocks=256)
+        every = [[layer, head] for layer in range(30) for head in range(9)]
+        done = asyncio.Event()
+        stall = asyncio.create_task(longest_stall(done))
+        for asked in ("all", every):
+            body = {"tokens": [65] * 1000, "attention": asked}
+            answer = await caller.http.post("/v1/inspect", json=body)
+            assert answer.status_code == 400
+            assert words in answer.json()["error"]["message"]
+            assert answer.json()["error"]["param"] == "attention"
+        done.set()
+        assert await stall < 0.5
         assert caller.engine.streams == []

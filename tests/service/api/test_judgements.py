@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.contract import SamplingParams, TokenLogprobs
+from model.contract import SamplingParams
+from model.seen import TokenLogprobs
 from service.engine.messages import Delta
 from tests.service.api.fakes import TIMES, FakeClient, calling
 

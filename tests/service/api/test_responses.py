@@ -203,6 +203,11 @@ async def test_log_probabilities_are_those_of_the_text() -> None:
         streamed = sse((await ask(caller, top_logprobs=1, stream=True)).text)
         deltas = [data["logprobs"] for name, data in streamed if name == "response.output_text.delta"]
         assert [entry for delta in deltas for entry in delta] == entries
+        # What was held back comes with the end token, which belongs to no text.
+        caller.engine.text = b"N\xc3"
+        [message] = (await ask(caller, top_logprobs=1)).json()["output"]
+        assert message["content"][0]["text"] == "N\ufffd"
+        assert [entry["bytes"] for entry in message["content"][0]["logprobs"]] == [[78], [0xC3]]
 
 
 @pytest.mark.parametrize(

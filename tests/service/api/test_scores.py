@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.contract import Array
+from model.seen import Array
 from tests.service.api.fakes import EMBEDDING, HI, Caller, calling, events
 
 

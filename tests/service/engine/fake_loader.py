@@ -10,7 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from model.contract import Runner, RunnerConfig, StepPlan
+from model.contract import Runner, StepPlan
+from model.runner_config import RunnerConfig
 from tests.service.engine.fakes import FakeRunner, FakeStep
 
 BLOCKS = 256

@@ -15,8 +15,8 @@ from model.contract import (
     SamplingParams,
     StepPlan,
     StepResult,
-    TokenLogprobs,
 )
+from model.seen import TokenLogprobs
 
 VOCAB_SIZE = 8
 POISON = -2

@@ -8,9 +8,10 @@ from itertools import product
 
 import pytest
 
-from model.contract import Chunk, ChunkResult, Draw, SamplingParams, TokenLogprobs
+from model.contract import Chunk, ChunkResult, Draw, SamplingParams
+from model.seen import TokenLogprobs
 from service.engine.core import EngineCore
-from service.engine.messages import Beam, BeamSearch, Cancel, Delta, Submit
+from service.engine.messages import Beam, BeamSearch, Cancel, Delta, EngineRequest, Submit
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner
 
 STOP = 3
@@ -38,7 +39,7 @@ class BeamRunner(FakeRunner):
 
 def search(id: int, prompt: list[int], found: BeamSearch, max_tokens: int = 6) -> Submit:
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=(STOP,), logprobs=found.top(1))
-    return Submit(id, prompt, params, beams=found)
+    return Submit(id, EngineRequest(prompt, params, beams=found))
 
 
 def run(core: EngineCore) -> dict[int, list[Delta]]:
@@ -91,7 +92,7 @@ def test_a_search_finds_the_same_among_others(blocks: int, max_running: int, loo
     core = EngineCore(BeamRunner(blocks, 4, lookahead), token_budget=16, max_running=max_running)
     for message in searches:
         core.submit(message)
-        core.submit(Submit(10 + message.id, [7, 6, 5], SamplingParams(max_tokens=9)))
+        core.submit(Submit(10 + message.id, EngineRequest([7, 6, 5], SamplingParams(max_tokens=9))))
     deltas = run(core)
     for message in searches:
         (delta,) = deltas[message.id]

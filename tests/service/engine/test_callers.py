@@ -5,7 +5,7 @@ import pytest
 from model.contract import SamplingParams
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.core import EngineCore
-from service.engine.messages import Cancel, Delta, Submit
+from service.engine.messages import Cancel, Delta, EngineRequest, Submit
 from tests.service.engine.fakes import FakeRunner, output_alone
 
 
@@ -23,7 +23,7 @@ class Engine:
     def submit(self, caller: str = "", prompt: int = 3, max_tokens: int = 2, patience: float | None = None) -> int:
         id, self.ids = self.ids, self.ids + 1
         params = SamplingParams(max_tokens=max_tokens)
-        self.core.submit(Submit(id, [id % 8] * prompt, params, caller=caller, patience=patience))
+        self.core.submit(Submit(id, EngineRequest([id % 8] * prompt, params, caller=caller, patience=patience)))
         return id
 
     def step(self) -> bool:
@@ -135,7 +135,7 @@ def test_a_request_that_was_preempted_has_begun_in_time() -> None:
     core = EngineCore(FakeRunner(6, 2), token_budget=16, max_running=4, clock=clock)
     params = SamplingParams(max_tokens=6)
     for id in range(3):
-        core.submit(Submit(id, [id], params, patience=1.0))
+        core.submit(Submit(id, EngineRequest([id], params, patience=1.0)))
     got: dict[int, list[int]] = {id: [] for id in range(3)}
     while report := core.step():
         now += 1.0

@@ -16,7 +16,7 @@ import uvloop
 
 from model.contract import SamplingParams
 from service.engine.client import ChannelClient, CompletionStream
-from service.engine.messages import Delta
+from service.engine.messages import Delta, EngineRequest
 from service.engine.status import EngineDead
 from service.processes import engine_keeper
 from service.processes.engine_config import EngineConfig
@@ -84,7 +84,7 @@ async def read(stream: CompletionStream) -> list[Delta]:
 
 
 async def check_service(client: KeptClient, prompt: list[int]) -> None:
-    deltas = await read(client.submit(prompt, PARAMS))
+    deltas = await read(client.submit(EngineRequest(prompt, PARAMS)))
     assert [token for delta in deltas for token in delta.tokens] == output_alone(prompt, PARAMS)[0]
     assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
     assert deltas[-1].finish_reason == "length"
@@ -105,7 +105,7 @@ async def test_tokens_arrive(client: KeptClient) -> None:
 
 async def test_what_the_engine_tells_of_itself(client: KeptClient) -> None:
     assert [process.pid for process in engines()] == [client.pid]
-    await check_error(client.submit([EXIT], PARAMS), "code 7")
+    await check_error(client.submit(EngineRequest([EXIT], PARAMS)), "code 7")
     assert client.pid is None
     await client.ready()
     assert [process.pid for process in engines()] == [client.pid]
@@ -115,7 +115,7 @@ async def test_what_the_engine_tells_of_itself(client: KeptClient) -> None:
 
 async def test_the_last_delta_tells_how_long_the_request_was_where(client: KeptClient) -> None:
     began = asyncio.get_running_loop().time()
-    times = (await read(client.submit([1, 2, 3], PARAMS)))[-1].times
+    times = (await read(client.submit(EngineRequest([1, 2, 3], PARAMS))))[-1].times
     assert times is not None
     phases = (times.queue, times.prefill, times.decode)
     assert all(phase is not None and phase >= 0 for phase in phases)
@@ -134,7 +134,7 @@ def test_uvloop(config: EngineConfig, temporary: Path) -> None:
         await client.ready()
         await asyncio.gather(*(check_service(client, [n]) for n in range(8)))
         with pytest.raises(AssertionError, match="code 7"):
-            await check_error(client.submit([EXIT], PARAMS), "no reason")
+            await check_error(client.submit(EngineRequest([EXIT], PARAMS)), "no reason")
         await client.ready()
         await check_service(client, [1])
         await client.keeper.stop()
@@ -146,7 +146,7 @@ def test_uvloop(config: EngineConfig, temporary: Path) -> None:
 
 async def test_leaving_a_stream_frees_its_blocks_within_two_steps(client: KeptClient, script: Path) -> None:
     command(script, "steps 1")
-    with client.submit([1, 2, 3], ENDLESS) as stream:
+    with client.submit(EngineRequest([1, 2, 3], ENDLESS)) as stream:
         assert len((await anext(stream)).tokens) == 1
         await until(lambda: client.stats.blocks_used > 0)
     # What was waiting for the next delta elsewhere is released, too.
@@ -161,14 +161,14 @@ async def test_leaving_a_stream_frees_its_blocks_within_two_steps(client: KeptCl
 
 
 async def test_a_stream_read_to_its_end_is_not_cancelled(client: KeptClient) -> None:
-    with client.submit([1], PARAMS) as stream:
+    with client.submit(EngineRequest([1], PARAMS)) as stream:
         deltas = [delta async for delta in stream]
     assert deltas[-1].finish_reason == "length"
     assert [delta async for delta in stream] == []
 
 
 async def test_a_reader_that_never_reads_delays_nobody(client: KeptClient) -> None:
-    with client.submit([1], ENDLESS) as unread:
+    with client.submit(EngineRequest([1], ENDLESS)) as unread:
         for n in range(8):
             await check_service(client, [n])
         await until(lambda: client.stats.running == 0)
@@ -176,11 +176,14 @@ async def test_a_reader_that_never_reads_delays_nobody(client: KeptClient) -> No
 
 
 async def test_the_client_keeps_no_stream_that_is_over(client: KeptClient) -> None:
-    with client.submit([1], ENDLESS) as left:
+    with client.submit(EngineRequest([1], ENDLESS)) as left:
         await anext(left)
-    finished, unread = client.submit([2], PARAMS), client.submit([3], PARAMS)
+    over = asyncio.Event()
+    finished = client.submit(EngineRequest([2], PARAMS))
+    unread = client.submit(EngineRequest([3], PARAMS), ended=over.set)
     await read(finished)
-    await until(lambda: client.stats.running == 0)
+    # The engine may run nothing because the request has yet to reach it.
+    await asyncio.wait_for(over.wait(), PATIENCE)
     remains = [weakref.ref(stream) for stream in (left, finished, unread)]
     del left, finished, unread
     gc.collect()
@@ -189,8 +192,8 @@ async def test_the_client_keeps_no_stream_that_is_over(client: KeptClient) -> No
 
 @pytest.mark.parametrize(("token", "reason"), [(EXIT, "exited with code 7"), (SEGFAULT, "killed by SIGSEGV")])
 async def test_a_crash_ends_every_stream_and_the_engine_comes_back(client: KeptClient, token: int, reason: str) -> None:
-    streams = [client.submit([n], ENDLESS) for n in range(4)]
-    streams.append(client.submit([token], PARAMS))
+    streams = [client.submit(EngineRequest([n], ENDLESS)) for n in range(4)]
+    streams.append(client.submit(EngineRequest([token], PARAMS)))
     await asyncio.gather(*(check_error(stream, reason) for stream in streams))
     await client.ready()
     assert client.restarts == 1
@@ -207,7 +210,7 @@ async def test_a_killed_idle_engine_is_noticed(config: EngineConfig) -> None:
     assert client.health().state == "dead"
     assert client.health().reason == "the engine was killed by SIGKILL"
     with pytest.raises(EngineDead, match="SIGKILL"):
-        client.submit([1], PARAMS)
+        client.submit(EngineRequest([1], PARAMS))
     with pytest.raises(EngineDead, match="SIGKILL"):
         await client.ready()
     assert engines() == []
@@ -220,7 +223,7 @@ async def test_states_of_a_restart(client: KeptClient, script: Path) -> None:
     await until(lambda: client.health().state == "starting")
     assert client.health().alive
     with pytest.raises(EngineDead, match="loading"):
-        client.submit([1], PARAMS)
+        client.submit(EngineRequest([1], PARAMS))
     waiting = asyncio.create_task(client.ready())
     command(script, "ok")
     await waiting
@@ -233,7 +236,7 @@ async def test_restarts_are_limited(config: EngineConfig, temporary: Path) -> No
     await client.keeper.start()
     for _ in range(3):
         await client.ready()
-        await check_error(client.submit([EXIT], PARAMS), "code 7")
+        await check_error(client.submit(EngineRequest([EXIT], PARAMS)), "code 7")
     with pytest.raises(EngineDead, match="code 7"):
         await client.ready()
     assert client.restarts == 2
@@ -246,7 +249,7 @@ async def test_restarts_long_ago_do_not_count(config: EngineConfig) -> None:
     await client.keeper.start()
     for _ in range(3):
         await client.ready()
-        await check_error(client.submit([EXIT], PARAMS), "code 7")
+        await check_error(client.submit(EngineRequest([EXIT], PARAMS)), "code 7")
     await client.ready()
     await client.keeper.stop()
 
@@ -311,7 +314,7 @@ async def test_a_step_that_hangs_ends_the_engine(config: EngineConfig, monkeypat
     client = KeptClient(config, timeout_seconds=5, restart_policy=AT_ONCE, grace_seconds=2 * PATIENCE)
     await client.keeper.start()
     await client.ready()
-    streams = [client.submit([1], ENDLESS), client.submit([HANG], PARAMS)]
+    streams = [client.submit(EngineRequest([1], ENDLESS)), client.submit(EngineRequest([HANG], PARAMS))]
     await asyncio.gather(*(check_error(stream, "hung") for stream in streams))
     async with asyncio.timeout(PATIENCE):
         await client.ready()
@@ -345,7 +348,7 @@ async def test_a_pause_of_the_client_is_not_taken_for_a_hang(config: EngineConfi
 
 async def test_stop_ends_open_streams(client: KeptClient, script: Path) -> None:
     command(script, "steps 1")
-    stream = client.submit([1], ENDLESS)
+    stream = client.submit(EngineRequest([1], ENDLESS))
     await anext(stream)
     command(script, "ok")
     await client.keeper.stop()

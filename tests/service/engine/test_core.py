@@ -4,7 +4,7 @@ import pytest
 
 from model.contract import DeviceLostError, SamplingParams
 from service.engine.core import EngineCore
-from service.engine.messages import STEP_TOKENS, Cancel, Delta, RequestTimes, Submit
+from service.engine.messages import STEP_TOKENS, Cancel, Delta, EngineRequest, RequestTimes, Submit
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
 
 
@@ -21,7 +21,7 @@ def make_core(runner: FakeRunner, token_budget: int = 16, max_running: int = 8) 
 
 
 def submit(id: int, prompt: list[int], max_tokens: int = 4, logprobs: int | None = None) -> Submit:
-    return Submit(id, prompt, SamplingParams(max_tokens=max_tokens, logprobs=logprobs))
+    return Submit(id, EngineRequest(prompt, SamplingParams(max_tokens=max_tokens, logprobs=logprobs)))
 
 
 def finish(core: EngineCore) -> dict[int, list[Delta]]:
@@ -57,7 +57,7 @@ def test_many_requests_get_what_each_gets_alone(lookahead: int) -> None:
         core.submit(message)
     deltas = finish(core)
     for message in messages:
-        assert tokens_of(deltas[message.id]) == output_alone(message.prompt, message.params)[0]
+        assert tokens_of(deltas[message.id]) == output_alone(message.request.prompt, message.request.params)[0]
         assert [delta.finish_reason for delta in deltas[message.id]] == [None] * message.id + ["length"]
 
 
@@ -87,7 +87,7 @@ def test_the_next_step_runs_before_the_one_before_it_is_reported() -> None:
 def test_a_step_that_computes_for_nobody_is_landed() -> None:
     runner = FakeRunner(8, 4, lookahead=1)
     core = make_core(runner)
-    core.submit(Submit(0, [1], SamplingParams(max_tokens=9, stop_token_ids=(next_token([1]),))))
+    core.submit(Submit(0, EngineRequest([1], SamplingParams(max_tokens=9, stop_token_ids=(next_token([1]),)))))
     first, second = core.step(), core.step()
     assert first is not None
     assert second is not None
@@ -202,9 +202,12 @@ def test_a_lost_device_ends_the_engine_and_not_its_requests_one_by_one(lookahead
         (submit(7, [1, VOCAB_SIZE]), "vocabulary"),
         (submit(7, [-1]), "vocabulary"),
         (submit(7, [2**63]), "vocabulary"),
-        (Submit(7, [1], SamplingParams(max_tokens=1, logit_bias=((VOCAB_SIZE, 1.0),))), "vocabulary"),
-        (Submit(7, [1], SamplingParams(max_tokens=1, bad_words=((1, VOCAB_SIZE),))), "vocabulary"),
-        (Submit(7, [1], SamplingParams(max_tokens=3, min_tokens=3, stop_token_ids=(2, VOCAB_SIZE))), "vocabulary"),
+        (Submit(7, EngineRequest([1], SamplingParams(max_tokens=1, logit_bias=((VOCAB_SIZE, 1.0),)))), "vocabulary"),
+        (Submit(7, EngineRequest([1], SamplingParams(max_tokens=1, bad_words=((1, VOCAB_SIZE),)))), "vocabulary"),
+        (
+            Submit(7, EngineRequest([1], SamplingParams(max_tokens=3, min_tokens=3, stop_token_ids=(2, VOCAB_SIZE)))),
+            "vocabulary",
+        ),
     ],
 )
 def test_a_request_that_cannot_run_ends_alone(message: Submit, error: str, lookahead: int) -> None:

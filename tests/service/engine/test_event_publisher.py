@@ -14,7 +14,7 @@ from service.engine import event_publisher
 from service.engine.block_events import BlockRemoved, BlockStored
 from service.engine.core import EngineCore
 from service.engine.event_publisher import END, EventPublisher, EventsConfig
-from service.engine.messages import Submit
+from service.engine.messages import EngineRequest, Submit
 from tests.service.engine.fakes import FakeRunner
 
 PATIENCE = 10_000
@@ -190,7 +190,7 @@ def test_a_publisher_may_connect_to_its_subscriber(context: Context) -> None:
 def test_an_engine_tells_a_subscriber_what_can_be_found(context: Context, config: EventsConfig) -> None:
     with EventPublisher(config) as publisher:
         core = EngineCore(FakeRunner(8, 2), token_budget=8, max_running=4, publish=publisher.publish)
-        core.submit(Submit(1, [1, 2, 3, 4, 5], SamplingParams(max_tokens=1)))
+        core.submit(Submit(1, EngineRequest([1, 2, 3, 4, 5], SamplingParams(max_tokens=1))))
         while core.step():
             pass
         while not (batches := replayed(context, config, 0)):
@@ -204,7 +204,7 @@ def test_an_engine_tells_a_subscriber_what_can_be_found(context: Context, config
 
 def test_dropped_batches_are_counted() -> None:
     core = EngineCore(FakeRunner(8, 2), token_budget=8, max_running=4, publish=lambda events: False)
-    core.submit(Submit(1, [1, 2, 3], SamplingParams(max_tokens=1)))
+    core.submit(Submit(1, EngineRequest([1, 2, 3], SamplingParams(max_tokens=1))))
     while core.step():
         pass
     assert core.stats().totals.dropped_event_batches == core.stats().totals.event_batches == 1

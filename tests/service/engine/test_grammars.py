@@ -10,18 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
-import msgspec
 import psutil
 import pytest
 from llguidance import LLParserLimits
 
-from model.contract import SamplingParams, Wanted
+from model.contract import NOTHING, SamplingParams, Wanted
 from model.runner import ModelRunner
 from service.engine import grammar_source
 from service.engine.core import EngineCore
 from service.engine.grammar_source import GrammarError, compiled, to_llguidance
 from service.engine.grammars import Grammars, Guide, _Tokens, wait_for_masks
-from service.engine.messages import Cancel, Delta, Grammar, Submit
+from service.engine.messages import Cancel, Delta, EngineRequest, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner
 from tests.service.engine.guided import JSON_WORDS, WordVocabulary, schemas
@@ -87,9 +86,11 @@ def refusal(grammar: Grammar) -> str:
     return delta.refusal.reason
 
 
-def ask(id: int, grammar: Grammar | None, prompt: Sequence[int] = (1, 2), **params: Any) -> Submit:
+def ask(
+    id: int, grammar: Grammar | None, prompt: Sequence[int] = (1, 2), wanted: Wanted = NOTHING, **params: Any
+) -> Submit:
     settings = {"max_tokens": 40, "stop_token_ids": (END,)} | params
-    return Submit(id, [*prompt], SamplingParams(**settings), grammar=grammar)
+    return Submit(id, EngineRequest([*prompt], SamplingParams(**settings), grammar=grammar, wanted=wanted))
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
@@ -176,7 +177,7 @@ def ask_json(id: int, schema: Any, **params: Any) -> Submit:
     closing = [token for token in range(JSON_WORDS.vocab_size) if JSON_WORDS.token_bytes(token) in CLOSING]
     bias = tuple((token, 4.0) for token in (*closing, *ends))
     settings = {"max_tokens": 200, "stop_token_ids": ends, "logit_bias": bias, "seed": id} | params
-    return Submit(id, [id % 256, 5], SamplingParams(**settings), grammar=json_grammar(schema))
+    return Submit(id, EngineRequest([id % 256, 5], SamplingParams(**settings), grammar=json_grammar(schema)))
 
 
 def test_200_schemas_of_growing_nesting_are_kept_by_a_random_model() -> None:
@@ -192,7 +193,7 @@ def test_200_schemas_of_growing_nesting_are_kept_by_a_random_model() -> None:
 def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
     guided = ask_json(0, schemas(20)[15])
     others = [
-        Submit(id, [id, 7], SamplingParams(max_tokens=60, seed=id, **params))
+        Submit(id, EngineRequest([id, 7], SamplingParams(max_tokens=60, seed=id, **params)))
         for id, params in enumerate([{"logprobs": 3}, {"repetition_penalty": 1.3, "presence_penalty": 0.5}, {}], 1)
     ]
     together = run(model_core(), [guided, *others])
@@ -242,9 +243,7 @@ def test_texts_are_whole_when_their_tokens_run_out(blocks: int, lookahead: int) 
     """A draw that is taken back changes neither the scores of the prompt nor the number of log-probabilities."""
     sources = ["a|bcdabcdabcd", "a*bcd", "(ab|cd){3}", "d|[abc]{9}d", "[abc]{2,9}d", "(a|bcdabcdabcd)(d|abababab)"]
     messages = [
-        msgspec.structs.replace(
-            ask(id, regex(source), [id % 8, 3, 5, id % 3], max_tokens=3, logprobs=1), wanted=Wanted(prompt_logprobs=1)
-        )
+        ask(id, regex(source), [id % 8, 3, 5, id % 3], Wanted(prompt_logprobs=1), max_tokens=3, logprobs=1)
         for id, source in enumerate(sources * 4)
     ]
     core = fake_core(blocks, lookahead)

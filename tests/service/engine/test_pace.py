@@ -5,7 +5,7 @@ import pytest
 
 from model.contract import SamplingParams
 from service.engine.core import EngineCore
-from service.engine.messages import EngineStats, Report, Submit
+from service.engine.messages import EngineRequest, EngineStats, Report, Submit
 from service.engine.pace import SLACK, Pace
 from service.processes.engine_config import EngineConfig
 from service.processes.engine_keeper import UNSEEN, EngineKeeper
@@ -43,7 +43,7 @@ def test_every_step_is_announced_before_it_begins() -> None:
 
     runner.start = slow  # type: ignore[method-assign, assignment]
     core = EngineCore(runner, token_budget=16, max_running=4, clock=clock, announce=told.append)
-    core.submit(Submit(0, [1] * 9, SamplingParams(max_tokens=3)))
+    core.submit(Submit(0, EngineRequest([1] * 9, SamplingParams(max_tokens=3))))
     while core.step():
         pass
     assert told == [None, None, SLACK * 7.0]

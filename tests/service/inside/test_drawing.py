@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.schemas.answers import InspectedToken
-from service.inside.arrays import Attention, Distribution, Embedding, Inspection, Lens, Residual
+from service.api.schemas.answers import InspectedToken, Respelling, SpeltToken
+from service.inside.arrays import (
+    Attention,
+    Distribution,
+    Embedding,
+    Inspection,
+    Lens,
+    PositionEncoding,
+    Residual,
+    Rotation,
+)
 from service.inside.columns import clusters, fitted, shown, width
-from service.inside.drawing import Canvas, bar, drawn, window
+from service.inside.drawing import Canvas, bar, drawn, ranges, window
 
 LAYERS = 2
 COLOUR = re.compile("\x1b\\[[0-9;]+m")
@@ -42,14 +52,32 @@ def inspection(texts: list[str], **views: Any) -> Inspection:
             next_logprob=np.zeros(shape[:2]),
             next_rank=np.ones(shape[:2], np.int64),
         ),
+        "position_encoding": PositionEncoding(
+            rotary=[
+                Rotation(
+                    layers=[0, 1, 3], magnitude=1.0, frequencies=numbers.random(32), angles=numbers.random((count, 32))
+                )
+            ],
+            learned=numbers.random((count, 64)),
+            alibi_slopes=numbers.random(4),
+        ),
+        "text": "".join(texts),
+        "spellings": [
+            Respelling(
+                name="lower",
+                text="".join(texts),
+                tokens=[SpeltToken(id=id, text=text, special=False) for id, text in enumerate(texts)],
+            )
+        ],
         "distributions": [distribution(texts)],
     }
+    tokens = [
+        InspectedToken(id=id, text=text, special=False, generated=False, bytes=[*text.encode()], offsets=(id, id + 1))
+        for id, text in enumerate(texts)
+    ]
     return Inspection(
-        tokens=[InspectedToken(id=id, text=text, special=False, generated=False) for id, text in enumerate(texts)],
-        text=None,
-        spellings=None,
+        tokens=tokens,
         positions=np.arange(count),
-        position_encoding=None,
         **{name: view if views.get(name) else None for name, view in made.items()},
     )
 
@@ -72,7 +100,8 @@ def distribution(texts: list[str]) -> Distribution:
     )
 
 
-EVERYTHING = dict.fromkeys(("attention", "residual", "embedding", "lens", "distributions"), True)
+VIEWS = ("text", "spellings", "attention", "residual", "embedding", "position_encoding", "lens", "distributions")
+EVERYTHING = dict.fromkeys(VIEWS, True)
 WORDS = [
     "The",
     " 대한민국의",
@@ -100,6 +129,28 @@ def test_no_line_is_wider_than_the_terminal_or_moves_its_cursor(columns: int, co
     for line in (COLOUR.sub("", line) for line in lines):
         assert width(line) <= max(columns, 80), line  # Titles are sentences.
         assert {unicodedata.category(character)[0] for character in line} & {"C"} == set()
+
+
+@pytest.mark.parametrize("columns", [48, 133])
+def test_the_heaviest_keys_are_listed_as_they_are_told(columns: int) -> None:
+    seen = inspection(WORDS, attention=True)
+    assert seen.attention is not None
+    weights, keys = np.array([[[1.0, 0], [0.75, 0.25]]], np.float32), np.array([[[0, -1], [1, 0]]])
+    few = replace(
+        seen, positions=np.array([0, 2]), attention=replace(seen.attention, heads=[(3, 5)], weights=weights, keys=keys)
+    )
+    lines = [*drawn(few, Canvas(columns, coloured=False))]
+    assert [line.split() for line in lines[-2:]] == [
+        ["0", "The", "0", "The", "100%"],
+        ["2", "␣수도는", "1", "␣대한민국의", "75%", "0", "The", "25%"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([0], "0"), ([0, 1, 2, 5, 7, 8], "0-2, 5, 7-8"), ([], ""), ([3, 4], "3-4")]
+)
+def test_consecutive_numbers_are_a_range(numbers: list[int], text: str) -> None:
+    assert ranges(numbers) == text
 
 
 @given(st.text(max_size=12), st.integers(1, 20), st.booleans())
@@ -154,6 +205,9 @@ def test_a_long_text_keeps_its_first_and_last_tokens() -> None:
 @pytest.mark.parametrize("view", sorted(EVERYTHING))
 def test_a_view_is_drawn_only_if_it_was_asked_for(view: str) -> None:
     titles = {
+        "text": "bytes of each token",
+        "spellings": "in other spellings",
+        "position_encoding": "rotary angles",
         "attention": "attention of layer",
         "lens": "logit lens",
         "residual": "norms of the",

@@ -1,5 +1,6 @@
 """headlight inspect: what it draws and writes is what the API says, and what it is refused for is one line."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from headlight import LLM
 from service import cli
+from service.api.schemas.inspect import InspectBody
 from service.inside.npz import arrays_of
 from tests.service.test_cli import dummy, failure
 from tests.service.test_offline import SETTINGS, TEMPLATE
@@ -67,11 +69,50 @@ def test_the_arrays_of_the_file_are_those_of_the_api(
     assert expected["distribution_0_stages"].tolist() == ["raw", "temperature", "top_k"]
 
 
+SETTINGS_ASKED = [{"temperature": 1, "top_k": 3}, {"repetition_penalty": 1.5}]
+FURTHER = {"attention": "all", "reduction": "mean", "top_keys": 2, "positions": [0, 2, 3, 4]}
+FURTHER |= {"position_encoding": True, "details": True, "spellings": True, "lens": 5, "distribution": 5}
+FURTHER_FLAGS = ("--attention", "all", "--reduction", "mean", "--top-keys", "2", "--positions", "0,2-4")
+FURTHER_FLAGS += ("--position-encoding", "--details", "--spellings", "--lens", "--distribution")
+FURTHER_FLAGS += ("--fields", json.dumps({"settings": SETTINGS_ASKED, "typical_p": 0.9}))
+
+
+def test_every_other_view_is_that_of_the_api_too(llm: LLM, flags: tuple[str, ...], tmp_path: Path) -> None:
+    """Positions alone, reduced attention, encodings, details, spellings, ways to draw, and fields that are no flags."""
+    run("Hi 서울!", *FURTHER_FLAGS, "--npz", str(tmp_path / "file"), *flags)
+    expected = arrays_of(llm.inspect("Hi 서울!", settings=SETTINGS_ASKED, typical_p=0.9, **FURTHER))
+    with np.load(tmp_path / "file") as found:
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            near = array.dtype.kind == "f"
+            assert (
+                np.allclose(found[name], array, atol=1e-5, equal_nan=True)
+                if near
+                else np.array_equal(found[name], array)
+            ), name
+    assert expected["positions"].tolist() == [0, 2, 3, 4]
+    assert expected["attention"].shape == expected["keys"].shape == (3, 4, 2)
+    assert bytes(expected["bytes"]).decode() == "Hi 서울!"
+    assert [int(expected[f"distribution_{index}_setting"]) for index in range(8)] == [0, 1] * 4
+    assert "typical_p" in expected["distribution_0_stages"]
+
+
+def test_every_field_of_the_api_can_be_given(flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    """What has no flag comes by --fields; what has one cannot come by both."""
+    for name in InspectBody.model_fields.keys() - {"prompt"}:
+        said = failure(capfd, "inspect", "a", "--fields", json.dumps({name: {"no": "such value"}}), *flags)
+        assert name in said
+        assert "twice" not in said
+    said = failure(capfd, "inspect", "a", "--seed", "1", "--fields", '{"seed": 2, "prompt": "b"}', *flags)
+    assert "fields: prompt, seed cannot be given twice" in said
+
+
 def test_every_array_is_documented(llm: LLM) -> None:
-    look = {"embedding": 1, "position_encoding": True, "top_keys": 1}
+    look = {"embedding": 1, "position_encoding": True, "top_keys": 1, "details": True, "spellings": True}
     arrays = arrays_of(llm.inspect("a", attention="all", lens=1, residual=True, distribution=1, max_tokens=1, **look))
-    assert {"keys", "rotary_0_angles", "embedding_cosines"} <= set(arrays)
-    assert set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)*\b", arrays_of.__doc__ or "")) >= set(arrays)
+    assert {"keys", "rotary_0_angles", "embedding_cosines", "byte_counts", "spelling_0_tokens"} <= set(arrays)
+    first = {re.sub(r"_\d+_", "_0_", name) for name in arrays}
+    assert set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)*\b", arrays_of.__doc__ or "")) >= first
 
 
 def test_it_draws_what_was_asked_for(flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +123,16 @@ def test_it_draws_what_was_asked_for(flags: tuple[str, ...], capfd: pytest.Captu
     assert [out.find(title) for title in titles] == sorted(out.find(title) for title in titles)
     assert -1 not in [out.find(title) for title in titles]
     assert "\x1b" not in out
+
+
+def test_it_draws_every_other_view(flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    run("Hi 서울!", *FURTHER_FLAGS, *flags)
+    out = capfd.readouterr().out
+    titles = ["10 tokens", "bytes of each token", "the text in other spellings", "rotary angles in degrees"]
+    titles += [f"attention of layer {layer}, its heads reduced: what each token looks at most" for layer in range(3)]
+    titles += ["logit lens", "under setting 0", "under setting 1"]
+    assert [out.find(title) for title in titles] == sorted(out.find(title) for title in titles)
+    assert -1 not in [out.find(title) for title in titles]
 
 
 def test_messages_are_written_by_the_template(
@@ -101,6 +152,17 @@ def test_messages_are_written_by_the_template(
         (("a", "--attention", ""), "attention: '' is not LAYER.HEAD"),
         (("a", "--attention", "3.5,"), "is not LAYER.HEAD"),
         (("a", "--attention", "3.0"), "attention: has a head beyond the model's 3 layers of 4 heads"),
+        (("a", "--positions", "0-"), "positions: '0-' are not numbers or ranges"),
+        (("a", "--positions", "3-5", "--lens"), "positions: should be ascending, from 0 to 0"),
+        (
+            ("a", "--positions", "0", "--attention", "all", "--reduction", "rollout"),
+            "positions: do not go with rollout",
+        ),
+        (("a", "--reduction", "sum"), "reduction: should be"),
+        (("a", "--top-keys", "1"), "top_keys"),
+        (("a", "--fields", "{"), "fields: not JSON"),
+        (("a", "--fields", "[]"), "fields: not a JSON object"),
+        (("a", "--fields", '{"no_such": 1}'), "no_such"),
         (("a", "--lens", "--top", "x"), "lens: should be an integer"),
         (("a", "--lens", "--top", "21"), "lens: 21 tokens are more than the 20"),
         (("a", "--distribution", "--temperature", "9"), "temperature: should be"),

@@ -11,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from service import cli
-from service.api.schemas.answers import InspectedToken, Inspection
+from service.api.schemas.answers import InspectedEncoding, InspectedToken, Inspection, Numbers
 from service.inside.page import page_of
 from tests.service.page.browser import MISSING, Browser, browsing, faults
 from tests.service.test_cli import dummy
@@ -24,6 +24,9 @@ ASKED = (
     "--lens",
     "--residual",
     "--embedding",
+    "--position-encoding",
+    "--details",
+    "--spellings",
     "--distribution",
     "--temperature",
     "0.5",
@@ -108,6 +111,84 @@ def test_what_it_shows_are_the_numbers_and_nothing_that_was_not_asked_for(browse
     assert "drawn" in browser.one("#distributions tr.marked").text
     added = [row[-1] for row in answer["residual"]["added"]["data"]]
     assert [number for row in cells(browser, "#residual") for number in row] == added
+
+
+def test_the_further_views_are_shown_too(browser: Browser, file: Path) -> None:
+    browser.open(file.as_uri(), language="en")
+    answer = answer_in(file.read_text())
+    browser.until(lambda: browser.all("#position_encoding"))
+    assert len(browser.all("#text .bytes tbody tr")) == len(answer["tokens"])
+    assert len(browser.all("[data-spelling]")) == len(answer["spellings"])
+    [rotary] = answer["position_encoding"]["rotary"]
+    for position in (len(answer["positions"]) - 1, 2):
+        Select(browser.one("#encoded")).select_by_value(str(position))
+        dials = browser.all("#position_encoding .dials li")
+        angles = [float(dial.get_attribute("data-value") or "nan") for dial in dials]
+        assert angles == rotary["angles"]["data"][position]
+
+
+FEW = [2, 4, 5]
+"""Positions that are not the first ones."""
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of few positions, whose heads are reduced and whose keys are the heaviest alone."""
+    folder = tmp_path_factory.mktemp("few")
+    asked = ("--positions", "2,4-5", "--attention", "all", "--reduction", "max", "--top-keys", "2", "--lens")
+    asked += ("--residual", "--distribution", "--fields", '{"settings": [{"temperature": 1}, {"top_k": 3}]}')
+    assert cli.main(("inspect", TEXT, *asked, "--html", str(folder / "few.html"), *dummy(folder))) == 0
+    return folder / "few.html"
+
+
+def test_a_few_positions_are_shown_as_what_they_are(window: Browser, few: Path) -> None:
+    window.open(few.as_uri(), language="en")
+    answer = answer_in(few.read_text())
+    window.until(lambda: window.all("#attention-matrix"))
+    assert [option.text.split()[0] for option in Select(window.one("#position")).options] == [str(at) for at in FEW]
+    for layer in range(3):
+        Select(window.one("#layer")).select_by_visible_text(str(layer))
+        assert f"Layer {layer}, its heads as one" in window.one("#attention").text
+        assert not window.all("#head")
+        known = window.run(
+            "return [...document.querySelectorAll('#attention-matrix td[data-at]')]"
+            ".map(cell => [...cell.dataset.at.split(',').map(Number), Number(cell.dataset.value)])"
+        )
+        keys, weights = answer["attention"]["keys"][layer], answer["attention"]["data"][layer]
+        told = [[row, key, weights[row][at]] for row in range(len(FEW)) for at, key in enumerate(keys[row])]
+        assert sorted(known) == sorted(told)
+    assert window.one("#lens .heat thead tr").text.split() == [answer["tokens"][at]["text"] for at in FEW]
+    added = [[row[0] for row in answer["residual"]["added"]["data"]]]
+    Select(window.one("#position")).select_by_value(str(FEW[0]))
+    assert [number for row in cells(window, "#residual") for number in row] == added[0]
+    titles = [title.text for title in window.all("#distributions h2")]
+    assert ["setting 0" in title for title in titles] == [True, False] * len(FEW)
+    assert faults(window) == []
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_learned_rows_and_slopes_are_shown(window: Browser, tmp_path: Path, width: int) -> None:
+    """Of models that have these kinds of position encoding."""
+    rows, slopes = [[0.5, -1.0, 0.25, 0.0], [2.0, 0.0, -0.5, 0.125]], [0.5, 0.25, 0.125]
+    encoding = InspectedEncoding(learned=Numbers(shape=[2, 4], data=rows), alibi_slopes=slopes)
+    tokens = [InspectedToken(id=id, text=text, special=False, generated=False) for id, text in enumerate("ab")]
+    answer = Inspection(object="inspection", model="toy", tokens=tokens, positions=[0, 1], position_encoding=encoding)
+    (tmp_path / "page.html").write_text(page_of(answer))
+    window.open((tmp_path / "page.html").as_uri(), language="en", width=width, height=740)
+
+    def numbers(selector: str) -> list[float]:
+        found: list[float] = window.run(
+            "return [...document.querySelectorAll(arguments[0])].map(each => Number(each.dataset.value))", selector
+        )
+        return found
+
+    for position in (1, 0):
+        Select(window.one("#encoded")).select_by_value(str(position))
+        assert numbers(".vector rect") == rows[position]
+    assert numbers(".bars li") == slopes
+    assert "0.1250" in window.one(".bars").text
+    assert window.run("return document.documentElement.scrollWidth") <= width
+    assert faults(window) == []
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.messages import RequestTimes
+from model.contract import SamplingParams
+from service.engine.messages import EngineRequest, RequestTimes
 from service.engine.status import EngineDead
-from service.generation import GenerationError
+from service.generation import GenerationError, GenerationRequest
 from service.observability.loop_lag import INTERVAL_SECONDS, watch_loop
 from service.observability.metrics import Metrics
 from service.observability.record import RequestRecord, plain_id
@@ -25,7 +26,7 @@ class Clock:
 
 
 def generation(prompt: int = 5, cached: int = 0, times: RequestTimes = RequestTimes()) -> Any:  # noqa: B008
-    request = SimpleNamespace(prompt=[1] * prompt, params=SimpleNamespace(max_tokens=16))
+    request = GenerationRequest(sent=EngineRequest([1] * prompt, SamplingParams(max_tokens=16)))
     return SimpleNamespace(request=request, cached_tokens=cached, times=times)
 
 

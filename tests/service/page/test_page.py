@@ -4,11 +4,14 @@ import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 
 from tests.service.api import fakes
 from tests.service.page.browser import MISSING, Browser, browsing, faults
@@ -65,7 +68,7 @@ def ask(browser: Browser, text: str) -> None:
 def test_a_chat_streams_stops_and_is_edited_and_retried(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/chat", language="en")
     choose(browser, temperature=0, max_tokens=250)
-    browser.one("#message").send_keys("Count from one to three hundred, in words.", Keys.ENTER)
+    browser.one("#message").send_keys("Write a long story about a lighthouse keeper and the sea.", Keys.ENTER)
     seen = browser.until(lambda: len(browser.all(".token")))
     browser.until(lambda: len(browser.all(".token")) > seen)
     assert browser.all("#stop"), "the whole answer came at once"
@@ -183,6 +186,101 @@ def test_the_cells_of_attention_are_the_numbers_of_the_api(browser: Browser, url
         for query, row in enumerate(rows):
             assert row == pytest.approx(weights[query][: query + 1], abs=1e-4)
             assert sum(row) == pytest.approx(1, abs=1e-3)
+
+
+def numbers(browser: Browser, selector: str) -> list[float]:
+    """The numbers that stand behind figures."""
+    script = "return [...document.querySelectorAll(arguments[0])].map(each => Number(each.dataset.value))"
+    found: list[float] = browser.run(script, selector)
+    return found
+
+
+def inspected(url: str, **fields: object) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx.post(f"{url}/v1/inspect", json=fields, timeout=60).raise_for_status().json()
+    return answer
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "책이 있어요."])
+def test_tokens_are_shown_with_their_bytes_and_in_other_spellings(browser: Browser, url: str, prompt: str) -> None:
+    browser.open(f"{url}/#/walk/tokens", language="en")
+    look_at(browser, prompt)
+    told = inspected(url, prompt=prompt, details=True, spellings=True)
+    rows = [[cell.text for cell in row.find_elements(By.XPATH, "./*")] for row in browser.all(".bytes tbody tr")]
+    expected = [(token["id"], bytes(token["bytes"]).hex(" "), token["offsets"]) for token in told["tokens"]]
+    assert [(int(row[1]), row[2], [int(end) for end in row[3].split("–")]) for row in rows] == expected
+    for token, row in zip(told["tokens"], rows, strict=True):
+        # Half a character has no text, so that its bytes stand for it.
+        assert row[0] == (row[2] if "\ufffd" in token["text"] else token["text"].replace(" ", "␣"))
+    cards = browser.all("[data-spelling]")
+    assert [card.get_attribute("data-spelling") for card in cards] == [other["name"] for other in told["spellings"]]
+    known = {token["id"] for token in told["tokens"]}
+    for card, other in zip(cards, told["spellings"], strict=True):
+        ids = [int(found.text) for found in card.find_elements(By.CSS_SELECTOR, ".id")]
+        assert ids == [token["id"] for token in other["tokens"]]
+        marked = [int(found.text) for found in card.find_elements(By.CSS_SELECTOR, ".other .id")]
+        assert marked == [id for id in ids if id not in known]
+
+
+def test_no_token_of_a_korean_text_is_shown_as_a_character_that_it_is_not(browser: Browser, url: str) -> None:
+    """Parts of characters stand as their bytes, in the text and among the tokens that may follow."""
+    browser.open(f"{url}/#/walk/tokens", language="ko", width=375, height=740)
+    look_at(browser, "선생님이 학생에게 책을")
+    for step in ("embedding", "attention", "lens", "softmax", "choosing"):
+        browser.run("location.hash = arguments[0]", f"#/walk/{step}")
+        browser.until(lambda: browser.all(f"[href='#/walk/{step}'][aria-current]"))  # noqa: B023
+        browser.settled()
+        assert "\ufffd" not in browser.run("return document.querySelector('main').textContent"), step
+        assert browser.run("return document.documentElement.scrollWidth") <= 375, step
+
+
+def look_at(browser: Browser, prompt: str) -> None:
+    """Let another text go through the steps."""
+    field = browser.one("#prompt")
+    field.clear()
+    field.send_keys(prompt, Keys.ENTER)
+    browser.settled()
+
+
+def test_the_embeddings_are_those_of_the_api(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/walk/embedding", language="en")
+    told = inspected(url, prompt=PROMPT, embedding=6)["embedding"]
+    browser.until(lambda: browser.all(".nearest"))
+    assert numbers(browser, ".nearest td.bar") == pytest.approx(told["norms"]["data"], rel=1e-4)
+    pairs = [pair.text.rsplit(" ", 1) for pair in browser.all(".nearest .pair")]
+    near = [token for nearest in told["nearest"] for token in nearest]
+    assert [text for text, _ in pairs] == [token["text"].replace(" ", "␣") for token in near]
+    assert [float(cosine) for _, cosine in pairs] == pytest.approx([token["cosine"] for token in near], abs=0.006)
+
+
+def test_the_angles_are_those_that_the_chosen_position_got(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/walk/position", language="en")
+    [rotary] = inspected(url, prompt=PROMPT, position_encoding=True)["position_encoding"]["rotary"]
+    for position in (8, 3):
+        browser.until(lambda: browser.all("#position"))
+        browser.run("document.getElementById('position').focus()")
+        Select(browser.one("#position")).select_by_value(str(position))
+        browser.until(lambda: f"position {position}," in browser.one("main").text)  # noqa: B023
+        assert numbers(browser, ".dials li") == pytest.approx(rotary["angles"]["data"][position], abs=1e-4)
+        angles = [float(angle.text.strip("°")) for angle in browser.all(".dials .amount")]
+        expected = [math.degrees(angle) for angle in rotary["angles"]["data"][position]]
+        assert angles == pytest.approx(expected, abs=0.06)
+    turns = [float(note.text.split()[2].replace(",", "")) for note in browser.all(".dials .note")]
+    assert turns == pytest.approx([2 * math.pi / frequency for frequency in rotary["frequencies"]], rel=0.01)
+
+
+def test_the_parameters_of_every_step_are_those_of_the_model(browser: Browser, url: str) -> None:
+    size = httpx.get(f"{url}/v1/models").json()["data"][0]["size"]
+    counts = size["parameters"]
+    browser.open(f"{url}/#/walk/purpose", language="en")
+    browser.until(lambda: browser.all(".bars"))
+    assert numbers(browser, ".bars li") == [counts[part] for part in ("embedding", "attention", "feed_forward", "head")]
+    assert f"{counts['total']:,}" in browser.one(".facts").text
+    assert f"{size['weight_bytes'] / 1e6:.1f} MB" in browser.one(".facts").text
+    parts = {"embedding": "embedding", "attention": "attention", "feedforward": "feed_forward", "lens": "head"}
+    for step, part in parts.items():
+        browser.run("location.hash = arguments[0]", f"#/walk/{step}")
+        browser.until(lambda: numbers(browser, ".parameters") == [counts[part]])  # noqa: B023
+        assert f"{counts[part]:,}" in browser.one(".parameters").text
 
 
 @pytest.mark.parametrize(("language", "name"), [("en", "The walk"), ("ko", "둘러보기")])

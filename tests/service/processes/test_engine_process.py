@@ -17,7 +17,18 @@ import zmq
 from model.contract import SamplingParams
 from service.engine.endpoint import endpoint
 from service.engine.event_publisher import EventsConfig
-from service.engine.messages import Delta, EngineStats, Failed, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
+from service.engine.messages import (
+    Delta,
+    EngineRequest,
+    EngineStats,
+    Failed,
+    FromEngine,
+    Ready,
+    Report,
+    Shutdown,
+    Submit,
+    ToEngine,
+)
 from service.engine.server import HEARTBEAT_SECONDS
 from service.processes.engine_config import EngineConfig
 from tests.service.engine.fake_loader import BLOCKS, HANG, command
@@ -106,7 +117,7 @@ PARAMS = SamplingParams(max_tokens=6)
 
 
 def check_service(client: RawClient, id: int) -> None:
-    client.send(Submit(id, [id, 2, 3], PARAMS))
+    client.send(Submit(id, EngineRequest([id, 2, 3], PARAMS)))
     assert client.completion(id) == output_alone([id, 2, 3], PARAMS)[0]
 
 
@@ -130,7 +141,7 @@ def test_an_idle_engine_reports_again_and_again(engine: Engine) -> None:
 def test_each_client_gets_its_own_deltas_and_all_get_the_statistics(engine: Engine) -> None:
     first, second = engine.ready_client(), engine.ready_client()
     for id in range(4):
-        (first, second)[id % 2].send(Submit(id, [id], SamplingParams(max_tokens=10)))
+        (first, second)[id % 2].send(Submit(id, EngineRequest([id], SamplingParams(max_tokens=10))))
     for parity, client in enumerate((first, second)):
         deltas: list[Delta] = []
         while sum(delta.finish_reason is not None for delta in deltas) < 2:
@@ -142,7 +153,7 @@ def test_each_client_gets_its_own_deltas_and_all_get_the_statistics(engine: Engi
 def test_what_a_vanished_client_submitted_is_cancelled(engine: Engine, script: Path) -> None:
     command(script, "steps 2")
     stays, goes = engine.ready_client(), engine.ready_client()
-    goes.send(Submit(1, [1], SamplingParams(max_tokens=1000)))
+    goes.send(Submit(1, EngineRequest([1], SamplingParams(max_tokens=1000))))
     assert stays.stats_when(lambda stats: stats.totals.steps == 2).blocks_used == 1
     goes.socket.close()
     command(script, "ok")
@@ -156,12 +167,12 @@ MALFORMED = [
     b"\x00",
     b"\xff" * 1000,
     b"GET / HTTP/1.1\r\n\r\n",
-    msgspec.msgpack.encode({"type": "Submit", "id": "1", "prompt": [1], "params": {"max_tokens": 1}}),
-    msgspec.msgpack.encode({"type": "Submit", "id": 1, "prompt": [1.5], "params": {"max_tokens": 1}}),
-    msgspec.msgpack.encode({"type": "Submit", "id": 1, "prompt": [1]}),
+    msgspec.msgpack.encode({"type": "Submit", "id": "1", "request": {"prompt": [1], "params": {"max_tokens": 1}}}),
+    msgspec.msgpack.encode({"type": "Submit", "id": 1, "request": {"prompt": [1.5], "params": {"max_tokens": 1}}}),
+    msgspec.msgpack.encode({"type": "Submit", "id": 1, "request": {"prompt": [1]}}),
     msgspec.msgpack.encode({"type": "Ready"}),
-    msgspec.msgpack.encode(Submit(1, [1], PARAMS))[:-3],
-    msgspec.msgpack.encode(Submit(1, [1], PARAMS, "é")).replace("é".encode(), b"\xff\xff"),
+    msgspec.msgpack.encode(Submit(1, EngineRequest([1], PARAMS)))[:-3],
+    msgspec.msgpack.encode(Submit(1, EngineRequest([1], PARAMS, "é"))).replace("é".encode(), b"\xff\xff"),
     b"\x82\xa4type\xa6Cancel\xa1x" + b"\x91" * 100_000 + b"\xc0",
 ]
 
@@ -230,7 +241,7 @@ def test_signals_to_the_whole_group_are_the_parents_to_judge(engine: Engine, num
 
 def test_shutdown_ends_the_process_with_requests_open(engine: Engine) -> None:
     client = engine.ready_client()
-    client.send(Submit(1, [1], SamplingParams(max_tokens=1000)))
+    client.send(Submit(1, EngineRequest([1], SamplingParams(max_tokens=1000))))
     client.send(Shutdown())
     assert engine.process.wait(PATIENCE) == 0
 
@@ -257,7 +268,7 @@ def test_an_orphan_ends_and_leaves_nothing(script: Path, config: EngineConfig, m
     engine = Engine(config)
     try:
         if moment == "stepping":
-            engine.ready_client().send(Submit(1, [HANG], PARAMS))
+            engine.ready_client().send(Submit(1, EngineRequest([HANG], PARAMS)))
         elif moment == "idle":
             engine.ready_client()
         engine.cut_lifeline()

@@ -351,7 +351,7 @@ def test_special_tokens_and_flags() -> None:
     ("change", "reason"),
     [
         ({"tokenizer.ggml.pre": "nonesuch"}, "tokenizer.ggml.pre 'nonesuch'"),
-        ({"tokenizer.ggml.pre": 1}, "tokenizer.ggml.pre is not text"),
+        ({"tokenizer.ggml.pre": 1}, "tokenizer.ggml.pre is 1, not a string"),
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model 't5'"),
         ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]}, "twice"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "not an array of str"),

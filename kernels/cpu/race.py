@@ -1,0 +1,158 @@
+"""The exponential race over a row of logits in LLVM instructions; `kernels/reference_sampling.py` says what it is."""
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+from numba import types
+
+from kernels.cpu import vectors as v
+from kernels.cpu.instructions import instruction
+from kernels.cpu.target import register_floats
+
+LANES = register_floats()
+
+
+def _emit_weigh(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    row, count, peak, temperature, cut, out = values
+
+    def write(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
+        offset = builder.mul(first, ir.Constant(v.I64, 4))
+        logits = _load(builder, builder.add(row, offset), lanes)
+        v.store(builder, _weights(builder, logits, peak, temperature, cut), builder.add(out, offset))
+        return carried
+
+    _over_row(builder, count, [], write)
+    return count
+
+
+weigh = instruction(
+    types.int64, [types.int64, types.int64, types.float32, types.float32, types.float32, types.int64], _emit_weigh
+)
+"""(logits, count, peak, temperature, cut, out): write e^((logit - peak) / temperature), or 0 below the cut."""
+
+
+def _emit_race(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    row, vocab, peak, temperature, cut, least, key = values
+    low, high = builder.trunc(key, v.I32), builder.trunc(builder.lshr(key, ir.Constant(v.I64, 32)), v.I32)
+
+    def compete(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
+        logits = _load(builder, builder.add(row, builder.mul(first, ir.Constant(v.I64, 4))), lanes)
+        weights = _weights(builder, logits, peak, temperature, cut)
+        kept = builder.fcmp_ordered(">=", weights, _all(builder, least, lanes))
+        weights = builder.select(kept, weights, v.like(weights, 0))
+        tokens = _all(builder, builder.trunc(first, v.I32), lanes)
+        if lanes > 1:
+            tokens = builder.add(tokens, ir.Constant(tokens.type, list(range(lanes))))
+        times = _exponential(builder, _uniform(builder, tokens, _all(builder, low, lanes), _all(builder, high, lanes)))
+        speeds = builder.fdiv(weights, times)
+        best, winners = carried
+        faster = builder.fcmp_ordered(">", speeds, best)
+        return [builder.select(faster, speeds, best), builder.select(faster, tokens, winners)]
+
+    def merge(carried: list[v.Value]) -> list[v.Value]:
+        """The best of all lanes, as scalars; the lowest token where several are as fast."""
+        best, winners = carried
+        fastest = v.across(builder, lambda a, b: v.larger(builder, a, b), best)
+        among = builder.fcmp_ordered("==", best, _all(builder, fastest, LANES))
+        places = builder.select(among, winners, v.like(winners, 2**31 - 1))
+        return [fastest, v.across(builder, lambda a, b: builder.select(builder.icmp_signed("<", a, b), a, b), places)]
+
+    none = [v.filled(v.F32, LANES, 0), v.filled(v.I32, LANES, -1)]
+    _, winner = _over_row(builder, vocab, none, compete, merge)
+    return builder.sext(winner, v.I64)
+
+
+run_race = instruction(
+    types.int64,
+    [types.int64, types.int64, types.float32, types.float32, types.float32, types.float32, types.int64],
+    _emit_race,
+)
+"""(logits, vocab, peak, temperature, cut, least weight, key): the token that wins the race, -1 if none has a weight."""
+
+Body = Callable[[v.Value, int, list[v.Value]], list[v.Value]]
+
+
+def _over_row(
+    builder: ir.IRBuilder,
+    count: v.Value,
+    carried: list[v.Value],
+    body: Body,
+    merge: Callable[[list[v.Value]], list[v.Value]] = lambda carried: carried,
+) -> list[v.Value]:
+    """Run `body` for each vector of a row, and number by number for those left, which may be none.
+
+    It takes the index of its first number, its lanes, and values that are carried on; between the loops `merge` makes
+    scalars of these.
+    """
+    lanes = ir.Constant(v.I64, LANES)
+    vectors = builder.sdiv(count, lanes)
+    carried = _loop(builder, vectors, carried, lambda i, values: body(builder.mul(i, lanes), LANES, values))
+    done = builder.mul(vectors, lanes)
+    rest = builder.sub(count, done)
+    return _loop(builder, rest, merge(carried), lambda i, values: body(builder.add(done, i), 1, values))
+
+
+def _loop(
+    builder: ir.IRBuilder,
+    count: v.Value,
+    initial: list[v.Value],
+    body: Callable[[v.Value, list[v.Value]], list[v.Value]],
+) -> list[v.Value]:
+    """`vectors.repeat` for any count, also 0."""
+    before = builder.block
+    with builder.if_then(builder.icmp_signed(">", count, ir.Constant(v.I64, 0))):
+        last = v.repeat(builder, count, initial, body)
+        inside = builder.block
+    carried = [builder.phi(value.type) for value in initial]
+    for value, first, later in zip(carried, initial, last, strict=True):
+        value.add_incoming(first, before)
+        value.add_incoming(later, inside)
+    return carried
+
+
+def _load(builder: ir.IRBuilder, address: v.Value, lanes: int) -> v.Value:
+    return v.load(builder, v.F32 if lanes == 1 else v.vector(v.F32, lanes), address)
+
+
+def _all(builder: ir.IRBuilder, value: v.Value, lanes: int) -> v.Value:
+    """A scalar in every lane; itself if there is one lane."""
+    return value if lanes == 1 else v.splat(builder, value, lanes)
+
+
+def _weights(builder: ir.IRBuilder, logits: v.Value, peak: v.Value, temperature: v.Value, cut: v.Value) -> v.Value:
+    lanes = logits.type.count if isinstance(logits.type, ir.VectorType) else 1
+    distance = builder.fsub(logits, _all(builder, peak, lanes))
+    weights = v.exp(builder, builder.fdiv(distance, _all(builder, temperature, lanes)))
+    kept = builder.fcmp_ordered(">=", logits, _all(builder, cut, lanes))
+    return builder.select(kept, weights, v.like(weights, 0))
+
+
+def _uniform(builder: ir.IRBuilder, tokens: v.Value, low: v.Value, high: v.Value) -> v.Value:
+    """The uniform random number of each token, from the halves of the row's key; see `uniforms` of the reference."""
+    x = _hash(builder, builder.xor(tokens, low))
+    x = _hash(builder, builder.xor(x, high))
+    kind = ir.VectorType(v.F32, x.type.count) if isinstance(x.type, ir.VectorType) else v.F32
+    number = builder.uitofp(x, kind)
+    u = builder.fmul(builder.fadd(number, v.like(number, 0.5)), v.like(number, 2.0**-32))
+    return v.smaller(builder, u, v.like(u, 1 - 2.0**-24))
+
+
+def _hash(builder: ir.IRBuilder, x: v.Value) -> v.Value:
+    """See `hash_32` of the reference."""
+    for shift, multiplier in ((16, 0x21F0AAAD), (15, 0xD35A2D97 - 2**32)):
+        x = builder.xor(x, builder.lshr(x, v.like(x, shift)))
+        x = builder.mul(x, v.like(x, multiplier))
+    return builder.xor(x, builder.lshr(x, v.like(x, 15)))
+
+
+def _exponential(builder: ir.IRBuilder, u: v.Value) -> v.Value:
+    """-ln(1 - u) for u in (0, 1).
+
+    1 - u is rounded; the quotient of u and what is really left out makes up for it (Higham, "Accuracy and stability of
+    numerical algorithms", 2002, section 1.14.1).
+    """
+    one = v.like(u, 1)
+    rest = builder.fsub(one, u)
+    taken = builder.fsub(one, rest)
+    time = builder.fmul(builder.fneg(v.log(builder, rest)), builder.fdiv(u, taken))
+    return builder.select(builder.fcmp_ordered("==", taken, v.like(u, 0)), u, time)

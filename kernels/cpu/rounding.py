@@ -1,0 +1,99 @@
+"""Activations rounded for a product with weights of few bits: to integer codes in groups, or to bfloat16 numbers."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from numba import njit
+
+from kernels.cpu.instructions import words
+from kernels.cpu.matrix_tile import DEPTH, TOKENS, parts, round_inputs, serves
+from kernels.cpu.matrix_unit import REGISTER_BYTES
+from kernels.cpu.operation import Operation, operation
+from kernels.cpu.panels import Format
+from kernels.cpu.tile import LOW_BITS, SUMS_BYTES, quantize_group
+
+TOKENS_A_CHUNK = 8
+"""Number of tokens in a chunk of work."""
+LEAST_ROWS = 6
+"""Number of tokens whose products cost as much as unpacking weights for the matrix unit."""
+NEVER = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """The form of activations for a product with weights of `form`.
+
+    Integers are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and each group has two
+    sums (`quantize_group`), [rows, groups, 2] float32. From `least` tokens on the matrix unit multiplies, with bfloat16
+    numbers [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has TOKENS rows. Activations stay float32 for
+    fewer tokens if the weights have more than 8 bits.
+    """
+
+    form: Format
+    least: int
+
+    @property
+    def constants(self) -> tuple[int, int, int, int, int, int]:
+        """Numbers that `round_row` needs at compile time."""
+        form = self.form
+        low = LOW_BITS.get(form.bits, 0)
+        return form.group, low, int(form.bits == 4), parts(form), int(form.bits <= 8), self.least
+
+
+def rounding_for(form: Format, groups: int, batch_invariant: bool) -> Rounding:
+    """The rounding for a weight of `form` in so many groups.
+
+    Unpacking weights for the matrix unit costs more than a few tokens' products. Its results differ in their last bits,
+    so that `batch_invariant` leaves all to it.
+    """
+    if not serves(form, groups):
+        return Rounding(form, NEVER)
+    return Rounding(form, 1 if batch_invariant else LEAST_ROWS)
+
+
+@njit(inline="always")
+def round_row(
+    group: int,
+    low: int,
+    split: int,
+    count: int,
+    quantizes: int,
+    least: int,
+    rows: int,
+    row: int,
+    x: int,
+    columns: int,
+    rounded: int,
+    sums: int,
+) -> None:
+    """Round one of `rows` tokens, whose activations [columns] float32 are at x; the first six are `constants`."""
+    if rows >= least:
+        tile = rounded + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
+        for step in range(columns // DEPTH):
+            round_inputs(count, x + 4 * DEPTH * step, tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH)
+    elif quantizes:
+        groups = columns // group
+        for g in range(groups):
+            at = row * groups + g
+            quantize_group(group, low, split, x + 4 * g * group, rounded + at * group * 2, sums + at * SUMS_BYTES)
+
+
+@cache
+def round_operation(rounding: Rounding) -> Operation:
+    """Round activations.
+
+    Record: rows, x, columns, rounded, sums. x is [rows, columns] float32, and columns are whole groups.
+    """
+    group, low, split, count, quantizes, least = rounding.constants
+
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 5)
+        rows, columns = words(r[0], 1)[0], r[2]
+        if chunk < 0:
+            return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK if quantizes or rows >= least else 0
+        for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
+            x = r[1] + 4 * columns * row
+            round_row(group, low, split, count, quantizes, least, rows, row, x, columns, r[3], r[4])
+        return 0
+
+    return operation(run)

@@ -1,0 +1,174 @@
+"""Drawing a token from each row of logits, by the definition and with the random numbers of `reference_sampling.py`.
+
+A row is read a few times and nothing is sorted: the filters' cut is found digit by digit in a histogram of the logits'
+bits, and the race is run over the whole row. The vector arithmetic stands in `race.py`.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, words
+from kernels.cpu.operation import Operation, operation
+from kernels.cpu.race import run_race, weigh
+
+DIGITS = ((21, 11), (10, 11), (0, 10))
+"""(lowest bit, number of bits) of the digits of a logit's key."""
+BINS = 2048
+BLOCK = 1024
+"""Number of logits that are weighed at a time."""
+
+
+@cache
+def sample_operation() -> Operation:
+    """A token of each row; -1 where the largest logit is not finite.
+
+    Record: rows, logits, vocab, temperature, top_k, top_p, min_p, seed, counter, tokens. Logits are [rows, vocab]
+    float32, the others [rows] in the dtypes of `SamplingBatch`, and tokens are int64. Each chunk of work is a row.
+    """
+
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 10)
+        rows, vocab = words(r[0], 1)[0], r[2]
+        if chunk < 0:
+            return rows
+        row, tokens = r[1] + 4 * vocab * chunk, words(r[9], rows)
+        peak: Any = _find_peak(row, vocab)
+        temperature: Any = floats(r[3], rows)[chunk]
+        if peak - peak != np.float32(0):
+            tokens[chunk] = -1
+        elif temperature > 0:
+            top_k, top_p = words(r[4], rows)[chunk], floats(r[5], rows)[chunk]
+            cut: Any = _find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
+            key: Any = _stream_key(words(r[7], rows)[chunk], words(r[8], rows)[chunk])
+            least: Any = floats(r[6], rows)[chunk]
+            tokens[chunk] = run_race(row, vocab, peak, temperature, cut, least, key)
+        else:
+            tokens[chunk] = _find(row, vocab, peak)
+        return 0
+
+    return operation(run)
+
+
+@njit(inline="always")
+def _find_peak(row: int, vocab: int) -> Any:
+    """The largest logit of a row; a NaN if there is one."""
+    bits = integers(row, vocab)
+    highest, largest = np.int32(-(2**31)), np.int32(0)
+    for token in range(vocab):
+        # As integers, the bits of negative floats are in the opposite order, until all but the sign are inverted.
+        highest = max(highest, bits[token] ^ ((bits[token] >> np.int32(31)) & SIGNLESS))
+        largest = max(largest, bits[token] & SIGNLESS)
+    found = from_bits(highest ^ ((highest >> np.int32(31)) & SIGNLESS))
+    return found if largest <= INFINITY else np.float32(np.nan)
+
+
+@njit(inline="always")
+def _find(row: int, vocab: int, value: Any) -> Any:
+    """The first token with the logit `value`."""
+    logits = floats(row, vocab)
+    for token in range(vocab):
+        if logits[token] == value:
+            return np.int64(token)
+    return np.int64(-1)
+
+
+@njit
+def _find_cut(row: int, vocab: int, peak: Any, temperature: Any, top_k: int, top_p: Any, scratch: int) -> Any:
+    """The least logit that top-k and then top-p keep; -inf if they keep all."""
+    cut = np.float32(-np.inf)
+    if 0 < top_k < vocab:
+        cut = _descend(row, vocab, peak, temperature, cut, np.float64(top_k), False, scratch)
+    if top_p < np.float32(1):
+        mass = _total_mass(row, vocab, peak, temperature, cut, scratch)
+        cut = _descend(row, vocab, peak, temperature, cut, np.float64(top_p) * mass, True, scratch)
+    return cut
+
+
+@njit
+def _total_mass(row: int, vocab: int, peak: Any, temperature: Any, cut: Any, scratch: int) -> Any:
+    """The sum of the weights of all logits from `cut` on."""
+    total = np.float64(0)
+    for base in range(0, vocab, BLOCK):
+        count = min(BLOCK, vocab - base)
+        weigh(row + 4 * base, count, peak, temperature, cut, scratch)
+        weights = floats(scratch, count)
+        for index in range(count):
+            total += np.float64(weights[index])
+    return total
+
+
+@njit
+def _descend(
+    row: int, vocab: int, peak: Any, temperature: Any, least: Any, wanted: Any, weighted: bool, scratch: int
+) -> Any:
+    """The logit at which a walk from the largest logit down, to `least`, has gathered what is `wanted`.
+
+    Each logit gives its weight if the walk is `weighted`, else 1. If all together give less, the walk ends at the last.
+    """
+    logits, bits = floats(row, vocab), integers(row, vocab)
+    gains = doubles(scratch + 4 * BLOCK, BINS)
+    prefix, gathered = 0, np.float64(0)
+    for shift, width in DIGITS:
+        for index in range(BINS):
+            gains[index] = 0
+        for base in range(0, vocab, BLOCK):
+            count = min(BLOCK, vocab - base)
+            if weighted and shift == DIGITS[0][0]:
+                weigh(row + 4 * base, count, peak, temperature, least, scratch)
+            weights = floats(scratch, count)
+            for index in range(count):
+                token = base + index
+                key = _key(bits[token])
+                if logits[token] < least or key >> (shift + width) != prefix:
+                    continue
+                gain = np.float64(1)
+                if weighted and shift == DIGITS[0][0]:
+                    gain = np.float64(weights[index])
+                elif weighted:
+                    gain = np.float64(exp((logits[token] - peak) / temperature))
+                gains[key >> shift & (1 << width) - 1] += gain
+        digit, last = (1 << width) - 1, -1
+        while digit >= 0:
+            if gains[digit] > 0:
+                last = digit
+                if gathered + gains[digit] >= wanted:
+                    break
+                gathered += gains[digit]
+            digit -= 1
+        if digit < 0:
+            # The walk has come to the last logit that gives anything.
+            gathered -= gains[last]
+        prefix = prefix << width | last
+    return _from_key(prefix)
+
+
+@njit(inline="always")
+def _key(bits: Any) -> Any:
+    """A number in [0, 2^32), from a logit's bits (int32), that is in the order of logits."""
+    number = np.int64(bits)
+    return (number if number >= 0 else number ^ 0x7FFFFFFF) + (1 << 31)
+
+
+@njit(inline="always")
+def _from_key(key: Any) -> Any:
+    """The logit with a key."""
+    number = key - (1 << 31)
+    return from_bits(np.int32(number if number >= 0 else number ^ 0x7FFFFFFF))
+
+
+@njit(inline="always")
+def _hash(x: Any) -> Any:
+    """SplitMix64's output function of a uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(inline="always")
+def _stream_key(seed: int, counter: int) -> Any:
+    """A row's key; see `stream_keys` of the reference."""
+    increment = np.uint64(0x9E3779B97F4A7C15)
+    return np.int64(_hash(_hash(np.uint64(seed) + increment) + np.uint64(counter + 1) * increment))

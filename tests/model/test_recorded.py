@@ -1,0 +1,64 @@
+"""A replayed forward pass is the decoder's own, also for those who look at it, for batches of any size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.backend import AttentionOptions, LayerCache
+from kernels.cpu.backend import CpuBackend
+from model.batch import batch_layout
+from model.checkpoint.source import open_checkpoint
+from model.contract import Chunk
+from model.decoder import Decoder
+from model.families.reader import read_spec
+from model.loading.cache import make_cache
+from model.loading.dummy import dummy_weights
+from model.recorded import WATCHED_TOKENS, RecordedDecoder
+from tests.model.loading.test_load import CONFIG
+
+CPU = torch.device("cpu")
+
+
+class Notes:
+    """A probe that keeps a copy of everything."""
+
+    def __init__(self) -> None:
+        self.queries: list[tuple[int, Tensor]] = []
+        self.streams: list[Tensor] = []
+
+    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+        """See `Probe.attention`."""
+        self.queries.append((layer, q.clone()))
+
+    def stream(self, residual: Tensor) -> None:
+        """See `Probe.stream`."""
+        self.streams.append(residual.clone())
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 9), (1, WATCHED_TOKENS), (60,)])
+def test_a_replayed_pass_shows_all_that_the_decoder_would(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
+    spec = read_spec(open_checkpoint(tmp_path, weights=False), None)
+    backend = CpuBackend(2)
+    decoder = Decoder(spec, dummy_weights(spec, backend, torch.float32, CPU), backend)
+    cache = make_cache(spec, blocks=5 * len(sizes), block_size=16, dtype=torch.bfloat16, device=CPU)
+    recorded = RecordedDecoder(decoder, backend, cache, 80)
+    chunks = [Chunk([*range(1, size + 1)], 3, tuple(range(5 * n, 5 * n + 5))) for n, size in enumerate(sizes)]
+    layout, tokens = batch_layout(chunks, 16, CPU), torch.cat([torch.arange(1, size + 1) for size in sizes])
+    expected, found = Notes(), Notes()
+    for layer in cache.layers:
+        layer.keys.zero_()
+        layer.values.zero_()
+    hidden = decoder.forward(tokens, layout, cache, expected)
+    assert torch.equal(recorded.forward(tokens, layout, cache), hidden)
+    assert torch.equal(recorded.forward(tokens, layout, cache, found), hidden)
+    assert len(found.queries) == len(spec.layers)
+    assert len(found.streams) == 2 * len(spec.layers) + 1
+    for (layer, q), (same, theirs) in zip(found.queries, expected.queries, strict=True):
+        assert layer == same
+        assert torch.equal(q, theirs)
+    for residual, stream in zip(found.streams, expected.streams, strict=True):
+        assert torch.equal(residual, stream)
