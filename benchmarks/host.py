@@ -23,9 +23,9 @@ import zmq
 from model.batch import make_batch
 from model.contract import ChunkResult, ModelLimits, Runner, RunnerInfo, SamplingParams, StepPlan, StepResult
 from model.runner_config import RunnerConfig
-from model.sampling.choice import Choice, read_choice, sampling_batch
+from model.sampling.choice import Choice, read_choice
 from model.sampling.memory import TokenMemory
-from model.sampling.transforms import TRANSFORMS
+from model.sampling.settings import BatchSettings, settings_of
 from model.transfer import host_tensor
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
@@ -102,17 +102,19 @@ class WaitingRunner:
         )
         self._seconds, self._meter = seconds, meter
         self._memory = TokenMemory(context, CPU)
+        self._settings: BatchSettings | None = None
         self._free = 0.0
 
     def start(self, plan: StepPlan) -> WaitingStep:
         with self._meter.part("stage"):
             make_batch(plan, self.limits.block_size, CPU)
             if draws := [draw for chunk in plan.chunks for draw in chunk.draws]:
+                self._settings = settings_of(draws, CPU, self._settings)
                 self._memory.begin(draws)
+                self._settings.batch(draws)
                 logits = torch.zeros(len(draws), 1)
-                for transform in TRANSFORMS:
+                for transform in self._settings.transforms:
                     transform(logits, draws, self._memory)
-                sampling_batch(draws)
         self._free = max(self._free, time.perf_counter()) + self._seconds
         return WaitingStep(plan, self._free, self._meter)
 

@@ -1,8 +1,9 @@
 """A plan's integers as tensors: the tokens of a step, and the layout that says where each of them belongs."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 
 import numpy as np
 import torch
@@ -42,25 +43,24 @@ class Batch:
 
 def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
     """The batch of a plan's chunks, copied to `device` in one transfer."""
-    order = sorted(range(len(plan.chunks)), key=lambda index: len(plan.chunks[index].tokens))
-    chunks = [plan.chunks[index] for index in order]
-    ends = accumulate(len(chunk.tokens) for chunk in chunks)
-    end = dict(zip(order, ends, strict=True))
-    follows = {end[index] - 1: chunk.follows for index, chunk in enumerate(plan.chunks) if chunk.follows is not None}
+    counts = np.array([len(chunk.tokens) for chunk in plan.chunks])
+    order = np.argsort(counts, kind="stable")
+    chunks = [plan.chunks[index] for index in order.tolist()]
+    ends = np.empty_like(counts)
+    ends[order] = np.cumsum(counts[order])
+    draws = np.array([len(chunk.draws) for chunk in plan.chunks])
+    sources = np.array([-1 if chunk.follows is None else chunk.follows for chunk in plan.chunks])
+    following = sources >= 0
     layout = _host_layout(chunks, block_size)
-    integers = {
-        "tokens": [*chain.from_iterable(chunk.tokens for chunk in chunks)],
-        "rows": [
-            row for index, chunk in enumerate(plan.chunks) for row in range(end[index] - len(chunk.draws), end[index])
-        ],
-        "places": [*follows],
-        "sources": [*follows.values()],
+    columns = {
+        "tokens": host_tensor([*chain.from_iterable([chunk.tokens for chunk in chunks])], np.int64),
+        "rows": torch.from_numpy(_ranges(ends - draws, draws)),
+        "places": torch.from_numpy(ends[following] - 1),
+        "sources": torch.from_numpy(sources[following]),
     }
-    columns = {name: host_tensor(column, np.int64) for name, column in integers.items()}
     arrived = stage_named(columns | layout.tensors(), device)
     layout = layout.with_tensors({name: arrived.pop(name) for name in layout.tensors()})
-    begins = [end[index] - len(chunk.tokens) for index, chunk in enumerate(plan.chunks)]
-    return Batch(layout=layout, begins=begins, **arrived)
+    return Batch(layout=layout, begins=(ends - counts).tolist(), **arrived)
 
 
 def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> BatchLayout:
@@ -73,30 +73,39 @@ def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device)
 
 
 def _host_layout(chunks: Sequence[Chunk], block_size: int) -> BatchLayout:
-    counts = [len(chunk.tokens) for chunk in chunks]
-    if counts != sorted(counts):
+    counts = np.array([len(chunk.tokens) for chunk in chunks])
+    if np.any(counts[1:] < counts[:-1]):
         raise ValueError("chunks with fewer tokens come first in a layout")
-    contexts = [chunk.start + count for chunk, count in zip(chunks, counts, strict=True)]
-    table = _block_table(chunks, -(-max(contexts) // block_size))
-    ranges = (range(chunk.start, end) for chunk, end in zip(chunks, contexts, strict=True))
-    positions = np.array([*chain.from_iterable(ranges)], np.int64)
+    starts = np.array([chunk.start for chunk in chunks])
+    contexts = starts + counts
+    max_context = int(contexts.max())
+    table = _block_table(chunks, -(-max_context // block_size))
+    positions = _ranges(starts, counts)
     sequence = np.repeat(np.arange(len(chunks)), counts)
     blocks = table[sequence, positions // block_size].astype(np.int64)
     return BatchLayout(
-        query_starts=host_tensor([0, *accumulate(counts)], np.int32),
-        context_lens=host_tensor(contexts, np.int32),
+        query_starts=host_tensor([0, *np.cumsum(counts).tolist()], np.int32),
+        context_lens=torch.from_numpy(contexts.astype(np.int32)),
         block_table=torch.from_numpy(table),
         slots=torch.from_numpy(blocks * block_size + positions % block_size),
         positions=torch.from_numpy(positions),
-        singles=counts.count(1),
-        max_query=max(counts),
-        max_context=max(contexts),
+        singles=int(np.count_nonzero(counts == 1)),
+        max_query=int(counts[-1]),
+        max_context=max_context,
     )
 
 
+def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One after the other, `counts[i]` numbers from `firsts[i]` on."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(firsts - ends + counts, counts)
+
+
 def _block_table(chunks: Sequence[Chunk], width: int) -> NDArray[np.int32]:
+    """The blocks of each chunk [chunks, width], padded with 0. Blocks in an array are joined without being read."""
+    parts = [chunk.blocks[:width] for chunk in chunks]
+    rows = [part if isinstance(part, array) else array("i", part) for part in parts]
     table = np.zeros((len(chunks), width), np.int32)
-    for row, chunk in zip(table, chunks, strict=True):
-        blocks = chunk.blocks[:width]
-        row[: len(blocks)] = blocks
+    lengths = np.array([len(row) for row in rows])
+    table[np.arange(width) < lengths[:, None]] = np.frombuffer(b"".join(rows), np.int32)
     return table

@@ -22,6 +22,7 @@ from model.position_encoding import position_encoding
 from model.sampling.choice import Choice, choose
 from model.sampling.logprobs import read_table, score
 from model.sampling.memory import TokenMemory
+from model.sampling.settings import settings_of
 from model.seen import Embedded, PositionEncoding
 from model.spec import DecoderSpec
 from model.transfer import stage, to_host
@@ -135,7 +136,8 @@ class ChunkExtras:
         """Trial draws; they have a memory of their own, so that they leave no trace in anybody's."""
         (places,) = stage([torch.tensor([draw.position - self._chunk.start for draw in trials])], mine.device)
         memory = TokenMemory(1 + max(len(draw.prompt) for draw in trials), mine.device)
-        return choose(head.backend, head.logits(mine.index_select(0, places)), trials, memory).to_host()
+        settings = settings_of(trials, mine.device)
+        return choose(head.backend, head.logits(mine.index_select(0, places)), trials, memory, settings).to_host()
 
     def _look(self, streams: Sequence[Tensor], following: Tensor, lens: Logits, top: int) -> Tensor:
         """The logit lens's table [stages, positions, columns]; `streams` has [positions, hidden] for each stage."""

@@ -6,7 +6,6 @@ The scheduler decides which chunks make a step; the runner computes any plan.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import torch
 
@@ -21,6 +20,7 @@ from model.position_encoding import encoding_width
 from model.recorded import RecordedDecoder
 from model.sampling.choice import Choice, choose, read_choice
 from model.sampling.memory import TokenMemory
+from model.sampling.settings import BatchSettings, settings_of
 from model.size import model_size
 from model.transfer import Moment
 
@@ -48,6 +48,8 @@ class ModelRunner:
         )
         self._embeddings = EmbeddingTable(decoder.weights, decoder.spec.vocab_size, decoder.backend)
         self._memory = TokenMemory(max_context, self._device)
+        self._settings: BatchSettings | None = None
+        """The settings of the newest step with draws."""
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)
         """Tokens [draws] int64 that the newest step draws; `Chunk.follows` of the next step are indices into it."""
 
@@ -87,7 +89,8 @@ class ModelRunner:
         if draws:
             logits = self._decoder.logits(hidden.index_select(0, batch.rows))
             computed = Moment(self._device)
-            choice = choose(self._decoder.backend, logits, draws, self._memory)
+            self._settings = settings_of(draws, self._device, self._settings)
+            choice = choose(self._decoder.backend, logits, draws, self._memory, self._settings)
             self._drawn = choice.tokens
         extras.take(hidden, self._drawn[: len(draws)], self._decoder)
         brought = None if choice is None else choice.to_host()
@@ -120,16 +123,16 @@ class RunningStep:
         if self.choice is None:
             return [ChunkResult()] * len(chunks)
         tokens, logprobs = read_choice(self.choice, [draw for chunk in chunks for draw in chunk.draws])
-        ends = [*accumulate(len(chunk.draws) for chunk in chunks)]
         shown = self.choice.distributions()
-        return [
-            ChunkResult(
-                tokens[begin:end],
-                logprobs[begin:end],
-                distributions=[shown[row] for row in range(begin, end) if row in shown],
-            )
-            for begin, end in pairwise([0, *ends])
-        ]
+        results, begin = [], 0
+        for chunk in chunks:
+            end = begin + len(chunk.draws)
+            result = ChunkResult(tokens[begin:end], logprobs[begin:end])
+            if shown:
+                result.distributions = [shown[row] for row in range(begin, end) if row in shown]
+            results.append(result)
+            begin = end
+        return results
 
 
 @contextmanager

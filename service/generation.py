@@ -6,7 +6,7 @@ The routes and the terminal share it. It knows nothing of HTTP, of templates, or
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from model.contract import ModelLimits
@@ -52,7 +52,7 @@ class GenerationRequest:
     """Special tokens that stay in the text even so, because the text's reader needs them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: there is one for each token, and freezing takes most of the time.
 class Piece:
     """The part of a completion that one drawn token adds. The last piece has a finish reason."""
 
@@ -161,16 +161,17 @@ class Generation:
                 reason = ending if index == last else None
                 piece = self._piece(token, delta.logprobs[index] if delta.logprobs else None, reason)
                 if scores:
-                    piece, scores = replace(piece, scores=scores), []
-                if index == 0 and (delta.inside is not None or delta.distributions):
-                    piece = replace(piece, inside=delta.inside, distributions=delta.distributions)
+                    piece.scores, scores = scores, []
+                if index == 0:
+                    piece.inside, piece.distributions = delta.inside, delta.distributions
                 if piece.finish_reason is not None:
                     # Cancel at once: the engine does not know of stop strings, and the piece's reader may take its
                     # time.
                     self._stream.cancel()
                     yield piece
                     return
-                yield replace(piece, followed=True) if index < last or self._stream.ahead else piece
+                piece.followed = index < last or self._stream.ahead
+                yield piece
 
     def _beam(self, beam: Beam) -> list[Piece]:
         """A completion that a search found."""

@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, SamplingBatch
+from kernels.backend import Backend
 from model.contract import INVALID_TOKEN, Draw
 from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
-from model.sampling.orders import BACKEND, TRANSFORMED
-from model.sampling.transforms import TRANSFORMS
+from model.sampling.settings import BatchSettings
 from model.sampling.waterfall import Waterfall, WaterfallTable
 from model.seen import Distribution, TokenLogprobs
-from model.transfer import host_tensor, stage_named, to_host
+from model.transfer import to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +40,32 @@ class Choice:
         return {} if self.waterfall is None else self.waterfall.read()
 
 
-def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> Choice:
+def choose(
+    backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory, settings: BatchSettings
+) -> Choice:
     """Draw a token from each row of `logits` [rows, vocab] float32, which is overwritten; row i belongs to draws[i].
 
-    `memory` holds the tokens of the requests so far, and the new tokens are added to it. Log-probabilities are computed
-    from the logits before any transform. The host does not wait for the device, unless a draw asks for its
-    distribution.
+    `memory` holds the tokens of the requests so far, and the new tokens are added to it; `settings` are those of the
+    draws. Log-probabilities are computed from the logits before any transform. The host does not wait for the device,
+    unless a draw asks for its distribution.
     """
-    asking = _asking(draws)
     memory.begin(draws)
-    on_host = sampling_batch(draws)
-    arrived = stage_named({"rows": torch.tensor(asking, dtype=torch.int64), **on_host.tensors()}, logits.device)
-    rows = arrived.pop("rows")
+    batch = settings.batch(draws)
     # Log-probabilities are computed before the transforms, which edit the logits in place.
-    scores = torch.log_softmax(logits.index_select(0, rows), dim=-1) if asking else None
+    scores = torch.log_softmax(logits.index_select(0, settings.rows), dim=-1) if settings.asking else None
     watched = Waterfall(draws, logits) if any(draw.candidates is not None for draw in draws) else None
-    for transform in TRANSFORMS:
+    for transform in settings.transforms:
         transform(logits, draws, memory)
         if watched is not None:
             watched.note(transform, logits)
-    batch = on_host.with_tensors(arrived)
     tokens = backend.sample(logits, batch)
-    memory.add(draws, tokens)
+    if settings.reads_output:
+        memory.add(draws, tokens)
     waterfall = None if watched is None else watched.table(logits, batch, tokens)
     if scores is None:
         return Choice(tokens, None, waterfall)
-    most = max(draws[row].params.logprobs or 0 for row in asking)
-    return Choice(tokens, logprob_table(scores, tokens.index_select(0, rows), most), waterfall)
+    most = max(draws[row].params.logprobs or 0 for row in settings.asking)
+    return Choice(tokens, logprob_table(scores, tokens.index_select(0, settings.rows), most), waterfall)
 
 
 def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
@@ -79,27 +76,8 @@ def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[
     tokens: list[int] = choice.tokens.tolist()
     logprobs: list[TokenLogprobs | None] = [None] * len(draws)
     if choice.logprobs is not None:
-        for row, entry in zip(_asking(draws), choice.logprobs.tolist(), strict=True):
+        asking = [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
+        for row, entry in zip(asking, choice.logprobs.tolist(), strict=True):
             if tokens[row] != INVALID_TOKEN:
                 logprobs[row] = read_entry(entry, draws[row].params.logprobs or 0)
     return tokens, logprobs
-
-
-def _asking(draws: Sequence[Draw]) -> list[int]:
-    """Indices of the draws that ask for log-probabilities."""
-    return [row for row, draw in enumerate(draws) if draw.params.logprobs is not None]
-
-
-def sampling_batch(draws: Sequence[Draw]) -> SamplingBatch:
-    """The parameters of `draws` as tensors in host memory, one row for each draw."""
-    params = [draw.params for draw in draws]
-    # The backend must not apply a stage again that a transform has applied.
-    warmed, highest, nucleus, likely = (TRANSFORMED[stage] for stage in BACKEND)
-    return SamplingBatch(
-        temperature=host_tensor([1.0 if warmed(p) else p.temperature for p in params], np.float32),
-        top_k=host_tensor([0 if highest(p) else p.top_k for p in params], np.int64),
-        top_p=host_tensor([1.0 if nucleus(p) else p.top_p for p in params], np.float32),
-        min_p=host_tensor([0.0 if likely(p) else p.min_p for p in params], np.float32),
-        seed=host_tensor([p.seed for p in params], np.int64),
-        counter=host_tensor([draw.index for draw in draws], np.int64),
-    )

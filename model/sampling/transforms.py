@@ -7,12 +7,13 @@ request uses it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.contract import Draw
+from model.contract import Draw, SamplingParams
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import TRANSFORMED
 from model.transfer import stage
@@ -33,21 +34,30 @@ class Transform:
 
     name: str
     """The name of the stage to those who look inside."""
-    applies: Callable[[Draw], bool]
+    asked: Callable[[SamplingParams], bool]
+    """Whether any draw of a request may ask for it; it is looked at once for a batch that stays the same."""
+    due: Callable[[Draw], object]
+    """Whether this draw of such a request does, as the truth of the value."""
     edit: Edit
+
+    def applies(self, draw: Draw) -> bool:
+        """Whether a draw asks for it."""
+        return bool(self.due(draw)) and self.asked(draw.params)
 
     def __call__(self, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
         """Edit the logits [rows, vocab] of those draws that ask for it; row i belongs to draws[i]."""
-        if rows := [row for row, draw in enumerate(draws) if self.applies(draw)]:
+        if rows := [row for row, draw in enumerate(draws) if self.due(draw) and self.asked(draw.params)]:
             self.edit(logits, rows, draws, memory)
 
 
-def transform(name: str, applies: Callable[[Draw], bool]) -> Callable[[Edit], Transform]:
+def transform(
+    name: str, asked: Callable[[SamplingParams], bool], due: Callable[[Draw], object] = lambda draw: True
+) -> Callable[[Edit], Transform]:
     """Decorate an edit as the transform of the draws that it applies to."""
-    return lambda edit: Transform(name, applies, edit)
+    return lambda edit: Transform(name, asked, due, edit)
 
 
-@transform("bias", lambda draw: bool(draw.params.logit_bias))
+@transform("bias", lambda params: bool(params.logit_bias))
 def add_bias(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Add OpenAI's logit_bias: for each listed token, a number added to its logit."""
     add_entries(
@@ -56,7 +66,7 @@ def add_bias(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory:
     )
 
 
-@transform("repetition_penalty", lambda draw: draw.params.repetition_penalty != 1)
+@transform("repetition_penalty", lambda params: params.repetition_penalty != 1)
 def penalise_repetition(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Weaken tokens of prompt and output: divide a positive logit by the penalty, multiply a negative one by it.
 
@@ -72,7 +82,8 @@ def penalise_repetition(logits: Tensor, rows: Sequence[int], draws: Sequence[Dra
 
 @transform(
     "frequency_penalty",
-    lambda draw: draw.index > 0 and bool(draw.params.presence_penalty or draw.params.frequency_penalty),
+    lambda params: bool(params.presence_penalty or params.frequency_penalty),
+    lambda draw: draw.index > 0,
 )
 def penalise_frequency(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Apply OpenAI's penalties: a token that occurs n > 0 times in the output loses presence + n * frequency."""
@@ -88,7 +99,7 @@ def penalise_frequency(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw
     flat.put_(places, torch.where(recalled.written, -frequency, 0.0), accumulate=True)
 
 
-@transform("min_tokens", lambda draw: draw.index < draw.params.min_tokens)
+@transform("min_tokens", lambda params: params.min_tokens > 0, lambda draw: draw.index < draw.params.min_tokens)
 def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban `stop_token_ids` until `min_tokens` tokens have been generated."""
     add_entries(
@@ -97,13 +108,13 @@ def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], m
     )
 
 
-@transform("grammar", lambda draw: draw.allowed is not None)
+@transform("grammar", lambda params: True, attrgetter("allowed"))
 def allow_only(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
     _ban_others(logits, rows, [draws[row].allowed or b"" for row in rows])
 
 
-@transform("allowed_token_ids", lambda draw: draw.params.allowed is not None)
+@transform("allowed_token_ids", lambda params: params.allowed is not None)
 def allow_listed(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban all tokens outside the request's own mask."""
     _ban_others(logits, rows, [draws[row].params.allowed or b"" for row in rows])
@@ -118,7 +129,7 @@ def _ban_others(logits: Tensor, rows: Sequence[int], masks: Sequence[bytes]) -> 
     logits[index] = logits[index].masked_fill(banned, float("-inf"))
 
 
-@transform("bad_words", lambda draw: bool(draw.params.bad_words))
+@transform("bad_words", lambda params: bool(params.bad_words))
 def ban_words(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban the last token of each of a request's `bad_words` where the output ends with the tokens before it."""
     words = [(row, word) for row in rows for word in draws[row].params.bad_words]
@@ -139,8 +150,7 @@ def ban_words(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory
 
 def _filter(stage: str) -> Callable[[Edit], Transform]:
     """Decorate an edit as the filter of the draws that ask for it before the backend."""
-    asked = TRANSFORMED[stage]
-    return transform(stage, lambda draw: asked(draw.params))
+    return transform(stage, TRANSFORMED[stage])
 
 
 @_filter("top_n_sigma")

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 
+import msgspec
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -63,8 +64,17 @@ class Layout(ABC):
         """The whole answer, from the pieces of each choice."""
 
 
+_MARK = uuid.uuid4().hex
+"""A text that no client knows, so that it occurs once in a chunk of it."""
+
+
 class Format(Layout):
     """An answer in the form of OpenAI's completions: a stream's events are chunks of the same shape."""
+
+    def __init__(self, job: Job, context: JobContext) -> None:
+        super().__init__(job, context)
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        """The bytes before and behind the text in each choice's events that have only a text."""
 
     def counts(self, usage: Usage | None) -> dict[str, Usage | None]:
         """The usage field of a chunk: null in chunks without counts, and absent if nobody asked for counts."""
@@ -75,17 +85,25 @@ class Format(Layout):
         """Chunks before the first piece; `usage` is as in `chunk`."""
 
     @abstractmethod
-    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> BaseModel | None:
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> BaseModel | str | None:
         """The chunk for the next piece of choice `index`; `usage`, if given, has the counts so far.
 
-        None if there is nothing to tell.
+        Just its text, if nothing but that changes from chunk to chunk; None if there is nothing to tell.
         """
+
+    @abstractmethod
+    def text_chunk(self, index: int, text: str) -> BaseModel:
+        """The chunk that tells nothing but the next text of choice `index`."""
 
     def tells(self, piece: Piece) -> bool:
         """Whether a piece has something to tell beside its text."""
         if piece.finish_reason is not None or self.looks is not None:
             return True
         return self.job.logprobs or self.job.return_token_ids
+
+    def tells_text_alone(self, piece: Piece) -> bool:
+        """Whether the chunk of a piece, in whichever place of the stream, has nothing but its text to tell."""
+        return not (self.tells(piece) or self.job.continuous_usage or self.job.prompt_logprobs is not None)
 
     def seen(self, pieces: Sequence[Piece]) -> list[TokenInspection]:
         """The looks inside at the places where the tokens of some pieces were drawn; none if nobody asked."""
@@ -101,8 +119,19 @@ class Format(Layout):
             yield event(json_of(chunk))
 
     def add(self, index: int, piece: Piece, usage: Callable[[], Usage]) -> Iterator[bytes]:
-        if (chunk := self.chunk(index, piece, self._so_far(usage))) is not None:
+        chunk = self.chunk(index, piece, self._so_far(usage))
+        if isinstance(chunk, str):
+            yield self._text_event(index, chunk)
+        elif chunk is not None:
             yield event(json_of(chunk))
+
+    def _text_event(self, index: int, text: str) -> bytes:
+        """The event of `text_chunk`. Most events of a stream are such ones, and the bytes that they share are made once."""
+        around = self._around.get(index)
+        if around is None:
+            before, behind = event(json_of(self.text_chunk(index, _MARK))).split(f'"{_MARK}"'.encode())
+            around = self._around[index] = before, behind
+        return around[0] + msgspec.json.encode(text) + around[1]
 
     def end(self, usage: Callable[[], Usage]) -> Iterator[bytes]:
         if self.job.include_usage:

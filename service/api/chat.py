@@ -61,8 +61,14 @@ class ChatFormat(Format):
             choice = ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
             yield self._chunk([choice], self.counts(usage) | (self._prompt() if index == 0 else {}))
 
-    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> ChatChunk | None:
+    def text_chunk(self, index: int, text: str) -> ChatChunk:
+        choice = ChatChunkChoice(index=index, delta=ChatDelta(content=text), logprobs=None, finish_reason=None)
+        return self._chunk([choice], self.counts(None))
+
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> ChatChunk | str | None:
         addition = self._read(index, piece)
+        if self.tells_text_alone(piece) and not (addition.reasoning or addition.calls):
+            return addition.content or None
         if not (addition or self.tells(piece)):
             return None
         choice = ChatChunkChoice(

@@ -48,7 +48,12 @@ class CompletionFormat(Format):
             if text or self.job.return_token_ids:
                 yield self._chunk(self._choice(index, text, [], first=True), usage)
 
-    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> Completion | None:
+    def text_chunk(self, index: int, text: str) -> Completion:
+        return self._chunk(self._choice(index, text, []), None)
+
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> Completion | str | None:
+        if self.tells_text_alone(piece) and not self.job.scores_echo:
+            return piece.text or None
         if not (piece.text or self.tells(piece)):
             return None
         first = not self._told[index]

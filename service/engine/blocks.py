@@ -9,6 +9,7 @@ later request can find it.
 
 import hashlib
 import struct
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -83,7 +84,7 @@ class BlockPool:
         fresh = self.allocate(self.blocks_for(request.known) - len(found), shared=found, reserve=reserve)
         if fresh is None:
             return False
-        request.blocks = found + fresh
+        request.blocks = array("i", found + fresh)
         request.published = len(found)
         request.computed = len(found) * self.block_size
         return True
@@ -97,7 +98,7 @@ class BlockPool:
             fresh = self.allocate(1)
             if fresh is None:
                 return False
-            request.blocks += fresh
+            request.blocks.extend(fresh)
         return True
 
     def can_grow(self, requests: Iterable[Request]) -> bool:
@@ -145,7 +146,7 @@ class BlockPool:
     def release(self, request: Request) -> None:
         """End a request's ownership of its blocks. Published blocks stay findable until their space is needed."""
         self._disown(request.blocks)
-        request.blocks = []
+        request.blocks = array("i")
         request.published = 0
 
     def discard(self, request: Request) -> None:

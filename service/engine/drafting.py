@@ -36,6 +36,8 @@ class Drafting:
 
     def draft(self, decoding: Sequence[Request], budget: int, running: int) -> None:
         """Give decoding requests drafts from what is left of a step's `budget` and of the free blocks."""
+        if running > self._running:
+            return
         for request in decoding:
             most = min(budget, self._most, request.reach, request.params.max_tokens - request.drawn - 1)
             drafts = self._guess(request, most) if most > 0 and self.allows(request, running) else ()

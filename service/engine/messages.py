@@ -120,7 +120,7 @@ class RequestTimes(msgspec.Struct, frozen=True, array_like=True):
     """From the first token to the newest."""
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     """One step's news of one request. Exactly one delta of a request has a finish reason: the last."""
 
     id: int

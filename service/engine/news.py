@@ -34,17 +34,15 @@ def step_delta(
     logprobs = None
     if request.params.logprobs is not None:
         logprobs = [entry for entry in outcome.logprobs[: len(tokens)] if entry]
-    return Delta(
-        id=request.addressee,
-        tokens=[*tokens],
-        logprobs=logprobs,
-        finish_reason=reason,
-        cached_tokens=request.cached_tokens or 0,
+    delta = Delta(request.addressee, [*tokens], logprobs, reason, request.cached_tokens or 0, times=request.times)
+    if not request.wishes:
+        return delta
+    return msgspec.structs.replace(
+        delta,
         scores=outcome.scores,
         pooled=outcome.pooled,
         inside=outcome.inside,
         distributions=outcome.distributions,
-        times=request.times,
     )
 
 

@@ -3,6 +3,7 @@
 It does not know the queue it stands in, how blocks are found, or text.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,7 +46,8 @@ class Request:
     reach: int = 4
     """The most drafts of its next step: twice as many as the last ones if all were right, else one more than were."""
     computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+    blocks: "array[int]" = field(default_factory=lambda: array("i"))
+    """Block table, in an array so that tables of steps are made of it without a look at each number."""
     chain: list[bytes] = field(default_factory=list)
     """Keys of the leading full blocks, as many as were needed so far; the pool appends to it."""
     places: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -70,6 +72,14 @@ class Request:
     """Its row in the runner's sampling state, while it owns blocks."""
     fresh: bool = True
     """It has drawn nothing since it got its row."""
+    longest: int = field(init=False)
+    """Its length once the last of its tokens that another follows is known."""
+    wishes: bool = field(init=False)
+    """Whether anything is wanted of it beside drawn tokens."""
+
+    def __post_init__(self) -> None:
+        self.longest = len(self.prompt) + max(0, self.params.max_tokens - 1)
+        self.wishes = self.wanted.first(len(self.prompt)) is not None
 
     @property
     def addressee(self) -> int:
@@ -91,8 +101,8 @@ class Request:
         """Number of tokens to compute: known and promised ones, except the last that `max_tokens` allows, which no
         token follows.
         """
-        drawn, last = len(self.output) + self.promised, self.params.max_tokens - 1
-        return len(self.prompt) + (drawn if drawn < last else max(0, last))
+        length = len(self.prompt) + len(self.output) + self.promised
+        return length if length < self.longest else self.longest
 
     @property
     def reusable(self) -> int:
@@ -129,11 +139,12 @@ class Request:
         They refer to `prompt` and `output` and copy neither.
         """
         allowed = None if self.guide is None else self.guide.mask
-        trace = self.wanted.trace
+        trace = self.wanted.trace if self.wishes else None
         candidates = trace.distribution if trace is not None and trace.generated else None
+        first = len(self.output) + self.promised
         return [
-            Draw(self.params, self.prompt, self.output, self.drawn + ahead, self.row, self.fresh, allowed, candidates)
-            for ahead in range(1 + len(self.drafts))
+            Draw(self.params, self.prompt, self.output, index, self.row, self.fresh, allowed, candidates)
+            for index in range(first, first + 1 + len(self.drafts))
         ]
 
     def tokens(self, start: int, stop: int) -> Sequence[int]:

@@ -7,6 +7,7 @@ ones, under one token budget. Chunked prompts, prefix-cache hits and recomputati
 one rule.
 """
 
+from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from service.engine.callers import NO_LIMITS, CallerLimits, Callers
 from service.engine.drafting import Drafting, agreement
 from service.engine.drafts import Guess, look_up
 from service.engine.grammar_source import GrammarError
-from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
+from service.engine.grammars import COMPILE_SECONDS, Guide, wait_for_masks
 from service.engine.leaders import Leaders
 from service.engine.messages import STEP_TOKENS, BeamSearch, Counters, Delta, FinishReason, Refusal
 from service.engine.news import last_delta, refused_delta, rejected_delta, search_delta, step_delta
@@ -211,11 +212,12 @@ class Scheduler:
         for request, chunk, outcome in zip(step.requests, step.plan.chunks, result.chunks, strict=True):
             if request.ended:
                 continue
-            self._count(request, chunk)
+            if request.counted < len(request.prompt):
+                self._count(request, chunk)
             if (outcome.scores or outcome.distributions) and _unsound(outcome):
                 deltas.append(self._fail(request, NOT_FINITE))
                 continue
-            if chunk.draws and _breaks_off(request, outcome):
+            if request.guide is not None and chunk.draws and _breaks_off(request.guide, request, outcome):
                 self._retake(request, chunk)
                 continue
             if request.search is not None and chunk.draws:
@@ -226,7 +228,8 @@ class Scheduler:
                 deltas.append(self._complete(request, outcome, now))
             elif chunk.scores or chunk.pooled or chunk.trace:
                 deltas.append(step_delta(request, outcome))
-            request.collected = max(request.collected, _stop(chunk))
+            if request.wishes:
+                request.collected = max(request.collected, _stop(chunk))
         searches = {request.search: None for request in step.requests if not request.ended}
         for search in searches:
             if search is not None:
@@ -264,38 +267,52 @@ class Scheduler:
         Nobody is preempted before that step has landed: it may end requests and so make room, and preemption must find
         every other request as it was.
         """
+        # A request grows by one token from plan to plan, and so by one block at most.
+        if len(self._running) <= self._pool.available:
+            return False
         return not self._pool.can_grow(self._running.values())
 
     def _shares(self) -> list[tuple[Request, int]]:
         """The requests of the next step, each with its number of tokens; all own the blocks for them."""
-        decoding = [
-            request
-            for request in list(self._running.values())
-            if self._decodes(request) and request.id in self._running and self._grow(request)
-        ]
+        decoding, prompts = [], []
+        for request in list(self._running.values()):
+            behind = request.behind
+            if behind > 1:
+                prompts.append(request)
+            elif behind == 1 and self._may_decode(request) and request.id in self._running:
+                # The blocks of most requests have room for one more token.
+                grown = len(request.blocks) * self._pool.block_size > request.computed or self._grow(request)
+                decoding += [request] if grown else []
         # A later request that grew may have preempted an earlier one of the list.
         decoding = [request for request in decoding if request.id in self._running]
         shares = [(request, 1) for request in decoding]
-        shares += self._prompt_shares(self._token_budget - len(decoding))
+        shares += self._prompt_shares(prompts, self._token_budget - len(decoding))
         self._drafting.draft(decoding, self._token_budget - sum(tokens for _, tokens in shares), len(self._running))
         return shares
 
-    def _decodes(self, request: Request) -> bool:
-        """Whether a running request's next chunk is one token, and may be planned now."""
-        # Behind drafts in flight no chunk can be planned, even if the load has ended all drafting meanwhile.
-        drafted = request.drafts or self._drafting.allows(request, len(self._running))
-        alone = drafted or request.guide is not None or request.search is not None
-        waits = request.promised and alone
-        return request.behind == 1 and not waits and not request.awaits_mask
+    def _may_decode(self, request: Request) -> bool:
+        """Whether the next chunk of a request that is one token behind may be planned now."""
+        if request.promised and self._alone(request):
+            return False
+        return not request.awaits_mask
 
-    def _prompt_shares(self, budget: int) -> list[tuple[Request, int]]:
-        """Deal out `budget` tokens among the prompts, admitting waiting ones while it lasts."""
-        running = [request for request in self._running.values() if request.behind > 1]
+    def _alone(self, request: Request) -> bool:
+        """Whether a request's next chunk is planned only once its draws in flight have landed."""
+        if request.guide is not None or request.search is not None:
+            return True
+        # Behind drafts in flight no chunk can be planned, even if the load has ended all drafting meanwhile.
+        return bool(request.drafts) or self._drafting.allows(request, len(self._running))
+
+    def _prompt_shares(self, prompts: Sequence[Request], budget: int) -> list[tuple[Request, int]]:
+        """Deal out `budget` tokens among the running `prompts`, and waiting ones, which are admitted while it lasts."""
+        running = [request for request in prompts if request.id in self._running]
         # A full queue costs a decoding step nothing while nobody can be admitted.
         waiting = self._waiting.values() if len(self._running) < self._max_running else ()
+        if not budget or not (running or waiting):
+            return []
         prompts = sorted([*running, *waiting], key=lambda request: (request.behind, request.arrival))
         oldest = next((request for request in sorted(prompts, key=_arrival) if not self._stays(request)), None)
-        if oldest is None or not budget:
+        if oldest is None:
             return []
         shares: dict[Request, int] = {}
         # If there are no blocks for the oldest prompt, no other may take any.
@@ -379,15 +396,12 @@ class Scheduler:
         """Plan the next `count` tokens of a request. Only this slice of its known tokens is copied."""
         start, stop = request.computed, request.computed + count
         # A promised token is alone in its chunk: it was promised only because all tokens before it were planned.
-        follows = self._draws[request.id] if stop > request.known else None
-        chunk = Chunk(
-            tokens=[*request.tokens(start, stop), *request.drafts] if follows is None else [INVALID_TOKEN],
-            start=start,
-            blocks=request.blocks,
-            draws=request.draws() if stop == request.length and request.params.max_tokens else (),
-            follows=follows,
-            **wishes(request, start, stop),
-        )
+        follows = self._draws[request.id] if request.promised and stop > request.known else None
+        tokens = [*request.tokens(start, stop), *request.drafts] if follows is None else [INVALID_TOKEN]
+        draws = request.draws() if stop == request.length and request.params.max_tokens else ()
+        chunk = Chunk(tokens, start, request.blocks, draws, follows)
+        if request.wishes:
+            chunk = replace(chunk, **wishes(request, start, stop))
         request.computed = stop
         if chunk.draws:
             request.promised += 1
@@ -415,7 +429,9 @@ class Scheduler:
         if INVALID_TOKEN in tokens:
             failed = self._fail(request, NOT_FINITE)
             return refused_delta(request, NOTHING_LEFT) if request.params.restricts else failed
-        self._settle_drafts(request, right)
+        request.promised -= 1
+        if request.drafts:
+            self._settle_drafts(request, right)
         tokens, reason = _ending(request, tokens)
         request.output += tokens
         # Blocks are published only here and only this far: finite logits show that the computed values are sound.
@@ -429,7 +445,7 @@ class Scheduler:
         if reason is not None:
             self._drop(request)
             self._pool.release(request)
-        elif chunk.known < len(chunk.tokens):
+        elif len(chunk.draws) > 1:
             self._pool.shrink(request)
         if request.guide is not None and reason is None:
             request.guide.advance(tokens)
@@ -500,7 +516,7 @@ class Scheduler:
         return replace(
             request,
             id=next(self._beam_ids),
-            blocks=[],
+            blocks=array("i"),
             published=0,
             chain=[*request.chain],
             places={},
@@ -533,8 +549,7 @@ class Scheduler:
         request.computed = chunk.start
 
     def _settle_drafts(self, request: Request, right: int) -> None:
-        """End the flight of a request's draws, `right` of whose drafts were right and so count as computed."""
-        request.promised -= 1
+        """End the flight of a request's drafts, of which `right` were right and so count as computed."""
         request.computed += right
         self._drafting.settle(request, right)
 
@@ -587,12 +602,12 @@ def _unsound(outcome: ChunkResult) -> bool:
     )
 
 
-def _breaks_off(request: Request, outcome: ChunkResult) -> bool:
+def _breaks_off(guide: Guide, request: Request, outcome: ChunkResult) -> bool:
     """Whether a request's text, with the drawn token, could not be ended as its grammar wants within max_tokens."""
     (token, *_) = outcome.tokens
-    if request.guide is None or token == INVALID_TOKEN:
+    if token == INVALID_TOKEN:
         return False
-    return not request.guide.keeps(token, request.params.max_tokens - len(request.output) - 1)
+    return not guide.keeps(token, request.params.max_tokens - len(request.output) - 1)
 
 
 def _ending(request: Request, tokens: Sequence[int]) -> tuple[Sequence[int], FinishReason | None]:

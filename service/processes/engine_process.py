@@ -6,6 +6,7 @@ and of text only the bytes of tokens.
 """
 
 import faulthandler
+import gc
 import logging
 import os
 import pkgutil
@@ -70,6 +71,8 @@ def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) ->
         logger.exception("the engine could not start")
         refuse(socket, Failed(f"{type(error).__name__}: {_one_line(error)}"))
     else:
+        # Objects that exist now stay for good. A full collection that looked at them would hold up a step.
+        gc.freeze()
         try:
             server.run()
         except DeviceLostError as error:

@@ -30,7 +30,7 @@ class MessageForm:
         return calls | ({self.reasoning.opening, self.reasoning.closing} if self.reasoning else set())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: there is one for each token, and freezing takes most of the time.
 class MessageDelta:
     """An addition to a message; empty where nothing is certain yet."""
 

@@ -1,6 +1,7 @@
 """What goes wrong with one request of a step changes no token of the others, on a real decoder."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from model.contract import DeviceLostError, Draw, SamplingParams
 from model.runner import ModelRunner
-from model.sampling import choice as sampling
+from model.sampling import settings as sampling
 from model.sampling.memory import TokenMemory
+from model.sampling.transforms import Transform
 from service.engine.core import EngineCore
 from service.engine.messages import EngineRequest, Submit
 from tests.dummies import empty_cache, make_decoder
@@ -46,7 +48,7 @@ def test_a_transform_that_raises_for_one_request_ends_that_one_alone(
 ) -> None:
     plain = outputs()
 
-    def planted(logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
+    def edit(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
         # Half done, as an exception may leave it: what it wrote must not reach a neighbour.
         logits += 100 * torch.arange(logits.shape[1])
         if any(draw.prompt == PROMPTS[VICTIM] and draw.index == 2 for draw in draws):
@@ -56,7 +58,7 @@ def test_a_transform_that_raises_for_one_request_ends_that_one_alone(
 
     sampling_transforms = sampling.TRANSFORMS
     replaced = [*sampling_transforms]
-    replaced[transform] = planted
+    replaced[transform] = Transform("planted", lambda params: True, lambda draw: True, edit)
     monkeypatch.setattr(sampling, "TRANSFORMS", tuple(replaced))
     got = outputs()
     assert got[VICTIM] == (plain[VICTIM][0][:2], "error")
@@ -84,9 +86,9 @@ def test_logits_that_are_not_numbers_end_their_own_request_alone() -> None:
 
 def test_a_lost_device_is_told_apart_from_a_step_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
 
-    def lost(*_: object) -> None:
+    def lost(params: SamplingParams) -> bool:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(sampling, "TRANSFORMS", (lost,))
+    monkeypatch.setattr(sampling, "TRANSFORMS", (replace(sampling.TRANSFORMS[0], asked=lost),))
     with pytest.raises(DeviceLostError, match="illegal memory access"):
         outputs()

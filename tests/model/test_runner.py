@@ -1,5 +1,6 @@
 """From a plan's integers to the layout that a backend reads, and results back in the plan's order."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,7 +57,8 @@ def test_every_token_has_its_position_and_its_own_slot(lens: list[tuple[int, int
     chunks, next_block = [], 0
     for start, count in lens:
         needed = -(-(start + count) // block_size) + 1  # One more than needed: a block for what comes next.
-        chunks.append(Chunk([0] * count, start, list(range(next_block, next_block + needed))))
+        blocks = range(next_block, next_block + needed)
+        chunks.append(Chunk([0] * count, start, blocks if next_block % 2 else array("i", blocks)))
         next_block += needed
     layout = batch_layout(chunks, block_size, CPU)
 
@@ -67,6 +69,8 @@ def test_every_token_has_its_position_and_its_own_slot(lens: list[tuple[int, int
     ]
     assert list(zip(layout.positions.tolist(), layout.slots.tolist(), strict=True)) == expected
     assert len(set(layout.slots.tolist())) == len(expected)
+    width = -(-max(start + count for start, count in lens) // block_size)
+    assert layout.block_table.tolist() == [([*chunk.blocks] + [0] * width)[:width] for chunk in chunks]
     assert layout.context_lens.tolist() == [start + count for start, count in lens]
     assert layout.query_starts.diff().tolist() == [count for _, count in lens]
     assert layout.singles == sum(count == 1 for _, count in lens)

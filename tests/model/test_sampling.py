@@ -21,6 +21,7 @@ from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import BACKEND as BACKEND_STAGES
 from model.sampling.orders import ORDERS, TRANSFORMED
+from model.sampling.settings import settings_of
 from model.sampling.transforms import (
     TRANSFORMS,
     Transform,
@@ -49,7 +50,8 @@ token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 
 def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
     placed = in_places(draws)
-    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU)), placed)
+    settings = settings_of(placed, logits.device)
+    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU), settings), placed)
 
 
 def in_places(draws: Sequence[Draw]) -> list[Draw]:
@@ -235,6 +237,22 @@ def test_a_request_without_a_token_to_draw_is_invalid_and_the_others_are_not() -
     assert logprobs[0] is not None
     assert logprobs[0].top_tokens == [best[0]]
     assert logprobs[1:] == [None, None, None]
+
+
+@deterministic
+@given(st.lists(batches, min_size=1, max_size=4))
+def test_settings_of_an_earlier_batch_are_kept_only_where_they_hold(steps: list[list[Draw]]) -> None:
+    known = None
+    for draws in steps:
+        kept, fresh = settings_of(draws, CPU, known), settings_of(draws, CPU)
+        for name in ("params", "transforms", "asking", "reads_output"):
+            assert getattr(kept, name) == getattr(fresh, name)
+        for name, column in fresh.columns.items():
+            assert torch.equal(kept.columns[name], column)
+        later = [replace(draw, index=draw.index + 1, fresh=False) for draw in draws]
+        assert settings_of(later, CPU, kept) is kept
+        assert kept.batch(later).counter.tolist() == [draw.index for draw in later]
+        known = kept
 
 
 def test_no_draws_choose_nothing() -> None:

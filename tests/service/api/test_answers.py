@@ -338,6 +338,31 @@ async def test_token_ids(stream: bool) -> None:
         assert [t for a in answers for t in a["choices"][0].get("token_ids", [])] == [*b"Hello, world", EOS]
 
 
+@pytest.mark.parametrize("counted", [{}, {"stream_options": {"include_usage": True}}])
+async def test_chunks_of_any_text_have_the_form_of_those_that_tell_more(counted: dict[str, Any]) -> None:
+    text = "".join(map(chr, range(128))) + "\x80\xff\u2028\ufffd👋"
+    async with calling() as caller:
+        caller.engine.text = text.encode()
+        for ask, key in ((caller.chat, "delta"), (caller.complete, "text")):
+            plain = events(await ask(stream=True, max_tokens=200, **counted))[:-1]
+            more = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}} if counted else {}
+            fuller = events(await ask(stream=True, max_tokens=200, return_token_ids=True, **more))[:-1]
+            told = [[chunk for chunk in stream if _text_of(chunk, key)] for stream in (plain, fuller)]
+            assert [_text_of(chunk, key) for chunk in told[0]] == [*text]
+            for chunk, other in zip(*told, strict=True):
+                del other["choices"][0]["token_ids"]
+                other["id"], other["created"] = chunk["id"], chunk["created"]
+                other.pop("prompt_token_ids", None)
+                assert chunk | {"usage": None} == other | {"usage": None}
+                assert chunk.keys() == other.keys()
+
+
+def _text_of(chunk: dict[str, Any], key: str) -> str | None:
+    choice = chunk["choices"][0] if chunk["choices"] else {}
+    text = choice.get(key)
+    return text.get("content") if isinstance(text, dict) else text
+
+
 async def test_characters_are_never_split() -> None:
     async with calling() as caller:
         caller.engine.text = "안녕 👋".encode()

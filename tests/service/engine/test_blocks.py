@@ -1,3 +1,5 @@
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def hold(pool: BlockPool, prompt: list[int], salt: str = "") -> Request:
     found = pool.match(request)
     fresh = pool.allocate(pool.blocks_for(len(prompt)) - len(found), found)
     assert fresh is not None
-    request.blocks, request.published = found + fresh, len(found)
+    request.blocks, request.published = array("i", found + fresh), len(found)
     pool.publish(request, len(prompt))
     return request
 
@@ -32,7 +34,7 @@ def found(pool: BlockPool, prompt: list[int], salt: str = "") -> int:
 def test_allocation_is_all_or_nothing() -> None:
     pool = BlockPool(4, 2)
     first = make_request([1])
-    first.blocks = pool.allocate(3) or []
+    first.blocks = array("i", pool.allocate(3) or [])
     assert len(set(first.blocks)) == 3
     assert pool.allocate(2) is None
     assert (pool.available, pool.used) == (1, 3)
@@ -89,7 +91,7 @@ def test_a_match_covers_generated_tokens() -> None:
 def test_only_computed_blocks_are_published() -> None:
     pool = BlockPool(8, 2)
     request = make_request([1, 2, 3, 4, 5, 6])
-    request.blocks = pool.allocate(3) or []
+    request.blocks = array("i", pool.allocate(3) or [])
     pool.publish(request, 3)
     assert found(pool, [1, 2, 3, 4, 5, 6]) == 1
     pool.publish(request, 6)
@@ -115,7 +117,7 @@ def test_the_content_of_a_block_is_cached_once() -> None:
     pool = BlockPool(8, 2)
     first, second = make_request([1, 2, 3]), make_request([1, 2, 3])
     for request in (first, second):
-        request.blocks = pool.allocate(2) or []
+        request.blocks = array("i", pool.allocate(2) or [])
     pool.publish(first, 3)
     pool.publish(second, 3)
     pool.check([first, second])
@@ -149,7 +151,7 @@ def test_the_key_of_a_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) ->
     request = make_request([1, 2, 3, 4, 5])
     for _ in range(3):
         pool.match(request)
-    request.blocks = pool.allocate(3) or []
+    request.blocks = array("i", pool.allocate(3) or [])
     pool.publish(request, 5)
     assert calls == [2, 2]
     request.output.append(6)
