@@ -16,9 +16,9 @@ from model.transfer import host_tensor, stage_named
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """All that follows from the parameters of a batch's draws alone. Its tensors are on the device, and nobody edits them.
+    """All that follows from the parameters of a batch's draws alone.
 
-    Batches of decoding steps have the same parameters until a request begins or ends.
+    Its tensors are on the device, and nobody edits them. Batches of decoding steps have the same parameters until a request begins or ends.
     """
 
     params: Sequence[SamplingParams]

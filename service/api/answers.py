@@ -126,7 +126,7 @@ class Format(Layout):
             yield event(json_of(chunk))
 
     def _text_event(self, index: int, text: str) -> bytes:
-        """The event of `text_chunk`. Most events of a stream are such ones, and the bytes that they share are made once."""
+        """The event of `text_chunk`. Most of a stream is such events, and the bytes they share are made once."""
         around = self._around.get(index)
         if around is None:
             before, behind = event(json_of(self.text_chunk(index, _MARK))).split(f'"{_MARK}"'.encode())
