@@ -18,7 +18,8 @@ from model.transfer import host_tensor, stage_named
 class BatchSettings:
     """All that follows from the parameters of a batch's draws alone.
 
-    Its tensors are on the device, and nobody edits them. Batches of decoding steps have the same parameters until a request begins or ends.
+    Its tensors are on the device, and nobody edits them. Batches of decoding steps have the same parameters until a
+    request begins or ends.
     """
 
     params: Sequence[SamplingParams]
