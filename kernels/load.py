@@ -34,7 +34,7 @@ def load_backend(
                 from kernels.cpu.backend import CpuBackend
             except ImportError as error:
                 raise ValueError(f"the cpu backend needs Numba, which cannot be used here: {error}") from None
-            return CpuBackend(threads, batch_invariant=batch_invariant)
+            return CpuBackend(threads)
         case "reference":
             from kernels.reference import ReferenceBackend
 

@@ -38,12 +38,12 @@ from kernels.cpu.elementwise import (
     rotate_operation,
 )
 from kernels.cpu.matmul import multiply_operation
-from kernels.cpu.matrix_tile import TOKENS, parts
+from kernels.cpu.matrix_tile import TOKENS, parts, serves
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
-from kernels.cpu.rounding import NEVER, Rounding, round_operation, rounding_for
+from kernels.cpu.rounding import Rounding, round_operation
 from kernels.cpu.sampling import sample_operation
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
@@ -74,9 +74,8 @@ class CpuBackend:
     block_size = 16
     capturable = False
 
-    def __init__(self, threads: int, *, batch_invariant: bool = False) -> None:
+    def __init__(self, threads: int) -> None:
         self.name = f"cpu ({path_name()})"
-        self._batch_invariant = batch_invariant
         self._workers = Workers(threads)
         self._step = np.zeros(STEP_WORDS, np.int64)
         self._rows = self._step.ctypes.data
@@ -106,11 +105,11 @@ class CpuBackend:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         panels = _panels(weight)
         form, groups = panels.form, panels.data.shape[1]
-        rounding = rounding_for(form, groups, self._batch_invariant)
+        rounding = Rounding(form, serves(form, groups))
         out = self._empty(len(x), panels.rows)
         x = x.contiguous()
         rounded, sums = x, x
-        if form.bits <= 8 or rounding.least < NEVER:
+        if rounding.needed:
             rounded = self._empty(len(x) + TOKENS, parts(form) * groups * form.group, dtype=torch.int16)
             sums = self._empty(len(x), groups, 2)
             self._round(x, rounding, (panels.columns, rounded.data_ptr(), sums.data_ptr()))

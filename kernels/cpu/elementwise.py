@@ -15,13 +15,13 @@ from kernels.backend import ActivationKind
 from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, half_to_float, halves, octets, signed_octets, words
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import LANES, Format
-from kernels.cpu.rounding import NEVER, Rounding, round_row
+from kernels.cpu.rounding import Rounding, round_row
 from kernels.cpu.storage import store
 
 TOKENS_A_CHUNK = 2
 """Number of tokens in a chunk of work."""
-UNROUNDED = Rounding(Format(32, 32, False), NEVER)
-"""Activations stay float32."""
+UNROUNDED = Rounding(Format(4, 32, True), False)
+"""Stands for none where constants are needed."""
 
 
 @cache
@@ -36,7 +36,7 @@ def norm_operation(mean: bool, rounding: Rounding | None) -> Operation:
     sums as in `round_operation`. x, residual, normed and stream are [rows, size] float32, weight and bias [size].
     """
     rounds = rounding is not None
-    group, low, split, count, quantizes, least = (rounding or UNROUNDED).constants
+    group, low, split, count, unit = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         r = words(arguments, 11)
@@ -72,7 +72,7 @@ def norm_operation(mean: bool, rounding: Rounding | None) -> Operation:
                 for i in range(size):
                     normed[i] = (stream[i] - centre) * scale * weight[i]
             if rounds:
-                round_row(group, low, split, count, quantizes, least, rows, row, r[6] + at, size, r[9], r[10])
+                round_row(group, low, split, count, unit, row, r[6] + at, size, r[9], r[10])
         return 0
 
     return operation(run)
@@ -226,7 +226,7 @@ def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Operatio
     float32, the gate first; out is [rows, size].
     """
     constant, rounds = _KINDS[kind], rounding is not None
-    group, low, split, count, quantizes, least = (rounding or UNROUNDED).constants
+    group, low, split, count, unit = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         r = words(arguments, 6)
@@ -240,7 +240,7 @@ def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Operatio
                 out[i] = _act(constant, gate[i]) * up[i]
             if rounds:
                 place = r[2] + row * size * 4
-                round_row(group, low, split, count, quantizes, least, rows, row, place, size, r[4], r[5])
+                round_row(group, low, split, count, unit, row, place, size, r[4], r[5])
         return 0
 
     return operation(run)

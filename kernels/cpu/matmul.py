@@ -40,7 +40,7 @@ def multiply_operation(rounding: Rounding) -> Operation:
     Record: rows, x, rounded, sums, panels, bias (0: none), out, groups, outputs. x, rounded and sums are those of
     `round_operation`; bias is [outputs] float32, and out is [rows, outputs] float32.
     """
-    form, least = rounding.form, rounding.least
+    form, unit = rounding.form, int(rounding.unit)
     bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
     count, source = parts(form), 2 if form.bits <= 8 else 1
@@ -49,11 +49,11 @@ def multiply_operation(rounding: Rounding) -> Operation:
         r = words(arguments, 9)
         rows, groups, outputs = words(r[0], 1)[0], r[7], r[8]
         panels = (outputs + LANES - 1) // LANES
-        share = max(1, CHUNK_BYTES // (groups * group_bytes)) if rows < least else PANELS
+        share = PANELS if unit else max(1, CHUNK_BYTES // (groups * group_bytes))
         if chunk < 0:
             return (panels + share - 1) // share
         first, last = chunk * share, min(panels, chunk * share + share)
-        if rows >= least:
+        if unit:
             _multiply_with_unit(bits, group, offsets, count, group_bytes, r, rows, first, last - 1, scratch)
             return 0
         x_stride = groups * group_input_bytes

@@ -6,7 +6,7 @@ from functools import cache
 from numba import njit
 
 from kernels.cpu.instructions import words
-from kernels.cpu.matrix_tile import DEPTH, TOKENS, parts, round_inputs, serves
+from kernels.cpu.matrix_tile import DEPTH, TOKENS, parts, round_inputs
 from kernels.cpu.matrix_unit import REGISTER_BYTES
 from kernels.cpu.operation import Operation, operation
 from kernels.cpu.panels import Format
@@ -14,41 +14,32 @@ from kernels.cpu.tile import LOW_BITS, SUMS_BYTES, quantize_group
 
 TOKENS_A_CHUNK = 8
 """Number of tokens in a chunk of work."""
-LEAST_ROWS = 6
-"""Number of tokens whose products cost as much as unpacking weights for the matrix unit."""
-NEVER = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
     """The form of activations for a product with weights of `form`.
 
-    Integers are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and each group has two
-    sums (`quantize_group`), [rows, groups, 2] float32. From `least` tokens on the matrix unit multiplies, with bfloat16
-    numbers [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has TOKENS rows. Activations stay float32 for
-    fewer tokens if the weights have more than 8 bits.
+    For the matrix unit they are bfloat16 numbers [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has
+    TOKENS rows. Else integers are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and
+    each group has two sums (`quantize_group`), [rows, groups, 2] float32; for weights of more than 8 bits activations
+    stay float32.
     """
 
     form: Format
-    least: int
+    unit: bool
+    """Whether the matrix unit multiplies."""
 
     @property
-    def constants(self) -> tuple[int, int, int, int, int, int]:
+    def needed(self) -> bool:
+        """Whether the activations have another form than float32."""
+        return self.unit or self.form.bits <= 8
+
+    @property
+    def constants(self) -> tuple[int, int, int, int, int]:
         """Numbers that `round_row` needs at compile time."""
         form = self.form
-        low = LOW_BITS.get(form.bits, 0)
-        return form.group, low, int(form.bits == 4), parts(form), int(form.bits <= 8), self.least
-
-
-def rounding_for(form: Format, groups: int, batch_invariant: bool) -> Rounding:
-    """The rounding for a weight of `form` in so many groups.
-
-    Unpacking weights for the matrix unit costs more than a few tokens' products. Its results differ in their last bits,
-    so that `batch_invariant` leaves all to it.
-    """
-    if not serves(form, groups):
-        return Rounding(form, NEVER)
-    return Rounding(form, 1 if batch_invariant else LEAST_ROWS)
+        return form.group, LOW_BITS.get(form.bits, 0), int(form.bits == 4), parts(form), int(self.unit)
 
 
 @njit(inline="always")
@@ -57,21 +48,19 @@ def round_row(
     low: int,
     split: int,
     count: int,
-    quantizes: int,
-    least: int,
-    rows: int,
+    unit: int,
     row: int,
     x: int,
     columns: int,
     rounded: int,
     sums: int,
 ) -> None:
-    """Round one of `rows` tokens, whose activations [columns] float32 are at x; the first six are `constants`."""
-    if rows >= least:
+    """Round a token, whose activations [columns] float32 are at x; the first five arguments are `constants`."""
+    if unit:
         tile = rounded + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
         for step in range(columns // DEPTH):
             round_inputs(count, x + 4 * DEPTH * step, tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH)
-    elif quantizes:
+    else:
         groups = columns // group
         for g in range(groups):
             at = row * groups + g
@@ -84,16 +73,16 @@ def round_operation(rounding: Rounding) -> Operation:
 
     Record: rows, x, columns, rounded, sums. x is [rows, columns] float32, and columns are whole groups.
     """
-    group, low, split, count, quantizes, least = rounding.constants
+    group, low, split, count, unit = rounding.constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         r = words(arguments, 5)
         rows, columns = words(r[0], 1)[0], r[2]
         if chunk < 0:
-            return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK if quantizes or rows >= least else 0
+            return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             x = r[1] + 4 * columns * row
-            round_row(group, low, split, count, quantizes, least, rows, row, x, columns, r[3], r[4])
+            round_row(group, low, split, count, unit, row, x, columns, r[3], r[4])
         return 0
 
     return operation(run)

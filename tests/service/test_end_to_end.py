@@ -90,7 +90,7 @@ def test_completion_streamed_and_not(client: OpenAI) -> None:
 
 def test_logprobs_of_greedy_tokens_are_the_highest(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        model=MODEL, messages=QUESTION, temperature=0, max_tokens=8, logprobs=True, top_logprobs=5
+        model=MODEL, messages=QUESTION, temperature=0, max_tokens=9, logprobs=True, top_logprobs=5
     )
     content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
     assert content
@@ -98,7 +98,9 @@ def test_logprobs_of_greedy_tokens_are_the_highest(client: OpenAI) -> None:
         assert len(token.top_logprobs) == 5
         assert token.logprob == pytest.approx(token.top_logprobs[0].logprob)
         assert [t.logprob for t in token.top_logprobs] == sorted((t.logprob for t in token.top_logprobs), reverse=True)
-    text = b"".join(bytes(token.bytes or []) for token in content).decode()
+    *written, end = content
+    assert end.token == "<|im_end|>"
+    text = b"".join(bytes(token.bytes or []) for token in written).decode()
     assert text == answer.choices[0].message.content
 
     old = client.completions.create(

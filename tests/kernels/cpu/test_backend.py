@@ -17,14 +17,13 @@ from torch import Tensor
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, QuantizedWeight
 from kernels.cpu import backend, pages
 from kernels.cpu.backend import CpuBackend
+from kernels.cpu.matrix_tile import serves
 from kernels.cpu.panels import Format
-from kernels.cpu.rounding import rounding_for
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
 
 REFERENCE = ReferenceBackend()
 CPU = CpuBackend(2)
-INVARIANT = CpuBackend(2, batch_invariant=True)
 CUT = 0.65 * 2.0**-7
 """Largest relative error of a weight that has been unpacked to bfloat16."""
 RAGGED: Lengths = [PADDING, (0, 1), (37, 1), (200, 1), (0, 5), (130, 9), (3, 70), (0, 150)]
@@ -63,7 +62,7 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
     x = torch.randn(rows, groups * group) + 20 * torch.randn(rows, groups).repeat_interleave(group, 1)
     got = CPU.linear(x, CPU.pack(weight, bias))
     dense = dequantize(weight).double()
-    if rows < rounding_for(Format(bits, min(group, 32), offsets), groups * group // min(group, 32), False).least:
+    if not serves(Format(bits, min(group, 32), offsets), groups * group // min(group, 32)):
         # A group's inputs are rounded by half a step; the steps are the largest input over the largest code.
         largest = {4: 2039, 8: 32639}[bits]
         steps = x.view(rows, -1, min(group, 32)).abs().amax(-1).repeat_interleave(min(group, 32), 1) / largest
@@ -78,8 +77,8 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
 def test_a_projection_of_many_tokens_has_the_bits_of_each_alone(bits: int) -> None:
     weight = CPU.pack(quantized(40, 64 * 11, bits, 32, bits == 4), torch.randn(40))
     x = torch.randn(521, 64 * 11)
-    parts = torch.cat([INVARIANT.linear(part, weight) for part in x.split(7)])
-    assert torch.equal(INVARIANT.linear(x, weight), parts)
+    parts = torch.cat([CPU.linear(part, weight) for part in x.split(7)])
+    assert torch.equal(CPU.linear(x, weight), parts)
 
 
 @pytest.mark.parametrize("form", [(4, 32, True), (4, 16, False), (8, 32, False), (8, 16, True)])
@@ -334,8 +333,8 @@ def test_attention_of_what_is_not_a_number_or_unbounded() -> None:
 def test_a_row_of_a_projection_depends_on_no_other_in_any_bit() -> None:
     for weight in (quantized(24, 64, 4, 32, True), quantized(24, 64, 8, 32, False), torch.randn(24, 64)):
         packed, x = CPU.pack(weight, None), torch.randn(11, 64)
-        rows = torch.cat([INVARIANT.linear(row[None], packed) for row in x])
-        assert torch.equal(INVARIANT.linear(x, packed), rows)
+        rows = torch.cat([CPU.linear(row[None], packed) for row in x])
+        assert torch.equal(CPU.linear(x, packed), rows)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -404,13 +403,13 @@ def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pyt
 MASKED = """
 import torch
 from kernels.cpu.target import path_name
-from tests.kernels.cpu.test_backend import CPU, FP8, INVARIANT, PLAIN, RAGGED, attention_case, quantized
+from tests.kernels.cpu.test_backend import CPU, FP8, PLAIN, RAGGED, attention_case, quantized
 torch.manual_seed(0)
 print(path_name())
 for bits, group, offsets in ((4, 32, True), (8, 32, False)):
     x, weight = torch.randn(23, 64), CPU.pack(quantized(44, 64, bits, group, offsets), None)
-    out = INVARIANT.linear(x, weight)
-    assert torch.equal(out, torch.cat([INVARIANT.linear(row[None], weight) for row in x])), (bits, group)
+    out = CPU.linear(x, weight)
+    assert torch.equal(out, torch.cat([CPU.linear(row[None], weight) for row in x])), (bits, group)
     print(out.double().abs().sum().item())
 from tests.kernels.cpu.test_sampling import batch, sample
 wanted, logits = batch(50), torch.randn(50, 1001)
