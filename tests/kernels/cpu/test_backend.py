@@ -98,7 +98,7 @@ def test_unpacked_weights_are_near_and_right_on_average(form: tuple[int, int, bo
 def test_dense_projection(dtype: torch.dtype, columns: int) -> None:
     weight, x = torch.randn(37, columns).to(dtype), torch.randn(6, columns)
     packed = CPU.pack(weight, None)
-    close(CPU.linear(x, packed), x @ weight.float().T, 1e-5)
+    close(CPU.linear(x, packed), x @ weight.float().T, 3e-5)
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
