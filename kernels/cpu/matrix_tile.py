@@ -106,8 +106,8 @@ def multiply_panels(
     `bits`, `group` and `offsets` (the weight's `Format`) are compile-time constants; all others are addresses, strides
     of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights are those in scratch memory, and are
     written there first if `unpacks` is 1 and not 0. x has the tokens' activations as `round_inputs` writes them, tiles
-    `tile_bytes` apart.
-    Sums begin with what stands at `begun`, or with 0 if that is 0, and go to `out`, [tokens, PANELS * LANES] float32.
+    `tile_bytes` apart. Sums begin with the numbers at `begun`, or with 0 if that is 0, and go to `out`, [tokens,
+    PANELS * LANES] float32.
     """
     form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
 
