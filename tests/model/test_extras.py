@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from kernels.backend import Backend, RecordingBackend
 from kernels.load import load_backend
-from model.batch import make_batch
-from model.contract import Chunk, SamplingParams, StepPlan, Trace, Wanted
-from model.recorded import SEEN_TOKENS, Kept, RecordedDecoder
+from model.contract import SamplingParams, Trace, Wanted
+from model.recorded import SEEN_TOKENS, RecordedDecoder
 from model.runner import ModelRunner
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.core import EngineCore
 from service.engine.messages import Delta, EngineRequest, Submit
-from tests.tiny import BLOCK_SIZE, BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save
+from tests.tiny import BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save
 
 GREEDY = SamplingParams(max_tokens=0, temperature=0)
 PROMPT = random_tokens(21, seed=5)
@@ -214,26 +213,6 @@ def test_a_recorded_forward_pass_shows_the_same_and_changes_nothing(family: str,
     expected = by_transformers(engine.model, text)
     check_inside(found, expected, text, [*range(20), *range(len(PROMPT) - 1, len(text) - 1)])
     assert other.tokens == alone.tokens
-
-
-def test_the_recording_that_keeps_the_inside_makes_the_same_numbers(tmp_path: Path) -> None:
-    backend = load_backend(CPU, "cpu")
-    assert isinstance(backend, RecordingBackend)
-    engine = Engine("llama", tmp_path, token_budget=8, backend=backend)
-    decoder = RecordedDecoder(engine.decoder, backend, engine.cache, max_tokens=8)
-    calls: list[int] = []
-    kept = engine.decoder.forward
-    engine.decoder.forward = lambda *given: calls.append(1) or kept(*given)  # type: ignore[method-assign,func-returns-value]
-    batch = make_batch(StepPlan([Chunk(PROMPT[:5], 0, [1, 2]), Chunk(PROMPT[:3], 0, [3])]), BLOCK_SIZE, CPU)
-    tokens = batch.known_tokens(torch.zeros(0, dtype=torch.int64))
-    plain = decoder.forward(tokens, batch.layout, engine.cache).clone()
-    probe = Kept()
-    seen = decoder.forward(tokens, batch.layout, engine.cache, probe)
-    assert torch.equal(plain, seen)
-    assert calls == []
-    shown = Kept()
-    probe.show(shown, 8)
-    assert (len(shown._attention), len(shown._streams)) == (len(engine.spec.layers), 2 * len(engine.spec.layers) + 1)
 
 
 def test_generated_tokens_are_looked_at_as_they_are_drawn(tmp_path: Path) -> None:

@@ -170,12 +170,12 @@ def test_the_cells_of_attention_are_the_numbers_of_the_api(browser: Browser, url
             "const s = document.getElementById('layer'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
             layer,
         )
-        browser.until(lambda: f"Layer {layer}," in browser.one("main").text)  # noqa: B023
+        browser.until(lambda layer=layer: f"Layer {layer}," in browser.one("main").text)
         browser.run(
             "const s = document.getElementById('head'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
             head,
         )
-        browser.until(lambda: f"Layer {layer}, head {head}" in browser.one("main").text)  # noqa: B023
+        browser.until(lambda layer=layer, head=head: f"Layer {layer}, head {head}" in browser.one("main").text)
         body = {"prompt": PROMPT, "attention": [[layer, head]]}
         weights = httpx.post(f"{url}/v1/inspect", json=body, timeout=60).json()["attention"]["data"][0]
         rows = browser.run(
@@ -227,7 +227,7 @@ def test_no_token_of_a_korean_text_is_shown_as_a_character_that_it_is_not(browse
     look_at(browser, "선생님이 학생에게 책을")
     for step in ("embedding", "attention", "lens", "softmax", "choosing"):
         browser.run("location.hash = arguments[0]", f"#/walk/{step}")
-        browser.until(lambda: browser.all(f"[href='#/walk/{step}'][aria-current]"))  # noqa: B023
+        browser.until(lambda step=step: browser.all(f"[href='#/walk/{step}'][aria-current]"))
         browser.settled()
         assert "\ufffd" not in browser.run("return document.querySelector('main').textContent"), step
         assert browser.run("return document.documentElement.scrollWidth") <= 375, step
@@ -259,7 +259,7 @@ def test_the_angles_are_those_that_the_chosen_position_got(browser: Browser, url
         browser.until(lambda: browser.all("#position"))
         browser.run("document.getElementById('position').focus()")
         Select(browser.one("#position")).select_by_value(str(position))
-        browser.until(lambda: f"position {position}," in browser.one("main").text)  # noqa: B023
+        browser.until(lambda position=position: f"position {position}," in browser.one("main").text)
         assert numbers(browser, ".dials li") == pytest.approx(rotary["angles"]["data"][position], abs=1e-4)
         angles = [float(angle.text.strip("°")) for angle in browser.all(".dials .amount")]
         expected = [math.degrees(angle) for angle in rotary["angles"]["data"][position]]
@@ -279,7 +279,7 @@ def test_the_parameters_of_every_step_are_those_of_the_model(browser: Browser, u
     parts = {"embedding": "embedding", "attention": "attention", "feedforward": "feed_forward", "lens": "head"}
     for step, part in parts.items():
         browser.run("location.hash = arguments[0]", f"#/walk/{step}")
-        browser.until(lambda: numbers(browser, ".parameters") == [counts[part]])  # noqa: B023
+        browser.until(lambda part=part: numbers(browser, ".parameters") == [counts[part]])
         assert f"{counts[part]:,}" in browser.one(".parameters").text
 
 
@@ -288,7 +288,7 @@ def test_every_step_in_each_language(browser: Browser, url: str, language: str, 
     browser.open(f"{url}/#/walk", width=375, height=740, dark=language == "ko", language=language)
     for number, step in enumerate(STEPS, 1):
         browser.run("location.hash = arguments[0]", f"#/walk/{step}")
-        browser.until(lambda: str(number) in browser.one(".count").text)  # noqa: B023
+        browser.until(lambda number=number: str(number) in browser.one(".count").text)
         browser.settled()
         assert browser.driver.title.startswith(name)
         assert browser.run("return document.documentElement.lang") == language
@@ -361,7 +361,7 @@ def test_the_page_asks_for_a_key_and_keeps_it_for_the_tab(window: Browser, tmp_p
         window.driver.refresh()
         for key, left in (("wrong", True), ("sesame", False)):
             window.one("dialog #key").send_keys(key, Keys.ENTER)
-            window.until(lambda: bool(window.all("dialog .problem")) if left else not window.all("dialog"))  # noqa: B023
+            window.until(lambda left=left: bool(window.all("dialog .problem")) if left else not window.all("dialog"))
         window.until(lambda: window.one(".model").text == fakes.MODEL)
         window.driver.refresh()
         window.until(lambda: window.one(".model").text == fakes.MODEL)
