@@ -18,7 +18,7 @@ LoadFormat = Literal["auto", "dummy"]
 
 
 Rounding = Literal["none", "8bit"]
-"""none: dense weights stay as they are; 8bit: they are rounded to 8 bits, with a scale for each group of 32 inputs."""
+"""none: dense weights stay as they are; 8bit: groups of 32 inputs are rounded to 8 bits, with a scale each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ SUMS_BYTES = 8
 LOW_BITS = {4: 4, 8: 8}
 """Number of bits in the lower part of an activation's code, by the weights' bits; the upper part has 8 bits.
 
-A 4-bit weight times 2^4 fits into a byte, so that the matrix unit can sum the products of both parts together.
+Codes of 12 bits err less than weights of 4 bits do, and both of their parts are multiplied as bytes.
 """
 
 
@@ -133,10 +133,10 @@ def _add_group(
     if form.bits > 8:
         return _add_dense(builder, form, at, inputs, totals)
     dots = (_dot_nibbles if form.bits == 4 else _dot_bytes)(builder, form, at, inputs)
-    return add_products(builder, form, at, dots, factors, totals)
+    return _add_products(builder, form, at, dots, factors, totals)
 
 
-def add_products(
+def _add_products(
     builder: ir.IRBuilder,
     form: Format,
     at: v.Value,
@@ -166,7 +166,7 @@ def add_products(
 
 def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
     """Sums of 4-bit weight codes times activation codes, stored as two parts: i32 [LANES] for every token."""
-    codes = nibble_quads(builder, form, at)
+    codes = _nibble_quads(builder, form, at)
     dots = []
     for x in inputs:
         upper, lower = (v.add_quads(builder, codes, _octets(builder, form, x, offset)) for offset in (0, form.group))
@@ -174,7 +174,7 @@ def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Seque
     return dots
 
 
-def nibble_quads(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
+def _nibble_quads(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
     """The 4-bit weight codes of a group, in vectors i8 [4 LANES] that have four inputs of every output."""
     wide = v.vector(v.I8, 4 * LANES)
     loaded = [v.load(builder, wide, at, 4 * LANES * i) for i in range(form.group // 8)]
@@ -193,7 +193,7 @@ def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequenc
     """Sums of 8-bit weight codes times 16-bit activation codes: i32 [LANES] for every token."""
     wide = v.vector(v.I16, 2 * LANES)
     dots: list[v.Value] = [v.filled(v.I32, LANES, 0) for _ in inputs]
-    for pair, stored in enumerate(byte_pairs(builder, form, at)):
+    for pair, stored in enumerate(_byte_pairs(builder, form, at)):
         codes = builder.zext(stored, wide) if form.offsets else builder.sext(stored, wide)
         for t, x in enumerate(inputs):
             numbers = builder.bitcast(v.splat(builder, v.load(builder, v.I32, x, 4 * pair), LANES), wide)
@@ -201,7 +201,7 @@ def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequenc
     return dots
 
 
-def byte_pairs(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
+def _byte_pairs(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
     """The 8-bit weight codes of a group, in vectors i8 [2 LANES] that have two inputs of every output."""
     return [v.load(builder, v.vector(v.I8, 2 * LANES), at, 2 * LANES * pair) for pair in range(form.group // 2)]
 
