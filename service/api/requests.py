@@ -4,24 +4,21 @@ A limit that holds for one route holds for all of them, because there is no othe
 response formats.
 """
 
-import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
-from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import ModelLimits, SamplingParams, Trace, Wanted
+from model.contract import ModelLimits, SamplingParams, Wanted
 from service.api.beam_search import beam_search, searching
+from service.api.bounds import check_at_most, check_token_ids
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError, refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
 from service.api.judgements import Pair, answer_tokens, check_question, judgement_prompt
-from service.api.looks import named_heads
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.restrictions import allowed_mask, bad_words
+from service.api.sampling import given, sampling_defaults, sampling_params, tries_of
 from service.api.schemas.body import Body
 from service.api.schemas.chat import ChatBody
 from service.api.schemas.completions import CompletionBody
@@ -30,32 +27,19 @@ from service.api.schemas.generation import GenerationBody
 from service.api.schemas.inspect import InspectBody
 from service.api.schemas.judgements import JudgementBody
 from service.api.schemas.look import Look
-from service.api.schemas.sampling import Sampling
 from service.api.schemas.tokens import DetokenizeBody, TokenizeBody
 from service.api.tools import answer_form
+from service.api.traces import check_spellings, trace_beside, trace_of, trials_of
 from service.engine.messages import EngineRequest, Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
 from service.text.message import MessageForm
-from service.text.respelling import respellings
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions without max_tokens; a chat answer may fill the context."""
 
-_GREEDY_BELOW = 1e-5
-"""Temperatures below this count as 0: dividing logits by them leaves nothing to draw, or overflows."""
-
-
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
-
-DISTRIBUTION_BYTES = 96
-"""Most bytes of a candidate in a distribution: a number of 8 for each of eleven stages, and its noise."""
-
-TOKEN_BYTES = 80
-"""About the size of a token in an answer."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +83,7 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
     _check_shared(body, context, envelope.record)
     if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
         raise refusal("max_tokens", "0 generates nothing; it goes with echo or prompt_logprobs")
-    _check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
+    check_at_most("logprobs", body.logprobs, context.settings.max_logprobs, "tokens")
 
     prompts = prompt_list(body.prompt)
     _check_choices(body, len(prompts), context)
@@ -126,7 +110,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
     _check_shared(body, context, envelope.record)
     if body.top_logprobs and not body.logprobs:
         raise refusal("top_logprobs", "needs logprobs to be true")
-    _check_at_most("top_logprobs", body.top_logprobs, context.settings.max_logprobs, "tokens")
+    check_at_most("top_logprobs", body.top_logprobs, context.settings.max_logprobs, "tokens")
     _check_choices(body, 1, context)
 
     encoded = await encode_messages(
@@ -143,7 +127,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         envelope,
         [encoded],
         echo=[""],
-        max_tokens=_given(body.max_completion_tokens, body.max_tokens),
+        max_tokens=given(body.max_completion_tokens, body.max_tokens),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
@@ -157,7 +141,7 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     _check_fields(body, context, envelope.record)
     context.check_model(body.model)
     prompts = prompt_list(body.input)
-    _check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
+    check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
     encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
     _check_prompts("input", encoded, context)
     lengths = [_resolve_length(len(prompt), 0, None, context.client.limits, param="input") for prompt in encoded]
@@ -187,7 +171,7 @@ async def judgement_job(
     context.check_model(body.model)
     limits = context.client.limits
     most = min(context.settings.max_choices, context.settings.max_open) // 2
-    _check_at_most("documents", len(pairs), most, "texts")
+    check_at_most("documents", len(pairs), most, "texts")
     check_question(body, pairs, context.settings.max_body)
     masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
     prompts = [await judgement_prompt(body, pair, context) for pair in pairs]
@@ -223,12 +207,12 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
             raise refusal("add_special_tokens", "goes with prompt or messages")
         _check_no_template_fields(body)
     _check_prompts(sent, [prompt], context)
-    _check_spellings(body, context)
+    check_spellings(body, context)
     limits = context.client.limits
     length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
     defaults = replace(context.sampling, temperature=0.0)
-    params = _sampling_params(body, defaults, context)
-    trace = _trace(body, len(prompt), context)
+    params = sampling_params(body, defaults, context)
+    trace = trace_of(body, len(prompt), context)
     return GenerationRequest(
         sent=EngineRequest(
             prompt,
@@ -236,124 +220,11 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
             cache_salt=_cache_salt(None, context, envelope.caller),
             caller=envelope.caller,
             patience=envelope.patience,
-            wanted=Wanted(trace=replace(trace, settings=_trials(body, defaults, context))),
+            wanted=Wanted(trace=replace(trace, settings=trials_of(body, defaults, context))),
         ),
         include_stop=True,
         skip_special_tokens=False,
     )
-
-
-def _check_spellings(body: InspectBody, context: JobContext) -> None:
-    """Refuse other spellings of what is no text, and of a text that has too many bytes to show all its tokens."""
-    if not body.spellings:
-        return
-    if body.prompt is None:
-        raise refusal("spellings", "need a prompt that is a text")
-    size = sum(len(text.encode()) for text in respellings(body.prompt).values())
-    _check_size("spellings", TOKEN_BYTES * size, context.settings.max_inspection)
-
-
-def _trace(body: InspectBody, prompt: int, context: JobContext) -> Trace:
-    """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
-    if body.reduction == "rollout" and body.positions is not None:
-        raise refusal("positions", "do not go with rollout, which is of all positions")
-    positions = body.positions if body.positions is not None else [*range(prompt)]
-    if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
-        raise refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
-    if body.distribution is None and body.settings is not None:
-        raise refusal("settings", "need distribution")
-    shown = body.max_tokens + len(positions) * (len(body.settings or ()) or not body.max_tokens)
-    if body.distribution is not None:
-        _check_at_most("distribution", shown, context.settings.max_distributions, "distributions")
-    rows = len(positions) + body.max_tokens
-    looks = _looks(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
-    if body.embedding is not None:
-        _check_at_most("embedding", rows, context.settings.max_lens_rows, "rows")
-        _check_at_most("embedding", body.embedding, context.settings.max_logprobs, "tokens")
-    if body.position_encoding:
-        size = 4 * rows * context.client.limits.encoding_width
-        _check_size("position_encoding", size, context.settings.max_inspection)
-    return replace(
-        looks,
-        positions=positions,
-        generated=body.max_tokens > 0,
-        embedding=body.embedding,
-        encoding=body.position_encoding,
-    )
-
-
-def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:
-    """The trace that a request asks for, without positions. Raises ApiError.
-
-    `rows` is the number of positions that it will be, `cells` that of the attention weights of a head there.
-    """
-    limits, settings = context.client.limits, context.settings
-    heads = named_heads(look, limits)
-    if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
-        raise refusal(
-            f"{path}attention",
-            f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0",
-        )
-    _check_reduction(look, path)
-    _check_at_most(f"{path}attention", len(heads) * cells, settings.max_weights, "attention weights to compute")
-    maps = len({layer for layer, _ in heads}) if look.reduction else len(heads)
-    whole = look.top_keys is None or look.reduction == "rollout"
-    size = 4 * maps * (cells if whole else 2 * rows * (look.top_keys or 0))
-    _check_size(f"{path}attention", size, settings.max_inspection)
-    lens = 0 if look.lens is None else rows * (limits.layers + 1)
-    if lens > settings.max_lens_rows:
-        raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
-    _check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
-    _check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
-    return Trace(
-        heads=heads,
-        reduction="mean" if look.reduction == "rollout" else look.reduction,
-        top_keys=None if look.reduction == "rollout" else look.top_keys,
-        stream=look.residual,
-        lens=look.lens,
-        distribution=look.distribution,
-    )
-
-
-def _check_reduction(look: Look, path: str) -> None:
-    """Refuse what is to be done to attention weights that cannot be done to those that are asked for."""
-    for name in ("reduction", "top_keys"):
-        if getattr(look, name) is not None and not look.attention:
-            raise refusal(f"{path}{name}", "needs attention")
-    if look.reduction == "rollout" and path:
-        raise refusal(f"{path}reduction", "can be rollout in /v1/inspect only, which sees the whole prompt")
-    if look.reduction == "rollout" and look.attention != "all":
-        raise refusal(f"{path}attention", 'should be "all" for rollout')
-
-
-def _check_size(param: str, size: int, most: int) -> None:
-    if size > most:
-        raise refusal(param, f"would be {size} bytes, more than the {most} of this server")
-
-
-def _looks_beside(body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]) -> Trace:
-    """The trace of a request that looks where tokens are drawn. Raises ApiError; fewer max_tokens may help."""
-    assert body.inspect is not None
-    if not (body.inspect.attention or body.inspect.residual) and body.inspect.lens == body.inspect.distribution is None:
-        raise refusal("inspect", "says nothing to look at")
-    tries = _tries(body)
-    rows = tries * sum(lengths)
-    cells = tries * sum(length * (len(prompt) + length) for length, prompt in zip(lengths, prompts, strict=True))
-    looks = _looks(body.inspect, context, rows=rows, cells=cells, path="inspect.")
-    if looks.distribution is not None:
-        size = rows * DISTRIBUTION_BYTES * (2 * looks.distribution + 1)
-        _check_size("inspect.distribution", size, context.settings.max_inspection)
-    return replace(looks, generated=True)
-
-
-def _trials(body: InspectBody, defaults: SamplingDefaults, context: JobContext) -> list[SamplingParams]:
-    """The settings under which tokens are drawn on trial. Raises ApiError."""
-    if body.distribution is None or (body.max_tokens and body.settings is None):
-        return []
-    own = {name: getattr(body, name) for name in Sampling.model_fields if name in body.model_fields_set}
-    changes = [entry.model_dump(exclude_unset=True) for entry in body.settings or [Sampling()]]
-    # A trial without a seed is the same each time it is asked for.
-    return [_sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, context) for change in changes]
 
 
 async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
@@ -391,7 +262,7 @@ async def detokenized(body: DetokenizeBody, context: JobContext, record: Request
     """The text of token ids. Raises ApiError."""
     _check_fields(body, context, record)
     context.check_model(body.model)
-    _check_token_ids("tokens", body.tokens, context.token_bound)
+    check_token_ids("tokens", body.tokens, context.token_bound)
     return await off_loop(
         context, len(body.tokens), lambda: context.tokenizer.decode(body.tokens, skip_special_tokens=False)
     )
@@ -400,13 +271,7 @@ async def detokenized(body: DetokenizeBody, context: JobContext, record: Request
 def _check_prompts(param: str, prompts: list[list[int]], context: JobContext) -> None:
     """Refuse tokens that the model cannot read, whether a client sent them or its text or the template made them."""
     for prompt in prompts:
-        _check_token_ids(param, prompt, context.client.limits.vocab_size)
-
-
-def _check_token_ids(param: str, tokens: list[int], bound: int) -> None:
-    """Refuse ids outside [0, bound)."""
-    if tokens and not 0 <= min(tokens) <= max(tokens) < bound:
-        raise refusal(param, f"has a token id outside 0 to {bound - 1}")
+        check_token_ids(param, prompt, context.client.limits.vocab_size)
 
 
 def _check_fields(body: Body, context: JobContext, record: RequestRecord) -> None:
@@ -427,27 +292,22 @@ def _check_shared(body: GenerationBody, context: JobContext, record: RequestReco
     stop = _stop_strings(body)
     if "" in stop:
         raise refusal("stop", "has an empty string")
-    _check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
-    _check_at_most("prompt_logprobs", body.prompt_logprobs, settings.max_logprobs, "tokens")
-    _check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
-    _check_token_ids("allowed_token_ids", body.allowed_token_ids or [], context.client.limits.vocab_size)
+    check_at_most("stop", max(map(len, stop), default=0), settings.max_stop_length, "characters in a string")
+    check_at_most("prompt_logprobs", body.prompt_logprobs, settings.max_logprobs, "tokens")
+    check_token_ids("stop_token_ids", body.stop_token_ids, context.client.limits.vocab_size)
+    check_token_ids("allowed_token_ids", body.allowed_token_ids or [], context.client.limits.vocab_size)
 
 
 def _check_choices(body: GenerationBody, prompts: int, context: JobContext) -> None:
-    tries = _tries(body)
+    tries = tries_of(body)
     if tries < body.n:
         raise refusal("best_of", f"is below n, which is {body.n}")
     if tries > body.n and body.stream and not body.use_beam_search:
         raise refusal("best_of", "goes without stream, because the best are known at the end alone")
     name = "n" if tries == body.n else "best_of"
-    _check_at_most(name, tries, context.settings.max_n, "choices")
+    check_at_most(name, tries, context.settings.max_n, "choices")
     most = min(context.settings.max_choices, context.settings.max_open)
-    _check_at_most(name, tries * prompts, most, "choices over all prompts")
-
-
-def _tries(body: GenerationBody) -> int:
-    """Number of completions to draw for each prompt."""
-    return (isinstance(body, CompletionBody) and body.best_of) or body.n
+    check_at_most(name, tries * prompts, most, "choices over all prompts")
 
 
 def _job(
@@ -466,9 +326,9 @@ def _job(
     message: MessageForm | None = None,
 ) -> Job:
     message = message or MessageForm()
-    tries = _tries(body)
+    tries = tries_of(body)
     limits = context.client.limits
-    params = _sampling_params(body, _sampling_defaults(body, context.sampling), context)
+    params = sampling_params(body, sampling_defaults(body, context.sampling), context)
     allowed = allowed_mask(body.allowed_token_ids, limits)
     end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
     ends = drawable((*end_tokens, *body.stop_token_ids), limits)
@@ -483,7 +343,7 @@ def _job(
             f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
         )
 
-    trace = None if body.inspect is None else _looks_beside(body, context, lengths, prompts)
+    trace = None if body.inspect is None else trace_beside(body, context, lengths, prompts)
     generations = [
         GenerationRequest(
             sent=EngineRequest(
@@ -534,42 +394,10 @@ def _job(
     )
 
 
-def _sampling_params(body: Sampling, defaults: SamplingDefaults, context: JobContext) -> SamplingParams:
-    """How a request draws its tokens; their number and ends are left open. Raises ApiError."""
-    limits = context.client.limits
-    temperature = _given(body.temperature, defaults.temperature)
-    top_k = _given(body.top_k, defaults.top_k)
-    return SamplingParams(
-        max_tokens=0,
-        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-        top_k=0 if top_k >= limits.vocab_size else max(top_k, 0),
-        top_p=_given(body.top_p, defaults.top_p),
-        min_p=_given(body.min_p, defaults.min_p),
-        typical_p=body.typical_p,
-        top_n_sigma=max(body.top_n_sigma, 0.0),
-        filter_order=context.settings.filter_order,
-        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=_given(body.repetition_penalty, defaults.repetition_penalty),
-        logit_bias=_logit_bias(body.logit_bias, limits.vocab_size),
-    )
-
-
-def _sampling_defaults(body: GenerationBody, defaults: SamplingDefaults) -> SamplingDefaults:
-    """The makers' recommended sampling, unless it is greedy and would make several choices the same."""
-    greedy = defaults.temperature < _GREEDY_BELOW or defaults.top_k == 1
-    return replace(defaults, temperature=1.0, top_k=0) if _tries(body) > 1 and greedy else defaults
-
-
 def _cache_salt(body: GenerationBody | EmbeddingBody | JudgementBody | None, context: JobContext, caller: str) -> str:
     """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
     salt = (body and body.cache_salt) or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
-
-
-def _given(value: T | None, default: T) -> T:
-    return default if value is None else value
 
 
 def _resolve_length(
@@ -604,17 +432,3 @@ def _resolve_length(
 def _stop_strings(body: GenerationBody) -> tuple[str, ...]:
     stop = body.stop if body.stop is not None else []
     return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _logit_bias(entries: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
-    for key in entries:
-        if not re.fullmatch("0|[1-9][0-9]{0,9}", key):
-            raise refusal("logit_bias", "has a key that is not a token id in plain decimals")
-    bias = {int(key): value for key, value in entries.items()}
-    _check_token_ids("logit_bias", list(bias), vocab_size)
-    return tuple(bias.items())
-
-
-def _check_at_most(param: str, value: int | None, most: int, items: str) -> None:
-    if value is not None and value > most:
-        raise refusal(param, f"{value} {items} are more than the {most} that this server allows")

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
+from model.sampling.orders import ORDERS
+from model.sampling.transforms import TRANSFORMS
 from model.seen import Array, Distribution, Embedded, Inside, PositionEncoding, RotaryAngles, Stage, TokenLogprobs
 from service.api.looks import Looks
 from service.api.schemas.inspect import InspectBody
+from service.api.traces import MOST_STAGES
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, FakeTokenizer, calling, events
 
@@ -514,3 +517,8 @@ async def test_a_thousand_tokens_by_thirty_layers_of_nine_heads_are_refused_at_o
         done.set()
         assert await stall < 0.5
         assert caller.engine.streams == []
+
+
+def test_a_distributions_size_is_bounded_by_all_the_stages_that_there_are() -> None:
+    changing = {transform.name for transform in TRANSFORMS} | {stage for order in ORDERS.values() for stage in order}
+    assert len(changing) + 1 == MOST_STAGES

@@ -1,0 +1,132 @@
+"""The trace that a request's looks inside ask for, within the limits on what they may cost."""
+
+from dataclasses import replace
+
+from model.checkpoint.sampling_defaults import SamplingDefaults
+from model.contract import SamplingParams, Trace
+from service.api.bounds import check_at_most, check_size
+from service.api.context import JobContext
+from service.api.errors import refusal
+from service.api.looks import named_heads
+from service.api.sampling import sampling_params, tries_of
+from service.api.schemas.generation import GenerationBody
+from service.api.schemas.inspect import InspectBody
+from service.api.schemas.look import Look
+from service.api.schemas.sampling import Sampling
+from service.text.respelling import respellings
+
+MOST_STAGES = 14
+"""Limit of the stages in a distribution: the model's own, and every setting that changes it."""
+CANDIDATE_BYTES = 8 * (MOST_STAGES + 1)
+"""Most bytes of a candidate in a distribution: a number of 8 for each stage, and its noise."""
+
+TOKEN_BYTES = 80
+"""About the size of a token in an answer."""
+
+
+def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
+    """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
+    if body.reduction == "rollout" and body.positions is not None:
+        raise refusal("positions", "do not go with rollout, which is of all positions")
+    positions = body.positions if body.positions is not None else [*range(prompt)]
+    if positions != sorted(set(positions)) or (positions and not 0 <= positions[0] <= positions[-1] < prompt):
+        raise refusal("positions", f"should be ascending, from 0 to {prompt - 1}")
+    if body.distribution is None and body.settings is not None:
+        raise refusal("settings", "need distribution")
+    shown = body.max_tokens + len(positions) * (len(body.settings or ()) or not body.max_tokens)
+    if body.distribution is not None:
+        check_at_most("distribution", shown, context.settings.max_distributions, "distributions")
+    rows = len(positions) + body.max_tokens
+    looks = _looks(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
+    if body.embedding is not None:
+        check_at_most("embedding", rows, context.settings.max_lens_rows, "rows")
+        check_at_most("embedding", body.embedding, context.settings.max_logprobs, "tokens")
+    if body.position_encoding:
+        size = 4 * rows * context.client.limits.encoding_width
+        check_size("position_encoding", size, context.settings.max_inspection)
+    return replace(
+        looks,
+        positions=positions,
+        generated=body.max_tokens > 0,
+        embedding=body.embedding,
+        encoding=body.position_encoding,
+    )
+
+
+def trace_beside(body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]) -> Trace:
+    """The trace of a request that looks where tokens are drawn. Raises ApiError; fewer max_tokens may help."""
+    assert body.inspect is not None
+    if not (body.inspect.attention or body.inspect.residual) and body.inspect.lens == body.inspect.distribution is None:
+        raise refusal("inspect", "says nothing to look at")
+    tries = tries_of(body)
+    rows = tries * sum(lengths)
+    cells = tries * sum(length * (len(prompt) + length) for length, prompt in zip(lengths, prompts, strict=True))
+    looks = _looks(body.inspect, context, rows=rows, cells=cells, path="inspect.")
+    if looks.distribution is not None:
+        size = rows * CANDIDATE_BYTES * (2 * looks.distribution + 1)
+        check_size("inspect.distribution", size, context.settings.max_inspection)
+    return replace(looks, generated=True)
+
+
+def trials_of(body: InspectBody, defaults: SamplingDefaults, context: JobContext) -> list[SamplingParams]:
+    """The settings under which tokens are drawn on trial. Raises ApiError."""
+    if body.distribution is None or (body.max_tokens and body.settings is None):
+        return []
+    own = {name: getattr(body, name) for name in Sampling.model_fields if name in body.model_fields_set}
+    changes = [entry.model_dump(exclude_unset=True) for entry in body.settings or [Sampling()]]
+    # A trial without a seed is the same each time it is asked for.
+    return [sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, context) for change in changes]
+
+
+def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:
+    """The trace that a request asks for, without positions. Raises ApiError.
+
+    `rows` is the number of positions that it will be, `cells` that of the attention weights of a head there.
+    """
+    limits, settings = context.client.limits, context.settings
+    heads = named_heads(look, limits)
+    if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
+        raise refusal(
+            f"{path}attention",
+            f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0",
+        )
+    _check_reduction(look, path)
+    check_at_most(f"{path}attention", len(heads) * cells, settings.max_weights, "attention weights to compute")
+    maps = len({layer for layer, _ in heads}) if look.reduction else len(heads)
+    whole = look.top_keys is None or look.reduction == "rollout"
+    size = 4 * maps * (cells if whole else 2 * rows * (look.top_keys or 0))
+    check_size(f"{path}attention", size, settings.max_inspection)
+    lens = 0 if look.lens is None else rows * (limits.layers + 1)
+    if lens > settings.max_lens_rows:
+        raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
+    check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
+    check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
+    return Trace(
+        heads=heads,
+        reduction="mean" if look.reduction == "rollout" else look.reduction,
+        top_keys=None if look.reduction == "rollout" else look.top_keys,
+        stream=look.residual,
+        lens=look.lens,
+        distribution=look.distribution,
+    )
+
+
+def _check_reduction(look: Look, path: str) -> None:
+    """Refuse what is to be done to attention weights that cannot be done to those that are asked for."""
+    for name in ("reduction", "top_keys"):
+        if getattr(look, name) is not None and not look.attention:
+            raise refusal(f"{path}{name}", "needs attention")
+    if look.reduction == "rollout" and path:
+        raise refusal(f"{path}reduction", "can be rollout in /v1/inspect only, which sees the whole prompt")
+    if look.reduction == "rollout" and look.attention != "all":
+        raise refusal(f"{path}attention", 'should be "all" for rollout')
+
+
+def check_spellings(body: InspectBody, context: JobContext) -> None:
+    """Refuse other spellings of what is no text, and of a text that has too many bytes to show all its tokens."""
+    if not body.spellings:
+        return
+    if body.prompt is None:
+        raise refusal("spellings", "need a prompt that is a text")
+    size = sum(len(text.encode()) for text in respellings(body.prompt).values())
+    check_size("spellings", TOKEN_BYTES * size, context.settings.max_inspection)
