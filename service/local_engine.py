@@ -18,8 +18,8 @@ from service.api.envelope import Envelope
 from service.api.errors import ApiError
 from service.api.inspect import Seen, View
 from service.api.requests import inspect_job
-from service.api.schemas.answers import Inspection
 from service.api.schemas.inspect import InspectBody
+from service.api.schemas.inspection import Inspection
 from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord

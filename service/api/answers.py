@@ -19,7 +19,8 @@ from service.api.errors import ApiError
 from service.api.looks import Looks
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
-from service.api.schemas.answers import PromptTokensDetails, TokenInspection, Usage
+from service.api.schemas.answers import PromptTokensDetails, Usage
+from service.api.schemas.inspection import TokenInspection
 from service.api.sse import DONE, ClientLeft, EventStream, event, while_connected
 from service.generation import Generation, GenerationRequest, Piece, interleave
 from service.observability.record import RequestRecord, record_of

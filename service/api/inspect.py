@@ -25,7 +25,8 @@ from service.api.looks import Looks
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.prompts import off_loop
 from service.api.requests import inspect_job
-from service.api.schemas.answers import (
+from service.api.schemas.inspect import InspectBody
+from service.api.schemas.inspection import (
     InspectedAttention,
     InspectedDistribution,
     InspectedResidual,
@@ -36,7 +37,6 @@ from service.api.schemas.answers import (
     Respelling,
     SpeltToken,
 )
-from service.api.schemas.inspect import InspectBody
 from service.api.sse import ClientLeft, while_connected
 from service.generation import Generation, GenerationRequest, Piece
 from service.observability.record import RequestRecord

@@ -12,7 +12,7 @@ from model.seen import Distribution, Embedded, Inside, PositionEncoding, TokenLo
 from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined
 from service.api.logprobs import finite
-from service.api.schemas.answers import (
+from service.api.schemas.inspection import (
     Candidate,
     InspectedAttention,
     InspectedDistribution,

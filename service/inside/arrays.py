@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.schemas.answers import (
+from service.api.schemas.inspection import (
     InspectedAttention,
     InspectedDistribution,
     InspectedEmbedding,
@@ -25,7 +25,7 @@ from service.api.schemas.answers import (
     Respelling,
     TokenInspection,
 )
-from service.api.schemas.answers import Inspection as InspectionAnswer
+from service.api.schemas.inspection import Inspection as InspectionAnswer
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]

@@ -11,7 +11,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from service.api.schemas.answers import Inspection
+from service.api.schemas.inspection import Inspection
 
 _FOLDER = Path(str(files("service"))) / "page"
 _ENTRY = "inspection.js"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.schemas.answers import InspectedToken, Respelling, SpeltToken
+from service.api.schemas.inspection import InspectedToken, Respelling, SpeltToken
 from service.inside.arrays import (
     Attention,
     Distribution,

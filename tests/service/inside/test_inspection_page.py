@@ -11,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from service import cli
-from service.api.schemas.answers import InspectedEncoding, InspectedToken, Inspection, Numbers
+from service.api.schemas.inspection import InspectedEncoding, InspectedToken, Inspection, Numbers
 from service.inside.page import page_of
 from tests.service.page.browser import MISSING, Browser, browsing, faults
 from tests.service.test_cli import dummy
