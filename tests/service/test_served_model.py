@@ -19,6 +19,7 @@ CHANGED = {
     "device": "cpu",
     "dtype": "bfloat16",
     "load_format": "dummy",
+    "round_weights": "8bit",
     "backend": "triton",
     "graphs": False,
     "batch_invariant": True,

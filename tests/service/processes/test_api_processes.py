@@ -115,7 +115,8 @@ class Server:
     def connect_to_each(self) -> list[Connection]:
         """A connection to each API process; the order is that of `apis`."""
         found: dict[int, Connection] = {}
-        for _ in range(200):
+        deadline = time.monotonic() + 60  # A process that replaces another is among `apis` before it listens.
+        while time.monotonic() < deadline:
             connection = self.connect()
             process = next(api for api in self.apis if connection.is_with(api))
             found.setdefault(process.pid, connection)
