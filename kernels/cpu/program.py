@@ -8,12 +8,14 @@ tickets, which tell it to leave.
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 from numba import types
 
+from kernels.cpu.crew import Crew
 from kernels.cpu.instructions import (
     add_to_word,
     call_operation,
@@ -62,6 +64,7 @@ class Workers:
     def __init__(self, threads: int) -> None:
         """Start `threads` - 1 threads; the calling thread is counted."""
         self._epoch = 0
+        self._crew = Crew(threads)
         self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
         self._current: tuple[Program, int] | None = None
         self._work = _entry(_run)
@@ -90,11 +93,14 @@ class Workers:
         if prepare is not None:
             prepare()
         run = program.address, program.tickets_address, program.length, self._epoch, self._place(0)
-        self._open(*run)
+        work = self._open(*run)
+        threads = self._crew.choose()
+        began = time.perf_counter()
         self._current = program, self._epoch
-        for semaphore in self._wake:
+        for semaphore in self._wake[: threads - 1]:
             semaphore.release()
         self._work(*run)
+        self._crew.took(work, threads, time.perf_counter() - began)
 
     def close(self) -> None:
         """Make the threads end."""
@@ -118,14 +124,17 @@ class Workers:
 
 
 def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
-    """Count the chunks of every operation, and open its ticket so that threads can take them."""
+    """Count the chunks of every operation, and open its ticket so that threads can take them; returns their number."""
+    total = 0
     for index in range(length):
         arguments = program + index * (WORDS + 1) * 8
         ticket = tickets + index * 128
-        words(ticket, 2)[1] = call_operation(words(arguments, 1)[0], arguments + 8, -1, scratch)
+        chunks = call_operation(words(arguments, 1)[0], arguments + 8, -1, scratch)
+        words(ticket, 2)[1] = chunks
+        total += chunks
         write_word(ticket + 64, epoch << SHIFT)
         write_word(ticket, epoch << SHIFT)
-    return 0
+    return total
 
 
 def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
