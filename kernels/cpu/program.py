@@ -26,7 +26,8 @@ from kernels.cpu.instructions import (
     words,
     write_word,
 )
-from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compile_cached
+from kernels.cpu.machine_code import address_of
+from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compiled
 
 SHIFT = 32
 """Bits of a ticket for its count: a ticket is epoch << SHIFT | chunks taken, where every run has an epoch of its own.
@@ -169,7 +170,6 @@ def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> i
 def _entry(function: Callable[[int, int, int, int, int], int]) -> Callable[..., int]:
     """The compiled function, as a Python callable that releases the interpreter's lock during a call."""
     signature = types.int64(types.int64, types.int64, types.int64, types.int64, types.int64)
-    compiled = compile_cached(signature, function)
-    entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(compiled.address)
-    entry.compiled = compiled
+    address = address_of(f"{function.__module__}.{function.__qualname__}", lambda: compiled(signature, function))
+    entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(address)
     return entry
