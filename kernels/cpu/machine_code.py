@@ -55,10 +55,12 @@ def _folder() -> Path | None:
     """The folder for this version of the kernels' sources, this CPU and this compiler; None if nothing can be kept."""
     parts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     parts += [f"{cpu()} {version('numba')} {version('llvmlite')}".encode()]
-    folder = Path.home() / ".cache/headlight/kernels" / sha256(b"".join(parts)).hexdigest()[:16]
+    folder = Path("~/.cache/headlight/kernels", sha256(b"".join(parts)).hexdigest()[:16])
     try:
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):
+        # The user may have no home, or one that cannot be written.
         return None
     return folder if os.access(folder, os.W_OK) else None
 
