@@ -6,11 +6,13 @@ there is no ambient context, so a captured graph can own its layout and its cach
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from kernels.host_memory import large_pages
 from kernels.tensor_record import TensorRecord
 
 ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
@@ -53,7 +55,11 @@ class KVCache:
         self.block_size = block_size
         shape = (layers, 2, blocks, block_size, kv_heads, head_dim)
         # Not zeroed: pages that no request has written take no physical memory, and nothing reads them.
-        self._storage = torch.empty(shape, dtype=dtype, device=device)
+        self._storage = (
+            large_pages(prod(shape) * dtype.itemsize).view(dtype).view(shape)
+            if device.type == "cpu"
+            else torch.empty(shape, dtype=dtype, device=device)
+        )
         scales = torch.ones(layers, 2, kv_heads, device=device) if dtype == torch.float8_e4m3fn else None
         self.layers = [
             LayerCache(*self._storage[layer], *([] if scales is None else scales[layer])) for layer in range(layers)

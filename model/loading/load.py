@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 
 from kernels.backend import Backend, KVCache, RecordingBackend
+from kernels.host_memory import return_free_memory
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
@@ -37,7 +38,10 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     """
     device = choose_device(config.device)
     with fitting(device, "the engine", "lower token_budget, max_running or max_context, or take a smaller model"):
-        return _load_runner(config, device, probe)
+        runner = _load_runner(config, device, probe)
+    # Reading and packing a file takes tens of megabytes for a while.
+    return_free_memory()
+    return runner
 
 
 def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> ModelRunner:
