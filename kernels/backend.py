@@ -280,6 +280,16 @@ class Backend(Protocol):
         Returns int64 [rows]; -1 for a row that has a NaN or +inf, or no finite logit.
         """
 
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        """Log-probabilities of `tokens` [rows] int64 and of each row's likeliest tokens, under softmax(logits).
+
+        `logits` are [rows, vocab] float32, `most` is at most their number in a row. Each row of the result, [rows,
+        2 + 2 * most] float64, has the token's log-probability and its rank, which is 1 + the number of larger logits;
+        then the `most` highest log-probabilities in descending order, then the ids of their tokens. Lower ids come
+        first where logits are equal. In a row that has a NaN or +inf, or no finite logit, every log-probability is a
+        NaN, and all tokens count as equal.
+        """
+
 
 @runtime_checkable
 class RecordingBackend(Backend, Protocol):

@@ -108,6 +108,9 @@ class ReferenceBackend:
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(logits, batch)
 
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        return log_probabilities(logits, tokens, most)
+
 
 def embed(tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None) -> Tensor:
     """See `Backend.embed`. The table must be a tensor, not a packed one."""
@@ -208,6 +211,27 @@ def attention_weights(
     slopes = None if options.alibi_slopes is None else options.alibi_slopes[chosen, None, None]
     sinks = None if options.sinks is None else options.sinks[chosen, None, None].expand(*scores.shape[:2], 1)
     return _normalise(scores, distance, options, slopes, sinks)
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+    """See `Backend.log_probabilities`."""
+    scores = logits.double().log_softmax(-1)
+    # Sums of zeros have no sign, so that a logit of -0.0 has the bits of its equal.
+    equal = logits.masked_fill(scores.isnan(), 0.0) + 0.0
+    rank = 1 + (equal > equal.gather(1, tokens[:, None])).sum(1, keepdim=True)
+    ids = _in_order(equal).topk(most).indices
+    return torch.cat([scores.gather(1, tokens[:, None]), rank.double(), scores.gather(1, ids), ids.double()], dim=1)
+
+
+def _in_order(logits: Tensor) -> Tensor:
+    """Numbers int64 in the order of `logits` [rows, vocab] float32, of which no two of a row are equal.
+
+    Among equals the lower index has the larger number; torch's own order of equals is not defined.
+    """
+    bits = logits.view(torch.int32).long()
+    # As integers, the bits of negative floats are in the opposite order, until all but the sign are inverted.
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered << 32) - torch.arange(logits.shape[1], device=logits.device)
 
 
 def _attend_padded(

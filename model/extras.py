@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.backend import Backend
 from model.batch import Batch
 from model.contract import Chunk, ChunkResult, Draw, StepPlan, Trace
-from model.decoder import Logits, Probe
+from model.decoder import Probe
 from model.embedding_table import EmbeddingTable
 from model.inside import Probes, Recorder, to_array
 from model.position_encoding import position_encoding
@@ -90,9 +90,11 @@ class ChunkExtras:
             following = self._following(drawn)
             if chunk.scores:
                 scored = slice(chunk.scores.first, len(chunk.tokens) - (chunk.next is None))
-                self._scores = to_host(score(head.logits, mine[scored], following[scored], chunk.scores.top))
+                self._scores = to_host(
+                    score(head.backend, head.logits, mine[scored], following[scored], chunk.scores.top)
+                )
             if self.recorder and chunk.trace and chunk.trace.lens is not None:
-                self._lens = to_host(self._look(self.recorder.streams[::2], following, head.lens, chunk.trace.lens))
+                self._lens = to_host(self._look(self.recorder.streams[::2], following, head, chunk.trace.lens))
         for first in range(0, len(chunk.trials), TRIALS_AT_ONCE):
             self._trials.append(self._try(mine, chunk.trials[first : first + TRIALS_AT_ONCE], head))
 
@@ -139,12 +141,12 @@ class ChunkExtras:
         settings = settings_of(trials, mine.device)
         return choose(head.backend, head.logits(mine.index_select(0, places)), trials, memory, settings).to_host()
 
-    def _look(self, streams: Sequence[Tensor], following: Tensor, lens: Logits, top: int) -> Tensor:
+    def _look(self, streams: Sequence[Tensor], following: Tensor, head: Head, top: int) -> Tensor:
         """The logit lens's table [stages, positions, columns]; `streams` has [positions, hidden] for each stage."""
         assert self._chunk.trace is not None
         (places,) = stage([self._places(self._chunk.trace)], following.device)
         targets = following.index_select(0, places)
-        table = score(lens, torch.cat([*streams]), targets.repeat(len(streams)), top)
+        table = score(head.backend, head.lens, torch.cat([*streams]), targets.repeat(len(streams)), top)
         return table.view(len(streams), len(targets), -1)
 
 

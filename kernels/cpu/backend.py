@@ -37,6 +37,7 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
+from kernels.cpu.logprobs import logprobs_operation
 from kernels.cpu.matmul import multiply_operation
 from kernels.cpu.matrix_tile import TOKENS, parts, serves
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
@@ -252,7 +253,17 @@ class CpuBackend:
         self._run(sample_operation(), arguments)
         return tokens
 
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        out = torch.empty(len(logits), 2 + 2 * most, dtype=torch.float64)
+        logits, tokens = logits.contiguous(), tokens.contiguous()
+        self._set(logits)
+        arguments = (logits.data_ptr(), logits.shape[1], tokens.data_ptr(), most, out.data_ptr())
+        self._run(logprobs_operation(), (self._rows, *arguments))
+        return out
+
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
+        # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities.
+        logprobs_operation()
         self._recording = []
         try:
             out = function()

@@ -25,7 +25,7 @@ from kernels.gpu.norm import add_layer_norm, add_rms_norm
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
 from kernels.gpu.weights import attention_weights
-from kernels.reference import embed, rotation
+from kernels.reference import embed, log_probabilities, rotation
 
 
 class TritonBackend:
@@ -98,6 +98,9 @@ class TritonBackend:
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(self._launch, logits, batch)
+
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        return log_probabilities(logits, tokens, most)
 
 
 def load_triton(device: torch.device, *, batch_invariant: bool = False) -> TritonBackend:

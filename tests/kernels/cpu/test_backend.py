@@ -411,6 +411,8 @@ for bits, group, offsets in ((4, 32, True), (8, 32, False)):
 from tests.kernels.cpu.test_sampling import batch, sample
 wanted, logits = batch(50), torch.randn(50, 1001)
 assert torch.equal(CPU.sample(logits, wanted), sample(logits, wanted))
+from tests.kernels.cpu.test_logprobs import check
+check(logits, torch.arange(50), 20)
 for dim, dtype in ((20, FP8), (32, torch.bfloat16)):
     case = attention_case(RAGGED, heads=6, head_dim=dim, cache_dtype=dtype)
     print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
