@@ -123,6 +123,17 @@ class AttentionOptions:
     """[heads] float32: one more logit in each head's softmax denominator, without a value (gpt-oss)."""
 
 
+class LayerQueries(NamedTuple):
+    """Some queries of one layer, and the keys and heads whose attention weights are wanted of them."""
+
+    q: Tensor
+    """[rows, all heads, head_dim]."""
+    cache: LayerCache
+    heads: Sequence[int]
+    """The heads that are wanted."""
+    options: AttentionOptions
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
     """A weight [out, in] in groups of `group_size` neighbours along `in`, each group with its own scale.
@@ -253,19 +264,11 @@ class Backend(Protocol):
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         """Causal attention of queries [tokens, heads, head_dim] over the paged cache; returns the same shape."""
 
-    def attention_weights(
-        self,
-        q: Tensor,
-        positions: Tensor,
-        cache: LayerCache,
-        blocks: Tensor,
-        heads: Sequence[int],
-        options: AttentionOptions,
-    ) -> Tensor:
-        """The weights with which `attend` adds up values, for some queries of one sequence and some heads.
+    def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
+        """The weights with which `attend` adds up values, for some queries of one sequence in some layers.
 
-        `q` are queries [rows, all heads, head_dim] at `positions` [rows] int64, whose keys lie in the cache's `blocks`
-        [blocks] int32. Returns weights [heads, rows, blocks * block_size] float32, with 0 for keys that are not seen.
+        The queries are at `positions` [rows] int64, and their keys lie in the cache's `blocks` [blocks] int32. Returns
+        weights [heads of all layers, rows, blocks * block_size] float32, with 0 for keys that are not seen.
         """
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:

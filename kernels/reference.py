@@ -16,6 +16,7 @@ from kernels.backend import (
     BatchLayout,
     HeadNorms,
     LayerCache,
+    LayerQueries,
     Linear,
     QuantizedWeight,
     Rotation,
@@ -87,16 +88,8 @@ class ReferenceBackend:
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(q, cache, layout, options)
 
-    def attention_weights(
-        self,
-        q: Tensor,
-        positions: Tensor,
-        cache: LayerCache,
-        blocks: Tensor,
-        heads: Sequence[int],
-        options: AttentionOptions,
-    ) -> Tensor:
-        return attention_weights(q, positions, cache, blocks, heads, options)
+    def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
+        return torch.cat([attention_weights(layer, positions, blocks) for layer in layers])
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(x, kind)
@@ -197,10 +190,9 @@ def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: Attention
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def attention_weights(
-    q: Tensor, positions: Tensor, cache: LayerCache, blocks: Tensor, heads: Sequence[int], options: AttentionOptions
-) -> Tensor:
+def attention_weights(layer: LayerQueries, positions: Tensor, blocks: Tensor) -> Tensor:
     """See `Backend.attention_weights`."""
+    q, cache, heads, options = layer
     kv_heads = cache.keys.shape[2]
     chosen = torch.tensor(heads, device=q.device)
     keys = decode(cache.keys[blocks.long()], cache.key_scales).flatten(0, 1)

@@ -12,6 +12,7 @@ from kernels.backend import (
     BatchLayout,
     HeadNorms,
     LayerCache,
+    LayerQueries,
     Linear,
     QuantizedWeight,
     Rotation,
@@ -79,16 +80,12 @@ class TritonBackend:
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(self._launch, q, cache, layout, options)
 
-    def attention_weights(
-        self,
-        q: Tensor,
-        positions: Tensor,
-        cache: LayerCache,
-        blocks: Tensor,
-        heads: Sequence[int],
-        options: AttentionOptions,
-    ) -> Tensor:
-        return attention_weights(self._launch, q, positions, cache, blocks, heads, options)
+    def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
+        weights = [
+            attention_weights(self._launch, q, positions, cache, blocks, heads, options)
+            for q, cache, heads, options in layers
+        ]
+        return torch.cat(weights) if len(weights) > 1 else weights[0]
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(self._launch, x, kind)
