@@ -63,6 +63,7 @@ class ChunkExtras:
         self._lens_logits: Tensor | None = None
         self._pooled: Tensor | None = None
         self._embedded: tuple[Tensor, Tensor, Tensor] | None = None
+        self._vectors: Tensor | None = None
         self._encoding: Callable[[], PositionEncoding] | None = None
         self._trials: list[Choice] = []
 
@@ -76,6 +77,7 @@ class ChunkExtras:
             mine = tokens.index_select(0, places + self._begin)
             cosines, ids = table.nearest(mine, trace.embedding)
             self._embedded = to_host(table.norms[mine]), to_host(cosines), to_host(ids)
+            self._vectors = to_host(table.rows(mine)) if trace.vectors else None
         if trace.encoding:
             rows = head.weights.position_embedding
             learned = None if rows is None else to_host(rows.index_select(0, positions))
@@ -137,7 +139,9 @@ class ChunkExtras:
             return None
         norms, cosines, ids = self._embedded
         pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
-        return Embedded(norms=to_array(norms), nearest=[[*zip(*pair, strict=True)] for pair in pairs])
+        vectors = None if self._vectors is None else to_array(self._vectors)
+        near = [[*zip(*pair, strict=True)] for pair in pairs]
+        return Embedded(norms=to_array(norms), nearest=near, vectors=vectors)
 
     def _following(self, drawn: Tensor) -> Tensor:
         """The token that follows each of the chunk's tokens [tokens] int64, known or drawn; 0 where it is neither."""
