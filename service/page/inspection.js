@@ -26,7 +26,7 @@ const VIEWS = {
     h("h2", {}, t("embedding.nearest")),
     nearest(at(answer.positions), answer.embedding),
     h("p", { class: "help" }, t("embedding.unit")),
-    ...(answer.embedding.vectors ? byPosition(dimensionsOf) : []),
+    answer.embedding.vectors ? byPosition(dimensionsOf) : null,
   ],
   position_encoding: () => byPosition(encodingOf),
   attention: attentionView,
