@@ -129,6 +129,17 @@ class AttentionOptions:
     """[heads] float32: one more logit in each head's softmax denominator, without a value (gpt-oss)."""
 
 
+class LayerQueries(NamedTuple):
+    """Some queries of one layer, and the keys and heads whose attention weights are wanted of them."""
+
+    q: Tensor
+    """[rows, all heads, head_dim]."""
+    cache: LayerCache
+    heads: Sequence[int]
+    """The heads that are wanted."""
+    options: AttentionOptions
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
     """A weight [out, in] in groups of `group_size` neighbours along `in`, each group with its own scale.
@@ -259,19 +270,11 @@ class Backend(Protocol):
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         """Causal attention of queries [tokens, heads, head_dim] over the paged cache; returns the same shape."""
 
-    def attention_weights(
-        self,
-        q: Tensor,
-        positions: Tensor,
-        cache: LayerCache,
-        blocks: Tensor,
-        heads: Sequence[int],
-        options: AttentionOptions,
-    ) -> Tensor:
-        """The weights with which `attend` adds up values, for some queries of one sequence and some heads.
+    def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
+        """The weights with which `attend` adds up values, for some queries of one sequence in some layers.
 
-        `q` are queries [rows, all heads, head_dim] at `positions` [rows] int64, whose keys lie in the cache's `blocks`
-        [blocks] int32. Returns weights [heads, rows, blocks * block_size] float32, with 0 for keys that are not seen.
+        The queries are at `positions` [rows] int64, and their keys lie in the cache's `blocks` [blocks] int32. Returns
+        weights [heads of all layers, rows, blocks * block_size] float32, with 0 for keys that are not seen.
         """
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
@@ -284,6 +287,16 @@ class Backend(Protocol):
         """Draw a token from each row of `logits`, [rows, vocab] float32.
 
         Returns int64 [rows]; -1 for a row that has a NaN or +inf, or no finite logit.
+        """
+
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        """Log-probabilities of `tokens` [rows] int64 and of each row's likeliest tokens, under softmax(logits).
+
+        `logits` are [rows, vocab] float32, `most` is at most their number in a row. Each row of the result, [rows,
+        2 + 2 * most] float64, has the token's log-probability and its rank, which is 1 + the number of larger logits;
+        then the `most` highest log-probabilities in descending order, then the ids of their tokens. Lower ids come
+        first where logits are equal. In a row that has a NaN or +inf, or no finite logit, every log-probability is a
+        NaN, and all tokens count as equal.
         """
 
 

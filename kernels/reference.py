@@ -16,6 +16,7 @@ from kernels.backend import (
     BatchLayout,
     HeadNorms,
     LayerCache,
+    LayerQueries,
     Linear,
     QuantizedWeight,
     Rotation,
@@ -87,16 +88,8 @@ class ReferenceBackend:
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(q, cache, layout, options)
 
-    def attention_weights(
-        self,
-        q: Tensor,
-        positions: Tensor,
-        cache: LayerCache,
-        blocks: Tensor,
-        heads: Sequence[int],
-        options: AttentionOptions,
-    ) -> Tensor:
-        return attention_weights(q, positions, cache, blocks, heads, options)
+    def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
+        return torch.cat([attention_weights(layer, positions, blocks) for layer in layers])
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(x, kind)
@@ -107,6 +100,9 @@ class ReferenceBackend:
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(logits, batch)
+
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        return log_probabilities(logits, tokens, most)
 
 
 def embed(tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None) -> Tensor:
@@ -194,10 +190,9 @@ def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: Attention
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def attention_weights(
-    q: Tensor, positions: Tensor, cache: LayerCache, blocks: Tensor, heads: Sequence[int], options: AttentionOptions
-) -> Tensor:
+def attention_weights(layer: LayerQueries, positions: Tensor, blocks: Tensor) -> Tensor:
     """See `Backend.attention_weights`."""
+    q, cache, heads, options = layer
     kv_heads = cache.keys.shape[2]
     chosen = torch.tensor(heads, device=q.device)
     keys = decode(cache.keys[blocks.long()], cache.key_scales).flatten(0, 1)
@@ -208,6 +203,27 @@ def attention_weights(
     slopes = None if options.alibi_slopes is None else options.alibi_slopes[chosen, None, None]
     sinks = None if options.sinks is None else options.sinks[chosen, None, None].expand(*scores.shape[:2], 1)
     return _normalise(scores, distance, options, slopes, sinks)
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+    """See `Backend.log_probabilities`."""
+    scores = logits.double().log_softmax(-1)
+    # Sums of zeros have no sign, so that a logit of -0.0 has the bits of its equal.
+    equal = logits.masked_fill(scores.isnan(), 0.0) + 0.0
+    rank = 1 + (equal > equal.gather(1, tokens[:, None])).sum(1, keepdim=True)
+    ids = _in_order(equal).topk(most).indices
+    return torch.cat([scores.gather(1, tokens[:, None]), rank.double(), scores.gather(1, ids), ids.double()], dim=1)
+
+
+def _in_order(logits: Tensor) -> Tensor:
+    """Numbers int64 in the order of `logits` [rows, vocab] float32, of which no two of a row are equal.
+
+    Among equals the lower index has the larger number; torch's own order of equals is not defined.
+    """
+    bits = logits.view(torch.int32).long()
+    # As integers, the bits of negative floats are in the opposite order, until all but the sign are inverted.
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered << 32) - torch.arange(logits.shape[1], device=logits.device)
 
 
 def _attend_padded(

@@ -1,6 +1,6 @@
 """Attention maps as a trace asks for them: reduced over heads, and to the heaviest keys of each row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ SLICE_BYTES = 64 * 2**20
 
 
 class Maps(NamedTuple):
-    """Attention weights of some maps: one for each head, or one for all of them."""
+    """Attention weights of some maps: one for each head, or one for each layer."""
 
     weights: Tensor
     """[maps, rows, keys] float32, or [maps, rows, top] of the heaviest keys, the heaviest first."""
@@ -24,17 +24,20 @@ def reduced_maps(
     weigh: Callable[[slice], Tensor],
     rows: int,
     row_bytes: int,
+    counts: Sequence[int],
     reduction: Literal["mean", "max"] | None,
     top: int | None,
 ) -> Maps:
     """The maps of weights [heads, rows, keys], of which `weigh` computes a slice of rows, `row_bytes` for each row.
+
+    The heads are those of several layers, `counts` of each; a reduction makes a map of each layer.
 
     Weights are computed a slice at a time, so that those of a long context never fill the memory.
     """
     step = max(1, SLICE_BYTES // row_bytes)
     parts = []
     for first in range(0, rows, step):
-        weights = over_heads(weigh(slice(first, first + step)), reduction)
+        weights = over_heads(weigh(slice(first, first + step)), counts, reduction)
         parts.append(Maps(weights, None) if top is None else heaviest(weights, top))
     if len(parts) == 1:
         return parts[0]
@@ -42,15 +45,21 @@ def reduced_maps(
     return Maps(torch.cat([part.weights for part in parts], dim=1), keys)
 
 
-def over_heads(weights: Tensor, reduction: Literal["mean", "max"] | None) -> Tensor:
-    """The mean or the maximum over heads, [1, rows, keys], of weights [heads, rows, keys]; these themselves if None."""
-    match reduction:
-        case "mean":
-            return weights.mean(0, keepdim=True)
-        case "max":
-            return weights.amax(0, keepdim=True)
-        case None:
-            return weights
+def over_heads(weights: Tensor, counts: Sequence[int], reduction: Literal["mean", "max"] | None) -> Tensor:
+    """The mean or the maximum over the heads of each layer, [layers, rows, keys]; `weights` themselves if None.
+
+    `weights` are [heads, rows, keys], with `counts` heads of each layer.
+    """
+    if reduction is None:
+        return weights
+    if min(counts) == max(counts):
+        return _reduced(weights.unflatten(0, (len(counts), -1)), reduction)
+    return torch.cat([_reduced(part[None], reduction) for part in weights.split([*counts])])
+
+
+def _reduced(weights: Tensor, reduction: Literal["mean", "max"]) -> Tensor:
+    """[layers, rows, keys] of weights [layers, heads, rows, keys]."""
+    return weights.mean(1) if reduction == "mean" else weights.amax(1)
 
 
 def heaviest(weights: Tensor, top: int) -> Maps:

@@ -84,6 +84,8 @@ class Trace:
     """Number of likeliest tokens that each layer's residual stream would give; None: no such logit lens."""
     embedding: int | None = None
     """Number of tokens with the nearest embeddings that are told of each position's token; None: nothing is."""
+    vectors: bool = False
+    """Whether the embeddings themselves are told with `embedding`."""
     encoding: bool = False
     """Whether the encoding of positions is told."""
     distribution: int | None = None

@@ -70,12 +70,12 @@ class Decoder:
             x = self._mlp(x, weights)
         return self._add_norm(x, residual, self.weights.final_norm, probe)[0]
 
-    def lens(self, residual: Tensor) -> Tensor:
-        """Logits [rows, vocab] float32 that a residual stream [rows, hidden] would give if it ended where it is.
+    def final_norm(self, residual: Tensor) -> Tensor:
+        """Hidden rows [rows, hidden] of a residual stream of the same shape that ends where it is: a logit lens's rows.
 
         Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
         """
-        return self.logits(self._norm(residual, None, self.weights.final_norm)[0])
+        return self._norm(residual, None, self.weights.final_norm)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [rows, vocab] float32 of hidden rows [rows, hidden], soft-capped where the spec says so."""

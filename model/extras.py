@@ -15,12 +15,12 @@ from torch import Tensor
 from kernels.backend import Backend
 from model.batch import Batch
 from model.contract import Chunk, ChunkResult, Draw, StepPlan, Trace
-from model.decoder import Logits, Probe
+from model.decoder import Probe
 from model.embedding_table import EmbeddingTable
 from model.inside import Probes, Recorder, to_array
 from model.position_encoding import position_encoding
 from model.sampling.choice import Choice, choose
-from model.sampling.logprobs import read_table, score
+from model.sampling.logprobs import ROWS_AT_ONCE, logprob_table, read_table, score
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import settings_of
 from model.seen import Embedded, PositionEncoding
@@ -46,7 +46,7 @@ class Head(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor: ...
 
-    def lens(self, residual: Tensor) -> Tensor: ...
+    def final_norm(self, residual: Tensor) -> Tensor: ...
 
 
 class ChunkExtras:
@@ -60,8 +60,10 @@ class ChunkExtras:
         self.recorder = Recorder(chunk, trace, begin, block_size, backend) if trace and trace.shows else None
         self._scores: Tensor | None = None
         self._lens: Tensor | None = None
+        self._lens_logits: Tensor | None = None
         self._pooled: Tensor | None = None
         self._embedded: tuple[Tensor, Tensor, Tensor] | None = None
+        self._vectors: Tensor | None = None
         self._encoding: Callable[[], PositionEncoding] | None = None
         self._trials: list[Choice] = []
 
@@ -75,14 +77,27 @@ class ChunkExtras:
             mine = tokens.index_select(0, places + self._begin)
             cosines, ids = table.nearest(mine, trace.embedding)
             self._embedded = to_host(table.norms[mine]), to_host(cosines), to_host(ids)
+            self._vectors = to_host(table.rows(mine)) if trace.vectors else None
         if trace.encoding:
             rows = head.weights.position_embedding
             learned = None if rows is None else to_host(rows.index_select(0, positions))
             self._encoding = partial(position_encoding, head.spec, trace.positions, learned)
 
+    def lens_rows(self) -> Tensor | None:
+        """The residual streams of the logit lens, [stages * positions, hidden]; None if there is none."""
+        if self.recorder is None or self._chunk.trace is None or self._chunk.trace.lens is None:
+            return None
+        return torch.cat(self.recorder.streams[::2])
+
+    def give_lens(self, logits: Tensor) -> None:
+        """Give the logits [stages * positions, vocab] of `lens_rows`, which `take` would otherwise compute."""
+        self._lens_logits = logits
+
     def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
         """Compute what is wanted from the batch's hidden rows and the chunk's `drawn` tokens [draws]."""
         chunk = self._chunk
+        if self.recorder:
+            self.recorder.weigh()
         mine = hidden[self._begin : self._begin + len(chunk.tokens)]
         if chunk.pooled:
             self._pooled = to_host(mine[slice(*chunk.pooled)].float().sum(0))
@@ -90,9 +105,11 @@ class ChunkExtras:
             following = self._following(drawn)
             if chunk.scores:
                 scored = slice(chunk.scores.first, len(chunk.tokens) - (chunk.next is None))
-                self._scores = to_host(score(head.logits, mine[scored], following[scored], chunk.scores.top))
-            if self.recorder and chunk.trace and chunk.trace.lens is not None:
-                self._lens = to_host(self._look(self.recorder.streams[::2], following, head.lens, chunk.trace.lens))
+                self._scores = to_host(
+                    score(head.backend, head.logits, mine[scored], following[scored], chunk.scores.top)
+                )
+            if (rows := self.lens_rows()) is not None:
+                self._lens = to_host(self._look(rows, following, head))
         for first in range(0, len(chunk.trials), TRIALS_AT_ONCE):
             self._trials.append(self._try(mine, chunk.trials[first : first + TRIALS_AT_ONCE], head))
 
@@ -122,7 +139,9 @@ class ChunkExtras:
             return None
         norms, cosines, ids = self._embedded
         pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
-        return Embedded(norms=to_array(norms), nearest=[[*zip(*pair, strict=True)] for pair in pairs])
+        vectors = None if self._vectors is None else to_array(self._vectors)
+        near = [[*zip(*pair, strict=True)] for pair in pairs]
+        return Embedded(norms=to_array(norms), nearest=near, vectors=vectors)
 
     def _following(self, drawn: Tensor) -> Tensor:
         """The token that follows each of the chunk's tokens [tokens] int64, known or drawn; 0 where it is neither."""
@@ -139,13 +158,18 @@ class ChunkExtras:
         settings = settings_of(trials, mine.device)
         return choose(head.backend, head.logits(mine.index_select(0, places)), trials, memory, settings).to_host()
 
-    def _look(self, streams: Sequence[Tensor], following: Tensor, lens: Logits, top: int) -> Tensor:
-        """The logit lens's table [stages, positions, columns]; `streams` has [positions, hidden] for each stage."""
-        assert self._chunk.trace is not None
-        (places,) = stage([self._places(self._chunk.trace)], following.device)
-        targets = following.index_select(0, places)
-        table = score(lens, torch.cat([*streams]), targets.repeat(len(streams)), top)
-        return table.view(len(streams), len(targets), -1)
+    def _look(self, rows: Tensor, following: Tensor, head: Head) -> Tensor:
+        """The logit lens's table [stages, positions, columns] of the streams `rows` [stages * positions, hidden]."""
+        trace = self._chunk.trace
+        assert trace is not None
+        assert trace.lens is not None
+        (places,) = stage([self._places(trace)], following.device)
+        targets = following.index_select(0, places).repeat(len(rows) // len(places))
+        if self._lens_logits is not None:
+            table = logprob_table(head.backend, self._lens_logits, targets, trace.lens)
+        else:
+            table = score(head.backend, lambda some: head.logits(head.final_norm(some)), rows, targets, trace.lens)
+        return table.view(-1, len(places), table.shape[1])
 
 
 class Extras:
@@ -170,6 +194,21 @@ class Extras:
         """See `ChunkExtras.look_up`."""
         for extras in self._extras.values():
             extras.look_up(tokens, table, head)
+
+    def logits(self, hidden: Tensor, head: Head) -> Tensor:
+        """The logits [rows, vocab] of the rows of draws, `hidden` [rows, hidden].
+
+        Those of a few rows of logit lenses are computed with them, since most of the time goes to reading the weights.
+        """
+        lenses = [(extras, rows) for extras in self._extras.values() if (rows := extras.lens_rows()) is not None]
+        if not lenses or sum(len(rows) for _, rows in lenses) > ROWS_AT_ONCE:
+            return head.logits(hidden)
+        counts = [len(rows) for _, rows in lenses]
+        beside = head.final_norm(torch.cat([rows for _, rows in lenses]))
+        parts: Sequence[Tensor] = head.logits(torch.cat([hidden, beside])).split([len(hidden), *counts])
+        for (extras, _), part in zip(lenses, parts[1:], strict=True):
+            extras.give_lens(part)
+        return parts[0]
 
     def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
         """See `ChunkExtras.take`; `drawn` are the tokens of all draws of the plan."""

@@ -63,7 +63,7 @@ class GraphedDecoder:
         self.weights = decoder.weights
         self.backend = decoder.backend
         self.logits = decoder.logits
-        self.lens = decoder.lens
+        self.final_norm = decoder.final_norm
         self._decoder = decoder
         self._cache = cache
         self._capture = capture

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.backend import AttentionOptions, Backend, LayerCache
-from model.attention_maps import Maps, reduced_maps
+from kernels.backend import AttentionOptions, Backend, LayerCache, LayerQueries
+from model.attention_maps import SLICE_BYTES, Maps, reduced_maps
 from model.contract import Chunk, Trace
 from model.decoder import Probe
 from model.seen import Array, Inside, TokenLogprobs
@@ -23,37 +23,60 @@ class Recorder:
         """`begin` is the row of the chunk's first token in the batch."""
         self._trace = trace
         self._places = torch.tensor([begin + position - chunk.start for position in trace.positions])
+        self._positions = torch.tensor(trace.positions)
         self._blocks = torch.tensor(chunk.blocks[: trace.positions[-1] // block_size + 1], dtype=torch.int32)
+        self._block_size = block_size
         self._backend = backend
         self._heads: dict[int, list[int]] = {}
         for layer, head in trace.heads:
             self._heads.setdefault(layer, []).append(head)
-        self.maps: dict[int, Maps] = {}
-        """The attention maps of each layer that the trace names."""
+        self._queries: dict[int, LayerQueries] = {}
+        """The queries of layers whose weights are still to be computed."""
+        self._layers: list[int] = []
+        """The layers of `_maps`, in their order."""
+        self._maps: list[Maps] = []
         self.streams: list[Tensor] = []
         """Residual streams [positions, hidden], in the order of `Probe.stream`."""
 
     def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
-        """See `Probe.attention`."""
+        """See `Probe.attention`. The weights themselves are computed later, of many layers at once."""
         if not (heads := self._heads.get(layer)):
             return
-        trace = self._trace
-        rows, positions, blocks = stage([self._places, torch.tensor(trace.positions), self._blocks], q.device)
-        queries = q.index_select(0, rows)
-        keys = trace.positions[-1] + 1
-
-        def weigh(part: slice) -> Tensor:
-            weights = self._backend.attention_weights(queries[part], positions[part], cache, blocks, heads, options)
-            return weights[:, :, :keys]
-
-        row_bytes = 4 * len(heads) * len(self._blocks) * cache.keys.shape[1]
-        self.maps[layer] = reduced_maps(weigh, len(trace.positions), row_bytes, trace.reduction, trace.top_keys)
+        self._queries[layer] = LayerQueries(self._rows(q), cache, heads, options)
+        if self._row_bytes() + sum(queries.q.nbytes for queries in self._queries.values()) > SLICE_BYTES:
+            self.weigh()
 
     def stream(self, residual: Tensor) -> None:
         """See `Probe.stream`."""
         if self._trace.stream or self._trace.lens is not None:
-            (rows,) = stage([self._places], residual.device)
-            self.streams.append(residual.index_select(0, rows))
+            self.streams.append(self._rows(residual))
+
+    def weigh(self) -> None:
+        """Compute the attention maps of the layers that have been seen. The blocks must still be the request's."""
+        if not self._queries:
+            return
+        trace, layers = self._trace, [*self._queries.values()]
+        positions, blocks = stage([self._positions, self._blocks], layers[0].q.device)
+
+        def weigh(part: slice) -> Tensor:
+            some = [queries._replace(q=queries.q[part]) for queries in layers]
+            return self._backend.attention_weights(some, positions[part], blocks)[:, :, : trace.positions[-1] + 1]
+
+        counts = [len(queries.heads) for queries in layers]
+        rows = len(trace.positions)
+        self._maps.append(reduced_maps(weigh, rows, self._row_bytes(), counts, trace.reduction, trace.top_keys))
+        self._layers += self._queries
+        self._queries = {}
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """The rows of the trace's positions, of one for each token of the batch."""
+        (rows,) = stage([self._places], tensor.device)
+        return tensor.index_select(0, rows)
+
+    def _row_bytes(self) -> int:
+        """Bytes of the weights of one position that are to be computed."""
+        heads = sum(len(queries.heads) for queries in self._queries.values())
+        return 4 * heads * len(self._blocks) * self._block_size
 
     @property
     def probe(self) -> Probe | None:
@@ -65,26 +88,30 @@ class Recorder:
         trace = self._trace
         streams = torch.stack(self.streams).float() if trace.stream else None
         maps = self._ordered()
-        keys = [keys for _, keys in maps if keys is not None]
         return Inside(
             positions=trace.positions,
-            attention=to_array(torch.stack([weights for weights, _ in maps])) if maps else None,
-            attention_keys=to_array(torch.stack(keys)) if keys else None,
+            attention=None if maps is None else to_array(maps.weights),
+            attention_keys=None if maps is None or maps.keys is None else to_array(maps.keys),
             stream=None if streams is None else to_array(streams.norm(dim=-1)),
             added=None if streams is None else to_array(streams.diff(dim=0).norm(dim=-1)),
             lens=lens,
         )
 
-    def _ordered(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Each map's weights and keys, in the order of `Inside.attention`."""
-        places = {
-            (layer, head): (layer, index) for layer, heads in self._heads.items() for index, head in enumerate(heads)
-        }
-        wanted = [places[name] for name in self._trace.heads]
+    def _ordered(self) -> Maps | None:
+        """The maps in the order of `Inside.attention`; None if the trace asks for none."""
+        if not self._maps:
+            return None
+        weights, keys = zip(*self._maps, strict=True)
+        maps = Maps(torch.cat(weights), None if self._trace.top_keys is None else torch.cat(keys))
+        names: list[object] = [(layer, head) for layer in self._layers for head in self._heads[layer]]
+        wanted: list[object] = [*self._trace.heads]
         if self._trace.reduction is not None:
-            wanted = [(layer, 0) for layer in self._heads]
-        maps = [(self.maps[layer], index) for layer, index in wanted]
-        return [(weights[index], None if keys is None else keys[index]) for (weights, keys), index in maps]
+            names, wanted = [*self._layers], [*self._heads]
+        if names == wanted:
+            return maps
+        places = {name: place for place, name in enumerate(names)}
+        order = torch.tensor([places[name] for name in wanted], device=maps.weights.device)
+        return Maps(maps.weights[order], None if maps.keys is None else maps.keys[order])
 
 
 class Probes:

@@ -50,7 +50,7 @@ class RecordedDecoder:
         self.weights = decoder.weights
         self.backend = backend
         self.logits = decoder.logits
-        self.lens = decoder.lens
+        self.final_norm = decoder.final_norm
         self._decoder = decoder
         self._cache = cache
         self._program, self._hidden = self._record(max_tokens, None)

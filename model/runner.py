@@ -87,7 +87,7 @@ class ModelRunner:
         choice = None
         computed = Moment(self._device)
         if draws:
-            logits = self._decoder.logits(hidden.index_select(0, batch.rows))
+            logits = extras.logits(hidden.index_select(0, batch.rows), self._decoder)
             computed = Moment(self._device)
             self._settings = settings_of(draws, self._device, self._settings)
             choice = choose(self._decoder.backend, logits, draws, self._memory, self._settings)

@@ -37,6 +37,8 @@ class Embedded:
     """[positions]: L2."""
     nearest: Sequence[Sequence[tuple[int, float]]]
     """[positions]: the other tokens of largest cosine, and that cosine."""
+    vectors: Array | None = None
+    """[positions, hidden]: the rows themselves; None where they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,6 +141,7 @@ def inspect(
         "positions": _positions(positions),
         "lens": top if lens else None,
         "embedding": top if embedding else None,
+        "embedding_vectors": embedding,
         "distribution": top if distribution else None,
         "max_tokens": 1 if draws and max_tokens is None else max_tokens,
         **{name: flags.pop(name) for name in _LOOKS},
@@ -265,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--attention", metavar="LAYER.HEAD", help="weights of heads, such as 3.5 or 3.5,4.0, or all")
     command.add_argument("--positions", metavar="LIST", help="positions to look at, such as 0,3-5 (default: all)")
     command.add_argument("--lens", action="store_true", help="likeliest tokens if the model ended after each layer")
-    command.add_argument("--embedding", action="store_true", help="norms of embeddings, and the nearest tokens")
+    command.add_argument("--embedding", action="store_true", help="embeddings: norms, nearest tokens, a picture")
     command.add_argument("--distribution", action="store_true", help="stages of the next token's distribution")
     command.add_argument("--top", type=_number, default=5, help="likeliest tokens of each (default: 5)")
     for name, text in _LOOKS.items():

@@ -25,6 +25,7 @@ from kernels.backend import (
     HeadNorms,
     KVCache,
     LayerCache,
+    LayerQueries,
     QuantizedWeight,
     Rotation,
     SamplingBatch,
@@ -213,7 +214,8 @@ def _weigh(model: Model, backend: Backend, features: tuple[Feature, ...] = ()) -
     blocks = _meta(2000 // model.block_size, dtype=torch.int32)
     for rows in (1, 500):
         q, positions = _meta(rows, model.heads, model.dim, dtype=model.dtype), _meta(rows, dtype=torch.int64)
-        backend.attention_weights(q, positions, _cache(model), blocks, [0, 1], _options(model, features))
+        queries = LayerQueries(q, _cache(model), [0, 1], _options(model, features))
+        backend.attention_weights([queries], positions, blocks)
 
 
 def _options(model: Model, features: tuple[Feature, ...]) -> AttentionOptions:

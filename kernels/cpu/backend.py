@@ -20,6 +20,7 @@ from kernels.backend import (
     BatchLayout,
     HeadNorms,
     LayerCache,
+    LayerQueries,
     Linear,
     QuantizedWeight,
     Rotation,
@@ -37,6 +38,7 @@ from kernels.cpu.elementwise import (
     norm_operation,
     rotate_operation,
 )
+from kernels.cpu.logprobs import logprobs_operation
 from kernels.cpu.matmul import multiply_operation
 from kernels.cpu.matrix_tile import TOKENS, parts, serves
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
@@ -202,31 +204,19 @@ class CpuBackend:
         self._run(attend_operation(*kind), arguments)
         return out
 
-    def attention_weights(
-        self,
-        q: Tensor,
-        positions: Tensor,
-        cache: LayerCache,
-        blocks: Tensor,
-        heads: Sequence[int],
-        options: AttentionOptions,
-    ) -> Tensor:
-        _, block, kv_heads, dim = cache.keys.shape
-        if scratch_bytes_of_weights(dim) > SCRATCH_BYTES:
-            raise ValueError(f"heads of {dim} are too large for the cpu backend")
-        chosen, table = torch.tensor(heads, dtype=torch.int32), blocks.to(torch.int32).contiguous()
-        out = self._empty(len(heads), len(q), len(table) * block)
-        q, places = q.contiguous(), positions.to(torch.int64).contiguous()
-        self._set(q, {POSITIONS: places, BLOCK_TABLE: table, TABLE_WIDTH: len(table)})
-        keys, plain = cache.keys.data_ptr(), options.softcap is None and options.alibi_slopes is None
-        arguments = (
-            # Values play no part here.
-            *(self._rows, q.data_ptr(), q.shape[1], kv_heads, keys, keys),
-            *(_address(cache.key_scales), 0, _bits(options.scale), options.window or 0),
-            *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
-            *(chosen.data_ptr(), len(heads), out.shape[2]),
-        )
-        self._run(weights_operation(STORED[cache.keys.dtype], dim, block, plain), arguments)
+    def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
+        places, table = positions.to(torch.int64).contiguous(), blocks.to(torch.int32).contiguous()
+        # Alive until the program has run.
+        queries = [layer.q.contiguous() for layer in layers]
+        chosen = torch.tensor([head for layer in layers for head in layer.heads], dtype=torch.int32)
+        out = self._empty(len(chosen), len(places), len(table) * layers[0].cache.keys.shape[1])
+        steps, first = [], 0
+        for q, layer in zip(queries, layers, strict=True):
+            last = first + len(layer.heads)
+            steps.append(_weigh(self._rows, layer._replace(q=q), chosen[first:last], out[first:last]))
+            first = last
+        self._set(places, {POSITIONS: places, BLOCK_TABLE: table, TABLE_WIDTH: len(table)})
+        self._run_all(steps)
         return out
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
@@ -252,7 +242,17 @@ class CpuBackend:
         self._run(sample_operation(), arguments)
         return tokens
 
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        out = torch.empty(len(logits), 2 + 2 * most, dtype=torch.float64)
+        logits, tokens = logits.contiguous(), tokens.contiguous()
+        self._set(logits)
+        arguments = (logits.data_ptr(), logits.shape[1], tokens.data_ptr(), most, out.data_ptr())
+        self._run(logprobs_operation(), (self._rows, *arguments))
+        return out
+
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
+        # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities.
+        logprobs_operation()
         self._recording = []
         try:
             out = function()
@@ -283,17 +283,40 @@ class CpuBackend:
         self._maker = maker
 
     def _run(self, operation: Operation, arguments: Sequence[int]) -> None:
+        self._run_all([(operation, arguments)])
+
+    def _run_all(self, steps: Sequence[Step]) -> None:
         self._maker = None
         if self._recording is not None:
-            self._recording.append((operation, arguments))
+            self._recording += steps
             return
         rows, words = self._pending
-        self._workers.run(Program([(operation, arguments)]), lambda: self._write(rows, words))
+        self._workers.run(Program(steps), lambda: self._write(rows, words))
 
     def _write(self, rows: Tensor, words: dict[int, Tensor | int]) -> None:
         self._step[ROWS] = len(rows)
         for index, value in words.items():
             self._step[index] = value if isinstance(value, int) else value.data_ptr()
+
+
+def _weigh(rows: int, layer: LayerQueries, chosen: Tensor, out: Tensor) -> Step:
+    """The operation that writes the attention weights of a layer's `chosen` heads [heads] int32 to `out`.
+
+    `rows` is the address of the step, and `out` is [heads, rows, keys] float32.
+    """
+    q, cache, _, options = layer
+    _, block, kv_heads, dim = cache.keys.shape
+    if scratch_bytes_of_weights(dim) > SCRATCH_BYTES:
+        raise ValueError(f"heads of {dim} are too large for the cpu backend")
+    keys, plain = cache.keys.data_ptr(), options.softcap is None and options.alibi_slopes is None
+    arguments = (
+        # Values play no part here.
+        *(rows, q.data_ptr(), q.shape[1], kv_heads, keys, keys),
+        *(_address(cache.key_scales), 0, _bits(options.scale), options.window or 0),
+        *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
+        *(chosen.data_ptr(), len(chosen), out.shape[2]),
+    )
+    return weights_operation(STORED[cache.keys.dtype], dim, block, plain), arguments
 
 
 def _words(layout: BatchLayout) -> dict[int, Tensor | int]:

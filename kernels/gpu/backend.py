@@ -12,6 +12,7 @@ from kernels.backend import (
     BatchLayout,
     HeadNorms,
     LayerCache,
+    LayerQueries,
     Linear,
     QuantizedWeight,
     Rotation,
@@ -25,7 +26,7 @@ from kernels.gpu.norm import add_layer_norm, add_rms_norm
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
 from kernels.gpu.weights import attention_weights
-from kernels.reference import embed, rotation
+from kernels.reference import embed, log_probabilities, rotation
 
 
 class TritonBackend:
@@ -79,16 +80,12 @@ class TritonBackend:
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
         return attend(self._launch, q, cache, layout, options)
 
-    def attention_weights(
-        self,
-        q: Tensor,
-        positions: Tensor,
-        cache: LayerCache,
-        blocks: Tensor,
-        heads: Sequence[int],
-        options: AttentionOptions,
-    ) -> Tensor:
-        return attention_weights(self._launch, q, positions, cache, blocks, heads, options)
+    def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
+        weights = [
+            attention_weights(self._launch, q, positions, cache, blocks, heads, options)
+            for q, cache, heads, options in layers
+        ]
+        return torch.cat(weights) if len(weights) > 1 else weights[0]
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         return activation(self._launch, x, kind)
@@ -98,6 +95,9 @@ class TritonBackend:
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(self._launch, logits, batch)
+
+    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+        return log_probabilities(logits, tokens, most)
 
 
 def load_triton(device: torch.device, *, batch_invariant: bool = False) -> TritonBackend:

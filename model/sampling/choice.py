@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kernels.backend import Backend
@@ -51,8 +50,8 @@ def choose(
     """
     memory.begin(draws)
     batch = settings.batch(draws)
-    # Log-probabilities are computed before the transforms, which edit the logits in place.
-    scores = torch.log_softmax(logits.index_select(0, settings.rows), dim=-1) if settings.asking else None
+    # Log-probabilities are those of the logits before the transforms, which edit them in place.
+    kept = logits.index_select(0, settings.rows) if settings.asking else None
     watched = Waterfall(draws, logits) if any(draw.candidates is not None for draw in draws) else None
     for transform in settings.transforms:
         transform(logits, draws, memory)
@@ -62,10 +61,11 @@ def choose(
     if settings.reads_output:
         memory.add(draws, tokens)
     waterfall = None if watched is None else watched.table(logits, batch, tokens)
-    if scores is None:
+    if kept is None:
         return Choice(tokens, None, waterfall)
     most = max(draws[row].params.logprobs or 0 for row in settings.asking)
-    return Choice(tokens, logprob_table(scores, tokens.index_select(0, settings.rows), most), waterfall)
+    table = logprob_table(backend, kept, tokens.index_select(0, settings.rows), most)
+    return Choice(tokens, table, waterfall)
 
 
 def read_choice(choice: Choice, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:

@@ -5,34 +5,29 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kernels.backend import Backend
 from model.seen import TokenLogprobs
 
 ROWS_AT_ONCE = 64
 """Rows of logits that `score` computes at once, lest a long prompt's logits take gigabytes."""
 
 
-def score(logits: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, most: int) -> Tensor:
+def score(backend: Backend, logits: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, most: int) -> Tensor:
     """The table of known tokens `targets` [rows], by the logits that `logits` makes of `rows` [rows, hidden]."""
     parts = [
-        logprob_table(torch.log_softmax(logits(some), dim=-1), tokens, most)
+        logprob_table(backend, logits(some), tokens, most)
         for some, tokens in zip(rows.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
     ]
     return torch.cat(parts)
 
 
-def logprob_table(scores: Tensor, tokens: Tensor, most: int) -> Tensor:
-    """A table of `tokens` [rows] and of each row's likeliest tokens, by log-probabilities `scores` [rows, vocab].
+def logprob_table(backend: Backend, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
+    """A table [rows, 2 + 2 * most] float64 as `Backend.log_probabilities` makes it, of `logits` [rows, vocab] float32.
 
-    Each row of the table [rows, 2 + 2 * most] float64 has the token's log-probability and its rank, then the `most`
-    highest log-probabilities in descending order, then their token ids.
-
-    `most` is limited to the size of the vocabulary. The row of an `INVALID_TOKEN` has no meaning.
+    `most` is limited to the size of the vocabulary. The row of an `INVALID_TOKEN` has no meaning. All columns share one
+    tensor, so that one transfer suffices; float64 holds token ids exactly.
     """
-    chosen = scores.gather(1, tokens.clamp(min=0)[:, None])
-    top_scores, top_tokens = scores.topk(min(most, scores.shape[1]))
-    # All columns share one tensor, so that one transfer suffices; float64 holds token ids exactly.
-    rank = 1 + (scores > chosen).sum(1, keepdim=True)
-    return torch.cat([chosen.double(), rank.double(), top_scores.double(), top_tokens.double()], dim=1)
+    return backend.log_probabilities(logits, tokens.clamp(min=0), min(most, logits.shape[1]))
 
 
 def read_entry(row: Sequence[float], top: int) -> TokenLogprobs:

@@ -112,6 +112,9 @@ class View:
         arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
         candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
         arrays += [inside.encoding.learned for inside in self._insides if inside.encoding and inside.encoding.learned]
+        arrays += [
+            inside.embedding.vectors for inside in self._insides if inside.embedding and inside.embedding.vectors
+        ]
         lens = 40 * len(self._positions) * (self._body.lens or 0)
         spelt = 40 * len(self._body.prompt) if self._body.spellings and self._body.prompt else 0
         return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates + spelt

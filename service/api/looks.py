@@ -117,7 +117,10 @@ class Looks:
             for near in part.nearest
         ]
         norms = self.numbers(np.concatenate([to_numpy(part.norms) for part in parts]))
-        return InspectedEmbedding(norms=norms, nearest=nearest)
+        answer = InspectedEmbedding(norms=norms, nearest=nearest)
+        if vectors := [to_numpy(part.vectors) for part in parts if part.vectors is not None]:
+            answer.vectors = self.numbers(np.concatenate(vectors))
+        return answer
 
     def encoding(self, parts: Sequence[PositionEncoding]) -> InspectedEncoding:
         """The encodings of consecutive positions."""

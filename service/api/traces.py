@@ -41,6 +41,11 @@ def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     if body.embedding is not None:
         check_at_most("embedding", rows, context.settings.max_lens_rows, "rows")
         check_at_most("embedding", body.embedding, context.settings.max_logprobs, "tokens")
+    if body.embedding_vectors:
+        if body.embedding is None:
+            raise refusal("embedding_vectors", "needs embedding")
+        size = 4 * rows * context.client.limits.size.hidden_size
+        check_size("embedding_vectors", size, context.settings.max_inspection)
     if body.position_encoding:
         size = 4 * rows * context.client.limits.encoding_width
         check_size("position_encoding", size, context.settings.max_inspection)
@@ -49,6 +54,7 @@ def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
         positions=positions,
         generated=body.max_tokens > 0,
         embedding=body.embedding,
+        vectors=body.embedding_vectors,
         encoding=body.position_encoding,
     )
 

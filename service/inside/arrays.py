@@ -87,6 +87,8 @@ class Embedding:
     """[positions, top]"""
     cosines: NDArray[np.float64]
     """[positions, top]"""
+    vectors: Floats | None = None
+    """[positions, hidden]: the rows themselves, float32; None where they were not asked for."""
 
     @classmethod
     def of(cls, answer: InspectedEmbedding) -> Self:
@@ -98,6 +100,7 @@ class Embedding:
             tokens=np.array([token.id for token in near], np.int64).reshape(shape),
             texts=_texts(token.text for token in near).reshape(shape),
             cosines=np.array([token.cosine for token in near], np.float64).reshape(shape),
+            vectors=None if answer.vectors is None else _numbers(answer.vectors),
         )
 
 

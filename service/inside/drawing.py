@@ -196,6 +196,22 @@ def _embedding(seen: Inspection, canvas: Canvas) -> Iterator[str]:
         told = "  ".join(f"{shown(text)} {cosine:.2f}" for text, cosine in near)
         begin = f"{_numbered(position, shown(seen.tokens[position].text), label)} {seen.embedding.norms[row]:8.3g}  "
         yield begin + fitted(told, max(canvas.columns - width(begin), 1)).rstrip()
+    if seen.embedding.vectors is not None and seen.embedding.vectors.size:
+        yield ""
+        yield from _strips(seen, seen.embedding.vectors, label, canvas)
+
+
+def _strips(seen: Inspection, vectors: Floats, label: int, canvas: Canvas) -> Iterator[str]:
+    """A token a line: the sizes of its vector's numbers, several of them in a column where they are many."""
+    count = vectors.shape[1]
+    each = -(-count // max(canvas.columns - label - 1, 1))
+    sizes = np.pad(np.abs(vectors), ((0, 0), (0, -count % each))).reshape(len(vectors), -1, each).max(axis=2)
+    full = float(sizes.max()) or 1.0
+    yield canvas.strong(f"the {count} numbers of each embedding by size, the largest of {each} in a column")
+    for position, row in zip(seen.positions, sizes, strict=True):
+        cells = "".join(canvas.shade(float(size) / full) for size in row)
+        yield f"{_numbered(position, shown(seen.tokens[position].text), label)} {cells}"
+    yield f"size  {'  '.join(f'{canvas.shade(least)} {least * full:.2g}' for least, *_ in _SHADES[-2::-1])} or more"
 
 
 def _details(seen: Inspection, canvas: Canvas) -> Iterator[str]:

@@ -33,6 +33,7 @@ def arrays_of(seen: Inspection) -> Arrays:
     | attention, keys | [heads or layers, positions, keys]; keys with top_keys alone |
     | residual_stream, residual_added | [2 * layers + 1, positions], [2 * layers, positions] |
     | embedding_norms | [positions] |
+    | embedding_vectors | [positions, hidden], with embedding_vectors |
     | embedding_tokens, embedding_texts, embedding_cosines | [positions, top] |
     | rotary_0_layers, rotary_0_frequencies, rotary_0_angles | [layers], [pairs], [positions, pairs] |
     | rotary_0_magnitude | [] |
@@ -66,6 +67,8 @@ def arrays_of(seen: Inspection) -> Arrays:
         arrays |= {"residual_stream": seen.residual.stream, "residual_added": seen.residual.added}
     if (embedding := seen.embedding) is not None:
         arrays |= {"embedding_norms": embedding.norms, "embedding_tokens": embedding.tokens}
+        if embedding.vectors is not None:
+            arrays["embedding_vectors"] = embedding.vectors
         arrays |= {"embedding_texts": embedding.texts.astype(np.str_), "embedding_cosines": embedding.cosines}
     if seen.position_encoding is not None:
         arrays |= _of_encoding(seen.position_encoding)

@@ -6,6 +6,7 @@ import { language, t } from "./language.js";
 import { paint, preferences } from "./preferences.js";
 import { chips } from "./steps/chips.js";
 import { picker, positionPicker } from "./steps/controls.js";
+import { dimensions } from "./steps/dimensions.js";
 import { encoding } from "./steps/encoding.js";
 import { residual } from "./steps/feedforward.js";
 import { grid } from "./steps/lens.js";
@@ -21,7 +22,12 @@ const chosen = { map: 0, position: answer.positions.at(-1) };
 const VIEWS = {
   text: () => [h("h2", {}, t("tokens.bytes")), h("p", { class: "help" }, t("tokens.bytes.help")), bytes(answer.tokens)],
   spellings: () => spellings(answer),
-  embedding: () => [h("h2", {}, t("embedding.nearest")), nearest(at(answer.positions), answer.embedding), h("p", { class: "help" }, t("embedding.unit"))],
+  embedding: () => [
+    h("h2", {}, t("embedding.nearest")),
+    nearest(at(answer.positions), answer.embedding),
+    h("p", { class: "help" }, t("embedding.unit")),
+    answer.embedding.vectors ? byPosition(dimensionsOf) : null,
+  ],
   position_encoding: () => byPosition(encodingOf),
   attention: attentionView,
   lens: () => grid(answer.tokens, answer),
@@ -128,6 +134,13 @@ function encodingOf(state) {
   const title = t("position.encoding", { position, token: spelled(answer.tokens[position]) });
   const row = answer.positions.indexOf(position);
   return [h("div", { class: "row controls" }, positionPicker(state, t("position"), "encoded")), h("h2", {}, title), ...encoding(answer.position_encoding, row)];
+}
+
+function dimensionsOf(state) {
+  const { position } = state.chosen;
+  const vector = answer.embedding.vectors.data[answer.positions.indexOf(position)];
+  const choice = h("div", { class: "row controls" }, positionPicker(state, t("position"), "embedded"));
+  return [h("h2", {}, t("dimensions.title")), choice, dimensions(vector, spelled(answer.tokens[position]))];
 }
 
 function distributionView(distribution) {

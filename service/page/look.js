@@ -74,11 +74,11 @@ export class Look {
     });
   }
 
-  /** { norms, nearest }: the norm of each token's embedding, and the tokens with the nearest ones. */
+  /** { norms, nearest, vectors }: the norm of each token's embedding, the tokens with the nearest ones, and itself. */
   embedding() {
     return this._once("embedding", async () => {
       const { ids } = await this.base();
-      return (await this._ask({ tokens: ids, embedding: 6 })).embedding;
+      return (await this._ask({ tokens: ids, embedding: 6, embedding_vectors: true })).embedding;
     });
   }
 

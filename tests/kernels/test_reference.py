@@ -207,3 +207,23 @@ def test_activations(kind, formula) -> None:
     expected = torch.tensor([[formula(float(v)) for v in row] for row in x])
     torch.testing.assert_close(BACKEND.activation(x, kind), expected)
     torch.testing.assert_close(BACKEND.gated_activation(x, kind), expected[:, :8] * x[:, 8:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    logits=st.lists(st.sampled_from([-math.inf, -3.5, -0.0, 0.0, 1e-45, 2.5, 30.0]), min_size=1, max_size=12),
+    data=st.data(),
+)
+def test_log_probabilities_have_one_order_also_among_equals(logits: list[float], data: st.DataObject) -> None:
+    token = data.draw(st.integers(0, len(logits) - 1))
+    most = data.draw(st.integers(0, len(logits)))
+    (row,) = BACKEND.log_probabilities(torch.tensor([logits]), torch.tensor([token]), most).tolist()
+    ids = sorted(range(len(logits)), key=lambda index: (-logits[index], index))[:most]
+    if max(logits) == -math.inf:
+        assert row[1] == 1
+        assert [*map(math.isnan, row)] == [True, False, *[True] * most, *[False] * most]
+    else:
+        total = math.log(sum(math.exp(logit) for logit in logits))
+        expected = [logits[token] - total, 1 + sum(logit > logits[token] for logit in logits)]
+        assert row[: 2 + most] == pytest.approx([*expected, *(logits[index] - total for index in ids)])
+    assert row[2 + most :] == ids

@@ -42,12 +42,15 @@ def check_embeddings(embedded: Sequence[Embedded], table: torch.Tensor, tokens: 
 def test_inputs_of_a_prompt_in_chunks_and_of_drawn_tokens(family: str, tmp_path: Path) -> None:
     engine = Engine(family, tmp_path, token_budget=8)
     params = SamplingParams(max_tokens=3, temperature=0)
-    wanted = Wanted(trace=Trace(positions=range(len(PROMPT)), generated=True, embedding=4, encoding=True))
+    wanted = Wanted(trace=Trace(positions=range(len(PROMPT)), generated=True, embedding=4, vectors=True, encoding=True))
     found, _ = engine.run((PROMPT, params, wanted), COMPANY)
     text = [*PROMPT, *found.tokens[:-1]]
     assert found.positions() == [*range(len(text))]
     embedded, encodings = look(found)
-    check_embeddings(embedded, engine.model.get_input_embeddings().weight.detach(), text, 1e-5)
+    table = engine.model.get_input_embeddings().weight.detach()
+    check_embeddings(embedded, table, text, 1e-5)
+    vectors = [to_numpy(part.vectors) for part in embedded if part.vectors is not None]
+    np.testing.assert_allclose(np.concatenate(vectors), table[text].numpy(), atol=1e-6)
     check_positions(engine.model, encodings, len(text))
 
 

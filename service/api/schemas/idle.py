@@ -142,17 +142,17 @@ ELSEWHERE: dict[str, tuple[Any, ...]] = {
 DECLARED = frozenset(
     (
         "add_generation_prompt add_special_tokens allowed_token_ids attention bad_words best_of cache_salt "
-        "chat_template_kwargs choice clear_thinking continue_final_message continuous_usage_stats date_string "
-        "details dimensions distribution early_stopping embedding encoding_format frequency_penalty ignore_eos "
-        "include include_stop_str_in_output include_usage input inspect instruction instructions json_object "
-        "length_penalty lens logit_bias logprobs max_completion_tokens max_output_tokens max_tokens messages min_p "
-        "min_tokens model model_identity n no normalize output_config parallel_tool_calls pooling position_encoding "
-        "positions presence_penalty preserve_thinking prompt prompt_logprobs queries query reasoning_content "
-        "reasoning_effort reduction repetition_penalty residual response_format return_documents return_offsets "
-        "return_token_ids seed separate_reasoning settings skip_special_tokens spellings stop stop_sequences "
-        "stop_token_ids stream stream_options structured_outputs system temperature template text text_1 text_2 "
-        "thinking_budget tokens tool_call_id tool_calls tool_choice tools top_k top_keys top_logprobs top_n "
-        "top_n_sigma top_p type typical_p use_activation use_beam_search yes"
+        "chat_template_kwargs choice clear_thinking continue_final_message continuous_usage_stats date_string details "
+        "dimensions distribution early_stopping embedding embedding_vectors encoding_format frequency_penalty "
+        "ignore_eos include include_stop_str_in_output include_usage input inspect instruction instructions "
+        "json_object length_penalty lens logit_bias logprobs max_completion_tokens max_output_tokens max_tokens "
+        "messages min_p min_tokens model model_identity n no normalize output_config parallel_tool_calls pooling "
+        "position_encoding positions presence_penalty preserve_thinking prompt prompt_logprobs queries query "
+        "reasoning_content reasoning_effort reduction repetition_penalty residual response_format return_documents "
+        "return_offsets return_token_ids seed separate_reasoning settings skip_special_tokens spellings stop "
+        "stop_sequences stop_token_ids stream stream_options structured_outputs system temperature template text "
+        "text_1 text_2 thinking_budget tokens tool_call_id tool_calls tool_choice tools top_k top_keys top_logprobs "
+        "top_n top_n_sigma top_p type typical_p use_activation use_beam_search yes"
     ).split()
 )
 """Fields that some object of a request has, of this API or of OpenAI's responses and Anthropic's messages.

@@ -28,6 +28,7 @@ class InspectBody(TokenizeBody, Sampling, Look):
         ge=0,
         description="Return the norm of each position's embedding, and this many tokens with the nearest embeddings.",
     )
+    embedding_vectors: bool = Field(False, description="Return the embeddings themselves too; goes with embedding.")
     position_encoding: bool = Field(
         False, description="Return the rotary angles, the learned row or the ALiBi slopes that positions have."
     )

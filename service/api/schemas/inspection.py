@@ -56,6 +56,7 @@ class InspectedEmbedding(BaseModel):
 
     norms: Numbers = Field(description="[positions]: L2 norms.")
     nearest: list[list[NearToken]] = Field(description="[positions]: the other tokens of largest cosine.")
+    vectors: Numbers | None = Field(None, description="[positions, hidden]: the rows, with embedding_vectors.")
 
 
 class InspectedRotation(BaseModel):

@@ -1,11 +1,14 @@
-// Embedding: the size of the table, the length of each token's vector, and the tokens whose vectors point the same way.
+// Embedding: the size of the table, a token's vector as a picture, how long each is, and which point the same way.
 
-import { facts, h } from "../dom.js";
+import { facts, h, spelled } from "../dom.js";
 import { number, t } from "../language.js";
+import { positionPicker } from "./controls.js";
+import { dimensions } from "./dimensions.js";
 import { nearest } from "./nearest.js";
 import { parameters } from "./parameters.js";
 
-export async function embedding({ look, base }) {
+export async function embedding(state) {
+  const { look, base, chosen } = state;
   const [{ size }, told] = await Promise.all([look.model(), look.embedding()]);
   return [
     facts([
@@ -13,6 +16,9 @@ export async function embedding({ look, base }) {
       [t("embedding.width"), number(size.hidden_size)],
     ]),
     parameters(size, ["embedding"]),
+    h("h2", {}, t("dimensions.title")),
+    h("div", { class: "row controls" }, positionPicker(state, t("position"))),
+    dimensions(told.vectors.data[chosen.position], spelled(base.tokens[chosen.position])),
     h("h2", {}, t("embedding.nearest")),
     nearest(base.tokens, told),
     h("p", { class: "help" }, t("embedding.unit")),

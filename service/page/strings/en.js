@@ -192,6 +192,11 @@ export default {
   "embedding.cosine": "Nearest tokens, with the cosine",
   "embedding.unit": "A cosine is 1 for the same direction and 0 for a right angle. Lengths have no unit.",
 
+  "dimensions.title": "A token's vector",
+  "dimensions.label": "The {count} numbers of {token}, from {least} to {most}.",
+  "dimensions.order": "A cell for each number, {count} in a row; blue is above zero, orange below, and the fainter the nearer to it. The numbers have no unit.",
+  "dimensions.cell": "Dimension {dimension}: {value}",
+
   "position.title": "Position",
   "position.text": "All tokens are read at the same time, so the order of the words has to be added. Many models turn each query and key by an angle that grows with its position; others add a learned row, or lower the weight of what is far away. Swap two words and see what changes.",
   "position.formula": "q′ₘ · k′ₙ = (R(mθ) qₘ) · (R(nθ) kₙ), which depends on m − n",

@@ -192,6 +192,11 @@ export default {
   "embedding.cosine": "가까운 토큰과 코사인",
   "embedding.unit": "코사인은 방향이 같으면 1, 직각이면 0이에요. 길이에는 단위가 없어요.",
 
+  "dimensions.title": "토큰 하나의 벡터",
+  "dimensions.label": "{token}의 숫자 {count}개, {least}에서 {most}까지.",
+  "dimensions.order": "칸 하나가 숫자 하나이고, 한 줄에 {count}개예요. 파란색은 0보다 크고 주황색은 0보다 작으며, 옅을수록 0에 가까워요. 숫자에는 단위가 없어요.",
+  "dimensions.cell": "{dimension}번 차원: {value}",
+
   "position.title": "위치 인코딩",
   "position.text": "모든 토큰을 한꺼번에 읽기 때문에 단어의 순서를 따로 넣어 줘야 해요. 많은 모델이 쿼리와 키를 위치만큼 회전시켜요. 배운 줄을 더하거나, 먼 토큰의 가중치를 낮추는 모델도 있어요. 두 단어를 바꾸고 무엇이 달라지는지 보세요.",
   "position.formula": "q′ₘ · k′ₙ = (R(mθ) qₘ) · (R(nθ) kₙ), m − n에만 달려 있어요",

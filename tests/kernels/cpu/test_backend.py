@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, QuantizedWeight
+from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, LayerQueries, QuantizedWeight
 from kernels.cpu import backend, pages
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.matrix_tile import serves
@@ -278,7 +278,9 @@ def check_weights(case: AttentionCase, options: AttentionOptions, heads: Sequenc
             continue
         rows = torch.arange(begin, end)[:: 3 if sparse else 1]
         blocks = case.layout.block_table[sequence, : -(-context // case.cache.keys.shape[1])]
-        asked = (case.q[rows], case.layout.positions[rows], case.cache, blocks, heads, options)
+        # Two layers, of which the second is asked for other heads.
+        layers = [LayerQueries(case.q[rows], case.cache, some, options) for some in (heads, heads[::-2])]
+        asked = (layers, case.layout.positions[rows], blocks)
         got, expected = CPU.attention_weights(*asked), REFERENCE.attention_weights(*asked)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -408,10 +410,12 @@ for bits, group, offsets in ((4, 32, True), (8, 32, False)):
     out = CPU.linear(x, weight)
     assert torch.equal(out, torch.cat([CPU.linear(row[None], weight) for row in x])), (bits, group)
     print(out.double().abs().sum().item())
+from tests.kernels.cpu.test_logprobs import check
 from tests.kernels.cpu.test_sampling import batch, sample
 wanted, logits = batch(50), torch.randn(50, 1001)
 assert torch.equal(CPU.sample(logits, wanted), sample(logits, wanted))
 if path_name() in ("portable", "avx512-vnni, amx"):
+    check(logits, torch.arange(50), 20)
     case = attention_case(RAGGED, heads=6, head_dim=32, cache_dtype=torch.bfloat16)
     print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
 """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.backend import AttentionOptions
+from kernels.backend import AttentionOptions, LayerQueries
 from kernels.gpu.tiles import HEAD_PARTS
 from kernels.gpu.weights import BLOCK_M, attention_weights
 from kernels.reference import attention_weights as reference
@@ -22,7 +22,7 @@ def check(case: AttentionCase, options: AttentionOptions, heads: list[int], step
         q, positions = case.q[rows].contiguous(), case.layout.positions[rows].contiguous()
         with np.errstate(all="ignore"):
             got = attention_weights(LAUNCH, q, positions, case.cache, blocks, heads, options)
-        expected = reference(q.float(), positions, case.cache, blocks, heads, options)
+        expected = reference(LayerQueries(q.float(), case.cache, heads, options), positions, blocks)
         tolerance = 1e-5 if q.dtype == torch.float32 else 1e-2
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 

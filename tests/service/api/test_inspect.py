@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
+from model.contract import ModelSize
 from model.sampling.orders import ORDERS
 from model.sampling.transforms import TRANSFORMS
 from model.seen import Array, Distribution, Embedded, Inside, PositionEncoding, RotaryAngles, Stage, TokenLogprobs
@@ -169,6 +170,17 @@ async def test_positions_encodings_have_a_limit_in_bytes() -> None:
         assert answer.json()["error"]["param"] == "position_encoding"
 
 
+async def test_embeddings_have_a_limit_in_bytes() -> None:
+    async with calling(max_inspection=4 * 3 * 8) as caller:
+        caller.engine.limits = replace(LIMITS, size=ModelSize(hidden_size=8))
+        for tokens, status in (([65] * 3, 200), ([65] * 4, 400)):
+            scripted(caller, Delta(0, [], None, "length", times=TIMES))
+            fields = {"tokens": tokens, "embedding": 0, "embedding_vectors": True}
+            answer = await caller.http.post("/v1/inspect", json=fields)
+            assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["param"] == "embedding_vectors"
+
+
 async def test_a_part_of_the_weights_may_be_had_where_all_are_too_many() -> None:
     async with calling(max_inspection=100_000, max_lens_rows=100) as caller:
         long = {"tokens": [65] * 200, "attention": "all"}
@@ -240,7 +252,11 @@ async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> No
         ]
         return Inside(
             positions=positions,
-            embedding=Embedded(norms=floats(*map(float, positions)), nearest=[[(66, 0.5), (67, -0.25)]] * count),
+            embedding=Embedded(
+                norms=floats(*map(float, positions)),
+                nearest=[[(66, 0.5), (67, -0.25)]] * count,
+                vectors=array(count, 4),
+            ),
             encoding=PositionEncoding(rotary=rotary, learned=array(count, 3), slopes=floats(0.5, 0.25)),
         )
 
@@ -250,8 +266,9 @@ async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> No
             Delta(0, [], None, inside=seen([0, 1]), times=TIMES),
             Delta(0, [], None, "length", inside=seen([2]), times=TIMES),
         )
-        body = await inspect(caller, embedding=2, position_encoding=True)
+        body = await inspect(caller, embedding=2, embedding_vectors=True, position_encoding=True)
         near = [{"id": 66, "text": "B", "cosine": 0.5}, {"id": 67, "text": "C", "cosine": -0.25}]
+        assert body["embedding"].pop("vectors")["shape"] == [3, 4]
         assert body["embedding"] == {"norms": {"shape": [3], "data": [0, 1, 2]}, "nearest": [near] * 3}
         told = body["position_encoding"]
         assert [kind["layers"] for kind in told["rotary"]] == [[0, 2], [1]]
@@ -261,7 +278,7 @@ async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> No
         assert told["alibi_slopes"] == [0.5, 0.25]
         trace = caller.engine.streams[-1].wanted.trace
         assert trace is not None
-        assert (trace.embedding, trace.encoding, trace.probes) == (2, True, False)
+        assert (trace.embedding, trace.vectors, trace.encoding, trace.probes) == (2, True, True, False)
 
         bare = Inside(positions=[0], encoding=PositionEncoding(rotary=[], learned=None, slopes=None))
         scripted(caller, Delta(0, [], None, "length", inside=bare, times=TIMES))
@@ -353,6 +370,7 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
         ({"tokens": [65] * 230, "attention": "all", "top_keys": 1}, "attention"),
         ({"embedding": 21}, "embedding"),
         ({"tokens": [65] * 101, "embedding": 0}, "embedding"),
+        ({"embedding_vectors": True}, "embedding_vectors"),
         ({"spellings": True}, "spellings"),
         ({"tokens": None, "messages": HI, "spellings": True}, "spellings"),
         ({"tokens": None, "prompt": "Ab" * 100, "spellings": True, "max_tokens": 1}, "spellings"),

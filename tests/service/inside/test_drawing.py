@@ -43,6 +43,7 @@ def inspection(texts: list[str], **views: Any) -> Inspection:
             tokens=np.zeros((count, top), np.int64),
             texts=words[: count * top].reshape(count, top),
             cosines=numbers.random((count, top)),
+            vectors=numbers.standard_normal((count, 576)),
         ),
         "residual": Residual(stream=numbers.random((2 * LAYERS + 1, count)), added=numbers.random((2 * LAYERS, count))),
         "lens": Lens(

@@ -105,6 +105,11 @@ def test_what_it_shows_are_the_numbers_and_nothing_that_was_not_asked_for(browse
     nearest = [[token["cosine"] for token in near] for near in answer["embedding"]["nearest"]]
     told_nearest = [row.text.split()[-1] for row in browser.all("#embedding tbody .pair:last-child")]
     assert [float(cosine) for cosine in told_nearest] == pytest.approx([row[-1] for row in nearest], abs=0.01)
+    Select(browser.one("#embedded")).select_by_value("2")
+    dimensions = browser.all("#embedding .dimensions rect")
+    assert [float(cell.get_attribute("data-value") or "nan") for cell in dimensions] == answer["embedding"]["vectors"][
+        "data"
+    ][2]
     (told,) = answer["distributions"]
     shown = [row for row in cells(browser, "#distributions .waterfall") if row]
     assert shown == [candidate["probabilities"] for candidate in told["candidates"]]

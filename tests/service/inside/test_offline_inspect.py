@@ -69,6 +69,9 @@ def check(seen: Inspection, answer: dict[str, Any]) -> None:
         assert near(seen.embedding.norms, told["norms"]["data"])
         for name, key in (("tokens", "id"), ("texts", "text"), ("cosines", "cosine")):
             assert getattr(seen.embedding, name).tolist() == [[one[key] for one in row] for row in told["nearest"]]
+        assert (seen.embedding.vectors is None) is ("vectors" not in told)
+        if seen.embedding.vectors is not None:
+            assert near(seen.embedding.vectors, told["vectors"]["data"])
     if seen.position_encoding is not None:
         told = answer["position_encoding"]
         for rotation, rotary in zip(seen.position_encoding.rotary or (), told.get("rotary", ()), strict=True):
@@ -111,7 +114,7 @@ def check(seen: Inspection, answer: dict[str, Any]) -> None:
         {"residual": True},
         {"attention": "all", "reduction": "mean"},
         {"attention": "all", "reduction": "rollout", "top_keys": 2},
-        {"embedding": 3, "position_encoding": True, "details": True},
+        {"embedding": 3, "embedding_vectors": True, "position_encoding": True, "details": True},
         {"lens": 0},
         {"distribution": 2, "positions": [2], "settings": [{"temperature": 1}, {"top_p": 0.5, "temperature": 1}]},
         {},

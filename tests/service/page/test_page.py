@@ -252,6 +252,21 @@ def test_the_embeddings_are_those_of_the_api(browser: Browser, url: str) -> None
     assert [float(cosine) for _, cosine in pairs] == pytest.approx([token["cosine"] for token in near], abs=0.006)
 
 
+@pytest.mark.parametrize(("language", "words"), [("en", "The 576 numbers of"), ("ko", "숫자 576개")])
+def test_the_dimensions_of_the_chosen_token_are_drawn(browser: Browser, url: str, language: str, words: str) -> None:
+    browser.open(f"{url}/#/walk/embedding", language=language)
+    vectors = inspected(url, prompt=PROMPT, embedding=0, embedding_vectors=True)["embedding"]["vectors"]["data"]
+    for position in (8, 3):
+        browser.until(lambda: browser.all("#position"))
+        Select(browser.one("#position")).select_by_value(str(position))
+        expected = pytest.approx(vectors[position], rel=1e-4, abs=1e-6)
+        browser.until(lambda expected=expected: numbers(browser, ".dimensions rect") == expected)
+    assert words in (browser.one(".dimensions").get_attribute("aria-label") or "")
+    below = numbers(browser, ".dimensions .below")
+    assert len(below) == sum(number < 0 for number in vectors[3])
+    assert max(below) < 0
+
+
 def test_the_angles_are_those_that_the_chosen_position_got(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/walk/position", language="en")
     [rotary] = inspected(url, prompt=PROMPT, position_encoding=True)["position_encoding"]["rotary"]

@@ -1,0 +1,146 @@
+"""Log-probabilities of a token and of the likeliest ones, by the definition of `kernels/reference.py`.
+
+A row of logits is read once and nothing is sorted: the sum of exponentials is relative to the highest logit so far
+(Milakov and Gimelshein, arXiv 1805.02867), and the likeliest tokens are kept in a heap whose root is the least of them,
+which few others are above once some of the row has been seen.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kernels.cpu.instructions import FLAGS, SIGNLESS, doubles, exp, floats, from_bits, integers, words
+from kernels.cpu.operation import Function, operation
+
+BLOCK = 1024
+"""Number of logits that are read together while they stay in the first-level cache, and summed up in float32."""
+PART = 64
+"""Number of logits of a block of which one is above the heap's root that are compared with it at once."""
+LOWEST = np.finfo(np.float32).min
+"""The least finite number, so that no logit is relative to -inf."""
+
+
+@operation
+def logprobs_operation() -> Function:
+    """A row of `Backend.log_probabilities` for each row of logits. Each chunk of work is a row.
+
+    Record: rows, logits, vocab, tokens, most, out. Logits are [rows, vocab] float32, tokens [rows] int64, and out is
+    [rows, 2 + 2 * most] float64.
+    """
+
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 6)
+        rows, vocab, most = words(r[0], 1)[0], r[2], r[4]
+        if chunk < 0:
+            return rows
+        row, token = r[1] + 4 * vocab * chunk, words(r[3], rows)[chunk]
+        at = r[5] + 8 * (2 + 2 * most) * chunk
+        entry, tops, ids = doubles(at, 2), doubles(at + 16, most), doubles(at + 16 + 8 * most, most)
+        chosen: Any = floats(row, vocab)[token]
+        for index in range(most):
+            tops[index] = floats(row, most)[index]
+            ids[index] = index
+        for index in range(most // 2 - 1, -1, -1):
+            _sink(tops, ids, index, most)
+        peak: Any = LOWEST
+        total, above = np.float64(0), np.int64(0)
+        for base in range(0, vocab, BLOCK):
+            count = min(BLOCK, vocab - base)
+            block = row + 4 * base
+            local: Any = _find_peak(block, count)
+            if local > peak or local != local:
+                total *= np.exp(np.float64(peak) - np.float64(local))
+                peak = local
+            total += _mass(block, count, peak)
+            above += _count_above(block, count, chosen)
+            if most > 0 and base + count > most and np.float64(local) > tops[0]:
+                _take(block, count, base, tops, ids, most)
+        if not total > 0:
+            # There is a NaN or an infinite logit, or none that is finite.
+            entry[0], entry[1] = np.nan, 1
+            for index in range(most):
+                tops[index], ids[index] = np.nan, index
+            return 0
+        for last in range(most - 1, 0, -1):
+            tops[0], tops[last] = tops[last], tops[0]
+            ids[0], ids[last] = ids[last], ids[0]
+            _sink(tops, ids, 0, last)
+        entry[0] = np.float64(chosen)
+        # In two loops, lest the compiler first add up the peak and the mass, which is lost where logits are large.
+        scores, mass = doubles(at, 2 + most), np.log(total)
+        for index in range(2 + most):
+            scores[index] -= np.float64(peak)
+        for index in range(2 + most):
+            scores[index] -= mass
+        entry[1] = 1 + above
+        return 0
+
+    return run
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _find_peak(row: int, count: int) -> Any:
+    """The largest of some logits; any number if one of them is a NaN."""
+    bits = integers(row, count)
+    highest = np.int32(-(2**31))
+    for index in range(count):
+        # As integers, the bits of negative floats are in the opposite order, until all but the sign are inverted.
+        highest = max(highest, bits[index] ^ ((bits[index] >> np.int32(31)) & SIGNLESS))
+    return from_bits(highest ^ ((highest >> np.int32(31)) & SIGNLESS))
+
+
+@njit(inline="always", fastmath=FLAGS)
+def _mass(row: int, count: int, peak: Any) -> Any:
+    """The sum of e^(logit - peak)."""
+    logits, total = floats(row, count), np.float32(0)
+    for index in range(count):
+        total += exp(logits[index] - peak)
+    return np.float64(total)
+
+
+@njit(inline="always")
+def _count_above(row: int, count: int, least: Any) -> Any:
+    """Number of logits above `least`."""
+    logits, above = floats(row, count), np.int32(0)
+    for index in range(count):
+        above += np.int32(logits[index] > least)
+    return np.int64(above)
+
+
+@njit
+def _take(block: int, size: int, base: int, tops: Any, ids: Any, most: int) -> None:
+    """Take those of a block's logits into a heap of `most` that are above its least; they are tokens from `base` on.
+
+    The heap begins as the row's first `most` tokens. Every later one has a higher id, so it loses where it ties.
+    """
+    for begin in range(0, size, PART):
+        count = min(PART, size - begin)
+        part = block + 4 * begin
+        if np.float64(_find_peak(part, count)) > tops[0]:
+            logits = floats(part, count)
+            for index in range(count):
+                token, logit = base + begin + index, np.float64(logits[index])
+                if token >= most and logit > tops[0]:
+                    tops[0], ids[0] = logit, token
+                    _sink(tops, ids, 0, most)
+
+
+@njit
+def _sink(tops: Any, ids: Any, place: int, count: int) -> None:
+    """Let the entry at a `place` of a heap sink to where no entry below it is worse."""
+    while 2 * place + 1 < count:
+        worse = 2 * place + 1
+        if worse + 1 < count and _better(tops, ids, worse, worse + 1):
+            worse += 1
+        if not _better(tops, ids, place, worse):
+            return
+        tops[place], tops[worse] = tops[worse], tops[place]
+        ids[place], ids[worse] = ids[worse], ids[place]
+        place = worse
+
+
+@njit(inline="always")
+def _better(tops: Any, ids: Any, first: int, second: int) -> Any:
+    """Whether the `first` entry is likelier than the `second`, or as likely with a lower id."""
+    return tops[first] > tops[second] or (tops[first] == tops[second] and ids[first] < ids[second])
