@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from model.contract import INVALID_TOKEN, Draw
+from model.contract import INVALID_TOKEN, Draw, Draws
 from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings
@@ -53,7 +53,8 @@ def choose(
     batch = settings.batch(draws)
     # Log-probabilities are computed before the transforms, which edit the logits in place.
     scores = torch.log_softmax(logits.index_select(0, settings.rows), dim=-1) if settings.asking else None
-    watched = Waterfall(draws, logits) if any(draw.candidates is not None for draw in draws) else None
+    shown = any(draw.candidates is not None for draw in Draws.of(draws).others)
+    watched = Waterfall(draws, logits) if shown else None
     for transform in settings.transforms:
         transform(logits, draws, memory)
         if watched is not None:

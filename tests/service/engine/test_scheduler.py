@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, SamplingParams, StepPlan, StepResult, Wanted
 from service.engine.blocks import BlockPool
-from service.engine.messages import Delta
+from service.engine.messages import Delta, deltas_of
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
@@ -44,7 +44,7 @@ class Bench:
         return plan
 
     def land(self) -> list[Delta]:
-        deltas = self.scheduler.commit(self.runner.in_flight[0].result(), NOW)
+        deltas = deltas_of(self.scheduler.commit(self.runner.in_flight[0].result(), NOW))
         self.scheduler.check()
         return deltas
 
@@ -288,8 +288,11 @@ def test_logits_that_are_no_numbers_end_the_request_and_leave_nothing_to_find(st
     bench.add([1] * 5)
     for _ in range(steps_before):
         bench.step()
-    bench.scheduler.plan(NOW)
-    assert untimed(bench.scheduler.commit(StepResult([ChunkResult([INVALID_TOKEN], [None])]), NOW)) == [
+    plan = bench.scheduler.plan(NOW)
+    assert plan is not None
+    plain = len(plan.decoding)
+    result = StepResult([ChunkResult([INVALID_TOKEN], [None])] * len(plan.others), [INVALID_TOKEN] * plain)
+    assert untimed(deltas_of(bench.scheduler.commit(result, NOW))) == [
         Delta(0, [], None, finish_reason="error", error="the model produced no finite logits"),
     ]
     assert bench.pool.used == 0
@@ -742,7 +745,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         except RuntimeError:
             self.fail()
             return
-        for delta in self.scheduler.commit(result, NOW):
+        for delta in deltas_of(self.scheduler.commit(result, NOW)):
             self.take(delta)
 
     def fail(self) -> None:
