@@ -49,14 +49,14 @@ def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     others = [plan.others[index] for index in order]
     layout, ends = _host_layout(
-        np.array([1] * len(plain) + [lengths[index] for index in order]),
+        _after_ones(len(plain), [lengths[index] for index in order]),
         np.array([*plain.starts, *[chunk.start for chunk in others]]),
         [*plain.blocks, *[chunk.blocks for chunk in others]],
         block_size,
     )
     if others:
         ends[len(plain) :][order] = ends[len(plain) :].copy()
-    draws = np.array([1] * len(plain) + [len(chunk.draws) for chunk in plan.others])
+    draws = _after_ones(len(plain), [len(chunk.draws) for chunk in plan.others])
     follows = [*plain.follows, *[chunk.follows for chunk in plan.others]]
     sources = np.array([-1 if source is None else source for source in follows])
     following = sources >= 0
@@ -66,8 +66,9 @@ def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
         "places": torch.from_numpy(ends[following] - 1),
         "sources": torch.from_numpy(sources[following]),
     }
-    arrived = stage_named(columns | layout.tensors(), device)
-    layout = layout.with_tensors({name: arrived.pop(name) for name in layout.tensors()})
+    tensors = layout.tensors()
+    arrived = stage_named(columns | tensors, device)
+    layout = layout.with_tensors({name: arrived.pop(name) for name in tensors})
     begins = (ends[len(plain) :] - lengths).tolist() if others else []
     return Batch(layout=layout, begins=begins, **arrived)
 
@@ -111,6 +112,13 @@ def _host_layout(
     return layout, ends
 
 
+def _after_ones(count: int, numbers: Sequence[int]) -> NDArray[np.int64]:
+    """So many ones, and the numbers behind them."""
+    joined = np.ones(count + len(numbers), np.int64)
+    joined[count:] = numbers
+    return joined
+
+
 def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """One after the other, `counts[i]` numbers from `firsts[i]` on."""
     ends = np.cumsum(counts)
@@ -122,6 +130,6 @@ def _block_table(tables: Sequence[Sequence[int]], width: int) -> NDArray[np.int3
     parts = [blocks if len(blocks) <= width else blocks[:width] for blocks in tables]
     rows = [part if isinstance(part, array) else array("i", part) for part in parts]
     table = np.zeros((len(rows), width), np.int32)
-    lengths = np.array([len(row) for row in rows])
+    lengths = np.array([*map(len, rows)])
     table[np.arange(width) < lengths[:, None]] = np.frombuffer(b"".join(rows), np.int32)
     return table
