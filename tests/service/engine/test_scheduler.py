@@ -273,6 +273,25 @@ def test_a_prompt_is_not_found_before_its_logits_were_seen() -> None:
     assert other.cached_tokens == 4
 
 
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_what_a_request_has_drawn_is_found_by_another(lookahead: int) -> None:
+    bench = Bench(16, 4, lookahead=lookahead)
+    first = bench.add([1, 2, 3], max_tokens=20)
+    bench.start()
+    for _ in range(10):
+        if lookahead:
+            bench.start()
+            bench.land()
+        else:
+            bench.land()
+            bench.start()
+    assert len(first.output) == 10
+    other = bench.add([*first.prompt, *first.output, 5])
+    bench.land()
+    bench.start()
+    assert other.cached_tokens == 12
+
+
 def test_salts_do_not_share() -> None:
     bench = Bench(16, 4)
     bench.add([1] * 9, salt="a")
