@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,12 +22,12 @@ import torch
 import zmq
 
 from model.batch import make_batch
-from model.contract import ChunkResult, ModelLimits, Runner, RunnerInfo, SamplingParams, StepPlan, StepResult
+from model.contract import Draws, ModelLimits, Runner, RunnerInfo, SamplingParams, StepPlan, StepResult
+from model.runner import chunk_results
 from model.runner_config import RunnerConfig
-from model.sampling.choice import Choice, read_choice
+from model.sampling.choice import Choice
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings, settings_of
-from model.transfer import host_tensor
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
 from service.engine.messages import EngineRequest, Ready, Report, Submit
@@ -48,8 +49,22 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Of the step that runs."""
+        self.steps: list[dict[str, float]] = []
+        """Of the steps that ended."""
         self._part: list[str] = []
         self._since = time.thread_time()
+
+    def end_step(self) -> None:
+        """Keep the seconds of the step that runs, and begin the next."""
+        self._charge()
+        self.steps.append(dict(self.seconds))
+        self.seconds.clear()
+
+    def milliseconds(self, steps: int) -> dict[str, float]:
+        """The median of each part over the last steps, which no garbage collection or neighbour moves."""
+        kept = self.steps[-steps:]
+        return {part: 1000 * median(step.get(part, 0.0) for step in kept) for part in kept[-1]}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -72,22 +87,15 @@ class Meter:
 class WaitingStep:
     """A step on a device that is busy until `end`, in seconds of `time.perf_counter`."""
 
-    def __init__(self, plan: StepPlan, end: float, meter: Meter) -> None:
-        self._plan, self._end, self._meter = plan, end, meter
+    def __init__(self, plan: StepPlan, draws: Draws, end: float, meter: Meter) -> None:
+        self._plan, self._draws, self._end, self._meter = plan, draws, end, meter
 
     def result(self) -> StepResult:
-        time.sleep(max(0.0, self._end - time.perf_counter()))
+        with self._meter.part("wait"):
+            time.sleep(max(0.0, self._end - time.perf_counter()))
+            drawn = torch.from_numpy(FIRST + np.array(self._draws.indices, np.int64) * 37 % (30_000 - FIRST))
         with self._meter.part("read"):
-            chunks = self._plan.chunks
-            draws = [draw for chunk in chunks for draw in chunk.draws]
-            drawn = host_tensor([FIRST + draw.index * 37 % (30_000 - FIRST) for draw in draws], np.int64)
-            tokens, logprobs = read_choice(Choice(drawn, None), draws)
-            results, begin = [], 0
-            for chunk in chunks:
-                end = begin + len(chunk.draws)
-                results.append(ChunkResult(tokens[begin:end], logprobs[begin:end]))
-                begin = end
-            return StepResult(results)
+            return StepResult(*chunk_results(self._plan, self._draws, Choice(drawn, None)))
 
 
 class WaitingRunner:
@@ -108,7 +116,7 @@ class WaitingRunner:
     def start(self, plan: StepPlan) -> WaitingStep:
         with self._meter.part("stage"):
             make_batch(plan, self.limits.block_size, CPU)
-            if draws := [draw for chunk in plan.chunks for draw in chunk.draws]:
+            if draws := plan.draws():
                 self._settings = settings_of(draws, CPU, self._settings)
                 self._memory.begin(draws)
                 self._settings.batch(draws)
@@ -116,7 +124,7 @@ class WaitingRunner:
                 for transform in self._settings.transforms:
                     transform(logits, draws, self._memory)
         self._free = max(self._free, time.perf_counter()) + self._seconds
-        return WaitingStep(plan, self._free, self._meter)
+        return WaitingStep(plan, draws, self._free, self._meter)
 
 
 def load(config: RunnerConfig) -> Runner:
@@ -146,10 +154,10 @@ class MeasuredCore(EngineCore):
 class MeasuredServer(EngineServer):
     """An engine's server whose sending is charged to a meter, until so many steps have been reported."""
 
-    def __init__(self, socket: zmq.Socket[bytes], core: MeasuredCore, warm: int, steps: int) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], core: MeasuredCore, steps: int) -> None:
         limits, info = core._runner.limits, core._runner.info
         super().__init__(socket, lambda announce: core, Ready(limits, info, 0))
-        self._meter, self._left, self._warm = core.meter, warm + steps, steps
+        self._meter, self._left = core.meter, steps
 
     def _receive(self) -> bool:
         with self._meter.part("receive"):
@@ -159,12 +167,11 @@ class MeasuredServer(EngineServer):
         with self._meter.part("send"):
             super()._send(report)
         self._left -= 1
-        if self._left == self._warm:
-            self._meter.seconds.clear()
+        self._meter.end_step()
 
 
 def engine(requests: int, prompt: int, steps: int, device_seconds: float, **params: Any) -> dict[str, float]:
-    """Milliseconds of CPU time of each part of a decoding step with so many requests."""
+    """Milliseconds of CPU time of each part of a decoding step with so many requests, the median of the steps."""
     warm = 20 + requests * prompt // 4096
     context = -(-(prompt + 2 * (steps + warm)) // 16) * 16
     meter = Meter()
@@ -183,9 +190,9 @@ def engine(requests: int, prompt: int, steps: int, device_seconds: float, **para
                 client.send(msgspec.msgpack.encode(Submit(id, EngineRequest(tokens, settings))))
             core = MeasuredCore(runner, token_budget=4096, max_running=requests)
             core.meter = meter
-            server = MeasuredServer(socket, core, warm, steps)
-            server.run()
-    return {part: 1000 * seconds / steps for part, seconds in meter.seconds.items()}
+            MeasuredServer(socket, core, warm + steps).run()
+    parts = meter.milliseconds(steps)
+    return {part: milliseconds for part, milliseconds in parts.items() if part != "wait"}
 
 
 def main() -> None:

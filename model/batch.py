@@ -23,7 +23,7 @@ class Batch:
     """[tokens] int64; the entries at `places` are not known yet."""
     layout: BatchLayout
     begins: Sequence[int]
-    """[chunks]: index in `tokens` of each chunk's first token, in the plan's order."""
+    """[others]: index in `tokens` of the first token of each of `StepPlan.others`, in their order."""
     rows: Tensor
     """[draws] int64: index in `tokens` of the token from whose logits each draw is made, in the plan's order."""
     places: Tensor
@@ -43,24 +43,34 @@ class Batch:
 
 def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
     """The batch of a plan's chunks, copied to `device` in one transfer."""
-    counts = np.array([len(chunk.tokens) for chunk in plan.chunks])
-    order = np.argsort(counts, kind="stable")
-    chunks = [plan.chunks[index] for index in order.tolist()]
-    ends = np.empty_like(counts)
-    ends[order] = np.cumsum(counts[order])
-    draws = np.array([len(chunk.draws) for chunk in plan.chunks])
-    sources = np.array([-1 if chunk.follows is None else chunk.follows for chunk in plan.chunks])
+    plain = plan.decoding
+    lengths = [len(chunk.tokens) for chunk in plan.others]
+    # Plain decoding comes first already, and a stable order puts other chunks of one token behind it.
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    others = [plan.others[index] for index in order]
+    layout, ends = _host_layout(
+        _after_ones(len(plain), [lengths[index] for index in order]),
+        np.array([*plain.starts, *[chunk.start for chunk in others]]),
+        [*plain.blocks, *[chunk.blocks for chunk in others]],
+        block_size,
+    )
+    if others:
+        ends[len(plain) :][order] = ends[len(plain) :].copy()
+    draws = _after_ones(len(plain), [len(chunk.draws) for chunk in plan.others])
+    follows = [*plain.follows, *[chunk.follows for chunk in plan.others]]
+    sources = np.array([-1 if source is None else source for source in follows])
     following = sources >= 0
-    layout = _host_layout(chunks, block_size)
     columns = {
-        "tokens": host_tensor([*chain.from_iterable([chunk.tokens for chunk in chunks])], np.int64),
+        "tokens": host_tensor([*plain.tokens, *chain.from_iterable([chunk.tokens for chunk in others])], np.int64),
         "rows": torch.from_numpy(_ranges(ends - draws, draws)),
         "places": torch.from_numpy(ends[following] - 1),
         "sources": torch.from_numpy(sources[following]),
     }
-    arrived = stage_named(columns | layout.tensors(), device)
-    layout = layout.with_tensors({name: arrived.pop(name) for name in layout.tensors()})
-    return Batch(layout=layout, begins=(ends - counts).tolist(), **arrived)
+    tensors = layout.tensors()
+    arrived = stage_named(columns | tensors, device)
+    layout = layout.with_tensors({name: arrived.pop(name) for name in tensors})
+    begins = (ends[len(plain) :] - lengths).tolist() if others else []
+    return Batch(layout=layout, begins=begins, **arrived)
 
 
 def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> BatchLayout:
@@ -68,23 +78,29 @@ def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device)
 
     Raises ValueError unless chunks with fewer tokens come first.
     """
-    layout = _host_layout(chunks, block_size)
-    return layout.with_tensors(stage_named(layout.tensors(), device))
-
-
-def _host_layout(chunks: Sequence[Chunk], block_size: int) -> BatchLayout:
     counts = np.array([len(chunk.tokens) for chunk in chunks])
     if np.any(counts[1:] < counts[:-1]):
         raise ValueError("chunks with fewer tokens come first in a layout")
     starts = np.array([chunk.start for chunk in chunks])
+    layout, _ = _host_layout(counts, starts, [chunk.blocks for chunk in chunks], block_size)
+    return layout.with_tensors(stage_named(layout.tensors(), device))
+
+
+def _host_layout(
+    counts: NDArray[np.int64], starts: NDArray[np.int64], tables: Sequence[Sequence[int]], block_size: int
+) -> tuple[BatchLayout, NDArray[np.int64]]:
+    """The layout in host memory of chunks of `counts` tokens from `starts` on, and the end of each in the batch."""
+    ends = np.cumsum(counts)
     contexts = starts + counts
     max_context = int(contexts.max())
-    table = _block_table(chunks, -(-max_context // block_size))
+    table = _block_table(tables, -(-max_context // block_size))
     positions = _ranges(starts, counts)
-    sequence = np.repeat(np.arange(len(chunks)), counts)
+    sequence = np.repeat(np.arange(len(counts)), counts)
     blocks = table[sequence, positions // block_size].astype(np.int64)
-    return BatchLayout(
-        query_starts=host_tensor([0, *np.cumsum(counts).tolist()], np.int32),
+    query_starts = np.zeros(len(counts) + 1, np.int32)
+    query_starts[1:] = ends
+    layout = BatchLayout(
+        query_starts=torch.from_numpy(query_starts),
         context_lens=torch.from_numpy(contexts.astype(np.int32)),
         block_table=torch.from_numpy(table),
         slots=torch.from_numpy(blocks * block_size + positions % block_size),
@@ -93,6 +109,14 @@ def _host_layout(chunks: Sequence[Chunk], block_size: int) -> BatchLayout:
         max_query=int(counts[-1]),
         max_context=max_context,
     )
+    return layout, ends
+
+
+def _after_ones(count: int, numbers: Sequence[int]) -> NDArray[np.int64]:
+    """So many ones, and the numbers behind them."""
+    joined = np.ones(count + len(numbers), np.int64)
+    joined[count:] = numbers
+    return joined
 
 
 def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -101,11 +125,11 @@ def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.
     return np.arange(ends[-1]) + np.repeat(firsts - ends + counts, counts)
 
 
-def _block_table(chunks: Sequence[Chunk], width: int) -> NDArray[np.int32]:
-    """The blocks of each chunk [chunks, width], padded with 0. Blocks in an array are joined without being read."""
-    parts = [chunk.blocks[:width] for chunk in chunks]
+def _block_table(tables: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
+    """The first blocks of each table [tables, width], padded with 0. Arrays of blocks are joined without being read."""
+    parts = [blocks if len(blocks) <= width else blocks[:width] for blocks in tables]
     rows = [part if isinstance(part, array) else array("i", part) for part in parts]
-    table = np.zeros((len(chunks), width), np.int32)
-    lengths = np.array([len(row) for row in rows])
+    table = np.zeros((len(rows), width), np.int32)
+    lengths = np.array([*map(len, rows)])
     table[np.arange(width) < lengths[:, None]] = np.frombuffer(b"".join(rows), np.int32)
     return table

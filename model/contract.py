@@ -4,9 +4,9 @@ This module imports the standard library alone: the scheduler, its tests and the
 msgspec encodes these dataclasses as they are. It knows nothing of text, HTTP or tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, overload
 
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 
@@ -226,10 +226,103 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """The chunks of requests that decode plainly, in columns: entry i of each belongs to the same request.
+
+    Each chunk has one token and one draw, and nothing else is wanted of it. The draw is not its request's first in its
+    row, and has neither a mask nor candidates. The columns have what `Chunk` and `Draw` have under these names.
+    """
+
+    tokens: Sequence[int] = ()
+    starts: Sequence[int] = ()
+    blocks: Sequence[Sequence[int]] = ()
+    follows: Sequence[int | None] = ()
+    params: Sequence[SamplingParams] = ()
+    prompts: Sequence[Sequence[int]] = ()
+    outputs: Sequence[Sequence[int]] = ()
+    indices: Sequence[int] = ()
+    rows: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def draws(self) -> list[Draw]:
+        """The draws one by one."""
+        columns = (self.params, self.prompts, self.outputs, self.indices, self.rows)
+        return [Draw(*entries, fresh=False) for entries in zip(*columns, strict=True)]
+
+    def chunks(self) -> list[Chunk]:
+        """The chunks one by one."""
+        columns = (self.tokens, self.starts, self.blocks, self.draws(), self.follows)
+        return [
+            Chunk([token], start, blocks, [draw], follows)
+            for token, start, blocks, draw, follows in zip(*columns, strict=True)
+        ]
+
+
+class Draws(Sequence[Draw]):
+    """The draws of a step. Those of plain decoding come first, and are made one by one only for those who look at them.
+
+    Whatever is read of every draw in every step is a column here.
+    """
+
+    def __init__(self, decoding: Decoding, others: Sequence[Draw]) -> None:
+        self.params = [*decoding.params, *[draw.params for draw in others]]
+        self.indices = [*decoding.indices, *[draw.index for draw in others]]
+        self.others = others
+        """The draws that are not of plain decoding; they alone may be fresh, or have a mask or candidates."""
+        self._decoding = decoding
+        self._all: Sequence[Draw] | None = None if decoding.tokens else others
+
+    @classmethod
+    def of(cls, draws: Sequence[Draw]) -> "Draws":
+        """Some draws with their columns."""
+        return draws if isinstance(draws, Draws) else cls(NO_DECODING, draws)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return iter(self._singly())
+
+    @overload
+    def __getitem__(self, index: int) -> Draw: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Draw]: ...
+    def __getitem__(self, index: int | slice) -> Draw | Sequence[Draw]:
+        return self._singly()[index]
+
+    def _singly(self) -> Sequence[Draw]:
+        if self._all is None:
+            self._all = [*self._decoding.draws(), *self.others]
+        return self._all
+
+
+NO_DECODING = Decoding()
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """The work of one forward pass: one chunk for each of its requests, prompts and decoding requests together."""
 
-    chunks: Sequence[Chunk]
+    others: Sequence[Chunk]
+    """The chunks that are not in `decoding`."""
+    decoding: Decoding = NO_DECODING
+    """Chunks in columns; they come before the others."""
+
+    @property
+    def chunks(self) -> Sequence[Chunk]:
+        """All chunks one by one, which takes as long to make as they are many."""
+        return [*self.decoding.chunks(), *self.others]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that the step computes."""
+        return len(self.decoding) + sum([len(chunk.tokens) for chunk in self.others])
+
+    def draws(self) -> Draws:
+        """All draws, in the order of the chunks."""
+        return Draws(self.decoding, [draw for chunk in self.others for draw in chunk.draws])
 
 
 @dataclass(slots=True)  # Not frozen: a step makes one for each request, and freezing takes most of the time.
@@ -251,13 +344,21 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The results of one step: one entry for each chunk of the plan, in its order."""
+    """The results of one step."""
 
-    chunks: Sequence[ChunkResult]
+    others: Sequence[ChunkResult]
+    """One entry for each of `StepPlan.others`, in their order."""
+    tokens: Sequence[int] = ()
+    """The token of each draw of `StepPlan.decoding`; INVALID_TOKEN where the draw failed."""
     forward_seconds: float = 0.0
     """Time of the forward pass, on the device's clock."""
     sample_seconds: float = 0.0
     """Time of the draws, on the device's clock."""
+
+    @property
+    def chunks(self) -> Sequence[ChunkResult]:
+        """All results one by one, in the order of `StepPlan.chunks`."""
+        return [*[ChunkResult([token], [None]) for token in self.tokens], *self.others]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,13 +173,13 @@ class ChunkExtras:
 
 
 class Extras:
-    """The wishes of a whole plan."""
+    """The wishes of a whole plan. Plain decoding has none."""
 
     def __init__(self, plan: StepPlan, batch: Batch, block_size: int, backend: Backend) -> None:
         self._plan = plan
         self._extras = {
             index: ChunkExtras(chunk, batch.begins[index], block_size, backend)
-            for index, chunk in enumerate(plan.chunks)
+            for index, chunk in enumerate(plan.others)
             if chunk.scores or chunk.pooled or chunk.trace or chunk.trials
         }
 
@@ -213,13 +213,13 @@ class Extras:
     def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
         """See `ChunkExtras.take`; `drawn` are the tokens of all draws of the plan."""
         if self._extras:
-            ends = [*accumulate(len(chunk.draws) for chunk in self._plan.chunks)]
+            counts = [len(chunk.draws) for chunk in self._plan.others]
+            ends = [*accumulate(counts, initial=len(self._plan.decoding))]
             for index, extras in self._extras.items():
-                mine = drawn[ends[index] - len(self._plan.chunks[index].draws) : ends[index]]
-                extras.take(hidden, mine, head)
+                extras.take(hidden, drawn[ends[index] : ends[index + 1]], head)
 
     def add(self, results: list[ChunkResult]) -> list[ChunkResult]:
-        """See `ChunkExtras.add`; one result for each chunk of the plan."""
+        """See `ChunkExtras.add`; one result for each of `StepPlan.others`."""
         for index, extras in self._extras.items():
             results[index] = extras.add(results[index])
         return results

@@ -11,7 +11,7 @@ import torch
 
 from kernels.backend import KVCache
 from model.batch import make_batch
-from model.contract import ChunkResult, DeviceLostError, ModelLimits, RunnerInfo, StepPlan, StepResult
+from model.contract import ChunkResult, DeviceLostError, Draws, ModelLimits, RunnerInfo, StepPlan, StepResult
 from model.decoder import Decoder
 from model.embedding_table import EmbeddingTable
 from model.extras import Extras
@@ -83,7 +83,7 @@ class ModelRunner:
         tokens = batch.known_tokens(self._drawn)
         extras.look_up(tokens, self._embeddings, self._decoder)
         hidden = self._decoder.forward(tokens, batch.layout, self._cache, extras.probe)
-        draws = [draw for chunk in plan.chunks for draw in chunk.draws]
+        draws = plan.draws()
         choice = None
         computed = Moment(self._device)
         if draws:
@@ -94,7 +94,7 @@ class ModelRunner:
             self._drawn = choice.tokens
         extras.take(hidden, self._drawn[: len(draws)], self._decoder)
         brought = None if choice is None else choice.to_host()
-        return RunningStep(plan, brought, extras, began, computed, Moment(self._device))
+        return RunningStep(plan, draws, brought, extras, began, computed, Moment(self._device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,8 @@ class RunningStep:
     """`model.contract.PendingStep` between its start and its end. Durations are measured on the device's clock."""
 
     plan: StepPlan
+    draws: Draws
+    """Those of the plan."""
     choice: Choice | None
     """The drawn tokens in host memory, complete once the step has ended; None if there are no draws."""
     extras: Extras
@@ -112,27 +114,34 @@ class RunningStep:
     def result(self) -> StepResult:
         with _device_errors():
             self.ended.wait()
+        others, tokens = chunk_results(self.plan, self.draws, self.choice)
         return StepResult(
-            self.extras.add(self._chunks()),
+            self.extras.add(others),
+            tokens,
             self.computed.seconds_since(self.began),
             self.ended.seconds_since(self.computed),
         )
 
-    def _chunks(self) -> list[ChunkResult]:
-        chunks = self.plan.chunks
-        if self.choice is None:
-            return [ChunkResult()] * len(chunks)
-        tokens, logprobs = read_choice(self.choice, [draw for chunk in chunks for draw in chunk.draws])
-        shown = self.choice.distributions()
-        results, begin = [], 0
-        for chunk in chunks:
-            end = begin + len(chunk.draws)
-            result = ChunkResult(tokens[begin:end], logprobs[begin:end])
-            if shown:
-                result.distributions = [shown[row] for row in range(begin, end) if row in shown]
-            results.append(result)
-            begin = end
-        return results
+
+def chunk_results(plan: StepPlan, draws: Draws, choice: Choice | None) -> tuple[list[ChunkResult], list[int]]:
+    """What `draws`, all those of a plan, gave to `StepPlan.others`, and the tokens that they gave to its decoding.
+
+    The choice is in host memory, and None if there are no draws.
+    """
+    plain = len(plan.decoding)
+    if choice is None:
+        return [ChunkResult()] * len(plan.others), []
+    tokens, logprobs = read_choice(choice, draws)
+    shown = choice.distributions()
+    results, begin = [], plain
+    for chunk in plan.others:
+        end = begin + len(chunk.draws)
+        result = ChunkResult(tokens[begin:end], logprobs[begin:end])
+        if shown:
+            result.distributions = [shown[row] for row in range(begin, end) if row in shown]
+        results.append(result)
+        begin = end
+    return results, tokens[:plain]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kernels.backend import Backend
-from model.contract import INVALID_TOKEN, Draw
+from model.contract import INVALID_TOKEN, Draw, Draws
 from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings
@@ -52,7 +52,8 @@ def choose(
     batch = settings.batch(draws)
     # Log-probabilities are those of the logits before the transforms, which edit them in place.
     kept = logits.index_select(0, settings.rows) if settings.asking else None
-    watched = Waterfall(draws, logits) if any(draw.candidates is not None for draw in draws) else None
+    shown = any(draw.candidates is not None for draw in Draws.of(draws).others)
+    watched = Waterfall(draws, logits) if shown else None
     for transform in settings.transforms:
         transform(logits, draws, memory)
         if watched is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.contract import Draw
+from model.contract import Draw, Draws
 from model.transfer import stage
 
 
@@ -37,7 +37,7 @@ class TokenMemory:
 
     def begin(self, draws: Sequence[Draw]) -> None:
         """Write the prompt and output so far of each fresh draw into its row, if the request needs them."""
-        fresh = [draw for draw in draws if draw.fresh and draw.params.reads_output]
+        fresh = [draw for draw in Draws.of(draws).others if draw.fresh and draw.params.reads_output]
         if not fresh:
             return
         self._make_room(1 + max(draw.row for draw in fresh))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import SamplingBatch
-from model.contract import Draw, SamplingParams
+from model.contract import Draw, Draws, SamplingParams
 from model.sampling.orders import BACKEND, TRANSFORMED
 from model.sampling.transforms import TRANSFORMS, Transform
 from model.transfer import host_tensor, stage_named
@@ -36,13 +36,13 @@ class BatchSettings:
 
     def batch(self, draws: Sequence[Draw]) -> SamplingBatch:
         """The sampling parameters of the draws, whose settings these are, on the device."""
-        counter = stage_named({"counter": host_tensor([draw.index for draw in draws], np.int64)}, self.rows.device)
+        counter = stage_named({"counter": host_tensor(Draws.of(draws).indices, np.int64)}, self.rows.device)
         return SamplingBatch(**self.columns, **counter)
 
 
 def settings_of(draws: Sequence[Draw], device: torch.device, known: BatchSettings | None = None) -> BatchSettings:
     """The settings of some draws: the `known` ones, of an earlier batch, if its draws had the same parameters."""
-    params = [draw.params for draw in draws]
+    params = Draws.of(draws).params
     # Lists compare their entries by identity first, and the draws of a request share its parameters.
     if known is not None and known.params == params:
         return known

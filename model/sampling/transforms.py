@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.contract import Draw, SamplingParams
+from model.contract import Draw, Draws, SamplingParams
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import TRANSFORMED
 from model.transfer import stage
@@ -39,6 +39,8 @@ class Transform:
     due: Callable[[Draw], object]
     """Whether this draw of such a request does, as the truth of the value."""
     edit: Edit
+    plain: bool = True
+    """Whether draws of plain decoding may ask for it."""
 
     def applies(self, draw: Draw) -> bool:
         """Whether a draw asks for it."""
@@ -46,15 +48,21 @@ class Transform:
 
     def __call__(self, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
         """Edit the logits [rows, vocab] of those draws that ask for it; row i belongs to draws[i]."""
-        if rows := [row for row, draw in enumerate(draws) if self.due(draw) and self.asked(draw.params)]:
+        looked_at = draws if self.plain else Draws.of(draws).others
+        first = len(draws) - len(looked_at)
+        if rows := [row for row, draw in enumerate(looked_at, first) if self.due(draw) and self.asked(draw.params)]:
             self.edit(logits, rows, draws, memory)
 
 
 def transform(
-    name: str, asked: Callable[[SamplingParams], bool], due: Callable[[Draw], object] = lambda draw: True
+    name: str,
+    asked: Callable[[SamplingParams], bool],
+    due: Callable[[Draw], object] = lambda draw: True,
+    *,
+    plain: bool = True,
 ) -> Callable[[Edit], Transform]:
     """Decorate an edit as the transform of the draws that it applies to."""
-    return lambda edit: Transform(name, asked, due, edit)
+    return lambda edit: Transform(name, asked, due, edit, plain)
 
 
 @transform("bias", lambda params: bool(params.logit_bias))
@@ -108,7 +116,7 @@ def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], m
     )
 
 
-@transform("grammar", lambda params: True, attrgetter("allowed"))
+@transform("grammar", lambda params: True, attrgetter("allowed"), plain=False)
 def allow_only(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
     _ban_others(logits, rows, [draws[row].allowed or b"" for row in rows])

@@ -9,7 +9,7 @@ The life of a request, from its message to its last delta:
 3. `Scheduler.plan` admits it: `BlockPool.admit` gives it blocks, and cached tokens count as computed.
 4. Each plan holds a chunk of its next tokens (prefill), until the computed tokens have caught up with the known.
 5. `Runner.start` computes the plan and draws a token for each request that has caught up.
-6. `Scheduler.commit` takes in the token, publishes full blocks to the prefix cache and makes a `Delta`.
+6. `Scheduler.commit` takes in the token, publishes full blocks to the prefix cache and makes news of it.
 7. Steps 4 to 6 repeat with one token at a time (decode). A preempted request loses its blocks and returns to step 3.
 8. A stop token, max_tokens, a cancellation or a failure ends it: its blocks are released, its last delta is reported.
 """
@@ -28,7 +28,7 @@ from service.engine.block_events import BlockEvent, BlockEvents
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.grammars import Grammars, Vocabulary
-from service.engine.messages import Cancel, Delta, EngineStats, Report, Submit
+from service.engine.messages import Cancel, Delta, EngineStats, News, Report, Submit
 from service.engine.pace import Pace
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
@@ -98,7 +98,7 @@ class EngineCore:
         )
         self._grammars = Grammars(read_vocabulary, limits.vocab_size) if read_vocabulary else None
         self._in_flight: deque[_Started] = deque()
-        self._unreported: list[Delta] = []
+        self._unreported: list[News] = []
         self._seconds = {"schedule": 0.0, "forward": 0.0, "sample": 0.0, "deliver": 0.0}
 
     @property
@@ -137,20 +137,20 @@ class EngineCore:
         self._note(self._scheduler.cancel(message.id))
 
     def step(self) -> Report | None:
-        """Start the steps that are due, land the oldest and report its deltas; None if there was nothing to do.
+        """Start the steps that are due, land the oldest and report the news; None if there was nothing to do.
 
         Raises DeviceLostError if no further step can succeed.
         """
         if not self.has_work:
             return None
-        deltas, self._unreported = self._unreported, []
-        deltas += self._scheduler.expire(self._clock())
-        deltas += self._scheduler.reject(self._clock())
+        news, self._unreported = self._unreported, []
+        news += self._scheduler.expire(self._clock())
+        news += self._scheduler.reject(self._clock())
         if self._computes:
-            deltas += self._compute()
+            news += self._compute()
         with self.measured("deliver"):
             self._publish_events()
-            return Report(deltas, self.stats())
+            return Report(news, self.stats())
 
     def stats(self) -> EngineStats:
         """The state after the last step."""
@@ -183,8 +183,8 @@ class EngineCore:
     def _computes(self) -> bool:
         return bool(self._in_flight) or self._scheduler.has_work
 
-    def _compute(self) -> list[Delta]:
-        """Start steps until the runner has its lookahead, then land the oldest; returns its deltas."""
+    def _compute(self) -> list[News]:
+        """Start steps until the runner has its lookahead, then land the oldest; returns its news."""
         while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
             try:
                 self._in_flight.append(self._start(plan))
@@ -211,8 +211,8 @@ class EngineCore:
         with self.measured("schedule") as now:
             return self._scheduler.plan(now)
 
-    def _land(self) -> list[Delta]:
-        """Wait for the oldest step in flight; returns its deltas."""
+    def _land(self) -> list[News]:
+        """Wait for the oldest step in flight; returns its news."""
         try:
             result = self._result(self._in_flight.popleft())
         except DeviceLostError:
@@ -220,11 +220,11 @@ class EngineCore:
         except Exception:
             logger.exception("a step failed")
             # Later steps in flight have read the values that the failed step left behind, so it cannot be run again.
-            return self._scheduler.fail(FAILED) if self._in_flight else self._isolate()
+            return [*self._scheduler.fail(FAILED)] if self._in_flight else self._isolate()
         return self._commit(result)
 
     def _start(self, plan: StepPlan) -> "_Started":
-        tokens = sum(len(chunk.tokens) for chunk in plan.chunks)
+        tokens = plan.tokens
         self._announce(self._pace.quiet_seconds(tokens))
         began = self._clock()
         return _Started(self._runner.start(plan), tokens, began)
@@ -234,18 +234,18 @@ class EngineCore:
         self._pace.add(started.tokens, self._clock() - started.began)
         return result
 
-    def _commit(self, result: StepResult) -> list[Delta]:
+    def _commit(self, result: StepResult) -> list[News]:
         self._seconds["forward"] += result.forward_seconds
         self._seconds["sample"] += result.sample_seconds
         with self.measured("schedule") as now:
             return self._scheduler.commit(result, now)
 
-    def _isolate(self) -> list[Delta]:
+    def _isolate(self) -> list[News]:
         """Run the only step in flight, which failed, again one request at a time; the requests that fail alone end.
 
         Values that the failed step wrote already are overwritten with the same values.
         """
-        deltas = []
+        news: list[News] = []
         for plan in self._scheduler.take_apart():
             try:
                 result = self._result(self._start(plan))
@@ -253,10 +253,10 @@ class EngineCore:
                 raise
             except Exception:
                 logger.exception("a request failed")
-                deltas += self._scheduler.fail(FAILED)
+                news += self._scheduler.fail(FAILED)
             else:
-                deltas += self._commit(result)
-        return deltas
+                news += self._commit(result)
+        return news
 
     def _note(self, delta: Delta | None) -> None:
         if delta is not None:

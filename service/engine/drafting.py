@@ -22,13 +22,17 @@ class Drafting:
         self._running = running
         self._guess = guess
 
+    def active(self, running: int) -> bool:
+        """Whether any request may get drafts while so many own blocks."""
+        return self._most > 0 and running <= self._running
+
     def allows(self, request: Request, running: int) -> bool:
         """Whether a request may get drafts while so many own blocks. It then waits for its own draw before its next
         chunk is planned.
 
         A request whose generated positions are looked at gets none: a wrong draft's position is not the request's.
         """
-        if not self._most or running > self._running or request.search is not None:
+        if not self.active(running) or request.search is not None:
             return False
         if request.params.reads_output or request.guide is not None:
             return False
@@ -36,7 +40,7 @@ class Drafting:
 
     def draft(self, decoding: Sequence[Request], budget: int, running: int) -> None:
         """Give decoding requests drafts from what is left of a step's `budget` and of the free blocks."""
-        if running > self._running:
+        if not self.active(running):
             return
         for request in decoding:
             most = min(budget, self._most, request.reach, request.params.max_tokens - request.drawn - 1)

@@ -3,7 +3,7 @@
 A request is named by the id its engine client gave it, never by anything an HTTP client sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -120,7 +120,7 @@ class RequestTimes(msgspec.Struct, frozen=True, array_like=True):
     """From the first token to the newest."""
 
 
-class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """One step's news of one request. Exactly one delta of a request has a finish reason: the last."""
 
     id: int
@@ -149,6 +149,47 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     times: RequestTimes | None = None
     """Present in every delta, because a client that finds a stop string reads no further one; None if the engine never
     took the request."""
+
+
+class Drawn(msgspec.Struct, frozen=True, tag=True):
+    """The news of requests that drew one token each in a step and go on, with nothing else to tell, in columns.
+
+    Entry i of each column belongs to the same request; the columns have what `Delta` and `RequestTimes` have.
+    """
+
+    ids: list[int]
+    tokens: list[int]
+    cached_tokens: list[int]
+    queue: list[float | None]
+    prefill: list[float | None]
+    decode: list[float]
+
+    def deltas(self) -> list[Delta]:
+        """The news one by one."""
+        columns = (self.ids, self.tokens, self.cached_tokens, self.queue, self.prefill, self.decode)
+        return [
+            Delta(id, [token], None, None, cached, times=RequestTimes(queue, prefill, decode))
+            for id, token, cached, queue, prefill, decode in zip(*columns, strict=True)
+        ]
+
+    def at(self, places: Sequence[int]) -> "Drawn":
+        """The news at some places of the columns."""
+        return Drawn(
+            ids=[self.ids[place] for place in places],
+            tokens=[self.tokens[place] for place in places],
+            cached_tokens=[self.cached_tokens[place] for place in places],
+            queue=[self.queue[place] for place in places],
+            prefill=[self.prefill[place] for place in places],
+            decode=[self.decode[place] for place in places],
+        )
+
+
+News = Delta | Drawn
+
+
+def deltas_of(news: Iterable[News]) -> list[Delta]:
+    """All news one by one."""
+    return [delta for item in news for delta in (item.deltas() if isinstance(item, Drawn) else [item])]
 
 
 STEP_TOKENS = tuple(2**power for power in range(14))
@@ -226,11 +267,16 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Report(msgspec.Struct, frozen=True, tag=True):
     """Sent after every step, before a step that may take long, and as a heartbeat while idle."""
 
-    deltas: list[Delta]
+    news: list[News]
     stats: EngineStats
     quiet_seconds: float | None = 0.0
     """Seconds within which the next report will come; above 0 only if a long step begins. None means that no step of
     this size has been seen and its time is unknown, because kernels may be compiled for it."""
+
+    @property
+    def deltas(self) -> list[Delta]:
+        """All news one by one."""
+        return deltas_of(self.news)
 
 
 ToEngine = Submit | Cancel | Shutdown

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from model.contract import NOTHING, Draw, SamplingParams, Wanted
 from service.engine.grammars import Guide
-from service.engine.messages import RequestTimes
+from service.engine.messages import FinishReason, RequestTimes
 
 
 @dataclass(slots=True, eq=False)
@@ -61,17 +61,21 @@ class Request:
     counted: int = 0
     """Prompt tokens that the statistics have counted; recomputation does not count again."""
     submitted: float = 0.0
-    """Moment of submission, in seconds on the engine's clock as the three below."""
-    planned: float | None = None
-    """Moment when its first step was planned."""
-    first_drawn: float | None = None
-    last_drawn: float | None = None
+    """Moment of submission, in seconds on the engine's clock as the moments below."""
+    queue: float | None = None
+    """Seconds until its first step was planned, None before that; `prefill`, from there to its first token."""
+    prefill: float | None = None
+    first_drawn: float = 0.0
+    """Moment of its first token, if it has any; `last_drawn`, of its newest."""
+    last_drawn: float = 0.0
     ended: bool = False
     """Its last delta is made; results of steps in flight for it are dropped."""
     row: int = 0
     """Its row in the runner's sampling state, while it owns blocks."""
     fresh: bool = True
     """It has drawn nothing since it got its row."""
+    plain: bool = False
+    """What `wants_tokens_alone` was when it got its row."""
     longest: int = field(init=False)
     """Its length once the last of its tokens that another follows is known."""
     wishes: bool = field(init=False)
@@ -127,11 +131,36 @@ class Request:
     @property
     def times(self) -> RequestTimes:
         """Durations of its phases so far."""
-        return RequestTimes(
-            _between(self.submitted, self.planned),
-            _between(self.planned, self.first_drawn),
-            _between(self.first_drawn, self.last_drawn),
-        )
+        decode = None if self.prefill is None else self.last_drawn - self.first_drawn
+        return RequestTimes(self.queue, self.prefill, decode)
+
+    @property
+    def wants_tokens_alone(self) -> bool:
+        """Whether nothing but its tokens is wanted of it, and nothing but its parameters restricts them."""
+        return not self.wishes and self.search is None and self.guide is None and self.params.logprobs is None
+
+    @property
+    def decodes_plainly(self) -> bool:
+        """Whether its next tokens are drawn one a step, without anything beside: then `behind` is 1 until the last."""
+        return self.plain and not self.fresh and not self.drafts
+
+    def begin(self, now: float) -> None:
+        """Note that its first step is planned."""
+        self.queue = now - self.submitted
+
+    def note_draw(self, now: float) -> None:
+        """Note the moment of a token."""
+        self.last_drawn = now
+        if self.prefill is None:
+            self.first_drawn = now
+            self.prefill = now - self.submitted - (self.queue or 0.0)
+
+    def append(self, token: int) -> FinishReason | None:
+        """Append a drawn token to the output; returns the reason if the token ends the request."""
+        self.output.append(token)
+        if token in self.params.stop_token_ids:
+            return "stop"
+        return "length" if len(self.output) >= self.params.max_tokens else None
 
     def draws(self) -> list[Draw]:
         """The draws of the token that follows all others, and of one more behind each draft.
@@ -155,7 +184,3 @@ class Request:
         if stop <= boundary:
             return self.prompt[start:stop]
         return [*self.prompt[start:], *self.output[: stop - boundary]]
-
-
-def _between(start: float | None, end: float | None) -> float | None:
-    return None if start is None or end is None else end - start

@@ -20,12 +20,13 @@ from model.contract import INVALID_TOKEN, NOTHING, Chunk, ChunkResult, StepPlan,
 from service.engine.beams import Beams, Candidate
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits, Callers
+from service.engine.decoding import drawn_news, next_tokens
 from service.engine.drafting import Drafting, agreement
 from service.engine.drafts import Guess, look_up
 from service.engine.grammar_source import GrammarError
 from service.engine.grammars import COMPILE_SECONDS, Guide, wait_for_masks
 from service.engine.leaders import Leaders
-from service.engine.messages import STEP_TOKENS, BeamSearch, Counters, Delta, FinishReason, Refusal
+from service.engine.messages import STEP_TOKENS, BeamSearch, Counters, Delta, FinishReason, News, Refusal
 from service.engine.news import last_delta, refused_delta, rejected_delta, search_delta, step_delta
 from service.engine.request import Request
 from service.engine.wishes import wishes
@@ -36,6 +37,7 @@ MASK_SECONDS = 0.002
 """Time that a step waits for the masks of its draws; a request whose mask takes longer misses the step."""
 IDLE_SECONDS = 0.01
 """Time that the engine waits for grammars alone before it looks for messages again."""
+NO_EXTRAS = ChunkResult()
 NOT_FINITE = "the model produced no finite logits"
 NOTHING_LEFT = Refusal(
     "nothing_to_draw", "The request's restrictions (such as allowed_token_ids and bad_words) left no token to draw", 0.0
@@ -45,10 +47,16 @@ TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over bef
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A plan that has not landed yet, with the request of each of its chunks."""
+    """A plan that has not landed yet, with its requests: those that decode plainly, and that of each other chunk."""
 
     plan: StepPlan
-    requests: Sequence[Request]
+    plain: Sequence[Request]
+    others: Sequence[Request]
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """All requests, in the order of the plan's chunks."""
+        return [*self.plain, *self.others]
 
 
 class Scheduler:
@@ -184,57 +192,60 @@ class Scheduler:
         if self._in_flight and self._must_land():
             return None
         wait_for_masks([r.guide for r in self._running.values() if r.guide is not None], MASK_SECONDS)
-        chunks, requests = [], []
-        draws: dict[int, int] = {}
-        drawn = 0
-        for request, tokens in self._shares():
+        plain, shares = self._shares()
+        decoding = next_tokens(plain, self._draws)
+        draws = {request.id: index for index, request in enumerate(plain)}
+        drawn = len(plain)
+        chunks, others = [], []
+        for request, tokens in shares:
             chunk = self._chunk(request, tokens)
-            if request.planned is None:
-                request.planned = now
+            if request.queue is None:
+                request.begin(now)
             if chunk.draws:
                 draws[request.id] = drawn
             drawn += len(chunk.draws)
             chunks.append(chunk)
-            requests.append(request)
-        if not chunks:
+            others.append(request)
+        if not chunks and not plain:
             return None
         self._draws = draws
-        self._in_flight.append(Step(StepPlan(chunks), requests))
+        self._in_flight.append(Step(StepPlan(chunks, decoding), plain, others))
         return self._in_flight[-1].plan
 
-    def commit(self, result: StepResult, now: float) -> list[Delta]:
-        """Take in the tokens drawn by the oldest step in flight; one delta for each request that drew. `now` is in
-        seconds.
+    def commit(self, result: StepResult, now: float) -> list[News]:
+        """Take in the tokens drawn by the oldest step in flight; returns news of each request that drew.
+
+        `now` is in seconds.
         """
         step = self._in_flight.popleft()
         self._count_step(step.plan)
-        deltas = []
-        for request, chunk, outcome in zip(step.requests, step.plan.chunks, result.chunks, strict=True):
+        news = self._accept_plainly(step, result.tokens, now)
+        for request, chunk, outcome in zip(step.others, step.plan.others, result.others, strict=True):
             if request.ended:
                 continue
             if request.counted < len(request.prompt):
                 self._count(request, chunk)
             if (outcome.scores or outcome.distributions) and _unsound(outcome):
-                deltas.append(self._fail(request, NOT_FINITE))
+                news.append(self._fail(request, NOT_FINITE))
                 continue
             if request.guide is not None and chunk.draws and _breaks_off(request.guide, request, outcome):
                 self._retake(request, chunk)
                 continue
             if request.search is not None and chunk.draws:
-                deltas += self._accept_beam(request, self._beams[request.search], chunk, outcome, now)
+                news += self._accept_beam(request, self._beams[request.search], chunk, outcome, now)
             elif chunk.draws:
-                deltas.append(self._accept(request, chunk, outcome, now))
+                news.append(self._accept(request, chunk, outcome, now))
             elif not request.params.max_tokens and _stop(chunk) == request.length:
-                deltas.append(self._complete(request, outcome, now))
+                news.append(self._complete(request, outcome, now))
             elif chunk.scores or chunk.pooled or chunk.trace:
-                deltas.append(step_delta(request, outcome))
+                news.append(step_delta(request, outcome))
             if request.wishes:
                 request.collected = max(request.collected, _stop(chunk))
-        searches = {request.search: None for request in step.requests if not request.ended}
+        searches = {request.search: None for request in step.others if not request.ended}
         for search in searches:
             if search is not None:
-                deltas += self._advance(self._beams[search])
-        return deltas
+                news += self._advance(self._beams[search])
+        return news
 
     def fail(self, message: str) -> list[Delta]:
         """End every request of the oldest step in flight, which failed; `message` is its error."""
@@ -254,7 +265,7 @@ class Scheduler:
         for request, chunk in zip(step.requests, step.plan.chunks, strict=True):
             if not request.ended:
                 tokens = [*request.tokens(chunk.start, _stop(chunk)), *request.drafts]
-                self._in_flight.append(Step(StepPlan([replace(chunk, tokens=tokens, follows=None)]), [request]))
+                self._in_flight.append(Step(StepPlan([replace(chunk, tokens=tokens, follows=None)]), [], [request]))
         return [step.plan for step in self._in_flight]
 
     def check(self) -> None:
@@ -272,23 +283,34 @@ class Scheduler:
             return False
         return not self._pool.can_grow(self._running.values())
 
-    def _shares(self) -> list[tuple[Request, int]]:
-        """The requests of the next step, each with its number of tokens; all own the blocks for them."""
-        decoding, prompts = [], []
-        for request in list(self._running.values()):
-            behind = request.behind
-            if behind > 1:
+    def _shares(self) -> tuple[list[Request], list[tuple[Request, int]]]:
+        """The requests of the next step: those that decode plainly, and the others, each with its number of tokens.
+
+        All own the blocks for them.
+        """
+        self._grow_full()
+        drafting = self._drafting.active(len(self._running))
+        plain, decoding, prompts = [], [], []
+        for request in self._running.values():
+            if request.decodes_plainly and not drafting:
+                if request.computed < request.longest:
+                    plain.append(request)
+            elif request.behind > 1:
                 prompts.append(request)
-            elif behind == 1 and self._may_decode(request) and request.id in self._running:
-                # The blocks of most requests have room for one more token.
-                grown = len(request.blocks) * self._pool.block_size > request.computed or self._grow(request)
-                decoding += [request] if grown else []
-        # A later request that grew may have preempted an earlier one of the list.
-        decoding = [request for request in decoding if request.id in self._running]
+            elif request.behind == 1 and self._may_decode(request):
+                decoding.append(request)
         shares = [(request, 1) for request in decoding]
-        shares += self._prompt_shares(prompts, self._token_budget - len(decoding))
+        shares += self._prompt_shares(prompts, self._token_budget - len(plain) - len(decoding))
         self._drafting.draft(decoding, self._token_budget - sum(tokens for _, tokens in shares), len(self._running))
-        return shares
+        return plain, shares
+
+    def _grow_full(self) -> None:
+        """Give a block to each decoding request whose blocks are full; most have room for one more token."""
+        size = self._pool.block_size
+        for request in [r for r in self._running.values() if len(r.blocks) * size <= r.computed]:
+            # One that grew may have preempted a later one of the list.
+            if request.id in self._running and request.behind == 1 and self._may_decode(request):
+                self._grow(request)
 
     def _may_decode(self, request: Request) -> bool:
         """Whether the next chunk of a request that is one token behind may be planned now."""
@@ -385,7 +407,7 @@ class Scheduler:
             self.counters.prefix_hits += request.computed
         del self._waiting[request.id]
         self._running[request.id] = request
-        request.row, request.fresh = self._rows.pop(), True
+        request.row, request.fresh, request.plain = self._rows.pop(), True, request.wants_tokens_alone
         self._callers.wait(request.caller, -1)
         self._callers.run(request.caller)
         if request.params.max_tokens:
@@ -409,7 +431,7 @@ class Scheduler:
         return chunk
 
     def _count_step(self, plan: StepPlan) -> None:
-        tokens = sum(len(chunk.tokens) for chunk in plan.chunks)
+        tokens = plan.tokens
         self.counters.steps += 1
         self.counters.computed_tokens += tokens
         self.counters.step_tokens[bisect_left(STEP_TOKENS, tokens)] += 1
@@ -422,26 +444,44 @@ class Scheduler:
             self.counters.cached_prompt_tokens += max(min(chunk.start, stop) - request.counted, 0)
             request.counted = stop
 
+    def _accept_plainly(self, step: Step, tokens: Sequence[int], now: float) -> list[News]:
+        """Take in one of `tokens` for each request of a step that decodes plainly."""
+        news: list[News] = []
+        going, kept = [], []
+        for request, start, token in zip(step.plain, step.plan.decoding.starts, tokens, strict=True):
+            if request.ended:
+                continue
+            if token == INVALID_TOKEN:
+                news.append(self._fail_draw(request))
+                continue
+            request.promised -= 1
+            reason = request.append(token)
+            self._note_draw(request, 1, start + 1, now)
+            if reason is None:
+                going.append(request)
+                kept.append(token)
+            else:
+                self._drop(request)
+                self._pool.release(request)
+                news.append(step_delta(request, NO_EXTRAS, reason, [token]))
+        return [drawn_news(going, kept), *news] if going else news
+
     def _accept(self, request: Request, chunk: Chunk, outcome: ChunkResult, now: float) -> Delta:
         """Append the drawn tokens, as far as the drafts were right, and end the request if one of them was the last."""
         right = agreement(request.drafts, outcome.tokens)
-        tokens = outcome.tokens[: right + 1]
-        if INVALID_TOKEN in tokens:
-            failed = self._fail(request, NOT_FINITE)
-            return refused_delta(request, NOTHING_LEFT) if request.params.restricts else failed
+        drawn = outcome.tokens[: right + 1]
+        if INVALID_TOKEN in drawn:
+            return self._fail_draw(request)
         request.promised -= 1
         if request.drafts:
             self._settle_drafts(request, right)
-        tokens, reason = _ending(request, tokens)
-        request.output += tokens
-        # Blocks are published only here and only this far: finite logits show that the computed values are sound.
-        self._pool.publish(request, min(_stop(chunk) + right, request.known))
+        tokens: list[int] = []
+        reason = None
+        while reason is None and len(tokens) < len(drawn):
+            tokens.append(drawn[len(tokens)])
+            reason = request.append(tokens[-1])
+        self._note_draw(request, len(tokens), min(_stop(chunk) + right, request.known), now)
         self._leaders.remove(request)
-        request.last_drawn = now
-        if request.first_drawn is None:
-            request.first_drawn = now
-        self.counters.generated_tokens += len(tokens)
-        self._callers.spend(request.caller, len(tokens), now)
         if reason is not None:
             self._drop(request)
             self._pool.release(request)
@@ -451,6 +491,19 @@ class Scheduler:
             request.guide.advance(tokens)
         return step_delta(request, outcome, reason, tokens)
 
+    def _note_draw(self, request: Request, count: int, computed: int, now: float) -> None:
+        """Note that a request, of which so many tokens are computed, has drawn `count` tokens."""
+        # Blocks are published only here and only this far: finite logits show that the computed values are sound.
+        self._pool.publish(request, computed)
+        request.note_draw(now)
+        self.counters.generated_tokens += count
+        self._callers.spend(request.caller, count, now)
+
+    def _fail_draw(self, request: Request) -> Delta:
+        """End a request that drew no token."""
+        failed = self._fail(request, NOT_FINITE)
+        return refused_delta(request, NOTHING_LEFT) if request.params.restricts else failed
+
     def _accept_beam(
         self, request: Request, beams: Beams, chunk: Chunk, outcome: ChunkResult, now: float
     ) -> list[Delta]:
@@ -459,13 +512,8 @@ class Scheduler:
         entry = outcome.logprobs[0]
         if entry is None or INVALID_TOKEN in outcome.tokens:
             return [self._fail(request, NOT_FINITE)]
-        self._pool.publish(request, min(_stop(chunk), request.known))
+        self._note_draw(request, 1, min(_stop(chunk), request.known), now)
         self._leaders.remove(request)
-        request.last_drawn = now
-        if request.first_drawn is None:
-            request.first_drawn = now
-        self.counters.generated_tokens += 1
-        self._callers.spend(request.caller, 1, now)
         beams.landed[request] = entry
         return []
 
@@ -536,7 +584,7 @@ class Scheduler:
         Its blocks are published as far as a trial draw has shown that they are sound; a caller that tries one setting
         after the other then finds them. Nothing shows it of the others: they go unpublished.
         """
-        request.first_drawn = request.last_drawn = now
+        request.note_draw(now)
         if outcome.distributions:
             self._pool.publish(request, outcome.distributions[-1].position + 1)
         self._drop(request)
@@ -610,19 +658,9 @@ def _breaks_off(guide: Guide, request: Request, outcome: ChunkResult) -> bool:
     return not guide.keeps(token, request.params.max_tokens - len(request.output) - 1)
 
 
-def _ending(request: Request, tokens: Sequence[int]) -> tuple[Sequence[int], FinishReason | None]:
-    """Newly drawn `tokens` up to the one that ends the request, and the reason if one does."""
-    for length, token in enumerate(tokens, 1):
-        if token in request.params.stop_token_ids:
-            return tokens[:length], "stop"
-        if len(request.output) + length >= request.params.max_tokens:
-            return tokens[:length], "length"
-    return tokens, None
-
-
 def _expired(request: Request, now: float) -> bool:
     """Whether a waiting request has outlasted its patience; a preempted request has had its first step in time."""
-    return request.patience is not None and request.planned is None and now - request.submitted > request.patience
+    return request.patience is not None and request.queue is None and now - request.submitted > request.patience
 
 
 def _grammar_failure(request: Request, now: float) -> Exception | None:
@@ -631,5 +669,5 @@ def _grammar_failure(request: Request, now: float) -> Exception | None:
         return None
     if request.guide.failure is not None:
         return request.guide.failure
-    late = request.awaits_mask and request.planned is None and now - request.submitted > COMPILE_SECONDS
+    late = request.awaits_mask and request.queue is None and now - request.submitted > COMPILE_SECONDS
     return GrammarError(f"was not compiled within {COMPILE_SECONDS:g} seconds") if late else None

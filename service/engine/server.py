@@ -8,7 +8,7 @@ import msgspec
 import zmq
 
 from service.engine.core import EngineCore
-from service.engine.messages import Cancel, Delta, FromEngine, Ready, Report, Shutdown, Submit, ToEngine
+from service.engine.messages import Cancel, Drawn, FromEngine, News, Ready, Report, Shutdown, Submit, ToEngine
 
 HEARTBEAT_SECONDS = 1.0
 """An idle engine sends a report this often."""
@@ -76,13 +76,26 @@ class EngineServer:
         return True
 
     def _send(self, report: Report) -> None:
-        deltas: dict[bytes, list[Delta]] = defaultdict(list)
-        for delta in report.deltas:
-            deltas[self._owners[delta.id]].append(delta)
-            if delta.finish_reason is not None:
-                del self._owners[delta.id]
+        news: dict[bytes, list[News]] = defaultdict(list)
+        for item in report.news:
+            if isinstance(item, Drawn):
+                for client, part in self._parts(item).items():
+                    news[client].append(part)
+                continue
+            news[self._owners[item.id]].append(item)
+            if item.finish_reason is not None:
+                del self._owners[item.id]
         for client in list(self._clients):
-            self._post(client, Report(deltas[client], report.stats))
+            self._post(client, Report(news[client], report.stats))
+
+    def _parts(self, drawn: Drawn) -> dict[bytes, Drawn]:
+        """Each client's part of some columns."""
+        owners = [self._owners[id] for id in drawn.ids]
+        clients = set(owners)
+        if len(clients) == 1:
+            return dict.fromkeys(clients, drawn)
+        places = {client: [place for place, owner in enumerate(owners) if owner == client] for client in clients}
+        return {client: drawn.at(mine) for client, mine in places.items()}
 
     def _post(self, client: bytes, message: FromEngine) -> None:
         try:

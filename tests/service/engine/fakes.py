@@ -108,7 +108,9 @@ class FakeRunner:
             raise BrokenPromiseError("two requests have one place")
         followed, self._drawn = self._drawn, []
         chunks = [self._result(chunk, followed) for chunk in plan.chunks]
-        result = StepResult(chunks, forward_seconds=0.5, sample_seconds=0.25)
+        plain = len(plan.decoding)
+        tokens = [token for chunk in chunks[:plain] for token in chunk.tokens]
+        result = StepResult(chunks[plain:], tokens, forward_seconds=0.5, sample_seconds=0.25)
         self.in_flight.append(FakeStep(self, failure or result))
         return self.in_flight[-1]
 

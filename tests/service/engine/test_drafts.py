@@ -64,7 +64,8 @@ def drawn(plan: StepPlan) -> StepResult:
             for draw, last in zip(chunk.draws, before, strict=False)
         ]
         chunks.append(ChunkResult(tokens, [None] * len(tokens)))
-    return StepResult(chunks)
+    plain = len(plan.decoding)
+    return StepResult(chunks[plain:], [token for chunk in chunks[:plain] for token in chunk.tokens])
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 1, 4])

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, SamplingParams, StepPlan, StepResult, Wanted
 from service.engine.blocks import BlockPool
-from service.engine.messages import Delta
+from service.engine.messages import Delta, deltas_of
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
@@ -44,7 +44,7 @@ class Bench:
         return plan
 
     def land(self) -> list[Delta]:
-        deltas = self.scheduler.commit(self.runner.in_flight[0].result(), NOW)
+        deltas = deltas_of(self.scheduler.commit(self.runner.in_flight[0].result(), NOW))
         self.scheduler.check()
         return deltas
 
@@ -273,6 +273,25 @@ def test_a_prompt_is_not_found_before_its_logits_were_seen() -> None:
     assert other.cached_tokens == 4
 
 
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_what_a_request_has_drawn_is_found_by_another(lookahead: int) -> None:
+    bench = Bench(16, 4, lookahead=lookahead)
+    first = bench.add([1, 2, 3], max_tokens=20)
+    bench.start()
+    for _ in range(10):
+        if lookahead:
+            bench.start()
+            bench.land()
+        else:
+            bench.land()
+            bench.start()
+    assert len(first.output) == 10
+    other = bench.add([*first.prompt, *first.output, 5])
+    bench.land()
+    bench.start()
+    assert other.cached_tokens == 12
+
+
 def test_salts_do_not_share() -> None:
     bench = Bench(16, 4)
     bench.add([1] * 9, salt="a")
@@ -288,8 +307,11 @@ def test_logits_that_are_no_numbers_end_the_request_and_leave_nothing_to_find(st
     bench.add([1] * 5)
     for _ in range(steps_before):
         bench.step()
-    bench.scheduler.plan(NOW)
-    assert untimed(bench.scheduler.commit(StepResult([ChunkResult([INVALID_TOKEN], [None])]), NOW)) == [
+    plan = bench.scheduler.plan(NOW)
+    assert plan is not None
+    plain = len(plan.decoding)
+    result = StepResult([ChunkResult([INVALID_TOKEN], [None])] * len(plan.others), [INVALID_TOKEN] * plain)
+    assert untimed(deltas_of(bench.scheduler.commit(result, NOW))) == [
         Delta(0, [], None, finish_reason="error", error="the model produced no finite logits"),
     ]
     assert bench.pool.used == 0
@@ -742,7 +764,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         except RuntimeError:
             self.fail()
             return
-        for delta in self.scheduler.commit(result, NOW):
+        for delta in deltas_of(self.scheduler.commit(result, NOW)):
             self.take(delta)
 
     def fail(self) -> None:
