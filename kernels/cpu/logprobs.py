@@ -5,14 +5,13 @@ A row of logits is read once and nothing is sorted: the sum of exponentials is r
 which few others are above once some of the row has been seen.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from kernels.cpu.instructions import FLAGS, SIGNLESS, doubles, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Operation, operation
+from kernels.cpu.operation import Function, operation
 
 BLOCK = 1024
 """Number of logits that are read together while they stay in the first-level cache, and summed up in float32."""
@@ -22,8 +21,8 @@ LOWEST = np.finfo(np.float32).min
 """The least finite number, so that no logit is relative to -inf."""
 
 
-@cache
-def logprobs_operation() -> Operation:
+@operation
+def logprobs_operation() -> Function:
     """A row of `Backend.log_probabilities` for each row of logits. Each chunk of work is a row.
 
     Record: rows, logits, vocab, tokens, most, out. Logits are [rows, vocab] float32, tokens [rows] int64, and out is
@@ -77,7 +76,7 @@ def logprobs_operation() -> Operation:
         entry[1] = 1 + above
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always", fastmath=FLAGS)
