@@ -198,7 +198,7 @@ class Extras:
     def logits(self, hidden: Tensor, head: Head) -> Tensor:
         """The logits [rows, vocab] of the rows of draws, `hidden` [rows, hidden].
 
-        Those of a few rows of logit lenses are computed with them, since most of the time goes to reading the weights.
+        A few rows of logit lenses are computed with them, since most of the time goes to reading the weights.
         """
         lenses = [(extras, rows) for extras in self._extras.values() if (rows := extras.lens_rows()) is not None]
         if not lenses or sum(len(rows) for _, rows in lenses) > ROWS_AT_ONCE:
