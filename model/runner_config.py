@@ -31,7 +31,8 @@ class RunnerConfig:
     dtype: DType = "auto"
     backend: str = "auto"
     threads: int | None = None
-    """Threads that compute on a CPU; None: one for each usable core."""
+    """Limit of threads that compute on a CPU, where fewer run if other processes want the cores; None: one for each
+    usable core."""
     max_context: int | None = None
     """Limit of a request's tokens; None: the model's own."""
     block_size: int | None = None

@@ -24,7 +24,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class CompileGate:
-    """A run of `python -m kernels.aot` at the lowest priority, in a session (of processes) of its own.
+    """A run of `python -m kernels.aot` over the tightest cases, at the lowest priority, in a session of its own.
 
     It is no child of the tests' process, since some tests count that one's children.
     """
@@ -116,7 +116,7 @@ def _start(config: pytest.Config) -> CompileGate:
     output.parent.mkdir(exist_ok=True)
     status.unlink(missing_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    gate = shlex.join(["nice", "-n", str(PRIORITY), sys.executable, "-m", "kernels.aot"])
+    gate = shlex.join(["nice", "-n", str(PRIORITY), sys.executable, "-m", "kernels.aot", "--extent", "tightest"])
     # The shell leaves at once, so that the gate belongs to no process of ours. Linux shares a CPU among sessions first,
     # and `nice` counts within one alone, so the session gets the priority too.
     lowered = f"echo {PRIORITY} > /proc/self/autogroup"

@@ -3,11 +3,9 @@
 The backend's own methods are called, so the choice of kernels and constants is stated only where an operation is
 implemented. The shapes are those of published models.
 
-`MAIN_CHIP` gets every case that a family is served with. The other chips get `TIGHTEST` alone: compiling the rest there
-takes minutes and has little to find. Norms, activations, rotation, sampling and attention weights are far from every
-limit in all shapes and on all chips; attention and projections come close to one in a few shapes, much the same ones on
-each chip. A fault of one chip's compiler in a shape that needs less is found when that chip is named or everything is
-compiled.
+The tests compile `TIGHTEST` alone: the rest takes minutes and has little to find. Norms, activations, rotation,
+sampling and attention weights are far from every limit in all shapes and on all chips; attention and projections come
+close to one in a few shapes, much the same ones on each chip.
 """
 
 from collections.abc import Callable, Iterator
@@ -106,7 +104,6 @@ FORMS: tuple[tuple[Literal[4, 8], int, bool], ...] = (
 )
 """(bits, group size, whether there are offsets) of GGUF's blocks and the group-quantised formats."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
-MAIN_CHIP = "sm_90"
 TIGHTEST = frozenset(
     {
         "attend d128 32/8 bf16",

@@ -4,7 +4,6 @@ Sources: online softmax, Milakov and Gimelshein, arXiv 1805.02867; tiles of keys
 arithmetic stands in `attention_tile.py`.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from kernels.cpu.attention_tile import (
 from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, words
 from kernels.cpu.matrix_attention import add_tile, begin_tile, own_bytes, score_tile, serves
 from kernels.cpu.matrix_unit import REGISTER_ROWS, release
-from kernels.cpu.operation import Operation, operation
+from kernels.cpu.operation import Function, operation
 
 ROWS = 96
 """Rows in a tile, as far as whole tokens fit: each is one token's query of one head; all share the keys read."""
@@ -45,8 +44,8 @@ def scratch_bytes(dim: int, group: int) -> int:
     return 2 * PLACES_BYTES + 4 * rows * (3 + dim + width + KEYS) + own
 
 
-@cache
-def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operation:
+@operation
+def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Function:
     """Attention with heads of `dim` over a cache in blocks of `block` tokens; `stored` is their form (`storage.py`).
 
     A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is the tokens of one tile for one KV head.
@@ -120,7 +119,7 @@ def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Operatio
         _end(r, first, kv_head, dim, width, rows, sums, masses)
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always")

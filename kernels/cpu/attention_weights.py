@@ -3,7 +3,6 @@
 They are written to memory, which `attention.py` never does; the arithmetic is the same, in `attention_tile.py`.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numba import njit
 from kernels.cpu.attention import LOWEST, PLACES_BYTES, ROWS, locate, multiply
 from kernels.cpu.attention_tile import KEYS, LANES, find_peak, load_keys
 from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Operation, operation
+from kernels.cpu.operation import Function, operation
 
 
 def scratch_bytes(dim: int) -> int:
@@ -20,8 +19,8 @@ def scratch_bytes(dim: int) -> int:
     return PLACES_BYTES + 4 * KEYS * dim + 4 * ROWS * (dim + KEYS + 1)
 
 
-@cache
-def weights_operation(stored: int, dim: int, block: int, plain: bool) -> Operation:
+@operation
+def weights_operation(stored: int, dim: int, block: int, plain: bool) -> Function:
     """Attention weights with heads of `dim`; `stored`, `block` and `plain` are as in `attend_operation`.
 
     Each chunk of work is one head of up to `ROWS` rows, each of which is a query at a position of its own.
@@ -67,7 +66,7 @@ def weights_operation(stored: int, dim: int, block: int, plain: bool) -> Operati
             _normalise(r, head, begin, end, floats(peaks, rows)[row], floats(out + 4 * row * r[16], r[16]))
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always", fastmath=FLAGS)

@@ -5,7 +5,6 @@ is the number of tokens. Other names of arrays stand for their addresses.
 """
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numba import njit
 
 from kernels.backend import ActivationKind
 from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, half_to_float, halves, octets, signed_octets, words
-from kernels.cpu.operation import Operation, operation
+from kernels.cpu.operation import Function, operation
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.rounding import Rounding, round_row
 from kernels.cpu.storage import store
@@ -24,8 +23,8 @@ UNROUNDED = Rounding(Format(4, 32, True), False)
 """Stands for none where constants are needed."""
 
 
-@cache
-def norm_operation(mean: bool, rounding: Rounding | None) -> Operation:
+@operation
+def norm_operation(mean: bool, rounding: Rounding | None) -> Function:
     """Add x to the residual stream and norm the sum: RMS norm, or layer norm where the `mean` is subtracted.
 
     The normed numbers are also rounded if there is a `rounding`.
@@ -75,11 +74,11 @@ def norm_operation(mean: bool, rounding: Rounding | None) -> Operation:
                 round_row(group, low, split, count, unit, row, r[6] + at, size, r[9], r[10])
         return 0
 
-    return operation(run)
+    return run
 
 
-@cache
-def angles_operation() -> Operation:
+@operation
+def angles_operation() -> Function:
     """Cosine and sine of every token's rotary angles (Su et al., arXiv 2104.09864), times a magnitude.
 
     Record: step, frequencies, magnitude (float32 bits), cos, sin, half. frequencies are [half] float32, in radians per
@@ -102,7 +101,7 @@ def angles_operation() -> Operation:
                 sin[i] = np.float32(math.sin(angle)) * magnitude
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always", fastmath=FLAGS)
@@ -126,8 +125,8 @@ def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos
         out[half + i] = b * cos[i] + a * sin[i]
 
 
-@cache
-def rotate_operation(stored: int) -> Operation:
+@operation
+def rotate_operation(stored: int) -> Function:
     """Norm and rotate queries and keys, and store keys and values in the cache in the form `stored` (`storage.py`).
 
     Record: step, qkv, heads, kv_heads, head_dim, query norm (0: none), key norm, eps (float32 bits), cos, sin, half
@@ -164,7 +163,7 @@ def rotate_operation(stored: int) -> Operation:
                 store(stored, value, r[13] + at, dim, value_scale)
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always", fastmath=FLAGS)
@@ -196,8 +195,8 @@ def _act(kind: int, x: Any) -> Any:
     return _gelu_tanh(x)
 
 
-@cache
-def activation_operation(kind: ActivationKind) -> Operation:
+@operation
+def activation_operation(kind: ActivationKind) -> Function:
     """The activation function `kind` of every number.
 
     Record: rows, x, out, size. x and out are [rows, size] float32.
@@ -215,11 +214,11 @@ def activation_operation(kind: ActivationKind) -> Operation:
                 out[i] = _act(constant, x[i])
         return 0
 
-    return operation(run)
+    return run
 
 
-@cache
-def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Operation:
+@operation
+def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Function:
     """The activation function `kind` of the gate, times up (Shazeer, arXiv 2002.05202); rounded too, if so asked.
 
     Record: rows, gate and up, out, size; rounded and sums as in `round_operation`. Gate and up are [rows, 2 * size]
@@ -243,11 +242,11 @@ def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Operatio
                 round_row(group, low, split, count, unit, row, place, size, r[4], r[5])
         return 0
 
-    return operation(run)
+    return run
 
 
-@cache
-def embed_operation(form: Format) -> Operation:
+@operation
+def embed_operation(form: Format) -> Function:
     """The tokens' rows of an embedding table in panels, times a scale, with learned position embeddings added.
 
     Record: step, panels, groups, scale (float32 bits), position table (0: none), out, size. The position table is
@@ -281,7 +280,7 @@ def embed_operation(form: Format) -> Operation:
                     out[i] += learned[i]
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always")

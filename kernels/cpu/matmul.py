@@ -1,6 +1,5 @@
 """A projection in two operations: activations are rounded, then multiplied with panels of the weight."""
 
-from functools import cache
 from typing import Any
 
 from numba import njit
@@ -18,7 +17,7 @@ from kernels.cpu.matrix_tile import (
     parts,
 )
 from kernels.cpu.matrix_unit import REGISTER_BYTES, release
-from kernels.cpu.operation import Operation, operation
+from kernels.cpu.operation import Function, operation
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.rounding import Rounding
 from kernels.cpu.target import dot_path
@@ -33,8 +32,8 @@ def _most_tokens(form: Format) -> int:
     return 8 if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else 4
 
 
-@cache
-def multiply_operation(rounding: Rounding) -> Operation:
+@operation
+def multiply_operation(rounding: Rounding) -> Function:
     """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
     Record: rows, x, rounded, sums, panels, bias (0: none), out, groups, outputs. x, rounded and sums are those of
@@ -88,7 +87,7 @@ def multiply_operation(rounding: Rounding) -> Operation:
             row += tokens
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always")

@@ -139,8 +139,9 @@ def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, argume
             multiply(step)
             return []
         for panel, place in zip((first, second), weights, strict=True):
-            groups = DEPTH // form.group
-            at = _place(builder, panel, step, groups * form.group_bytes)
+            size = DEPTH // form.group * form.group_bytes
+            at = _place(builder, panel, step, size)
+            v.prefetch_ahead(builder, at, size)
             _emit_unpack(builder, form, at, _place(builder, place, step, REGISTER_BYTES))
         # Numbers cannot be loaded until their stores are done, so the unit is one step behind.
         with builder.if_then(builder.icmp_signed(">", step, ir.Constant(v.I64, 0))):

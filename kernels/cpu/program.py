@@ -8,12 +8,14 @@ tickets, which tell it to leave.
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 from numba import types
 
+from kernels.cpu.crew import Crew
 from kernels.cpu.instructions import (
     add_to_word,
     call_operation,
@@ -24,7 +26,8 @@ from kernels.cpu.instructions import (
     words,
     write_word,
 )
-from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compile_cached
+from kernels.cpu.machine_code import address_of
+from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compiled
 
 SHIFT = 32
 """Bits of a ticket for its count: a ticket is epoch << SHIFT | chunks taken, where every run has an epoch of its own.
@@ -62,6 +65,7 @@ class Workers:
     def __init__(self, threads: int) -> None:
         """Start `threads` - 1 threads; the calling thread is counted."""
         self._epoch = 0
+        self._crew = Crew(threads)
         self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
         self._current: tuple[Program, int] | None = None
         self._work = _entry(_run)
@@ -90,11 +94,14 @@ class Workers:
         if prepare is not None:
             prepare()
         run = program.address, program.tickets_address, program.length, self._epoch, self._place(0)
-        self._open(*run)
+        work = self._open(*run)
+        threads = self._crew.choose()
+        began = time.perf_counter()
         self._current = program, self._epoch
-        for semaphore in self._wake:
+        for semaphore in self._wake[: threads - 1]:
             semaphore.release()
         self._work(*run)
+        self._crew.took(work, threads, time.perf_counter() - began)
 
     def close(self) -> None:
         """Make the threads end."""
@@ -118,14 +125,17 @@ class Workers:
 
 
 def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
-    """Count the chunks of every operation, and open its ticket so that threads can take them."""
+    """Count the chunks of every operation, and open its ticket so that threads can take them; returns their number."""
+    total = 0
     for index in range(length):
         arguments = program + index * (WORDS + 1) * 8
         ticket = tickets + index * 128
-        words(ticket, 2)[1] = call_operation(words(arguments, 1)[0], arguments + 8, -1, scratch)
+        chunks = call_operation(words(arguments, 1)[0], arguments + 8, -1, scratch)
+        words(ticket, 2)[1] = chunks
+        total += chunks
         write_word(ticket + 64, epoch << SHIFT)
         write_word(ticket, epoch << SHIFT)
-    return 0
+    return total
 
 
 def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
@@ -160,7 +170,6 @@ def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> i
 def _entry(function: Callable[[int, int, int, int, int], int]) -> Callable[..., int]:
     """The compiled function, as a Python callable that releases the interpreter's lock during a call."""
     signature = types.int64(types.int64, types.int64, types.int64, types.int64, types.int64)
-    compiled = compile_cached(signature, function)
-    entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(compiled.address)
-    entry.compiled = compiled
+    address = address_of(f"{function.__module__}.{function.__qualname__}", lambda: compiled(signature, function))
+    entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(address)
     return entry

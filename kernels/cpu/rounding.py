@@ -1,14 +1,13 @@
 """Activations rounded for a product with weights of few bits: to integer codes in groups, or to bfloat16 numbers."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from numba import njit
 
 from kernels.cpu.instructions import words
 from kernels.cpu.matrix_tile import DEPTH, TOKENS, parts, round_inputs
 from kernels.cpu.matrix_unit import REGISTER_BYTES
-from kernels.cpu.operation import Operation, operation
+from kernels.cpu.operation import Function, operation
 from kernels.cpu.panels import Format
 from kernels.cpu.tile import LOW_BITS, SUMS_BYTES, quantize_group
 
@@ -67,8 +66,8 @@ def round_row(
             quantize_group(group, low, split, x + 4 * g * group, rounded + at * group * 2, sums + at * SUMS_BYTES)
 
 
-@cache
-def round_operation(rounding: Rounding) -> Operation:
+@operation
+def round_operation(rounding: Rounding) -> Function:
     """Round activations.
 
     Record: rows, x, columns, rounded, sums. x is [rows, columns] float32, and columns are whole groups.
@@ -85,4 +84,4 @@ def round_operation(rounding: Rounding) -> Operation:
             round_row(group, low, split, count, unit, row, x, columns, r[3], r[4])
         return 0
 
-    return operation(run)
+    return run

@@ -5,14 +5,13 @@ bits, and the race is run over the whole row. Only a row with more tokens at the
 for the last of those that are. The vector arithmetic stands in `race.py`.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Operation, operation
+from kernels.cpu.operation import Function, operation
 from kernels.cpu.race import run_race, weigh, winner_of
 
 DIGITS = ((21, 11), (10, 11), (0, 10))
@@ -22,8 +21,8 @@ BLOCK = 1024
 """Number of logits that are weighed at a time."""
 
 
-@cache
-def sample_operation() -> Operation:
+@operation
+def sample_operation() -> Function:
     """A token of each row; -1 where the largest logit is not finite.
 
     Record: rows, logits, vocab, temperature, top_k, top_p, min_p, seed, counter, tokens. Logits are [rows, vocab]
@@ -50,7 +49,7 @@ def sample_operation() -> Operation:
             tokens[chunk] = _find(row, vocab, peak, 1)
         return 0
 
-    return operation(run)
+    return run
 
 
 @njit(inline="always")

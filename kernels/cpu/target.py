@@ -19,6 +19,12 @@ def features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
+def cpu() -> str:
+    """The CPU's name and all of its features, as Numba compiles for them."""
+    name = config.CPU_NAME or llvm.get_host_cpu_name()
+    return f"{name} {','.join(sorted(features()))}"
+
+
 @cache
 def dot_path() -> str:
     """Name of the instructions that sum products of small integers: avx512-vnni, avx-vnni, avx2, or portable (none)."""

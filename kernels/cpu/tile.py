@@ -112,6 +112,7 @@ def _emit(builder: ir.IRBuilder, form: Format, tokens: int, arguments: Sequence[
 
     def add(group: v.Value, totals: list[v.Value]) -> list[v.Value]:
         at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
+        v.prefetch_ahead(builder, at, form.group_bytes)
         inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
         factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, SUMS_BYTES))) for base in scales]
         return _add_group(builder, form, at, inputs, factors, totals)

@@ -49,9 +49,9 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def gate(store: str, rows: str, what: Sequence[str]) -> int:
-    """The gate over toys, on every chip."""
-    launchers = [RecordingLauncher(target) for target in TARGETS.values()]
+def gate(store: str, rows: str, what: Sequence[str], chips: Sequence[str]) -> int:
+    """The gate over toys."""
+    launchers = [RecordingLauncher(TARGETS[chip]) for chip in chips]
     for launch, label in product(launchers, what):
         launch.label = label
         _launch(launch, label)

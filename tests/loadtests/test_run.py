@@ -118,10 +118,10 @@ def test_an_open_loop_sends_at_its_times_whatever_the_server_does(goals: Path) -
     with fake_server(pace=0.1) as server:
         port = str(free_port())
         processes = ["--processes", "2", "--master-bind-port", port, "--master-port", port]
-        result = locust(server.url, goals, "--rate", "10", "--arrivals", "fixed", "-t", "5s", *processes)
+        result = locust(server.url, goals, "--rate", "10", "--arrivals", "fixed", "-t", "3s", *processes)
     assert result.returncode == 0, result.stderr
     total = summary(goals)["total"]
-    assert total["complete"] == 50
+    assert total["complete"] == 30
     assert total["in_flight"] > 3
     began = [row["began"] for row in records(goals)]
     assert max(after - before for before, after in pairwise(began)) < 3
@@ -159,9 +159,11 @@ def test_the_warm_up_is_left_out(goals: Path) -> None:
         result = locust(server.url, goals, "--warmup", "2s")
         asked = of_the_test(server)
     assert result.returncode == 0, result.stderr
-    warming = [row["warmup"] for row in records(goals)]
-    assert len(warming) == len(asked)
-    assert 0 < sum(warming) == len(asked) - summary(goals)["total"]["complete"]
+    rows = records(goals)
+    complete = [row for row in rows if not row["abandoned"]]
+    # A request that is abandoned at the end may have come to the server or not.
+    assert len(complete) <= len(asked) <= len(rows)
+    assert 0 < sum(row["warmup"] for row in complete) == len(complete) - summary(goals)["total"]["complete"]
 
 
 def test_options_that_contradict_each_other_are_one_line(goals: Path) -> None:

@@ -36,7 +36,7 @@ PROMPTS = [
     '{"name": "Ada", "born": 1815, "languages": [',
     "# Changelog\n\n## 1.2.0\n\n- ",
 ]
-OUTPUT = 64
+OUTPUT = 32
 TIE = 1e-3
 """Two logits of the reference closer than this may swap: summation order alone moves them by as much."""
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from kernels.cpu.instructions import add_to_word, words
-from kernels.cpu.operation import operation
+from kernels.cpu.machine_code import load
+from kernels.cpu.operation import SIGNATURE, Operation, compiled
 from kernels.cpu.program import Program, Workers
 
 
@@ -16,9 +17,12 @@ def count_chunks(record: int, chunk: int, scratch: int) -> int:
     return 0
 
 
+COUNT = Operation(load(compiled(SIGNATURE, count_chunks)))
+
+
 def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:
     chunks, done = np.array([5]), np.zeros(64, np.int64)
-    program = Program([(operation(count_chunks), (chunks.ctypes.data, done.ctypes.data))] * 2)
+    program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 2)
     workers = Workers(1)
     workers.run(program)
     assert done.tolist() == [2] * 5 + [0] * 59
@@ -38,6 +42,6 @@ def test_every_chunk_is_done_once_by_threads_that_come_and_go() -> None:
     for count in (1, 7, 64, 3) * 50:
         chunks, done = np.array([count]), np.zeros(64, np.int64)
         # A program of its own, gone with what it reads as soon as it has run.
-        workers.run(Program([(operation(count_chunks), (chunks.ctypes.data, done.ctypes.data))] * 3))
+        workers.run(Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 3))
         assert done.tolist() == [3] * count + [0] * (64 - count)
     workers.close()

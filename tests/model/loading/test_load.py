@@ -92,7 +92,7 @@ def test_without_numba_the_server_can_be_imported() -> None:
 def test_kernels_are_compiled_where_nothing_can_be_kept(dummy: RunnerConfig) -> None:
     code = "from model.loading.load import load_runner, RunnerConfig\n"
     code += f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))"
-    environment = {**os.environ, "HOME": os.devnull, "NUMBA_CACHE_DIR": ""}
+    environment = {**os.environ, "HOME": os.devnull}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 

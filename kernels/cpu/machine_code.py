@@ -1,0 +1,109 @@
+"""Machine code of functions, compiled once on a machine and kept in files.
+
+A file has a checksum, the function's symbol, and an object file of LLVM's. It is loaded in a few milliseconds, where
+compiling takes seconds.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from kernels.cpu.target import cpu
+
+CHECKSUM_BYTES = 32
+NEVER_CALLED = (
+    *("NRT_Free", "NRT_MemInfo_call_dtor", "numba_do_raise", "numba_gil_ensure", "numba_gil_release"),
+    *("numba_runtime_build_excinfo_struct", "numba_unpickle"),
+)
+"""Functions of Numba's that machine code refers to for exceptions and objects. Kernels have neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCode:
+    """An object file, and the symbol of the function that it is for."""
+
+    symbol: str
+    code: bytes
+
+
+def address_of(name: str, compile: Callable[[], MachineCode]) -> int:
+    """Address of a function, which is compiled if no file has it. Its code is never freed.
+
+    `name` says which function it is, and with which compile-time constants.
+    """
+    folder = _folder()
+    if folder is None:
+        return load(compile())
+    path = folder / sha256(name.encode()).hexdigest()[:32]
+    machine_code = _read(path)
+    if machine_code is None:
+        machine_code = compile()
+        _write(path, machine_code)
+    return load(machine_code)
+
+
+@cache
+def _folder() -> Path | None:
+    """The folder for this version of the kernels' sources, this CPU and this compiler; None if nothing can be kept."""
+    parts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    parts += [f"{cpu()} {version('numba')} {version('llvmlite')}".encode()]
+    folder = Path("~/.cache/headlight/kernels", sha256(b"".join(parts)).hexdigest()[:16])
+    try:
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        # The user may have no home, or one that cannot be written.
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _read(path: Path) -> MachineCode | None:
+    """The contents of a file; None if there is no file, or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    checksum, rest = data[:CHECKSUM_BYTES], data[CHECKSUM_BYTES:]
+    symbol, _, code = rest.partition(b"\0")
+    return MachineCode(symbol.decode(), code) if sha256(rest).digest() == checksum else None
+
+
+def _write(path: Path, machine_code: MachineCode) -> None:
+    """Write a file. Other processes see all of it or nothing, and on a full disk there is none."""
+    data = machine_code.symbol.encode() + b"\0" + machine_code.code
+    new = path.with_suffix(f".{os.getpid()}")
+    try:
+        new.write_bytes(sha256(data).digest() + data)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+
+
+def load(machine_code: MachineCode) -> int:
+    """Address of the function, whose code is never freed."""
+    engine = _engine()
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code.code))
+    engine.finalize_object()
+    address: int = engine.get_function_address(machine_code.symbol)
+    return address
+
+
+@cache
+def _engine() -> Any:
+    """The engine that loads object files, and keeps what it has loaded."""
+    abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
+    for name in NEVER_CALLED:
+        if llvm.address_of_symbol(name) is None:
+            llvm.add_symbol(name, abort)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
