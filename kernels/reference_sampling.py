@@ -24,9 +24,10 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """See `Backend.sample`.
 
     The filters follow transformers' logits warpers, in this order: temperature, top-k, top-p, min-p, each applied to
-    the tokens that the one before it kept. Top-p keeps the fewest likeliest tokens whose mass reaches p, and at least
-    one. Min-p keeps tokens with a probability of at least min_p times the highest. Tokens that tie with the last one
-    kept are kept as well.
+    the tokens that the one before it kept. Top-k keeps the k likeliest tokens. Top-p keeps the fewest likeliest tokens
+    whose mass reaches p, and at least one. Of tokens with equal logits, those with lower ids count as likelier in both,
+    so that no more of them are kept than are needed. Min-p keeps tokens with a probability of at least min_p times the
+    highest.
     """
     tokens = torch.full_like(batch.seed, -1)
     for rows, draw in zip(groups(logits, batch), (draw_greedy, draw_unfiltered, draw_filtered), strict=True):
@@ -121,17 +122,21 @@ class Kept(NamedTuple):
     weights: Tensor
     """[rows, count] float32: probabilities relative to the highest, 0 where a filter drops the token."""
     tokens: Tensor
-    """[rows, count] int64: token ids, the likeliest first."""
+    """[rows, count] int64: token ids, the likeliest first; of tokens with equal logits, the lowest id first."""
     complete: Tensor
-    """[rows] bool: whether the filters keep none of the row's other tokens."""
+    """[rows] bool: whether these tokens are known to be all that the filters keep of the row."""
 
 
 def keep_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Kept:
-    """The part that the filters keep of the `count` likeliest tokens of each row."""
-    ranked, ids = logits.topk(count)
+    """The part that the filters keep of `count` likeliest tokens of each row."""
+    # Which of the tokens that tie with the last one are among these is not defined; their order is.
+    ids = logits.topk(count, sorted=False).indices.sort(-1).values
+    ranked, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(1, order)
     top_k, top_p, min_p = batch.top_k[:, None], batch.top_p[:, None], batch.min_p[:, None]
 
-    cut = (ranked < ranked.gather(1, top_k.clamp(1, count) - 1)) & (top_k > 0)
+    cut = (torch.arange(count, device=logits.device) >= top_k) & (top_k > 0)
+    lowest = ranked[:, -1].clone()
     ranked.masked_fill_(cut, float("-inf"))
     weights = softmax_weights(ranked, batch.temperature)
 
@@ -142,12 +147,13 @@ def keep_ranked(logits: Tensor, batch: SamplingBatch, count: int) -> Kept:
     above = weights.cumsum(-1, dtype=torch.float64) - weights
     inside = (above < top_p * mass[:, None]) | (top_p == 1)
     inside[:, 0] = True
-    last = ranked.gather(1, inside.sum(-1, keepdim=True) - 1)
-    weights.masked_fill_((ranked < last) | (weights < min_p), 0.0)
+    weights.masked_fill_(~inside | (weights < min_p), 0.0)
 
-    # Every kept token is among the candidates if the filters drop the last candidate. In a row with a top-k it must be
-    # top-k that drops it: otherwise candidates are missing from the mass that top-p is a share of.
-    complete = torch.where(batch.top_k > 0, cut[:, -1], weights[:, -1] == 0) | (count == logits.shape[1])
+    # Every kept token is among the candidates if the last kept one has a higher logit than the last candidate, with
+    # which others may tie. In a row with a top-k it must be top-k that drops that one: otherwise candidates are missing
+    # from the mass that top-p is a share of.
+    kept = torch.where(top_k > 0, ~cut, weights > 0).sum(-1, keepdim=True)
+    complete = (ranked.gather(1, kept - 1)[:, 0] > lowest) | (count == logits.shape[1])
     return Kept(weights, ids, complete)
 
 

@@ -32,10 +32,11 @@ weigh = instruction(
 
 
 def _emit_race(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
-    row, vocab, peak, temperature, cut, least, key = values
+    row, begin, end, peak, temperature, cut, least, key = values
     low, high = builder.trunc(key, v.I32), builder.trunc(builder.lshr(key, ir.Constant(v.I64, 32)), v.I32)
 
     def compete(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
+        first = builder.add(begin, first)
         logits = _load(builder, builder.add(row, builder.mul(first, ir.Constant(v.I64, 4))), lanes)
         weights = _weights(builder, logits, peak, temperature, cut)
         kept = builder.fcmp_ordered(">=", weights, _all(builder, least, lanes))
@@ -58,16 +59,28 @@ def _emit_race(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
         return [fastest, v.across(builder, lambda a, b: builder.select(builder.icmp_signed("<", a, b), a, b), places)]
 
     none = [v.filled(v.F32, LANES, 0), v.filled(v.I32, LANES, -1)]
-    _, winner = _over_row(builder, vocab, none, compete, merge)
-    return builder.sext(winner, v.I64)
+    speed, winner = _over_row(builder, builder.sub(end, begin), none, compete, merge)
+    # The bits of numbers that are not negative are in the order of the numbers.
+    above = builder.shl(builder.zext(builder.bitcast(speed, v.I32), v.I64), ir.Constant(v.I64, 32))
+    return builder.or_(above, builder.zext(builder.not_(winner), v.I64))
 
 
 run_race = instruction(
     types.int64,
-    [types.int64, types.int64, types.float32, types.float32, types.float32, types.float32, types.int64],
+    [types.int64, types.int64, types.int64, types.float32, types.float32, types.float32, types.float32, types.int64],
     _emit_race,
 )
-"""(logits, vocab, peak, temperature, cut, least weight, key): the token that wins the race, -1 if none has a weight."""
+"""(logits, begin, end, peak, temperature, cut, least weight, key): the result of the race among tokens from `begin` on.
+
+The largest of several parts' results is that of all of them: the speed stands above the token, of which low ones are
+larger.
+"""
+winner_of = instruction(
+    types.int64,
+    [types.int64],
+    lambda builder, values: builder.sext(builder.not_(builder.trunc(values[0], v.I32)), v.I64),
+)
+"""The token that has won a race with this result; -1 if none has a weight."""
 
 Body = Callable[[v.Value, int, list[v.Value]], list[v.Value]]
 

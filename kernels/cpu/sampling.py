@@ -1,7 +1,8 @@
 """Drawing a token from each row of logits, by the definition and with the random numbers of `reference_sampling.py`.
 
 A row is read a few times and nothing is sorted: the filters' cut is found digit by digit in a histogram of the logits'
-bits, and the race is run over the whole row. The vector arithmetic stands in `race.py`.
+bits, and the race is run over the whole row. Only a row with more tokens at the cut than are kept is read once more,
+for the last of those that are. The vector arithmetic stands in `race.py`.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from numba import njit
 
 from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, words
 from kernels.cpu.operation import Function, operation
-from kernels.cpu.race import run_race, weigh
+from kernels.cpu.race import run_race, weigh, winner_of
 
 DIGITS = ((21, 11), (10, 11), (0, 10))
 """(lowest bit, number of bits) of the digits of a logit's key."""
@@ -40,12 +41,12 @@ def sample_operation() -> Function:
             tokens[chunk] = -1
         elif temperature > 0:
             top_k, top_p = words(r[4], rows)[chunk], floats(r[5], rows)[chunk]
-            cut: Any = _find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
+            cut, last = _find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
             key: Any = _stream_key(words(r[7], rows)[chunk], words(r[8], rows)[chunk])
             least: Any = floats(r[6], rows)[chunk]
-            tokens[chunk] = run_race(row, vocab, peak, temperature, cut, least, key)
+            tokens[chunk] = _draw(row, vocab, peak, temperature, cut, last, least, key)
         else:
-            tokens[chunk] = _find(row, vocab, peak)
+            tokens[chunk] = _find(row, vocab, peak, 1)
         return 0
 
     return run
@@ -65,25 +66,44 @@ def _find_peak(row: int, vocab: int) -> Any:
 
 
 @njit(inline="always")
-def _find(row: int, vocab: int, value: Any) -> Any:
-    """The first token with the logit `value`."""
+def _find(row: int, vocab: int, value: Any, count: int) -> Any:
+    """The token that is number `count`, from 1 on, of those with the logit `value`."""
     logits = floats(row, vocab)
     for token in range(vocab):
         if logits[token] == value:
-            return np.int64(token)
+            count -= 1
+            if count == 0:
+                return np.int64(token)
     return np.int64(-1)
+
+
+@njit(inline="always")
+def _draw(row: int, vocab: int, peak: Any, temperature: Any, cut: Any, last: int, least: Any, key: Any) -> Any:
+    """The winner of the race among the tokens above the cut, and those at the cut up to the token `last`."""
+    result = run_race(row, 0, last + 1, peak, temperature, cut, least, key)
+    if last + 1 < vocab:
+        above = np.nextafter(cut, np.float32(np.inf))
+        result = max(result, run_race(row, last + 1, vocab, peak, temperature, above, least, key))
+    return winner_of(result)
 
 
 @njit
 def _find_cut(row: int, vocab: int, peak: Any, temperature: Any, top_k: int, top_p: Any, scratch: int) -> Any:
-    """The least logit that top-k and then top-p keep; -inf if they keep all."""
-    cut = np.float32(-np.inf)
+    """The least logit that top-k and then top-p keep, and the last token with this logit that they keep.
+
+    These are -inf and the row's last token if they keep all.
+    """
+    cut, tied, kept = np.float32(-np.inf), 0, 0
     if 0 < top_k < vocab:
-        cut = _descend(row, vocab, peak, temperature, cut, np.float64(top_k), False, scratch)
+        cut, tied, kept = _descend(row, vocab, peak, temperature, cut, np.float64(top_k), False, scratch)
     if top_p < np.float32(1):
         mass = _total_mass(row, vocab, peak, temperature, cut, scratch)
-        cut = _descend(row, vocab, peak, temperature, cut, np.float64(top_p) * mass, True, scratch)
-    return cut
+        mass -= np.float64(tied - kept) * np.float64(exp((cut - peak) / temperature))
+        least, most = cut, kept
+        cut, tied, kept = _descend(row, vocab, peak, temperature, cut, np.float64(top_p) * mass, True, scratch)
+        if cut == least:
+            kept = min(kept, most)
+    return cut, (_find(row, vocab, cut, kept) if kept < tied else vocab - 1)
 
 
 @njit
@@ -106,6 +126,7 @@ def _descend(
     """The logit at which a walk from the largest logit down, to `least`, has gathered what is `wanted`.
 
     Each logit gives its weight if the walk is `weighted`, else 1. If all together give less, the walk ends at the last.
+    Beside that logit, the number of tokens that have it, and how many of them the walk needs.
     """
     logits, bits = floats(row, vocab), integers(row, vocab)
     gains = doubles(scratch + 4 * BLOCK, BINS)
@@ -141,21 +162,26 @@ def _descend(
             # The walk has come to the last logit that gives anything.
             gathered -= gains[last]
         prefix = prefix << width | last
-    return _from_key(prefix)
+    cut = _from_key(prefix)
+    gain = np.float64(exp((cut - peak) / temperature)) if weighted else np.float64(1)
+    # All that the last digit's bin has gained is from tokens with one logit.
+    tied = gains[last] / gain
+    needed = min(max(np.ceil((wanted - gathered) / gain), np.float64(1)), tied)
+    return cut, np.int64(tied), np.int64(needed)
 
 
 @njit(inline="always")
 def _key(bits: Any) -> Any:
-    """A number in [0, 2^32), from a logit's bits (int32), that is in the order of logits."""
+    """A number in (0, 2^32), from a logit's bits (int32), that is in the order of logits; -0 and 0 have the same."""
     number = np.int64(bits)
-    return (number if number >= 0 else number ^ 0x7FFFFFFF) + (1 << 31)
+    return (number if number >= 0 else -(1 << 31) - number) + (1 << 31)
 
 
 @njit(inline="always")
 def _from_key(key: Any) -> Any:
     """The logit with a key."""
     number = key - (1 << 31)
-    return from_bits(np.int32(number if number >= 0 else number ^ 0x7FFFFFFF))
+    return from_bits(np.int32(number if number >= 0 else -(1 << 31) - number))
 
 
 @njit(inline="always")

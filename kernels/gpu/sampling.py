@@ -8,10 +8,10 @@ tokens of a slice, and stores the highest logit of each of its strips. In the se
 - without a filter, the token is the best of the slices' winners;
 - with a small top-k or a strict min-p, the strips' highest logits tell which few strips hold the kept tokens. One
   program reads those and settles the row in registers;
-- otherwise several programs weigh, for some tokens at once, what lies above each: for the row's winner, for the best of
-  the slices' winners above it, and so on. The one that finishes last finds the first of them that the filters keep. It
-  is the winner under the filters, unless a slice hides a better token below a winner that was rejected; such slices are
-  few, and are raced again.
+- otherwise several programs weigh, for some tokens at once, what stands above each: for the row's winner, for the best
+  of the slices' winners above it, and so on. The one that finishes last finds the first of them that the filters keep.
+  It is the winner under the filters, unless a slice hides a better token below a winner that was rejected; such slices
+  are few, and are raced again.
 
 Anything left over, such as thousands of tokens that tie, is settled by one program over the whole row; that is slower.
 
@@ -34,11 +34,12 @@ from kernels.gpu.filters import (
     LOWEST,
     bound_of_top_k,
     collect,
+    leads,
     race_slice,
-    rank,
     relative_weights,
     settle,
     settle_few,
+    standing,
     survey,
     weigh_above,
 )
@@ -360,13 +361,12 @@ def draw_filtered(
     row has not raced, `first` whether this is the first of the row's programs. The filters are as `kernels.gpu.filters`
     has them.
     """
-    top = rank(peak)
     tested = (top_k < vocab) | (top_p < float("inf"))
     both = (top_k < vocab) & (top_p < float("inf"))
     total = tl.full([], 0, tl.float64)
-    bound = tl.full([], INFINITE, tl.int32)  # No kept token ranks below it.
-    floor = bound  # Nor does the k-th largest logit rank below this.
-    level = tl.full([], HIGHEST, tl.int32)  # The rank of the lowest token that is known to be kept.
+    bound = tl.full([], INFINITE, tl.int64)  # No kept token stands below it.
+    floor = bound  # Nor does the k-th largest logit stand below this.
+    level = tl.full([], HIGHEST, tl.int64)  # The standing of the lowest token that is known to be kept.
     alone = few  # Whether the kept tokens lie in so few strips that one program reads them.
     mine = first
     if few:
@@ -382,7 +382,8 @@ def draw_filtered(
                 logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE, ROOM, PIVOTS
             )  # [PIVOTS]
             each = tl.arange(0, PIVOTS)  # [PIVOTS]
-            if tl.min(pivots) < top:
+            leading = leads(logits, crests, tl.min(pivots), peak, STRIP, CRESTS)
+            if leading == 0:
                 begin = tl.program_id(1) * SLICES
                 end = tl.minimum(begin + SLICES, tl.cdiv(vocab, SLICE))
                 count, mass = weigh_above(
@@ -393,8 +394,8 @@ def draw_filtered(
                 tl.store(sums + at, mass)
                 mine = last_to_arrive(arrivals, tl.num_programs(1))
             if mine:
-                kept = pivots == top  # [PIVOTS]
-                if tl.min(pivots) < top:
+                kept = (pivots == tl.min(pivots)) & leading  # [PIVOTS]
+                if leading == 0:
                     program = tl.arange(0, WEIGHINGS)  # [WEIGHINGS]
                     at = program[:, None] * PIVOTS + each[None, :]  # [WEIGHINGS, PIVOTS]
                     stored = (program < tl.num_programs(1))[:, None]  # [WEIGHINGS, 1]
@@ -402,7 +403,7 @@ def draw_filtered(
                     mass = tl.sum(tl.load(sums + at, mask=stored, other=0.0), 0)  # [PIVOTS]
                     # With a top-k, this share of the row's mass is more than top-p leaves above a kept token: what it
                     # rejects is rejected, and what it keeps is settled below.
-                    kept |= (count < top_k) & (mass < top_p * total)
+                    kept = (count == 0) | ((count < top_k) & (mass < top_p * total))
                 level = tl.min(tl.where(kept, pivots, HIGHEST))
                 rejected = tl.max(tl.where((kept == 0) & (pivots < HIGHEST), pivots, INFINITE - 1))
                 bound = rejected + 1
@@ -452,7 +453,7 @@ def draw_filtered(
                 token = race_again(
                     logits, peaks, scores, winners, vocab, bound - 1, peak, temperature, min_p, key, SLICE, ROOM
                 )
-                sure = (tested == 0) | ((both == 0) & (rank(tl.load(logits + token)) >= level))
+                sure = (tested == 0) | ((both == 0) & (standing(tl.load(logits + token), token) >= level))
             if sure == 0:
                 token = settle(
                     logits,
@@ -461,7 +462,7 @@ def draw_filtered(
                     token,
                     peak,
                     total,
-                    floor,
+                    (floor >> 32).to(tl.int32),
                     temperature,
                     top_k,
                     top_p,
@@ -495,14 +496,14 @@ def count_holding(crests, vocab, peak, temperature, min_p, STRIP: tl.constexpr, 
 def winners_of_slices(
     logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE: tl.constexpr, ROOM: tl.constexpr
 ):
-    """(rank, score) of the winner of each slice, [ROOM]; the score is 0 if min-p drops that token."""
+    """(standing, score) of the winner of each slice, [ROOM]; the score is 0 if min-p drops that token."""
     part = tl.arange(0, ROOM)  # [ROOM]
     real = part < tl.cdiv(vocab, SLICE)  # [ROOM]
     slice_peaks = tl.load(peaks + part, mask=real, other=float("-inf"))  # [ROOM]
     score = tl.load(scores + part, mask=real, other=0.0) * relative_weights(slice_peaks, peak, temperature)  # [ROOM]
     token = tl.load(winners + part, mask=real, other=0)  # [ROOM]
     x = tl.load(logits + token, mask=real, other=float("-inf"))  # [ROOM]
-    return rank(x), tl.where(relative_weights(x, peak, temperature) >= min_p, score, 0.0)
+    return standing(x, token), tl.where(relative_weights(x, peak, temperature) >= min_p, score, 0.0)
 
 
 @triton.jit
@@ -519,20 +520,20 @@ def climb(
     ROOM: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
-    """Ranks [PIVOTS] of slices' winners: that of the best, of the best above it, of the best above that, and so on.
+    """Standings [PIVOTS] of slices' winners: that of the best, of the best above it, of the best above that, and so on.
 
-    They ascend; beyond the last one the rank is HIGHEST.
+    They ascend; beyond the last one the standing is HIGHEST.
     """
-    ranks, score = winners_of_slices(
+    standings, score = winners_of_slices(
         logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE, ROOM
     )  # [ROOM], [ROOM]
     part = tl.arange(0, ROOM)  # [ROOM]
     each = tl.arange(0, PIVOTS)  # [PIVOTS]
-    pivots = tl.full([PIVOTS], HIGHEST, tl.int32)  # [PIVOTS]
-    level = tl.full([], LOWEST, tl.int32)
+    pivots = tl.full([PIVOTS], HIGHEST, tl.int64)  # [PIVOTS]
+    level = tl.full([], LOWEST, tl.int64)
     for step in range(PIVOTS):
-        best, place = tl.max(tl.where(ranks > level, score, 0.0), 0, return_indices=True)
-        level = tl.where(best > 0, tl.sum(tl.where(part == place, ranks, 0)), HIGHEST)
+        best, place = tl.max(tl.where(standings > level, score, 0.0), 0, return_indices=True)
+        level = tl.where(best > 0, tl.sum(tl.where(part == place, standings, 0)), HIGHEST)
         pivots = tl.where(each == step, level, pivots)
     return pivots
 
@@ -552,23 +553,23 @@ def race_again(
     SLICE: tl.constexpr,
     ROOM: tl.constexpr,
 ):
-    """The winner among the tokens of a row that rank above `bound` and have w >= `min_p`.
+    """The winner among the tokens of a row that stand above `bound` and have w >= `min_p`.
 
     Where a slice's winner is one of them, it is that of the slice. Where it is not, its score bounds those of the
     slice's other tokens, so that only slices with a better one than the best found are raced again.
     """
     part = tl.arange(0, ROOM)  # [ROOM]
     real = part < tl.cdiv(vocab, SLICE)  # [ROOM]
-    ranks, score = winners_of_slices(
+    standings, score = winners_of_slices(
         logits, peaks, scores, winners, vocab, peak, temperature, min_p, SLICE, ROOM
     )  # [ROOM], [ROOM]
-    known = tl.where(ranks > bound, score, 0.0)  # [ROOM]
+    known = tl.where(standings > bound, score, 0.0)  # [ROOM]
     best, place = tl.max(known, 0, return_indices=True)
     token = tl.load(winners + place)
     slice_peaks = tl.load(peaks + part, mask=real, other=float("-inf"))  # [ROOM]
     highest = relative_weights(slice_peaks, peak, temperature)  # [ROOM]
     hidden = tl.load(scores + part, mask=real, other=0.0) * highest  # [ROOM]
-    hidden = tl.where((known == 0) & (rank(slice_peaks) > bound) & (highest >= min_p), hidden, 0.0)
+    hidden = tl.where((known == 0) & (standing(slice_peaks, part * SLICE) > bound) & (highest >= min_p), hidden, 0.0)
     while tl.max(hidden) > best:
         at = tl.argmax(hidden, 0)
         _, _, found, winner = race_slice(logits, at, vocab, bound, peak, temperature, min_p, key, SLICE)

@@ -190,19 +190,22 @@ def warm(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: Tok
 
 @_filter("top_k")
 def keep_highest(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Keep the `top_k` highest logits, and those that tie with the last of them."""
+    """Keep the `top_k` highest logits; of tokens that tie, those with the lowest ids."""
     ks = [min(draws[row].params.top_k, logits.shape[1]) for row in rows]
-    index, last = stage([torch.tensor(rows), torch.tensor(ks)], logits.device)
+    index, count = stage([torch.tensor(rows), torch.tensor(ks)[:, None]], logits.device)
     scores = logits[index]
-    least = scores.topk(max(ks)).values.gather(1, last[:, None] - 1)
-    logits[index] = scores.masked_fill(scores < least, float("-inf"))
+    least = scores.topk(max(ks)).values.gather(1, count - 1)
+    tied = scores == least
+    kept = count - (scores > least).sum(-1, keepdim=True)
+    dropped = (scores < least) | (tied & (tied.cumsum(-1) > kept))
+    logits[index] = scores.masked_fill(dropped, float("-inf"))
 
 
 @_filter("typical_p")
 def keep_typical(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
     """Keep the tokens whose information is nearest to the distribution's entropy, until their mass reaches typical_p.
 
-    Source: Meister et al., arXiv 2202.00666.
+    Where tokens tie, those with the lowest ids come first. Source: Meister et al., arXiv 2202.00666.
     """
     (index,) = stage([torch.tensor(rows)], logits.device)
     mass = _column([draws[row].params.typical_p for row in rows], logits.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from kernels.reference_sampling import (
     hash_64,
     race,
     sample,
+    sampled_weights,
     select_rows,
     softmax_weights,
     stream_keys,
@@ -71,13 +73,15 @@ def textbook(logits: Tensor, filters: Filters) -> Probabilities:
     """The filtered distribution of one row, by the definitions, in float64."""
     scaled = logits.double().numpy() / filters.temperature
     p = normalised(np.exp(scaled - scaled.max()))
+    # The likeliest first, and of equal ones the lowest id.
+    order = np.argsort(-p, kind="stable")
     if filters.top_k:
-        kth = np.sort(p)[::-1][min(filters.top_k, len(p)) - 1]
-        p = normalised(np.where(p >= kth, p, 0))
+        p[order[filters.top_k :]] = 0
+        p = normalised(p)
     if filters.top_p < 1:
-        ranked = np.sort(p)[::-1]
-        crossing = np.flatnonzero(np.cumsum(ranked) >= np.float32(filters.top_p))[0]
-        p = normalised(np.where(p >= ranked[crossing], p, 0))
+        crossing = np.flatnonzero(np.cumsum(p[order]) >= np.float32(filters.top_p))[0]
+        p[order[crossing + 1 :]] = 0
+        p = normalised(p)
     return normalised(np.where(p >= np.float32(filters.min_p) * p.max(), p, 0))
 
 
@@ -409,13 +413,14 @@ def test_a_row_draws_the_same_token_in_any_batch(
 
 
 @deterministic
-@given(any_filters.filter(lambda f: f.temperature > 0), st.integers(0, 2**32), st.integers(1, 300))
+@given(any_filters.filter(lambda f: f.temperature > 0), st.integers(0, 2**32), st.integers(1, 300), st.booleans())
 def test_filters_and_candidates_leave_the_winner_among_what_is_kept(
-    filters: Filters, logits_seed: int, candidates: int
+    filters: Filters, logits_seed: int, candidates: int, tied: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference_sampling, "CANDIDATES", candidates)
         logits = random_logits(logits_seed, 1, 300)
+        logits = logits.round() if tied else logits
         counters = torch.arange(20)
         kept = torch.from_numpy(textbook(logits[0], filters) > 0)
         unfiltered = sample(
@@ -461,24 +466,86 @@ def test_a_row_without_numbers_draws_no_token_and_leaves_the_others_alone(filter
 
 
 @pytest.mark.parametrize(
-    "filters", [Filters(top_k=2), Filters(top_p=0.5), Filters(min_p=1.0), Filters(top_k=3, top_p=0.4)], ids=str
+    ("filters", "kept"),
+    [
+        (Filters(top_k=2), [0, 2]),
+        (Filters(top_k=5), [0, 2, 3, 5, 4]),
+        (Filters(top_p=0.6), [0, 2, 3]),
+        (Filters(top_k=3, top_p=0.6), [0, 2]),
+        (Filters(top_k=3, min_p=1.0), [0, 2, 3]),
+        (Filters(min_p=1.0), [0, 2, 3, 5]),
+        (Filters(top_p=0.0), [0]),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("candidates", [2, 3, 1024])
-def test_ties_at_the_threshold_are_kept(filters: Filters, candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_tokens_that_tie_at_the_cut_the_lowest_ids_are_kept(
+    filters: Filters, kept: list[int], candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reference_sampling, "CANDIDATES", candidates)
-    logits = torch.tensor([2.0, -9.0, 2.0, 2.0, -5.0, 2.0])
-    tokens = sample(logits.expand(2_000, -1), batch_of(filters, 6, torch.arange(2_000)))
-    check_frequencies(tokens, np.array([0.25, 0, 0.25, 0.25, 0, 0.25]))
+    logits = torch.tensor([2.0, -9.0, 2.0, 2.0, 0.0, 2.0])
+    expected = normalised(np.exp(logits.double().numpy()) * np.isin(np.arange(6), kept))
+    np.testing.assert_allclose(textbook(logits, filters), expected)
+    check_frequencies(sample(logits.expand(2_000, -1), batch_of(filters, 6, torch.arange(2_000))), expected)
 
 
-def test_top_p_after_top_k_counts_ties_beyond_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_p_after_top_k_is_a_share_of_what_that_keeps_of_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_sampling, "CANDIDATES", 4)
-    # Within the four candidates the first token has 0.57 of the mass, and within all that top-k keeps 0.29.
+    # The first token has 0.29 of the mass of all, and 0.67 of that of the three that top-k keeps.
     logits = torch.tensor([4.0] + [1.0] * 10).log()
-    filters = Filters(top_k=2, top_p=0.4)
-    tokens = sample(logits.expand(20_000, -1), batch_of(filters, 8, torch.arange(20_000)))
-    check_frequencies(tokens, textbook(logits, filters))
-    assert tokens.unique().numel() == 11
+    for top_p, kept in ((0.6, 1), (0.7, 2), (0.9, 3)):
+        filters = Filters(top_k=3, top_p=top_p)
+        tokens = sample(logits.expand(20_000, -1), batch_of(filters, 8, torch.arange(20_000)))
+        check_frequencies(tokens, textbook(logits, filters))
+        assert tokens.unique().tolist() == list(range(kept))
+
+
+TIED = {
+    "bfloat16": (torch.randn(3000, generator=torch.Generator().manual_seed(5)) * 2).bfloat16().float(),
+    "flat": torch.full((1024,), -3.5),
+    "two levels": torch.where(torch.arange(1500) % 7 == 3, 1.5, -2.0),
+}
+"""Logits many of which are equal."""
+
+
+def kept_of(logits: Tensor, filters: Filters) -> Tensor:
+    """The tokens of one row that are drawn at all, int64, ascending."""
+    return sampled_weights(logits[None], batch_of(filters, 0, 0))[0].nonzero().flatten()
+
+
+def check_lowest_ids_of_ties(logits: Tensor, kept: Tensor) -> None:
+    tied = (logits == logits[kept].min()).nonzero().flatten()
+    assert torch.equal(kept[torch.isin(kept, tied)], tied[: int(torch.isin(tied, kept).sum())])
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.25, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("kind", TIED)
+def test_top_p_keeps_as_many_of_a_tie_as_transformers(kind: str, top_p: float) -> None:
+    logits = TIED[kind]
+    warped = TopPLogitsWarper(float(np.float32(top_p)))(torch.zeros(1, 1), logits[None].double())[0].isfinite()
+    kept = kept_of(logits, Filters(top_p=top_p))
+    assert torch.equal(logits[kept].sort().values, logits[warped].sort().values)
+    check_lowest_ids_of_ties(logits, kept)
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 200, 700, 1023, 1024])
+@pytest.mark.parametrize("kind", TIED)
+def test_top_k_keeps_k_tokens_of_those_that_transformers_keeps(kind: str, top_k: int) -> None:
+    """Of those that tie with the last one transformers keeps all, and llama.cpp as many as are kept here."""
+    logits = TIED[kind]
+    warped = TopKLogitsWarper(top_k)(torch.zeros(1, 1), logits[None])[0].isfinite()
+    kept = kept_of(logits, Filters(top_k=top_k))
+    assert len(kept) == top_k
+    assert torch.equal(logits[kept].sort(descending=True).values, logits[warped].sort(descending=True).values[:top_k])
+    check_lowest_ids_of_ties(logits, kept)
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_filters_one_after_the_other_keep_of_a_tie_what_the_definition_keeps(kind: str) -> None:
+    for temperature, top_k, top_p, min_p in product((0.7, 2.0), (0, 40, 900), (1.0, 0.4, 0.85), (0.0, 0.02)):
+        filters = Filters(temperature, top_k, top_p, min_p)
+        expected = textbook(TIED[kind], filters).nonzero()[0]
+        assert kept_of(TIED[kind], filters).tolist() == expected.tolist(), filters
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-45])

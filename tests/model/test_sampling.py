@@ -460,14 +460,16 @@ FEW_FILTERS: list[dict[str, float]] = [
 ]
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 @pytest.mark.parametrize("filters", FEW_FILTERS, ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("order", STEPS)
 def test_draws_follow_the_filters_in_their_order(
-    order: FilterOrder, temperature: float, filters: dict[str, float]
+    order: FilterOrder, temperature: float, filters: dict[str, float], tied: bool
 ) -> None:
     params = settings_with({"filter_order": order, "temperature": temperature, "top_k": VOCAB, **filters})
     logits, count = random_logits(1) / 2, 600
+    logits = logits.round() if tied else logits
     tokens, _ = choose(BACKEND, logits.repeat(count, 1), [Draw(params, [1], [], index) for index in range(count)])
     check_frequencies(torch.tensor(tokens), in_plain_order(logits[0], params))
 

@@ -78,12 +78,18 @@ def random_logits(kind: str, rows: int, vocab: int, seed: int) -> Tensor:
             return normal * 20
         case "ties":
             return (normal * 2).round() * 0.7
+        case "bfloat16":
+            return (normal * 3).bfloat16().float()
+        case "equal":
+            return torch.full_like(normal, 2.5)
+        case "two levels":
+            return torch.where(normal > 0.5, 0.0, -1.75)
         case "banned":
             return (normal * 3).masked_fill(banned, -INF)
     return normal * 3
 
 
-logits_of = st.sampled_from(["usual", "flat", "peaked", "ties", "banned"])
+logits_of = st.sampled_from(["usual", "flat", "peaked", "ties", "bfloat16", "equal", "two levels", "banned"])
 row = st.tuples(
     st.sampled_from([0.0, 0.3, 1.0, 1.0, 2.5]),
     st.sampled_from([0, 0, 0, 1, 2, 7, 40, 1000, 20_000]),
@@ -142,7 +148,7 @@ def test_no_size_changes_a_token(tuning: sampling.Tuning, kind: str, rows: list[
 NARROW = sampling.Tuning(slice=32, strip=4, slices_a_program=2, pivots=2, few=8, candidates=16)
 
 
-@pytest.mark.parametrize("kind", ["flat", "peaked", "ties"])
+@pytest.mark.parametrize("kind", ["flat", "peaked", "ties", "equal", "two levels"])
 @pytest.mark.parametrize(
     "filters",
     [
@@ -169,7 +175,7 @@ def test_each_way_of_settling(kind: str, filters: tuple[int, float, float]) -> N
 
 
 def test_more_ties_than_candidates() -> None:
-    """Equal logits are kept together, however many they are."""
+    """As many of equal logits are kept as are needed, however many they are."""
     logits = torch.zeros(1, 120).index_fill(1, torch.arange(3, 90), 1.5)
     rows = [(1.0, k, p, 0.0, 7, k) for k in (0, 1, 5, 100) for p in (1.0, 0.6)]
     batch, each = batch_of(rows), logits.expand(len(rows), -1)
@@ -187,7 +193,7 @@ def test_many_rows_of_an_odd_vocabulary_as_each_alone() -> None:
         assert torch.equal(draw_tuned(NARROW, logits[alone], reference.select_rows(batch, alone)), together[alone])
 
 
-@pytest.mark.parametrize("kind", ["flat", "peaked"])
+@pytest.mark.parametrize("kind", ["flat", "peaked", "bfloat16"])
 def test_a_served_vocabulary(kind: str) -> None:
     """Of every filter, in slices and strips as they are served."""
     rows = [(1.0, k, p, m, 3, i) for i, (k, p, m) in enumerate([(50, 0.9, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05)])]
@@ -195,7 +201,7 @@ def test_a_served_vocabulary(kind: str) -> None:
     assert torch.equal(draw(logits, batch), reference.sample(logits, batch))
 
 
-@pytest.mark.parametrize("kind", ["flat", "ties", "banned"])
+@pytest.mark.parametrize("kind", ["flat", "ties", "two levels", "banned"])
 def test_the_kth_largest_is_found_wherever_it_lies(kind: str) -> None:
     """Every k of a row, with a top-p of what it leaves that only the search for the k-th largest can settle."""
     vocab = 40
@@ -215,11 +221,11 @@ def test_logits_of_every_magnitude() -> None:
 
 def test_plus_and_minus_zero_tie() -> None:
     logits = torch.tensor([-0.0, 0.0, -1.0, -0.0]).expand(20, -1)
-    for top_k, top_p in ((1, 1.0), (2, 0.5), (0, 0.2)):
+    for top_k, top_p, kept in ((1, 1.0, 1), (3, 0.5, 2), (0, 0.2, 1), (0, 0.5, 2), (3, 1.0, 3)):
         batch = batch_of([(1.0, top_k, top_p, 0.0, 5, counter) for counter in range(20)])
         drawn = draw(logits, batch)
         assert torch.equal(drawn, reference.sample(logits, batch))
-        assert drawn.unique().tolist() == [0, 1, 3]
+        assert drawn.unique().tolist() == [0, 1, 3][:kept]
 
 
 def test_greedy_takes_the_first_of_the_likeliest() -> None:

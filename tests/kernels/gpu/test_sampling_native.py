@@ -54,6 +54,8 @@ def random_logits(rows: int, vocab: int, seed: int = 0, spread: float = 2.5) -> 
 def test_the_references_tokens(vocab: int, spread: float) -> None:
     """Of rows that are filtered each in its own way, some of which hold no numbers, or hardly any."""
     logits, batch = random_logits(len(MIXED), vocab, seed=1, spread=spread), batch_of(MIXED)
+    logits[8:28] = logits[8:28].bfloat16().float()
+    logits[36:44] = torch.where(logits[36:44] > spread, 0.5, -0.25)
     logits[[3, 30], vocab // 2] = NAN
     logits[[5, 50]] = -INF
     logits[[7, 31], vocab - 1] = INF
@@ -136,11 +138,12 @@ def defined(logits: Tensor, filters: Filters) -> Tensor:
     """The filtered distribution of one row, [vocab] float64, by the definitions."""
     temperature, top_k, top_p, min_p = filters
     p = (logits.double() / temperature).softmax(-1)
+    order = p.sort(descending=True, stable=True).indices
     if top_k:
-        p = p.where(p >= p.sort(descending=True).values[top_k - 1], 0.0)
+        p[order[top_k:]] = 0.0
         p = p / p.sum()
-    ranked = p.sort(descending=True).values
-    p = p.where(p >= ranked[ranked.cumsum(-1) - ranked < top_p][-1], 0.0)
+    ranked = p[order]
+    p[order[ranked.cumsum(-1) - ranked >= top_p]] = 0.0
     p = p.where(p >= min_p * p.max(), 0.0)
     return p / p.sum()
 
