@@ -49,9 +49,9 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Of the step that runs."""
+        """Seconds of the step that runs."""
         self.steps: list[dict[str, float]] = []
-        """Of the steps that ended."""
+        """Seconds of each step that ended."""
         self._part: list[str] = []
         self._since = time.thread_time()
 

@@ -261,9 +261,9 @@ class Decoding:
 
 
 class Draws(Sequence[Draw]):
-    """The draws of a step. Those of plain decoding come first, and are made one by one only for those who look at them.
+    """The draws of a step. Draws of plain decoding come first, and are made one by one only for those who look at them.
 
-    Whatever is read of every draw in every step is a column here.
+    Columns have whatever is read of every draw in every step.
     """
 
     def __init__(self, decoding: Decoding, others: Sequence[Draw]) -> None:

@@ -103,7 +103,7 @@ class RunningStep:
 
     plan: StepPlan
     draws: Draws
-    """Those of the plan."""
+    """The plan's draws."""
     choice: Choice | None
     """The drawn tokens in host memory, complete once the step has ended; None if there are no draws."""
     extras: Extras
@@ -124,9 +124,9 @@ class RunningStep:
 
 
 def chunk_results(plan: StepPlan, draws: Draws, choice: Choice | None) -> tuple[list[ChunkResult], list[int]]:
-    """What `draws`, all those of a plan, gave to `StepPlan.others`, and the tokens that they gave to its decoding.
+    """The results of a plan's other chunks, and the tokens of its plain decoding.
 
-    The choice is in host memory, and None if there are no draws.
+    `draws` are all of the plan's. The choice is in host memory, and None if there are no draws.
     """
     plain = len(plan.decoding)
     if choice is None:

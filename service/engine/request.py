@@ -75,7 +75,7 @@ class Request:
     fresh: bool = True
     """It has drawn nothing since it got its row."""
     plain: bool = False
-    """What `wants_tokens_alone` was when it got its row."""
+    """Whether it wanted tokens alone when it got its row."""
     longest: int = field(init=False)
     """Its length once the last of its tokens that another follows is known."""
     wishes: bool = field(init=False)
