@@ -25,7 +25,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
     The filters follow transformers' logits warpers, in this order: temperature, top-k, top-p, min-p, each applied to
     the tokens that the one before it kept. Top-k keeps the k likeliest tokens. Top-p keeps the fewest likeliest tokens
-    whose mass reaches p, and at least one. Of tokens with equal logits, those with lower ids count as likelier in both,
+    whose mass reaches p, and at least one. Among tokens with equal logits, lower ids count as likelier in both,
     so that no more of them are kept than are needed. Min-p keeps tokens with a probability of at least min_p times the
     highest.
     """
