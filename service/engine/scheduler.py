@@ -297,7 +297,8 @@ class Scheduler:
                     plain.append(request)
             elif request.behind > 1:
                 prompts.append(request)
-            elif request.behind == 1 and self._may_decode(request):
+            # A mask may have become ready since blocks were dealt out.
+            elif request.behind == 1 and not self._is_full(request) and self._may_decode(request):
                 decoding.append(request)
         shares = [(request, 1) for request in decoding]
         shares += self._prompt_shares(prompts, self._token_budget - len(plain) - len(decoding))
@@ -306,11 +307,14 @@ class Scheduler:
 
     def _grow_full(self) -> None:
         """Give a block to each decoding request whose blocks are full; most have room for one more token."""
-        size = self._pool.block_size
-        for request in [r for r in self._running.values() if len(r.blocks) * size <= r.computed]:
+        for request in [request for request in self._running.values() if self._is_full(request)]:
             # One that grew may have preempted a later one of the list.
             if request.id in self._running and request.behind == 1 and self._may_decode(request):
                 self._grow(request)
+
+    def _is_full(self, request: Request) -> bool:
+        """Whether a request needs another block for its next token."""
+        return len(request.blocks) * self._pool.block_size <= request.computed
 
     def _may_decode(self, request: Request) -> bool:
         """Whether the next chunk of a request that is one token behind may be planned now."""

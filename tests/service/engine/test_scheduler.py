@@ -1,5 +1,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import msgspec
@@ -290,6 +291,21 @@ def test_what_a_request_has_drawn_is_found_by_another(lookahead: int) -> None:
     bench.land()
     bench.start()
     assert other.cached_tokens == 12
+
+
+def test_who_may_decode_after_blocks_were_dealt_out_waits_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a request whose mask is ready in the middle of planning."""
+    bench = Bench(16, 1)
+    request = bench.add([1, 2, 3], logprobs=1)
+    bench.step()
+    answers = cycle([False, True, True])
+    monkeypatch.setattr(bench.scheduler, "_may_decode", lambda _: next(answers))
+    plans = [bench.scheduler.plan(NOW) for _ in range(2)]
+    assert [plan is None for plan in plans] == [True, False]
+    for plan in plans[1:]:
+        assert plan is not None
+        assert all(chunk.start < len(chunk.blocks) for chunk in plan.chunks)
+    assert len(request.blocks) == 4
 
 
 def test_salts_do_not_share() -> None:
