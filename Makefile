@@ -42,8 +42,8 @@ loadtest: $(VENV)/.installed-loadtest
 		--workload $(WORKLOAD) --scale $(SCALE) --shape $(SHAPE) --arrivals $(ARRIVALS) --rate '$(RATE)' --warmup $(WARMUP) \
 		--dataset '$(DATASET)' --api $(API) --goals '$(GOALS)' --results '$(RESULTS)'
 
-clients: build/clients/.installed build/clients/expected.json
-	HEADLIGHT_CLIENTS_EXPECTED='$(CURDIR)/build/clients/expected.json' \
+clients: build/clients/.installed build/clients/node/.installed build/clients/expected.json
+	HEADLIGHT_CLIENTS_NODE='$(CURDIR)/build/clients/node' HEADLIGHT_CLIENTS_EXPECTED='$(CURDIR)/build/clients/expected.json' \
 		HEADLIGHT_CLIENTS_URL='$(or $(HOST),http://127.0.0.1:$(PORT))' build/clients/bin/python -m pytest -c /dev/null \
 		--rootdir tests/clients --confcutdir tests/clients -p no:cacheprovider tests/clients $(ARGS)
 
@@ -78,6 +78,12 @@ $(VENV)/.installed-loadtest: $(VENV)/.installed
 build/clients/.installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv build/clients
 	build/clients/bin/python -m pip --disable-pip-version-check install --requirement $<
+	@touch $@
+
+# Without npm the tests of JavaScript's clients are skipped.
+build/clients/node/.installed: tests/clients/vercel/package.json tests/clients/vercel/ask.js
+	@mkdir -p build/clients/node && cp $^ build/clients/node
+	if command -v npm >/dev/null; then npm install --prefix build/clients/node; fi
 	@touch $@
 
 # The numbers that a client has to get are computed in the other environment, which has torch.

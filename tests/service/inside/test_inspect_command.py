@@ -55,7 +55,8 @@ def test_the_arrays_of_the_file_are_those_of_the_api(
     run("서울!", *ASKED, *DRAWN, "--npz", str(file), *flags)
     assert capfd.readouterr().out == ""
     draw = {"temperature": 0.5, "top_k": 9, "seed": 7, "max_tokens": 1}
-    seen = llm.inspect("서울!", attention=[(0, 1), (2, 3)], lens=3, residual=True, embedding=3, distribution=3, **draw)
+    looks = {"lens": 3, "residual": True, "embedding": 3, "embedding_vectors": True, "distribution": 3}
+    seen = llm.inspect("서울!", attention=[(0, 1), (2, 3)], **looks, **draw)
     expected = arrays_of(seen)
     with np.load(file) as found:
         assert set(found) == set(expected)
