@@ -1,6 +1,6 @@
 """The bodies of requests to turn texts into token ids, and ids into text."""
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from service.api.schemas.body import Body
 from service.api.schemas.chat import Effort, Messages, TemplateVariables, Tools
@@ -10,6 +10,14 @@ from service.api.schemas.types import TokenIds
 class TokenizeBody(Body):
     """Text or messages to turn into token ids; exactly one of them."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The capital of France is", "return_offsets": True},
+                {"messages": [{"role": "user", "content": "Hi!"}]},
+            ]
+        }
+    )
     model: str | None = Field(None, max_length=512)
     prompt: str | None = None
     messages: Messages | None = None
@@ -25,5 +33,6 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """Token ids to turn into text."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [72, 105]}]})
     model: str | None = Field(None, max_length=512)
     tokens: TokenIds

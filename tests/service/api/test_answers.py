@@ -412,6 +412,20 @@ async def test_the_documentation_lists_what_is_served() -> None:
         assert "text/html" in (await caller.http.get("/")).headers["content-type"]
 
 
+async def test_every_body_has_an_example() -> None:
+    async with calling() as caller:
+        schema = (await caller.http.get("/openapi.json")).json()
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                if "requestBody" in operation:
+                    (content,) = operation["requestBody"]["content"].values()
+                    body = schema["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+                    assert body["examples"], path
+        for path, body in (("/tokenize", "TokenizeBody"), ("/detokenize", "DetokenizeBody")):
+            for example in schema["components"]["schemas"][body]["examples"]:
+                assert (await caller.http.post(path, json=example)).status_code == 200
+
+
 async def test_every_way_of_choosing_a_token_has_an_example_that_is_answered() -> None:
     """Each beside nothing but what it goes with."""
     beside = {name: {"use_beam_search": True} for name in ("length_penalty", "early_stopping")}
