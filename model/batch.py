@@ -113,7 +113,7 @@ def _host_layout(
 
 
 def _after_ones(count: int, numbers: Sequence[int]) -> NDArray[np.int64]:
-    """So many ones, and the numbers behind them."""
+    """An array of `count` ones, followed by the numbers."""
     joined = np.ones(count + len(numbers), np.int64)
     joined[count:] = numbers
     return joined

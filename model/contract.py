@@ -312,7 +312,7 @@ class StepPlan:
 
     @property
     def chunks(self) -> Sequence[Chunk]:
-        """All chunks one by one, which takes as long to make as they are many."""
+        """All chunks one by one; each is made when this is read."""
         return [*self.decoding.chunks(), *self.others]
 
     @property

@@ -69,7 +69,7 @@ class Recorder:
         self._queries = {}
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        """The rows of the trace's positions, of one for each token of the batch."""
+        """The rows of the trace's positions in a tensor that has a row for each token of the batch."""
         (rows,) = stage([self._places], tensor.device)
         return tensor.index_select(0, rows)
 

@@ -20,7 +20,7 @@ from kernels.cpu.storage import store
 TOKENS_A_CHUNK = 2
 """Number of tokens in a chunk of work."""
 UNROUNDED = Rounding(Format(4, 32, True), False)
-"""Stands for none where constants are needed."""
+"""A rounding that stands for none where constants are needed."""
 
 
 @operation

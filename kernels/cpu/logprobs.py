@@ -16,7 +16,7 @@ from kernels.cpu.operation import Function, operation
 BLOCK = 1024
 """Number of logits that are read together while they stay in the first-level cache, and summed up in float32."""
 PART = 64
-"""Number of logits of a block of which one is above the heap's root that are compared with it at once."""
+"""Number of logits that are compared with the heap's root at once, in a block that has one above it."""
 LOWEST = np.finfo(np.float32).min
 """The least finite number, so that no logit is relative to -inf."""
 
@@ -110,7 +110,7 @@ def _count_above(row: int, count: int, least: Any) -> Any:
 
 @njit
 def _take(block: int, size: int, base: int, tops: Any, ids: Any, most: int) -> None:
-    """Take those of a block's logits into a heap of `most` that are above its least; they are tokens from `base` on.
+    """Take a block's logits above the least of a heap of `most` into the heap; the block's first token is `base`.
 
     The heap begins as the row's first `most` tokens. Every later one has a higher id, so it loses where it ties.
     """

@@ -22,7 +22,7 @@ SCRATCH_BYTES = 1 << 20
 
 Arguments = ParamSpec("Arguments")
 Function = Callable[[int, int, int], int]
-
+"""A function with an operation's signature, which Numba compiles."""
 SIGNATURE = types.int64(types.int64, types.int64, types.int64)
 
 

@@ -63,11 +63,13 @@ class Request:
     submitted: float = 0.0
     """Moment of submission, in seconds on the engine's clock as the moments below."""
     queue: float | None = None
-    """Seconds until its first step was planned, None before that; `prefill`, from there to its first token."""
+    """Seconds until its first step was planned; None before that."""
     prefill: float | None = None
+    """Seconds from there to its first token; None before that."""
     first_drawn: float = 0.0
-    """Moment of its first token, if it has any; `last_drawn`, of its newest."""
+    """Moment of its first token, once it has one."""
     last_drawn: float = 0.0
+    """Moment of its newest token, once it has one."""
     ended: bool = False
     """Its last delta is made; results of steps in flight for it are dropped."""
     row: int = 0
@@ -141,7 +143,7 @@ class Request:
 
     @property
     def decodes_plainly(self) -> bool:
-        """Whether its next tokens are drawn one a step, without anything beside: then `behind` is 1 until the last."""
+        """Whether its next tokens are drawn one a step with nothing beside them; `behind` is then 1 until the last."""
         return self.plain and not self.fresh and not self.drafts
 
     def begin(self, now: float) -> None:

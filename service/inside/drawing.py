@@ -202,7 +202,7 @@ def _embedding(seen: Inspection, canvas: Canvas) -> Iterator[str]:
 
 
 def _strips(seen: Inspection, vectors: Floats, label: int, canvas: Canvas) -> Iterator[str]:
-    """A token a line: the sizes of its vector's numbers, several of them in a column where they are many."""
+    """A token a line: the sizes of its vector's numbers; a column stands for several of a long vector's."""
     count = vectors.shape[1]
     each = -(-count // max(canvas.columns - label - 1, 1))
     sizes = np.pad(np.abs(vectors), ((0, 0), (0, -count % each))).reshape(len(vectors), -1, each).max(axis=2)

@@ -531,7 +531,7 @@ def test_top_p_keeps_as_many_of_a_tie_as_transformers(kind: str, top_p: float) -
 @pytest.mark.parametrize("top_k", [1, 5, 200, 700, 1023, 1024])
 @pytest.mark.parametrize("kind", TIED)
 def test_top_k_keeps_k_tokens_of_those_that_transformers_keeps(kind: str, top_k: int) -> None:
-    """Of those that tie with the last one transformers keeps all, and llama.cpp as many as are kept here."""
+    """Transformers keeps all that tie with the last one, and llama.cpp as many as are kept here."""
     logits = TIED[kind]
     warped = TopKLogitsWarper(top_k)(torch.zeros(1, 1), logits[None])[0].isfinite()
     kept = kept_of(logits, Filters(top_k=top_k))
