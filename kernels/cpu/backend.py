@@ -26,28 +26,28 @@ from kernels.backend import (
     Rotation,
     SamplingBatch,
 )
+from kernels.cpu.activations import TOKENS, Rounding, parts, serves
 from kernels.cpu.arena import LARGE, Arena
-from kernels.cpu.attention import attend_operation, scratch_bytes
-from kernels.cpu.attention_weights import scratch_bytes as scratch_bytes_of_weights
-from kernels.cpu.attention_weights import weights_operation
-from kernels.cpu.elementwise import (
+from kernels.cpu.attention_memory import scratch_bytes, scratch_bytes_of_weights
+from kernels.cpu.cache_forms import STORED
+from kernels.cpu.operation import SCRATCH_BYTES, Operation
+from kernels.cpu.operations import (
     activation_operation,
     angles_operation,
+    attend_operation,
     embed_operation,
     gated_operation,
+    logprobs_operation,
+    multiply_operation,
     norm_operation,
     rotate_operation,
+    round_operation,
+    sample_operation,
+    weights_operation,
 )
-from kernels.cpu.logprobs import logprobs_operation
-from kernels.cpu.matmul import multiply_operation
-from kernels.cpu.matrix_tile import TOKENS, parts, serves
-from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
-from kernels.cpu.rounding import Rounding, round_operation
-from kernels.cpu.sampling import sample_operation
-from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
 
 STEP_WORDS = 16

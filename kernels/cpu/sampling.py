@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.operation import Function
 from kernels.cpu.race import run_race, weigh, winner_of
 
 DIGITS = ((21, 11), (10, 11), (0, 10))
@@ -21,8 +21,7 @@ BLOCK = 1024
 """Number of logits that are weighed at a time."""
 
 
-@operation
-def sample_operation() -> Function:
+def define_sample() -> Function:
     """A token of each row; -1 where the largest logit is not finite.
 
     Record: rows, logits, vocab, temperature, top_k, top_p, min_p, seed, counter, tokens. Logits are [rows, vocab]
