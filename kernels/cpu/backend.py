@@ -25,6 +25,7 @@ from kernels.backend import (
     QuantizedWeight,
     Rotation,
     SamplingBatch,
+    Weighed,
 )
 from kernels.cpu.arena import LARGE, Arena
 from kernels.cpu.attention import attend_operation, scratch_bytes
@@ -47,6 +48,7 @@ from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.rounding import Rounding, round_operation
 from kernels.cpu.sampling import sample_operation
+from kernels.cpu.stages import FIGURES, weigh_operation
 from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
 
@@ -242,6 +244,16 @@ class CpuBackend:
         self._run(sample_operation(), arguments)
         return tokens
 
+    def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
+        logits = logits.contiguous()
+        rows, vocab = logits.shape
+        found = Weighed(torch.empty(rows, vocab), torch.empty(rows, FIGURES, dtype=torch.float64))
+        self._set(logits)
+        columns = (logits, vocab, batch.temperature, batch.top_k, batch.top_p, batch.min_p, *found, *(before or (0, 0)))
+        addresses = [part if isinstance(part, int) else part.data_ptr() for part in columns]
+        self._run(weigh_operation(), (self._rows, *addresses))
+        return found
+
     def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
         out = torch.empty(len(logits), 2 + 2 * most, dtype=torch.float64)
         logits, tokens = logits.contiguous(), tokens.contiguous()
@@ -251,8 +263,9 @@ class CpuBackend:
         return out
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
-        # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities.
+        # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities or distributions.
         logprobs_operation()
+        weigh_operation()
         self._recording = []
         try:
             out = function()
