@@ -30,9 +30,10 @@ def piped(**environment: str) -> Peer:
 
 @pytest.mark.parametrize("peer", [served(), piped()], ids=lambda peer: peer.name)
 def test_a_peer_is_started_loaded_and_stopped(peer: Peer, tmp_path: Path) -> None:
+    before = children()
     with started(peer, VARIABLES, tmp_path / "log") as (session, seconds):
         load = session.run(["a b c", "d e f"], 4, 2)
-        (child,) = children()
+        (child,) = children() - before
         assert session.resident_bytes() > 1_000_000
     assert 0 < seconds < 60
     assert (list(load.output_tokens), list(load.prompt_tokens)) == ([4, 4], [3, 3])
