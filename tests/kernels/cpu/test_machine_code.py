@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kernels.cpu import machine_code
@@ -145,3 +146,13 @@ assert found[0].split()[0] == (config.CPU_NAME or llvm.get_host_cpu_name())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), **variables}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+
+
+def test_what_only_numba_has_is_not_called() -> None:
+    """A process that loads machine code has not imported Numba, whose own functions it would look for in vain."""
+
+    def next_above(number: int) -> int:
+        return np.int64(np.nextafter(np.float64(number), np.inf))
+
+    with pytest.raises(ValueError, match=r"next_above.*numba_nextafter"):
+        compiled(next_above)
