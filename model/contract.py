@@ -224,6 +224,11 @@ class Chunk:
         """Number of leading tokens that are no drafts."""
         return len(self.tokens) - max(0, len(self.draws) - 1)
 
+    @property
+    def stop(self) -> int:
+        """Number of the request's tokens that are in the KV cache once the step has run, without drafts."""
+        return self.start + self.known
+
 
 @dataclass(frozen=True, slots=True)
 class Decoding:

@@ -25,6 +25,7 @@ from kernels.backend import (
     QuantizedWeight,
     Rotation,
     SamplingBatch,
+    Weighed,
 )
 from kernels.cpu.activations import TOKENS, Rounding, parts, serves
 from kernels.cpu.arena import LARGE, Arena
@@ -32,6 +33,7 @@ from kernels.cpu.attention_memory import scratch_bytes, scratch_bytes_of_weights
 from kernels.cpu.cache_forms import STORED
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.operations import (
+    WEIGHED_FIGURES,
     activation_operation,
     angles_operation,
     attend_operation,
@@ -43,6 +45,7 @@ from kernels.cpu.operations import (
     rotate_operation,
     round_operation,
     sample_operation,
+    weigh_operation,
     weights_operation,
 )
 from kernels.cpu.pages import Pages
@@ -242,6 +245,16 @@ class CpuBackend:
         self._run(sample_operation(), arguments)
         return tokens
 
+    def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
+        logits = logits.contiguous()
+        rows, vocab = logits.shape
+        found = Weighed(torch.empty(rows, vocab), torch.empty(rows, WEIGHED_FIGURES, dtype=torch.float64))
+        self._set(logits)
+        columns = (logits, vocab, batch.temperature, batch.top_k, batch.top_p, batch.min_p, *found, *(before or (0, 0)))
+        addresses = [part if isinstance(part, int) else part.data_ptr() for part in columns]
+        self._run(weigh_operation(), (self._rows, *addresses))
+        return found
+
     def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
         out = torch.empty(len(logits), 2 + 2 * most, dtype=torch.float64)
         logits, tokens = logits.contiguous(), tokens.contiguous()
@@ -251,8 +264,9 @@ class CpuBackend:
         return out
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
-        # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities.
+        # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities or distributions.
         logprobs_operation()
+        weigh_operation()
         self._recording = []
         try:
             out = function()

@@ -19,3 +19,6 @@ activation_operation: Callable[[ActivationKind], Operation] = operation("element
 gated_operation: Callable[[ActivationKind, Rounding | None], Operation] = operation("elementwise:define_gated")
 sample_operation: Callable[[], Operation] = operation("sampling:define_sample")
 logprobs_operation: Callable[[], Operation] = operation("logprobs:define_logprobs")
+weigh_operation: Callable[[], Operation] = operation("stages:define_weigh")
+WEIGHED_FIGURES = 4
+"""Number of the figures that `weigh_operation` writes for a row."""

@@ -12,7 +12,7 @@ from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import open_checkpoint
 from model.decoder import Decoder
 from model.families.reader import read_spec
-from model.graphs import CudaCapture, GraphedDecoder, buckets
+from model.graphs import CudaCapture, GraphedDecoder, shapes
 from model.loading.cache import block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
 from model.loading.calibration import calibrate, set_scales
 from model.loading.device import choose_device
@@ -61,7 +61,12 @@ def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> Mo
     if device.type == "cpu" or not config.graphs or not backend.capturable:
         return ModelRunner(decoder, cache, max_context)
     graphed = GraphedDecoder(
-        decoder, cache, max_batch=config.max_running, max_context=max_context, capture=CudaCapture()
+        decoder,
+        cache,
+        max_batch=config.max_running,
+        max_context=max_context,
+        capture=CudaCapture(),
+        token_budget=config.token_budget,
     )
     return ModelRunner(graphed, cache, max_context)
 
@@ -119,7 +124,7 @@ def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max
         runner = ModelRunner(decoder, cache, max_context)
         plan = largest_step(runner.limits, max_running=config.max_running, token_budget=config.token_budget)
         memory = probe(device, lambda: runner.start(plan).result())
-    graphs = len(buckets(config.max_running)) if config.graphs else 0
+    graphs = len(shapes(config.max_running, config.token_budget)) if config.graphs else 0
     return cache_bytes_left(memory, config.memory_share or GPU_SHARE, graphs=graphs, layers=len(spec.layers))
 
 
