@@ -153,8 +153,20 @@ def test_package_inits_are_empty() -> None:
     assert [str(path) for path in modules().values() if path.name == "__init__.py" and path.read_text()] == []
 
 
-@pytest.mark.parametrize("entry", ["headlight", "service.cli", "service.processes.api_process"])
-def test_the_http_side_loads_neither_torch_nor_the_engine(entry: str) -> None:
-    theirs = {"torch", "service.engine.scheduler", "service.engine.blocks", "service.engine.core"}
+ENGINE = {"torch", "service.engine.scheduler", "service.engine.blocks", "service.engine.core"}
+TEXT = {"tokenizers", "jinja2", "service.text"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "theirs"),
+    [
+        ("headlight", ENGINE),
+        ("service.cli", ENGINE | TEXT | {"fastapi", "numpy"}),
+        ("service.processes.api_process", ENGINE),
+        ("service.processes.engine_process", TEXT | {"fastapi", "pydantic"}),
+    ],
+)
+def test_a_process_loads_nothing_that_only_others_need(entry: str, theirs: set[str]) -> None:
+    """Each library takes megabytes and a part of the start in every process that loads it."""
     code = f"import {entry}, sys; sys.exit(not {theirs}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

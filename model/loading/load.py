@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 
 from kernels.backend import Backend, KVCache, RecordingBackend
-from kernels.host_memory import return_free_memory
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import open_checkpoint
 from model.decoder import Decoder
 from model.families.reader import read_spec
@@ -39,7 +39,6 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     device = choose_device(config.device)
     with fitting(device, "the engine", "lower token_budget, max_running or max_context, or take a smaller model"):
         runner = _load_runner(config, device, probe)
-    # Reading and packing a file takes tens of megabytes for a while.
     return_free_memory()
     return runner
 
