@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint, resolve
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from service.settings import Settings, listed
 from service.text.chat import JinjaTemplate
 from service.text.interface import ChatTemplate, Tokenizer

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from model.checkpoint.source import Source
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from service.api.keys import ApiKeys
 from service.engine.status import STARTING, EngineDead, EngineStatus
 from service.observability.logs import configure

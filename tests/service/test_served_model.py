@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from model.checkpoint.sampling_defaults import NEUTRAL
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from model.runner_config import RunnerConfig
 from service.processes.engine_config import engine_config
 from service.served_model import ServedModel, check_ends, locate, read_served_model
