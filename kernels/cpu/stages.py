@@ -18,7 +18,7 @@ DEEP = np.float32(-87)
 """The least exponent of a weight that float32 holds with all of its digits; `exp` gives 0 soon below."""
 LIFT = np.float32(64 * np.log(2))
 LIFTED = np.float32(2.0**-64)
-"""The number that is added to exponents below it, and the factor that makes up for this."""
+"""The number that is added to exponents below `DEEP`, and the factor that makes up for this."""
 
 
 def define_weigh() -> Function:
