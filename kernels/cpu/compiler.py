@@ -14,4 +14,6 @@ def compiled(function: Callable[..., int]) -> MachineCode:
     kind = types.int64(*[types.int64] * len(signature(function).parameters))
     made = cfunc(kind, nopython=True, fastmath=FLAGS, error_model="numpy")(function)
     _, _, (code, _) = made._library.serialize_using_object_code()
-    return MachineCode(made.native_name, code)
+    module = made._library._final_module
+    outside = [each.name for each in (*module.functions, *module.global_variables) if each.is_declaration]
+    return MachineCode(made.native_name, tuple(name for name in outside if not name.startswith("llvm.")), code)

@@ -104,6 +104,18 @@ INFINITY = np.int32(0x7F800000)
 """The bits of float32's infinity; the bits of a NaN, without the sign, are larger."""
 
 
+@njit(inline="always")
+def next_above(x: Any) -> Any:
+    """The least float32 above another that is neither a NaN nor infinity; the lowest finite one above -inf.
+
+    NumPy's function of this kind would be a call of Numba's runtime, for which Numba would have to be imported.
+    """
+    bits = bits_of(x)
+    if x == np.float32(0):
+        return from_bits(np.int32(1))
+    return from_bits(np.int32(bits + 1 if bits >= 0 else bits - 1))
+
+
 def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
     one = builder.bitcast(values[0], v.vector(v.I16, 1))
     return builder.extract_element(v.halves_to_floats(builder, one), ir.Constant(v.I32, 0))

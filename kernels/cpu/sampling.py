@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, words
+from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, next_above, words
 from kernels.cpu.operation import Function
 from kernels.cpu.race import run_race, weigh, winner_of
 
@@ -81,7 +81,7 @@ def _draw(row: int, vocab: int, peak: Any, temperature: Any, cut: Any, last: int
     """The winner of the race among the tokens above the cut, and those at the cut up to the token `last`."""
     result = run_race(row, 0, last + 1, peak, temperature, cut, least, key)
     if last + 1 < vocab:
-        above = np.nextafter(cut, np.float32(np.inf))
+        above = next_above(cut)
         result = max(result, run_race(row, last + 1, vocab, peak, temperature, above, least, key))
     return winner_of(result)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import FLAGS, doubles, exp, floats, words
+from kernels.cpu.instructions import FLAGS, doubles, exp, floats, next_above, words
 from kernels.cpu.operation import Function
 from kernels.cpu.operations import WEIGHED_FIGURES as FIGURES
 from kernels.cpu.sampling import BLOCK, find, find_cut, find_peak
@@ -52,7 +52,7 @@ def define_weigh() -> Function:
         for index in range(FIGURES):
             figures[index] = 0
         _weigh_part(row, 0, last + 1, peak, temperature, cut, least, before, out, figures)
-        above = np.nextafter(cut, np.float32(np.inf))
+        above = next_above(cut)
         _weigh_part(row, last + 1, vocab, peak, temperature, above, least, before, out, figures)
         total = figures[0]
         figures[2] = np.float64(1) if before == 0 else figures[2] / doubles(r[10] + 8 * FIGURES * chunk, FIGURES)[0]

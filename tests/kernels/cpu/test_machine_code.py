@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kernels.cpu import machine_code
@@ -24,6 +25,11 @@ def compile_successor() -> MachineCode:
 
 def refuse() -> MachineCode:
     raise AssertionError("this is compiled already")
+
+
+def compile_caller() -> MachineCode:
+    """A function that calls one of Numba's runtime."""
+    return compiled(lambda number: int(np.nextafter(np.float64(number), np.inf) == number))
 
 
 def call(address: int, number: int) -> int:
@@ -53,6 +59,21 @@ def test_a_function_is_compiled_once(folder: Path, monkeypatch: pytest.MonkeyPat
     assert call(address_of("successor", refuse), 41) == 42
     with pytest.raises(AssertionError):
         address_of("another", refuse)
+
+
+def test_a_function_of_numba_is_there_where_machine_code_calls_one(folder: Path) -> None:
+    """In another process than the one that compiled it, where Numba has not been imported."""
+    assert call(address_of("caller", compile_caller), 41) == 0
+    code = """
+import sys
+from kernels.cpu.machine_code import address_of
+address_of("successor", lambda: sys.exit("it has been compiled"))
+assert "numba" not in sys.modules
+address_of("caller", lambda: sys.exit("it has been compiled"))
+assert "numba" in sys.modules
+"""
+    assert call(address_of("successor", compile_successor), 41) == 42
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
 
 
 def test_a_damaged_file_is_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
