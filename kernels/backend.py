@@ -73,8 +73,8 @@ class BatchLayout(TensorRecord):
     The tokens of all sequences are concatenated. Sequences with fewer new tokens come first, so that a backend may
     treat the leading `singles` sequences (decoding) apart from the rest (prompts).
 
-    A captured graph pads its batch with sequences of context length 0. The one token of such a sequence has slot -1
-    and is not stored; its attention output is 0.
+    A captured graph pads its batch with sequences of context length 0. Their tokens have slot -1 and are not stored;
+    their attention output is 0. Such a sequence has one token among the `singles`, and any number behind them.
     """
 
     query_starts: Tensor
@@ -205,6 +205,16 @@ class SamplingBatch(TensorRecord):
     """int64: the index, within its request, of the token to draw."""
 
 
+class Weighed(NamedTuple):
+    """The weights in proportion to which the tokens of some rows are drawn, and what they come to."""
+
+    weights: Tensor
+    """[rows, vocab] float32, relative to the highest; 0 for tokens that are never drawn."""
+    figures: Tensor
+    """[rows, 4] float64: the sum of the weights; the number of those above 0; the share that these tokens had of the
+    weights before, 1 if there are none; the distribution's entropy in nats."""
+
+
 class Backend(Protocol):
     """The decoder's arithmetic. Activations are [tokens, ...] in the model's dtype."""
 
@@ -287,6 +297,12 @@ class Backend(Protocol):
         """Draw a token from each row of `logits`, [rows, vocab] float32.
 
         Returns int64 [rows]; -1 for a row that has a NaN or +inf, or no finite logit.
+        """
+
+    def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
+        """The weights by which `sample` draws from `logits` [rows, vocab] float32; `before` are some of the same rows.
+
+        In a row from which nothing can be drawn they are 0, and their figures have no meaning.
         """
 
     def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:

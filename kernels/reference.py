@@ -21,8 +21,9 @@ from kernels.backend import (
     QuantizedWeight,
     Rotation,
     SamplingBatch,
+    Weighed,
 )
-from kernels.reference_sampling import sample
+from kernels.reference_sampling import sample, sampled_weights
 
 
 class ReferenceBackend:
@@ -100,6 +101,9 @@ class ReferenceBackend:
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(logits, batch)
+
+    def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
+        return weigh(logits, batch, before)
 
     def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
         return log_probabilities(logits, tokens, most)
@@ -185,7 +189,8 @@ def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: Attention
     shape. A wider range would waste work: a decoding sequence padded to a long prompt is nearly all padding.
     """
     counts = layout.query_starts.diff().tolist()
-    groups = [list(group) for _, group in groupby(range(len(counts)), key=lambda i: counts[i].bit_length())]
+    with_tokens = [i for i, count in enumerate(counts) if count]
+    groups = [list(group) for _, group in groupby(with_tokens, key=lambda i: counts[i].bit_length())]
     parts = [_attend_padded(q, cache, layout, options, group[0], group[-1] + 1) for group in groups]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -203,6 +208,17 @@ def attention_weights(layer: LayerQueries, positions: Tensor, blocks: Tensor) ->
     slopes = None if options.alibi_slopes is None else options.alibi_slopes[chosen, None, None]
     sinks = None if options.sinks is None else options.sinks[chosen, None, None].expand(*scores.shape[:2], 1)
     return _normalise(scores, distance, options, slopes, sinks)
+
+
+def weigh(logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
+    """See `Backend.weigh`."""
+    weights = sampled_weights(logits, batch)
+    kept, total = weights > 0, weights.sum(-1, dtype=torch.float64)
+    entropy = torch.special.entr(weights / total[:, None]).sum(-1)
+    share = torch.ones_like(total)
+    if before is not None:
+        share = torch.where(kept, before.weights, 0.0).sum(-1, dtype=torch.float64) / before.figures[:, 0]
+    return Weighed(weights, torch.stack([total, kept.sum(-1).double(), share, entropy], 1))
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor, most: int) -> Tensor:

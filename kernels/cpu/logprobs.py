@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from kernels.cpu.instructions import FLAGS, SIGNLESS, doubles, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.operation import Function
 
 BLOCK = 1024
 """Number of logits that are read together while they stay in the first-level cache, and summed up in float32."""
@@ -21,8 +21,7 @@ LOWEST = np.finfo(np.float32).min
 """The least finite number, so that no logit is relative to -inf."""
 
 
-@operation
-def logprobs_operation() -> Function:
+def define_logprobs() -> Function:
     """A row of `Backend.log_probabilities` for each row of logits. Each chunk of work is a row.
 
     Record: rows, logits, vocab, tokens, most, out. Logits are [rows, vocab] float32, tokens [rows] int64, and out is

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, next_above, words
+from kernels.cpu.operation import Function
 from kernels.cpu.race import run_race, weigh, winner_of
 
 DIGITS = ((21, 11), (10, 11), (0, 10))
@@ -21,8 +21,7 @@ BLOCK = 1024
 """Number of logits that are weighed at a time."""
 
 
-@operation
-def sample_operation() -> Function:
+def define_sample() -> Function:
     """A token of each row; -1 where the largest logit is not finite.
 
     Record: rows, logits, vocab, temperature, top_k, top_p, min_p, seed, counter, tokens. Logits are [rows, vocab]
@@ -35,25 +34,25 @@ def sample_operation() -> Function:
         if chunk < 0:
             return rows
         row, tokens = r[1] + 4 * vocab * chunk, words(r[9], rows)
-        peak: Any = _find_peak(row, vocab)
+        peak: Any = find_peak(row, vocab)
         temperature: Any = floats(r[3], rows)[chunk]
         if peak - peak != np.float32(0):
             tokens[chunk] = -1
         elif temperature > 0:
             top_k, top_p = words(r[4], rows)[chunk], floats(r[5], rows)[chunk]
-            cut, last = _find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
+            cut, last = find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
             key: Any = _stream_key(words(r[7], rows)[chunk], words(r[8], rows)[chunk])
             least: Any = floats(r[6], rows)[chunk]
             tokens[chunk] = _draw(row, vocab, peak, temperature, cut, last, least, key)
         else:
-            tokens[chunk] = _find(row, vocab, peak, 1)
+            tokens[chunk] = find(row, vocab, peak, 1)
         return 0
 
     return run
 
 
 @njit(inline="always")
-def _find_peak(row: int, vocab: int) -> Any:
+def find_peak(row: int, vocab: int) -> Any:
     """The largest logit of a row; a NaN if there is one."""
     bits = integers(row, vocab)
     highest, largest = np.int32(-(2**31)), np.int32(0)
@@ -66,7 +65,7 @@ def _find_peak(row: int, vocab: int) -> Any:
 
 
 @njit(inline="always")
-def _find(row: int, vocab: int, value: Any, count: int) -> Any:
+def find(row: int, vocab: int, value: Any, count: int) -> Any:
     """The token that is number `count`, from 1 on, of those with the logit `value`."""
     logits = floats(row, vocab)
     for token in range(vocab):
@@ -82,13 +81,12 @@ def _draw(row: int, vocab: int, peak: Any, temperature: Any, cut: Any, last: int
     """The winner of the race among the tokens above the cut, and those at the cut up to the token `last`."""
     result = run_race(row, 0, last + 1, peak, temperature, cut, least, key)
     if last + 1 < vocab:
-        above = np.nextafter(cut, np.float32(np.inf))
-        result = max(result, run_race(row, last + 1, vocab, peak, temperature, above, least, key))
+        result = max(result, run_race(row, last + 1, vocab, peak, temperature, next_above(cut), least, key))
     return winner_of(result)
 
 
 @njit
-def _find_cut(row: int, vocab: int, peak: Any, temperature: Any, top_k: int, top_p: Any, scratch: int) -> Any:
+def find_cut(row: int, vocab: int, peak: Any, temperature: Any, top_k: int, top_p: Any, scratch: int) -> Any:
     """The least logit that top-k and then top-p keep, and the last token with this logit that they keep.
 
     These are -inf and the row's last token if they keep all.
@@ -103,7 +101,7 @@ def _find_cut(row: int, vocab: int, peak: Any, temperature: Any, top_k: int, top
         cut, tied, kept = _descend(row, vocab, peak, temperature, cut, np.float64(top_p) * mass, True, scratch)
         if cut == least:
             kept = min(kept, most)
-    return cut, (_find(row, vocab, cut, kept) if kept < tied else vocab - 1)
+    return cut, (find(row, vocab, cut, kept) if kept < tied else vocab - 1)
 
 
 @njit

@@ -17,6 +17,7 @@ from kernels.backend import (
     QuantizedWeight,
     Rotation,
     SamplingBatch,
+    Weighed,
 )
 from kernels.gpu.activation import activation, gated_activation
 from kernels.gpu.attention import attend
@@ -26,7 +27,7 @@ from kernels.gpu.norm import add_layer_norm, add_rms_norm
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
 from kernels.gpu.weights import attention_weights
-from kernels.reference import embed, log_probabilities, rotation
+from kernels.reference import embed, log_probabilities, rotation, weigh
 
 
 class TritonBackend:
@@ -95,6 +96,9 @@ class TritonBackend:
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(self._launch, logits, batch)
+
+    def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
+        return weigh(logits, batch, before)
 
     def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
         return log_probabilities(logits, tokens, most)

@@ -53,7 +53,7 @@ def choose(
     # Log-probabilities are those of the logits before the transforms, which edit them in place.
     kept = logits.index_select(0, settings.rows) if settings.asking else None
     shown = any(draw.candidates is not None for draw in Draws.of(draws).others)
-    watched = Waterfall(draws, logits) if shown else None
+    watched = Waterfall(backend, draws, logits) if shown else None
     for transform in settings.transforms:
         transform(logits, draws, memory)
         if watched is not None:

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.backend import SamplingBatch
-from kernels.reference_sampling import exponentials, sampled_weights, stream_keys, uniforms
+from kernels.backend import Backend, SamplingBatch, Weighed
+from kernels.reference_sampling import exponentials, stream_keys, uniforms
 from model.contract import Draw
 from model.sampling.orders import ASKED, BACKEND, TRANSFORMED
 from model.sampling.transforms import Transform
@@ -72,21 +72,23 @@ class WaterfallTable:
 class Waterfall:
     """Watches the logits of the draws that ask for it on their way to the sampler."""
 
-    def __init__(self, draws: Sequence[Draw], logits: Tensor) -> None:
+    def __init__(self, backend: Backend, draws: Sequence[Draw], logits: Tensor) -> None:
         """`logits` [rows, vocab] float32 are the model's own; row i belongs to draws[i]. Some draw must ask."""
         asking = [row for row, draw in enumerate(draws) if draw.candidates is not None]
+        self._backend = backend
         self._asking = [(row, draws[row]) for row in asking]
         self._draws = [draws[row] for row in asking]
         (self._rows,) = stage([torch.tensor(asking)], logits.device)
         self._names: list[tuple[str, Callable[[Draw], bool]]] = []
-        self._probabilities: list[Tensor] = []
-        """[rows, vocab] float32 for each of the names."""
-        self._note("raw", lambda draw: True, self._logits(logits).softmax(-1))
+        self._stages: list[Weighed] = []
+        """The weights of each of the names, and what they come to."""
+        self._plain = _every_token(self._rows)
+        self._note("raw", lambda draw: True, self._logits(logits), self._plain)
 
     def note(self, transform: Transform, logits: Tensor) -> None:
         """Keep what a transform has made of the logits, if any of the draws asks for it."""
         if any(map(transform.applies, self._draws)):
-            self._note(transform.name, transform.applies, self._logits(logits).softmax(-1))
+            self._note(transform.name, transform.applies, self._logits(logits), self._plain)
 
     def table(self, logits: Tensor, batch: SamplingBatch, tokens: Tensor) -> WaterfallTable:
         """The stages up to the drawn `tokens` [rows] int64, which come of `logits` by `batch`."""
@@ -95,24 +97,28 @@ class Waterfall:
         for count, name in enumerate(BACKEND, 1):
             applies = partial(_left, name)
             if any(map(applies, self._draws)):
-                weights = sampled_weights(logits, _first_filters(batch, count))
-                self._note(name, applies, weights / weights.sum(-1, keepdim=True, dtype=torch.float64))
+                self._note(name, applies, logits, _first_filters(batch, count))
         most = min(max(draw.candidates or 0 for draw in self._draws), logits.shape[1])
-        chosen = [of_stage.topk(most).indices for of_stage in (self._probabilities[-1], self._probabilities[0])]
-        candidates = torch.cat([*chosen, tokens.clamp(min=0)[:, None]], 1)
+        drawn = tokens.clamp(min=0)
+        chosen = [self._likeliest(of_stage, drawn, most) for of_stage in (self._stages[-1], self._stages[0])]
+        candidates = torch.cat([*chosen, drawn[:, None]], 1)
         noise = exponentials(uniforms(stream_keys(batch), candidates.int()))
         head = torch.stack([candidates.double(), noise.double(), tokens[:, None].expand_as(candidates).double()], 1)
         head = torch.nn.functional.pad(head, (_FIGURES, 0))
-        before = [self._probabilities[0], *self._probabilities]
-        rows = [_row(now, then, candidates) for now, then in zip(self._probabilities, before, strict=False)]
-        return WaterfallTable(self._asking, self._names, torch.cat([head, torch.stack(rows, 1)], 1))
+        rows = torch.stack([_row(weighed, candidates) for weighed in self._stages], 1)
+        return WaterfallTable(self._asking, self._names, torch.cat([head, rows], 1))
 
     def _logits(self, logits: Tensor) -> Tensor:
         return logits.index_select(0, self._rows)
 
-    def _note(self, name: str, applies: Callable[[Draw], bool], probabilities: Tensor) -> None:
+    def _note(self, name: str, applies: Callable[[Draw], bool], logits: Tensor, batch: SamplingBatch) -> None:
         self._names.append((name, applies))
-        self._probabilities.append(probabilities)
+        self._stages.append(self._backend.weigh(logits, batch, self._stages[-1] if self._stages else None))
+
+    def _likeliest(self, weighed: Weighed, tokens: Tensor, most: int) -> Tensor:
+        """The `most` likeliest tokens [rows, most] int64 of a stage."""
+        # Weights have the order of their own exponentials.
+        return self._backend.log_probabilities(weighed.weights, tokens, most)[:, 2 + most :].long()
 
 
 def _left(stage: str, draw: Draw) -> bool:
@@ -125,10 +131,13 @@ def _first_filters(batch: SamplingBatch, count: int) -> SamplingBatch:
     return replace(batch, **{name: torch.full_like(getattr(batch, name), _OFF[name]) for name in BACKEND[count:]})
 
 
-def _row(now: Tensor, before: Tensor, candidates: Tensor) -> Tensor:
-    """Kept, mass, entropy and the candidates' probabilities [rows, 3 + candidates] of a stage [rows, vocab]."""
-    kept = now > 0
-    mass = torch.where(kept, before, 0.0).sum(-1, dtype=torch.float64)
-    entropy = torch.special.entr(now).sum(-1, dtype=torch.float64)
-    figures = torch.stack([kept.sum(-1).double(), mass, entropy], 1)
-    return torch.cat([figures, now.gather(1, candidates).double()], 1)
+def _every_token(rows: Tensor) -> SamplingBatch:
+    """A batch for so many `rows` that keeps every token, at temperature 1."""
+    one, zero = torch.ones_like(rows, dtype=torch.float32), torch.zeros_like(rows)
+    return SamplingBatch(temperature=one, top_k=zero, top_p=one, min_p=zero.float(), seed=zero, counter=zero)
+
+
+def _row(weighed: Weighed, candidates: Tensor) -> Tensor:
+    """Kept, mass, entropy and the candidates' probabilities [rows, 3 + candidates] of a stage."""
+    total, figures = weighed.figures.split([1, _FIGURES], 1)
+    return torch.cat([figures, weighed.weights.gather(1, candidates) / total], 1)

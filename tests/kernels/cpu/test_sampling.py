@@ -1,4 +1,7 @@
-"""Tokens that the cpu backend draws are the reference's: the same filters, and the same random numbers."""
+"""Tokens that the cpu backend draws are the reference's: the same filters, and the same random numbers.
+
+So are the weights by which it draws them.
+"""
 
 import pytest
 import torch
@@ -6,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.backend import SamplingBatch
-from kernels.reference_sampling import sample
+from kernels.backend import SamplingBatch, Weighed
+from kernels.reference import weigh
+from kernels.reference_sampling import sample, select_rows
 from tests.kernels.cpu.test_backend import CPU
 
 INFINITE = float("inf")
@@ -60,6 +64,39 @@ def test_tokens_are_those_of_the_reference(vocab: int, spread: float, kind: str,
         logits[:, 1:][torch.rand(12, vocab - 1) < 0.5] = -INFINITE
     wanted = batch(12)
     assert torch.equal(CPU.sample(logits.clone(), wanted), sample(logits, wanted))
+    check_weights(logits, wanted)
+
+
+def check_weights(logits: Tensor, wanted: SamplingBatch) -> None:
+    """Those of one stage behind another, which has other settings."""
+    got, expected = None, None
+    for one in (batch(len(logits)), wanted):
+        got, expected = CPU.weigh(logits, one, got), weigh(logits, one, expected)
+        # The smallest numbers of float32 have few digits.
+        torch.testing.assert_close(got.weights, expected.weights, rtol=1e-5, atol=1e-42)
+        assert torch.equal(got.figures[:, 1].long(), (got.weights > 0).sum(-1))
+        assert (got.figures[:, 1] >= (expected.weights > 1e-42).sum(-1)).all()
+        torch.testing.assert_close(got.figures[:, [0, 2]], expected.figures[:, [0, 2]], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(got.figures[:, 3], expected.figures[:, 3], rtol=1e-5, atol=1e-5)
+
+
+def test_the_weights_of_a_whole_vocabulary() -> None:
+    """In rows that are weighed in several blocks, and end between two of them."""
+    torch.manual_seed(0)
+    logits = torch.randn(12, 20_001) * 4
+    check_weights(logits, batch(12))
+    check_weights(logits.round(), batch(12))
+
+
+def test_weights_depend_on_no_row_beside_them() -> None:
+    logits, wanted = torch.randn(9, 3000), batch(9)
+    before = CPU.weigh(logits, batch(9), None)
+    whole = CPU.weigh(logits, wanted, before)
+    for row in range(9):
+        some = torch.tensor([row])
+        alone = CPU.weigh(logits[some], select_rows(wanted, some), Weighed(*(part[some] for part in before)))
+        assert torch.equal(alone.weights, whole.weights[some])
+        assert torch.equal(alone.figures, whole.figures[some])
 
 
 @pytest.mark.parametrize("bad", [INFINITE, float("nan"), -float("nan")])
@@ -69,3 +106,5 @@ def test_rows_without_a_finite_maximum_draw_nothing(bad: float) -> None:
     logits[3, 7], logits[5] = bad, -INFINITE
     expected[[3, 5]] = -1
     assert torch.equal(CPU.sample(logits, wanted), expected)
+    weights = CPU.weigh(logits, wanted, None).weights
+    assert (weights.amax(-1) > 0).tolist() == (expected >= 0).tolist()
