@@ -27,10 +27,11 @@ from service.api.places import Places
 from service.api.server import Server
 from service.app import create_app
 from service.engine.client import ChannelClient
+from service.model_files import locate
 from service.observability.metrics import Metrics
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
-from service.served_model import locate, read_served_model
+from service.served_model import read_served_model
 from service.settings import Settings
 
 

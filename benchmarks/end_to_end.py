@@ -98,7 +98,9 @@ def _measure_decode(bench: Bench, decoder: Decoder, form: str, count: int, targe
     layout = batch_layout(_chunks(sequences, context, 1, sizes.block_size), sizes.block_size, bench.device)
     forward = decoder.forward
     if bench.device.type == "cuda":
-        graphed = GraphedDecoder(decoder, cache, max_batch=sequences, max_context=2 * context, capture=CudaCapture())
+        graphed = GraphedDecoder(
+            decoder, cache, max_batch=sequences, max_context=2 * context, token_budget=512, capture=CudaCapture()
+        )
         forward = graphed.forward
     tokens = torch.randint(0, spec.vocab_size, (sequences,), device=bench.device)
     drawing = draws(sequences, bench.device)

@@ -73,8 +73,8 @@ class BatchLayout(TensorRecord):
     The tokens of all sequences are concatenated. Sequences with fewer new tokens come first, so that a backend may
     treat the leading `singles` sequences (decoding) apart from the rest (prompts).
 
-    A captured graph pads its batch with sequences of context length 0. The one token of such a sequence has slot -1
-    and is not stored; its attention output is 0.
+    A captured graph pads its batch with sequences of context length 0. Their tokens have slot -1 and are not stored;
+    their attention output is 0. Such a sequence has one token among the `singles`, and any number behind them.
     """
 
     query_starts: Tensor

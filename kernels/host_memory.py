@@ -4,7 +4,6 @@ A step reads every weight, and keys and values all over the cache. With pages of
 longer than reading, above all in a virtual machine.
 """
 
-import ctypes
 import mmap
 
 import torch
@@ -23,10 +22,3 @@ def large_pages(size: int) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
-
-
-def return_free_memory() -> None:
-    """Give the system back what the allocator keeps of memory that is free, where it is glibc's."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

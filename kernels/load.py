@@ -32,6 +32,9 @@ def load_backend(
                 raise ValueError("the cpu backend computes in float32: use dtype=float32, or the reference backend")
             try:
                 from kernels.cpu.backend import CpuBackend
+                from kernels.cpu.machine_code import check_compiler
+
+                check_compiler()
             except ImportError as error:
                 raise ValueError(f"the cpu backend needs Numba, which cannot be used here: {error}") from None
             return CpuBackend(threads)
@@ -52,7 +55,10 @@ def _best_on_cpu(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "reference"
     try:
+        from kernels.cpu.machine_code import check_compiler
         from kernels.cpu.target import dot_path
+
+        check_compiler()
     except ImportError as error:
         logger.warning("computing by the slow reference backend, since Numba cannot be used here: %s", error)
         return "reference"

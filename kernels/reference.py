@@ -189,7 +189,8 @@ def attend(q: Tensor, cache: LayerCache, layout: BatchLayout, options: Attention
     shape. A wider range would waste work: a decoding sequence padded to a long prompt is nearly all padding.
     """
     counts = layout.query_starts.diff().tolist()
-    groups = [list(group) for _, group in groupby(range(len(counts)), key=lambda i: counts[i].bit_length())]
+    with_tokens = [i for i, count in enumerate(counts) if count]
+    groups = [list(group) for _, group in groupby(with_tokens, key=lambda i: counts[i].bit_length())]
     parts = [_attend_padded(q, cache, layout, options, group[0], group[-1] + 1) for group in groups]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 

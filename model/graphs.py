@@ -1,13 +1,15 @@
-"""Decoding steps replayed from captured CUDA graphs, with the decoder's own interface.
+"""Steps replayed from captured CUDA graphs, with the decoder's own interface.
 
-Each of a decoding step's hundreds of kernels computes little, so the host takes longer to start them one by one than
-the device to run them. A graph starts all of them with one call, but only with the shapes and addresses of its capture.
-A batch is therefore copied into static buffers and padded to the next larger of a few captured sizes (buckets).
+Each of the hundreds of kernels of a decoding step, or of one with short prompts, computes little, so the host takes
+longer to start them one by one than the device to run them. A graph starts all of them with one call, but only with the
+shapes and addresses of its capture. A batch is therefore copied into static buffers and padded to the next larger of a
+few captured shapes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,34 @@ Replay = Callable[[], Tensor]
 """Runs a captured computation again; every call returns the same tensor, with new contents."""
 Capture = Callable[[Callable[[], Tensor]], Replay]
 """Captures a function, which must read and write the same memory at every call."""
+
+
+PROMPT_TOKENS = (64, 128, 256, 512)
+"""Sizes to capture of all new tokens of prompts in a step. More tokens keep the device busy while the host starts their
+kernels."""
+PROMPTS = 8
+"""Limit of prompts in a captured step."""
+BESIDE_PROMPTS = (0, 8, 64)
+"""Numbers of decoding sequences to capture beside prompts: few, since prompts have more tokens."""
+
+
+class Shape(NamedTuple):
+    """The size of a captured step."""
+
+    singles: int
+    """Number of sequences with one new token."""
+    prompt_tokens: int
+    """Number of the other sequences' new tokens; 0 if there are none of these sequences."""
+
+
+def shapes(most: int, token_budget: int) -> tuple[Shape, ...]:
+    """The shapes to capture of steps with up to `most` sequences that have one new token, and `token_budget` tokens.
+
+    They are in the order in which a batch takes the first that has room for it.
+    """
+    beside = [*(size for size in BESIDE_PROMPTS if size < most), most]
+    mixed = (Shape(size, tokens) for tokens in PROMPT_TOKENS for size in beside if size + tokens <= token_budget)
+    return (*(Shape(size, 0) for size in buckets(most)), *mixed)
 
 
 def buckets(most: int) -> tuple[int, ...]:
@@ -47,14 +77,26 @@ class CudaCapture:
 
 
 class GraphedDecoder:
-    """A decoder that replays graphs for batches of decoding sequences, and runs the plain decoder for all others.
+    """A decoder that replays graphs for batches of decoding sequences and short prompts, and runs the plain decoder for
+    all others.
 
     The graphs hold no output projection: only the caller knows the rows that need logits. The host starts the
     projection while the graph still runs.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, max_batch: int, max_context: int, capture: Capture) -> None:
-        """Allocate static buffers for `max_batch` sequences of up to `max_context` tokens in `cache`.
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        *,
+        max_batch: int,
+        max_context: int,
+        capture: Capture,
+        token_budget: int,
+    ) -> None:
+        """Allocate static buffers for `max_batch` decoding sequences of up to `max_context` tokens in `cache`.
+
+        Padding included, no captured step has more than `token_budget` tokens, unless all its sequences decode.
 
         Each graph is captured when a batch first needs it. Its block table has room for `max_context` tokens, so that
         one graph serves sequences of every length.
@@ -67,65 +109,125 @@ class GraphedDecoder:
         self._decoder = decoder
         self._cache = cache
         self._capture = capture
-        self._buckets = buckets(max_batch)
-        self._static = _StaticBatch.of(max_batch, max_context, cache.block_size, decoder.weights.device)
-        self._replays: dict[int, Replay] = {}
+        self._shapes = shapes(max_batch, token_budget)
+        self._buffers = _Buffers.of(max_batch, max_context, cache.block_size, decoder.weights.device)
+        self._batches: dict[Shape, _StaticBatch] = {}
+        self._replays: dict[Shape, Replay] = {}
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
         """See `Decoder.forward`. The next call may overwrite the returned tensor, in the device's order of work."""
-        static = self._static.layout
-        fits = layout.max_context <= static.max_context and len(tokens) <= len(self._static.tokens)
-        if probe is not None or cache is not self._cache or layout.max_query > 1 or not fits:
+        shape = self._shape(layout, len(tokens))
+        if probe is not None or cache is not self._cache or shape is None:
             return self._decoder.forward(tokens, layout, cache, probe)
-        bucket = next(size for size in self._buckets if size >= len(tokens))
-        self._static.fill(bucket, tokens, layout)
-        if bucket not in self._replays:
-            batch = self._static.first(bucket)
-            self._replays[bucket] = self._capture(
+        if shape not in self._batches:
+            self._batches[shape] = self._buffers.batch(shape)
+        batch = self._batches[shape]
+        batch.fill(tokens, layout)
+        if shape not in self._replays:
+            self._replays[shape] = self._capture(
                 partial(self._decoder.forward, batch.tokens, batch.layout, self._cache)
             )
-        return self._replays[bucket]()[: len(tokens)]
+        return batch.own(self._replays[shape](), layout.singles, len(tokens))
+
+    def _shape(self, layout: BatchLayout, tokens: int) -> Shape | None:
+        """The shape that a batch of so many tokens is padded to; None if there is none."""
+        singles, sequences = layout.singles, layout.context_lens.shape[0]
+        if layout.max_context > self._buffers.max_context or sequences - singles > PROMPTS:
+            return None
+        for shape in self._shapes:
+            room = shape.singles >= singles and shape.prompt_tokens >= tokens - singles
+            if room and (tokens == singles) == (shape.prompt_tokens == 0):
+                return shape
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class _StaticBatch:
-    """Static buffers of a batch of decoding sequences; the graph of size n reads the first n of them."""
+    """A batch at fixed addresses: sequences with one new token, and behind them, if there are any, PROMPTS others.
+
+    Sequences that a step does not fill are padding. A last one behind the prompts has all tokens that these leave.
+    """
 
     tokens: Tensor
     layout: BatchLayout
 
-    @classmethod
-    def of(cls, size: int, max_context: int, block_size: int, device: torch.device) -> "_StaticBatch":
-        """A batch of `size` padding sequences."""
-        width = -(-max_context // block_size)
-        layout = BatchLayout(
-            query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
-            context_lens=torch.zeros(size, dtype=torch.int32, device=device),
-            block_table=torch.zeros(size, width, dtype=torch.int32, device=device),
-            slots=torch.full((size,), -1, device=device),
-            positions=torch.zeros(size, dtype=torch.int64, device=device),
-            singles=size,
-            max_query=1,
-            max_context=width * block_size,
-        )
-        return cls(torch.zeros(size, dtype=torch.int64, device=device), layout)
-
-    def first(self, size: int) -> "_StaticBatch":
-        """Views of the first `size` sequences."""
-        views = {name: tensor[:size] for name, tensor in self.layout.tensors().items()}
-        views["query_starts"] = self.layout.query_starts[: size + 1]
-        return _StaticBatch(self.tokens[:size], replace(self.layout.with_tensors(views), singles=size))
-
-    def fill(self, size: int, tokens: Tensor, layout: BatchLayout) -> None:
-        """Copy a batch of decoding sequences to the front, and turn the others up to `size` into padding."""
-        count, static = len(tokens), self.layout
+    def fill(self, tokens: Tensor, layout: BatchLayout) -> None:
+        """Copy a batch into the places of its sequences and tokens, and turn the others into padding."""
+        static, singles = self.layout, layout.singles
         for place, values, padding in (
             (self.tokens, tokens, 0),
-            (static.context_lens, layout.context_lens, 0),
             (static.slots, layout.slots, -1),
             (static.positions, layout.positions, 0),
+            (static.context_lens, layout.context_lens, 0),
         ):
-            place[:count].copy_(values)
-            place[count:size].fill_(padding)
+            _put(place[: static.singles], values[:singles], padding)
+            _put(place[static.singles :], values[singles:], padding)
         # Other entries of the table keep old block indices. They lie beyond their sequence's context and go unread.
-        static.block_table[:count, : layout.block_table.shape[1]].copy_(layout.block_table)
+        table, width = static.block_table, layout.block_table.shape[1]
+        prompts = layout.block_table.shape[0] - singles
+        table[:singles, :width].copy_(layout.block_table[:singles])
+        if prompts:
+            table[static.singles : static.singles + prompts, :width].copy_(layout.block_table[singles:])
+            ends = layout.query_starts[singles + 1 :] + (static.singles - singles)
+            _put(static.query_starts[static.singles + 1 : -1], ends, ends[-1])
+
+    def own(self, rows: Tensor, singles: int, tokens: int) -> Tensor:
+        """The rows of the `tokens` that were copied last, among the batch's rows [tokens, ...] with padding."""
+        if singles == self.layout.singles or tokens == singles:
+            return rows[:tokens]
+        begin = self.layout.singles
+        return torch.cat([rows[:singles], rows[begin : begin + tokens - singles]])
+
+
+def _put(place: Tensor, values: Tensor, padding: int | Tensor) -> None:
+    """Copy values to the front of a place, and fill the rest with padding."""
+    count = len(values)
+    if count:
+        place[:count].copy_(values)
+    if count < len(place):
+        place[count:].fill_(padding)
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """The memory that the batches of all shapes share, since each is filled anew before it is used."""
+
+    tokens: Tensor
+    """[tokens] int64; slots and positions alike."""
+    slots: Tensor
+    positions: Tensor
+    context_lens: Tensor
+    """[sequences] int32."""
+    block_table: Tensor
+    """[sequences, blocks] int32."""
+    max_context: int
+
+    @classmethod
+    def of(cls, max_batch: int, max_context: int, block_size: int, device: torch.device) -> "_Buffers":
+        """Buffers for `max_batch` sequences with one new token, beside prompts."""
+        width = -(-max_context // block_size)
+        tokens, slots, positions = (
+            torch.zeros(max_batch + PROMPT_TOKENS[-1], dtype=torch.int64, device=device) for _ in range(3)
+        )
+        sequences = max_batch + PROMPTS + 1
+        lens = torch.zeros(sequences, dtype=torch.int32, device=device)
+        table = torch.zeros(sequences, width, dtype=torch.int32, device=device)
+        return cls(tokens, slots, positions, lens, table, width * block_size)
+
+    def batch(self, shape: Shape) -> _StaticBatch:
+        """The batch of a shape, in this memory."""
+        tokens = shape.singles + shape.prompt_tokens
+        sequences = shape.singles + (PROMPTS + 1 if shape.prompt_tokens else 0)
+        starts = torch.arange(sequences + 1, dtype=torch.int32, device=self.tokens.device)
+        starts[-1] = tokens
+        layout = BatchLayout(
+            query_starts=starts,
+            context_lens=self.context_lens[:sequences],
+            block_table=self.block_table[:sequences],
+            slots=self.slots[:tokens],
+            positions=self.positions[:tokens],
+            singles=shape.singles,
+            max_query=max(1, shape.prompt_tokens),
+            max_context=self.max_context,
+        )
+        return _StaticBatch(self.tokens[:tokens], layout)

@@ -49,7 +49,7 @@ class RunnerConfig:
     load_format: LoadFormat = "auto"
     round_weights: Rounding = "none"
     graphs: bool = True
-    """Whether decoding steps on a GPU are replayed from captured graphs."""
+    """Whether decoding and short prompts on a GPU are replayed from captured graphs."""
     batch_invariant: bool = False
     """Whether a request's logits must be the same, bit for bit, whichever other requests share its step."""
     max_running: int = 64

@@ -22,10 +22,11 @@ from service.api.schemas.inspect import InspectBody
 from service.api.schemas.inspection import Inspection
 from service.engine.client import ChannelClient
 from service.generation import Generation, GenerationRequest, Piece, interleave
+from service.model_files import locate
 from service.observability.record import RequestRecord
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
-from service.served_model import check_ends, locate, read_served_model
+from service.served_model import check_ends, read_served_model
 from service.settings import Settings
 
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -162,7 +162,9 @@ class Settings(BaseSettings):
         description="Dense weights: none leaves them as they are; 8bit rounds them, in groups of 32 with a scale each.",
     )
     backend: str = Field(_RUNNER.backend, description="Kernels to compute with: auto, reference, triton or cpu.")
-    graphs: bool = Field(_RUNNER.graphs, description="Whether decoding on a GPU is replayed from captured graphs.")
+    graphs: bool = Field(
+        _RUNNER.graphs, description="Whether decoding and short prompts on a GPU are replayed from captured graphs."
+    )
     batch_invariant: bool = Field(
         _RUNNER.batch_invariant,
         description="Whether no bit of a completion may depend on what else runs; not for the reference backend.",

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS, serves
 from kernels.cpu.attention_tile import (
-    KEYS,
-    LANES,
     ROWS_AT_ONCE,
     VECTORS_AT_ONCE,
     find_peak,
@@ -21,31 +20,19 @@ from kernels.cpu.attention_tile import (
     take_exp,
 )
 from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, words
-from kernels.cpu.matrix_attention import add_tile, begin_tile, own_bytes, score_tile, serves
-from kernels.cpu.matrix_unit import REGISTER_ROWS, release
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.matrix_attention import add_tile, begin_tile, score_tile
+from kernels.cpu.matrix_unit import release
+from kernels.cpu.operation import Function
+from kernels.cpu.target import REGISTER_ROWS
 
-ROWS = 96
-"""Rows in a tile, as far as whole tokens fit: each is one token's query of one head; all share the keys read."""
 UNIT_ROWS = 48
-"""The same where the matrix unit multiplies, which has less to gain from sharing them."""
+"""The same as `ROWS` where the matrix unit multiplies, which has less to gain from sharing them."""
 LOWEST = np.float32(-3.0e38)
 """Initial peak of scores; unlike -inf, it leaves no NaN when it is subtracted from itself."""
-PLACES_BYTES = 2 * 8 * KEYS
-"""Bytes of the addresses of a tile's keys and values."""
 MOST_ROWS, MOST_VECTORS = ROWS_AT_ONCE[0], VECTORS_AT_ONCE[0]
 
 
-def scratch_bytes(dim: int, group: int) -> int:
-    """Bytes of scratch memory that attention needs, with heads of `dim` and `group` query heads for each KV head."""
-    width = -(-dim // LANES) * LANES
-    rows = max(ROWS, group) + REGISTER_ROWS
-    own = max(4 * KEYS * (dim + width), own_bytes(dim, rows))
-    return 2 * PLACES_BYTES + 4 * rows * (3 + dim + width + KEYS) + own
-
-
-@operation
-def attend_operation(stored: int, dim: int, block: int, plain: bool) -> Function:
+def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
     """Attention with heads of `dim` over a cache in blocks of `block` tokens; `stored` is their form (`storage.py`).
 
     A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is the tokens of one tile for one KV head.

@@ -12,13 +12,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.cpu import vectors as v
+from kernels.cpu.attention_memory import KEYS, LANES
 from kernels.cpu.storage import widen
-from kernels.cpu.target import dot_path, register_floats
+from kernels.cpu.target import dot_path
 
-LANES = register_floats()
-"""Float32 numbers in a register."""
-KEYS = 64
-"""Keys in a tile, and in one step of the online softmax."""
 ROWS_AT_ONCE = (6, 4, 3, 2, 1)
 """Numbers of rows whose sums fit into registers together."""
 VECTORS_AT_ONCE = (4, 1) if dot_path() == "avx512-vnni" else (2, 1)

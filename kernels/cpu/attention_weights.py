@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.attention import LOWEST, PLACES_BYTES, ROWS, locate, multiply
-from kernels.cpu.attention_tile import KEYS, LANES, find_peak, load_keys
+from kernels.cpu.attention import LOWEST, locate, multiply
+from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS
+from kernels.cpu.attention_tile import find_peak, load_keys
 from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.operation import Function
 
 
-def scratch_bytes(dim: int) -> int:
-    """Bytes of scratch memory that the operation needs, with heads of `dim`."""
-    return PLACES_BYTES + 4 * KEYS * dim + 4 * ROWS * (dim + KEYS + 1)
-
-
-@operation
-def weights_operation(stored: int, dim: int, block: int, plain: bool) -> Function:
+def define_weights(stored: int, dim: int, block: int, plain: bool) -> Function:
     """Attention weights with heads of `dim`; `stored`, `block` and `plain` are as in `attend_operation`.
 
     Each chunk of work is one head of up to `ROWS` rows, each of which is a query at a position of its own.

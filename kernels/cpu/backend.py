@@ -28,29 +28,30 @@ from kernels.backend import (
     SamplingBatch,
     Weighed,
 )
+from kernels.cpu.activations import TOKENS, Rounding, parts, serves
 from kernels.cpu.arena import LARGE, Arena
-from kernels.cpu.attention import attend_operation, scratch_bytes
-from kernels.cpu.attention_weights import scratch_bytes as scratch_bytes_of_weights
-from kernels.cpu.attention_weights import weights_operation
-from kernels.cpu.elementwise import (
+from kernels.cpu.attention_memory import scratch_bytes, scratch_bytes_of_weights
+from kernels.cpu.cache_forms import STORED
+from kernels.cpu.operation import SCRATCH_BYTES, Operation
+from kernels.cpu.operations import (
+    WEIGHED_FIGURES,
     activation_operation,
     angles_operation,
+    attend_operation,
     embed_operation,
     gated_operation,
+    logprobs_operation,
+    multiply_operation,
     norm_operation,
     rotate_operation,
+    round_operation,
+    sample_operation,
+    weigh_operation,
+    weights_operation,
 )
-from kernels.cpu.logprobs import logprobs_operation
-from kernels.cpu.matmul import multiply_operation
-from kernels.cpu.matrix_tile import TOKENS, parts, serves
-from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
-from kernels.cpu.rounding import Rounding, round_operation
-from kernels.cpu.sampling import sample_operation
-from kernels.cpu.stages import FIGURES, weigh_operation
-from kernels.cpu.storage import STORED
 from kernels.cpu.target import path_name
 
 STEP_WORDS = 16
@@ -253,7 +254,7 @@ class CpuBackend:
     def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
         logits = logits.contiguous()
         rows, vocab = logits.shape
-        found = Weighed(torch.empty(rows, vocab), torch.empty(rows, FIGURES, dtype=torch.float64))
+        found = Weighed(torch.empty(rows, vocab), torch.empty(rows, WEIGHED_FIGURES, dtype=torch.float64))
         self._set(logits)
         columns = (logits, vocab, batch.temperature, batch.top_k, batch.top_p, batch.min_p, *found, *(before or (0, 0)))
         addresses = [part if isinstance(part, int) else part.data_ptr() for part in columns]

@@ -11,10 +11,11 @@ import numpy as np
 from numba import njit
 
 from kernels.backend import ActivationKind
+from kernels.cpu.activations import Rounding
 from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, half_to_float, halves, octets, signed_octets, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
-from kernels.cpu.rounding import Rounding, round_row
+from kernels.cpu.rounding import round_row
 from kernels.cpu.storage import store
 
 TOKENS_A_CHUNK = 2
@@ -23,8 +24,7 @@ UNROUNDED = Rounding(Format(4, 32, True), False)
 """A rounding that stands for none where constants are needed."""
 
 
-@operation
-def norm_operation(mean: bool, rounding: Rounding | None) -> Function:
+def define_norm(mean: bool, rounding: Rounding | None) -> Function:
     """Add x to the residual stream and norm the sum: RMS norm, or layer norm where the `mean` is subtracted.
 
     The normed numbers are also rounded if there is a `rounding`.
@@ -77,8 +77,7 @@ def norm_operation(mean: bool, rounding: Rounding | None) -> Function:
     return run
 
 
-@operation
-def angles_operation() -> Function:
+def define_angles() -> Function:
     """Cosine and sine of every token's rotary angles (Su et al., arXiv 2104.09864), times a magnitude.
 
     Record: step, frequencies, magnitude (float32 bits), cos, sin, half. frequencies are [half] float32, in radians per
@@ -125,8 +124,7 @@ def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos
         out[half + i] = b * cos[i] + a * sin[i]
 
 
-@operation
-def rotate_operation(stored: int) -> Function:
+def define_rotate(stored: int) -> Function:
     """Norm and rotate queries and keys, and store keys and values in the cache in the form `stored` (`storage.py`).
 
     Record: step, qkv, heads, kv_heads, head_dim, query norm (0: none), key norm, eps (float32 bits), cos, sin, half
@@ -195,8 +193,7 @@ def _act(kind: int, x: Any) -> Any:
     return _gelu_tanh(x)
 
 
-@operation
-def activation_operation(kind: ActivationKind) -> Function:
+def define_activation(kind: ActivationKind) -> Function:
     """The activation function `kind` of every number.
 
     Record: rows, x, out, size. x and out are [rows, size] float32.
@@ -217,8 +214,7 @@ def activation_operation(kind: ActivationKind) -> Function:
     return run
 
 
-@operation
-def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Function:
+def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
     """The activation function `kind` of the gate, times up (Shazeer, arXiv 2002.05202); rounded too, if so asked.
 
     Record: rows, gate and up, out, size; rounded and sums as in `round_operation`. Gate and up are [rows, 2 * size]
@@ -245,8 +241,7 @@ def gated_operation(kind: ActivationKind, rounding: Rounding | None) -> Function
     return run
 
 
-@operation
-def embed_operation(form: Format) -> Function:
+def define_embed(form: Format) -> Function:
     """The tokens' rows of an embedding table in panels, times a scale, with learned position embeddings added.
 
     Record: step, panels, groups, scale (float32 bits), position table (0: none), out, size. The position table is

@@ -104,6 +104,14 @@ INFINITY = np.int32(0x7F800000)
 """The bits of float32's infinity; the bits of a NaN, without the sign, are larger."""
 
 
+@njit
+def next_above(number: Any) -> Any:
+    """The least float32 above a number other than infinity. NumPy's `nextafter` is a function of Numba's library."""
+    if number == np.float32(0):
+        return from_bits(np.int32(1))
+    return from_bits(np.int32(bits_of(number) + (1 if number > np.float32(0) else -1)))
+
+
 def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
     one = builder.bitcast(values[0], v.vector(v.I16, 1))
     return builder.extract_element(v.halves_to_floats(builder, one), ir.Constant(v.I32, 0))

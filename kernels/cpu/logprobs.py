@@ -12,7 +12,7 @@ from numba import njit
 
 from kernels.cpu.exponentials import find_peak, mass_and_count
 from kernels.cpu.instructions import doubles, floats, from_bits, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.operation import Function
 
 BLOCK = 1024
 """Number of logits that are read together while they stay in the first-level cache, and summed up in float32."""
@@ -22,8 +22,7 @@ LOWEST = np.finfo(np.float32).min
 """The least finite number, so that no logit is relative to -inf."""
 
 
-@operation
-def logprobs_operation() -> Function:
+def define_logprobs() -> Function:
     """A row of `Backend.log_probabilities` for each row of logits. Each chunk of work is a row.
 
     Record: rows, logits, vocab, tokens, most, out. Logits are [rows, vocab] float32, tokens [rows] int64, and out is

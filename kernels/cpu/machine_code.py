@@ -1,11 +1,12 @@
 """Machine code of functions, compiled once on a machine and kept in files.
 
-A file has a checksum, the function's symbol, and an object file of LLVM's. It is loaded in a few milliseconds, where
-compiling takes seconds.
+A file has a checksum, the function's symbol, and an object file of LLVM's. It is loaded in a few milliseconds and
+without Numba, where compiling takes seconds.
 """
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +17,10 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from kernels.cpu.target import cpu
+from kernels.cpu.target import SETTINGS, cpu, path_name
 
+SOURCES = Path(__file__).parent
+"""The folder of the sources that are compiled, and of what they import of this project."""
 CHECKSUM_BYTES = 32
 NEVER_CALLED = (
     *("NRT_Free", "NRT_MemInfo_call_dtor", "numba_do_raise", "numba_gil_ensure", "numba_gil_release"),
@@ -50,19 +53,42 @@ def address_of(name: str, compile: Callable[[], MachineCode]) -> int:
     return load(machine_code)
 
 
+def check_compiler() -> None:
+    """Import Numba where it will be needed, since nothing is kept that it compiled. Raises ImportError."""
+    folder = _folder()
+    if folder is None or not any(folder.iterdir()):
+        import numba  # noqa: F401
+
+
 @cache
 def _folder() -> Path | None:
-    """The folder for this version of the kernels' sources, this CPU and this compiler; None if nothing can be kept."""
-    parts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    parts += [f"{cpu()} {version('numba')} {version('llvmlite')}".encode()]
-    folder = Path("~/.cache/headlight/kernels", sha256(b"".join(parts)).hexdigest()[:16])
+    """The folder of what is compiled here as `_version` says; None if nothing can be kept. Raises ImportError."""
     try:
-        folder = folder.expanduser()
+        folder = Path("~/.cache/headlight/kernels", _version()).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         # The user may have no home, or one that cannot be written.
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def _version() -> str:
+    """A digest of all that machine code depends on beside a function's name.
+
+    These are the sources, the CPU, the compiler (Numba, and the packages that it works by) and the compiler's settings.
+    Raises ImportError if Numba is not installed.
+    """
+    parts = [path.read_bytes() for path in sorted(SOURCES.glob("*.py"))]
+    parts.append(f"{cpu()} {path_name()}".encode())
+    parts.append(f"{sys.version} {' '.join(map(version, ('numba', 'llvmlite', 'numpy')))}".encode())
+    settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
+    parts.append(repr(settings).encode())
+    if SETTINGS.exists():
+        parts.append(SETTINGS.read_bytes())
+    digest = sha256()
+    for part in parts:
+        digest.update(sha256(part).digest())
+    return digest.hexdigest()[:16]
 
 
 def _read(path: Path) -> MachineCode | None:

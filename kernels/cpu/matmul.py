@@ -4,23 +4,13 @@ from typing import Any
 
 from numba import njit
 
+from kernels.cpu.activations import DEPTH, TOKENS, Rounding, parts
 from kernels.cpu.instructions import floats, words
-from kernels.cpu.matrix_tile import (
-    DEPTH,
-    MOST_ROWS,
-    PANELS,
-    REST,
-    STEPS,
-    TOKENS,
-    configure,
-    multiply_panels,
-    parts,
-)
-from kernels.cpu.matrix_unit import REGISTER_BYTES, release
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, STEPS, configure, multiply_panels
+from kernels.cpu.matrix_unit import release
+from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
-from kernels.cpu.rounding import Rounding
-from kernels.cpu.target import dot_path
+from kernels.cpu.target import REGISTER_BYTES, dot_path
 from kernels.cpu.tile import SUMS_BYTES, multiply_tile
 
 CHUNK_BYTES = 12 * 1024
@@ -32,8 +22,7 @@ def _most_tokens(form: Format) -> int:
     return 8 if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else 4
 
 
-@operation
-def multiply_operation(rounding: Rounding) -> Function:
+def define_multiply(rounding: Rounding) -> Function:
     """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
     Record: rows, x, rounded, sums, panels, bias (0: none), out, groups, outputs. x, rounded and sums are those of

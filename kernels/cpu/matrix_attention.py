@@ -15,39 +15,15 @@ from numba.extending import intrinsic
 
 from kernels.cpu import matrix_unit as unit
 from kernels.cpu import vectors as v
-from kernels.cpu.attention_tile import KEYS
+from kernels.cpu.attention_memory import DEPTH, KEYS, PARTS, PRODUCT_BYTES, ROWS_TOGETHER
 from kernels.cpu.instructions import floats, instruction, words
-from kernels.cpu.matrix_unit import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS
-from kernels.cpu.storage import BFLOAT16
-from kernels.cpu.target import matrix_unit
+from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS, matrix_unit
 
 LANES = 16
 """Float32 numbers in a vector, and in a row of a register of sums."""
-DEPTH = 32
-"""Bfloat16 numbers in a row of a register, which the unit multiplies and adds in pairs."""
-ROWS_TOGETHER = 8
-"""Rows whose queries fill a register: upper parts are its first columns, and lower parts its last ones."""
-PARTS = KEYS // REGISTER_ROWS
-"""Parts of a tile's keys, each of which fills a register."""
-PRODUCT_BYTES = PARTS * REGISTER_BYTES // ROWS_TOGETHER
-"""Bytes of a row's products with a tile's keys, those of its query's upper and lower part."""
 KEY_SUMS, QUERIES, CACHED, UPPER, LOWER, VALUE_SUMS = (0, 1), 2, 3, 4, 5, (6, 7)
 """Registers: sums float32 [keys, 2 ROWS_TOGETHER]; paired queries, and later paired values, [DEPTH / 2, 2 LANES];
 keys [REGISTER_ROWS, DEPTH]; weights' parts [rows, DEPTH], and sums float32 [rows, LANES]."""
-
-
-def serves(stored: int, dim: int, block: int) -> bool:
-    """Whether there is a matrix unit that can attend with heads of `dim` over a cache in blocks of `block` tokens.
-
-    `stored` is the cache's form.
-    """
-    suitable = stored == BFLOAT16 and dim % DEPTH == 0 and block % REGISTER_ROWS == 0
-    return suitable and matrix_unit()
-
-
-def own_bytes(dim: int, rows: int) -> int:
-    """Bytes of memory that a tile of `rows` (a multiple of REGISTER_ROWS) needs for itself."""
-    return 2 * CONFIGURATION_BYTES + rows * (4 * dim + PRODUCT_BYTES + 4 * KEYS) + 2 * dim * (KEYS + 1)
 
 
 def _emit_configure(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:

@@ -15,15 +15,11 @@ from numba.extending import intrinsic
 
 from kernels.cpu import matrix_unit as unit
 from kernels.cpu import vectors as v
+from kernels.cpu.activations import DEPTH, TOKENS, parts, serves
 from kernels.cpu.instructions import instruction
-from kernels.cpu.matrix_unit import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS
 from kernels.cpu.panels import LANES, Format
-from kernels.cpu.target import matrix_unit
+from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS
 
-DEPTH = 32
-"""Inputs in a step of the sums: bfloat16 numbers in a row of a register."""
-TOKENS = REGISTER_ROWS
-"""Limit of tokens in a register."""
 STEPS = 64
 """Limit of steps whose weights are unpacked at a time."""
 PANELS = 2
@@ -37,20 +33,6 @@ bfloat16, and behind them outputs [MOST_ROWS, PANELS * LANES] float32 of panels 
 WEIGHTS, INPUTS, SUMS = (0, 1), (2, 3), ((4, 5), (6, 7))
 """Registers: a step's weights [DEPTH / 2, LANES, 2] of each panel, its activations [TOKENS, DEPTH] of each tile of
 tokens, and sums float32 [TOKENS, LANES] of each panel and tile."""
-
-
-def serves(form: Format, groups: int) -> bool:
-    """Whether there is a matrix unit, and it can multiply with weights of `form` in so many groups."""
-    suitable = form.bits <= 16 and form.group % 8 == 0 and DEPTH % form.group == 0 and groups * form.group % DEPTH == 0
-    return suitable and LANES == 16 and matrix_unit()
-
-
-def parts(form: Format) -> int:
-    """Number of bfloat16 numbers whose sum is an activation: 1, with a relative error of 2^-9, or 2, with 2^-17.
-
-    Weights of 4 bits are so rough that the error is lost in theirs.
-    """
-    return 1 if form.bits == 4 else 2
 
 
 def _emit_configure(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:

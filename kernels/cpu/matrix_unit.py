@@ -10,14 +10,7 @@ from numba import types
 
 from kernels.cpu import vectors as v
 from kernels.cpu.instructions import instruction
-from kernels.cpu.target import matrix_unit
-
-CONFIGURATION_BYTES = 64
-"""Bytes of memory for the registers' configuration."""
-REGISTER_ROWS = 16
-"""Limit of rows in a register."""
-REGISTER_BYTES = 64 * REGISTER_ROWS
-"""Bytes in a full register."""
+from kernels.cpu.target import CONFIGURATION_BYTES, matrix_unit
 
 
 def configure(builder: ir.IRBuilder, place: v.Value, shapes: Sequence[tuple[v.Value, v.Value]]) -> None:

@@ -3,16 +3,17 @@
 The signature is (arguments, chunk, scratch) -> int64. `arguments` is the address of the arguments, up to `WORDS`
 integers; `chunk` is the index of the chunk to compute; `scratch` is the address of the calling thread's own memory. For
 chunk -1 an operation computes nothing, and returns its number of chunks. `program.py` runs operations.
+
+A definition makes the function to compile of compile-time constants. Numba and all definitions are imported only where
+machine code is missing: they take as long to import as a model of 100 MB takes to load.
 """
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ParamSpec, cast
+from typing import Any
 
-from numba import cfunc, types
-
-from kernels.cpu.instructions import FLAGS
 from kernels.cpu.machine_code import MachineCode, address_of
 
 WORDS = 24
@@ -20,10 +21,8 @@ WORDS = 24
 SCRATCH_BYTES = 1 << 20
 """Bytes of scratch memory that each thread has for operations."""
 
-Arguments = ParamSpec("Arguments")
 Function = Callable[[int, int, int], int]
 """A function with an operation's signature, which Numba compiles."""
-SIGNATURE = types.int64(types.int64, types.int64, types.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +32,22 @@ class Operation:
     address: int
 
 
-def operation(define: Callable[Arguments, Function]) -> Callable[Arguments, Operation]:
-    """Make an operation of each choice of compile-time constants, which are `define`'s arguments and have a repr.
-
-    `define` returns the function to compile. It is not called where the machine code has been kept.
-    """
+def operation(definition: str) -> Callable[..., Operation]:
+    """The maker of operations from compile-time constants, by a definition as in `machine_code_of`."""
 
     @cache
     def make(*constants: Any) -> Operation:
-        name = f"{define.__module__}.{define.__qualname__}{constants}"
-        return Operation(address_of(name, lambda: compiled(SIGNATURE, define(*constants))))
+        return Operation(machine_code_of(definition, *constants))
 
-    return cast(Callable[Arguments, Operation], make)
+    return make
 
 
-def compiled(signature: Any, function: Callable[..., int]) -> MachineCode:
-    """Compile a function with C's calling convention."""
-    made = cfunc(signature, nopython=True, fastmath=FLAGS, error_model="numpy")(function)
-    _, _, (code, _) = made._library.serialize_using_object_code()
-    return MachineCode(made.native_name, code)
+def machine_code_of(definition: str, *constants: Any) -> int:
+    """Address of a compiled function. `definition` is module:function in this package; constants have a repr."""
+
+    def compile() -> MachineCode:
+        from kernels.cpu.compiler import compiled
+
+        return compiled(pkgutil.resolve_name(f"{__package__}.{definition}")(*constants))
+
+    return address_of(f"{definition}{constants}", compile)

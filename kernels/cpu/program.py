@@ -13,33 +13,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
-from numba import types
 
 from kernels.cpu.crew import Crew
-from kernels.cpu.instructions import (
-    add_to_word,
-    call_operation,
-    exchange_word,
-    give_way,
-    pause,
-    read_word,
-    words,
-    write_word,
-)
-from kernels.cpu.machine_code import address_of
-from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, compiled
+from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, machine_code_of
 
-SHIFT = 32
-"""Bits of a ticket for its count: a ticket is epoch << SHIFT | chunks taken, where every run has an epoch of its own.
-
-A thread that is late for its run sees another epoch in the ticket, and leaves.
-"""
-TAKEN = (1 << SHIFT) - 1
-"""Mask of a ticket's count of chunks taken."""
 CLOSED = 0
 """A ticket that belongs to no run."""
-SPINS = 2000
-"""Number of reads of a word, about 20 ns each, before a waiting thread offers its core to others."""
 
 
 class Program:
@@ -54,7 +33,7 @@ class Program:
             row[1 : 1 + len(arguments)] = arguments
         self.tickets = np.zeros((max(1, self.length), 16), np.int64)
         """[operations, 16] int64: the ticket (word 0), the number of chunks (1), and in another cache line
-        epoch << SHIFT plus the number of chunks done (8)."""
+        epoch << SHIFT plus the number of chunks done (8); see `walk.py`."""
         self.address = self.words.ctypes.data
         self.tickets_address = self.tickets.ctypes.data
 
@@ -68,8 +47,8 @@ class Workers:
         self._crew = Crew(threads)
         self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
         self._current: tuple[Program, int] | None = None
-        self._work = _entry(_run)
-        self._open = _entry(_open)
+        self._work = _entry("walk:define_run")
+        self._open = _entry("walk:define_open")
         self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._stop = False
         self._threads = [
@@ -124,52 +103,9 @@ class Workers:
         return address + -address % 64
 
 
-def _open(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
-    """Count the chunks of every operation, and open its ticket so that threads can take them; returns their number."""
-    total = 0
-    for index in range(length):
-        arguments = program + index * (WORDS + 1) * 8
-        ticket = tickets + index * 128
-        chunks = call_operation(words(arguments, 1)[0], arguments + 8, -1, scratch)
-        words(ticket, 2)[1] = chunks
-        total += chunks
-        write_word(ticket + 64, epoch << SHIFT)
-        write_word(ticket, epoch << SHIFT)
-    return total
-
-
-def _run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
-    """Run one thread's part of a program. Returns 0, or 1 if the run ended before this thread reached its end."""
-    for index in range(length):
-        arguments = program + index * (WORDS + 1) * 8
-        ticket = tickets + index * 128
-        while True:
-            taken = read_word(ticket)
-            if taken >> SHIFT != epoch:
-                return 1
-            # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is taken.
-            chunks = read_word(ticket + 8)
-            chunk = taken & TAKEN
-            if chunk >= chunks:
-                break
-            if exchange_word(ticket, taken, taken + 1) != 0:
-                call_operation(words(arguments, 1)[0], arguments + 8, chunk, scratch)
-                add_to_word(ticket + 64, 1)
-        wanted = (epoch << SHIFT) + chunks
-        spins = 0
-        while read_word(ticket + 64) < wanted:
-            pause(0)
-            spins += 1
-            if spins >= SPINS:
-                give_way(0)
-                spins = 0
-    return 0
-
-
 @cache
-def _entry(function: Callable[[int, int, int, int, int], int]) -> Callable[..., int]:
-    """The compiled function, as a Python callable that releases the interpreter's lock during a call."""
-    signature = types.int64(types.int64, types.int64, types.int64, types.int64, types.int64)
-    address = address_of(f"{function.__module__}.{function.__qualname__}", lambda: compiled(signature, function))
+def _entry(definition: str) -> Callable[..., int]:
+    """A compiled function of `walk.py`, as a Python callable that releases the interpreter's lock during a call."""
+    address = machine_code_of(definition)
     entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(address)
     return entry

@@ -1,44 +1,16 @@
 """Activations rounded for a product with weights of few bits: to integer codes in groups, or to bfloat16 numbers."""
 
-from dataclasses import dataclass
-
 from numba import njit
 
+from kernels.cpu.activations import DEPTH, TOKENS, Rounding
 from kernels.cpu.instructions import words
-from kernels.cpu.matrix_tile import DEPTH, TOKENS, parts, round_inputs
-from kernels.cpu.matrix_unit import REGISTER_BYTES
-from kernels.cpu.operation import Function, operation
-from kernels.cpu.panels import Format
-from kernels.cpu.tile import LOW_BITS, SUMS_BYTES, quantize_group
+from kernels.cpu.matrix_tile import round_inputs
+from kernels.cpu.operation import Function
+from kernels.cpu.target import REGISTER_BYTES
+from kernels.cpu.tile import SUMS_BYTES, quantize_group
 
 TOKENS_A_CHUNK = 8
 """Number of tokens in a chunk of work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """The form of activations for a product with weights of `form`.
-
-    For the matrix unit they are bfloat16 numbers [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has
-    TOKENS rows. Else integers are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and
-    each group has two sums (`quantize_group`), [rows, groups, 2] float32; for weights of more than 8 bits activations
-    stay float32.
-    """
-
-    form: Format
-    unit: bool
-    """Whether the matrix unit multiplies."""
-
-    @property
-    def needed(self) -> bool:
-        """Whether the activations have another form than float32."""
-        return self.unit or self.form.bits <= 8
-
-    @property
-    def constants(self) -> tuple[int, int, int, int, int]:
-        """Numbers that `round_row` needs at compile time."""
-        form = self.form
-        return form.group, LOW_BITS.get(form.bits, 0), int(form.bits == 4), parts(form), int(self.unit)
 
 
 @njit(inline="always")
@@ -66,8 +38,7 @@ def round_row(
             quantize_group(group, low, split, x + 4 * g * group, rounded + at * group * 2, sums + at * SUMS_BYTES)
 
 
-@operation
-def round_operation(rounding: Rounding) -> Function:
+def define_round(rounding: Rounding) -> Function:
     """Round activations.
 
     Record: rows, x, columns, rounded, sums. x is [rows, columns] float32, and columns are whole groups.

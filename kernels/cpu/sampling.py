@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, next_above, words
+from kernels.cpu.operation import Function
 from kernels.cpu.race import run_race, weigh, winner_of
 
 DIGITS = ((21, 11), (10, 11), (0, 10))
@@ -21,8 +21,7 @@ BLOCK = 1024
 """Number of logits that are weighed at a time."""
 
 
-@operation
-def sample_operation() -> Function:
+def define_sample() -> Function:
     """A token of each row; -1 where the largest logit is not finite.
 
     Record: rows, logits, vocab, temperature, top_k, top_p, min_p, seed, counter, tokens. Logits are [rows, vocab]
@@ -82,8 +81,7 @@ def _draw(row: int, vocab: int, peak: Any, temperature: Any, cut: Any, last: int
     """The winner of the race among the tokens above the cut, and those at the cut up to the token `last`."""
     result = run_race(row, 0, last + 1, peak, temperature, cut, least, key)
     if last + 1 < vocab:
-        above = np.nextafter(cut, np.float32(np.inf))
-        result = max(result, run_race(row, last + 1, vocab, peak, temperature, above, least, key))
+        result = max(result, run_race(row, last + 1, vocab, peak, temperature, next_above(cut), least, key))
     return winner_of(result)
 
 

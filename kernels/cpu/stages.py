@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import FLAGS, doubles, exp, floats, words
-from kernels.cpu.operation import Function, operation
+from kernels.cpu.instructions import FLAGS, doubles, exp, floats, next_above, words
+from kernels.cpu.operation import Function
+from kernels.cpu.operations import WEIGHED_FIGURES as FIGURES
 from kernels.cpu.sampling import BLOCK, find, find_cut, find_peak
 
-FIGURES = 4
-"""Numbers of a row's figures."""
 DEEP = np.float32(-87)
 """The least exponent of a weight that float32 holds with all of its digits; `exp` gives 0 soon below."""
 LIFT = np.float32(64 * np.log(2))
 LIFTED = np.float32(2.0**-64)
-"""What is added to exponents below, and the factor that makes up for it."""
+"""The number that is added to exponents below `DEEP`, and the factor that makes up for this."""
 
 
-@operation
-def weigh_operation() -> Function:
+def define_weigh() -> Function:
     """A row of `Backend.weigh` for each row of logits. Each chunk of work is a row.
 
     Record: rows, logits, vocab, temperature, top_k, top_p, min_p, weights, figures, and the weights and figures of the
@@ -54,8 +52,7 @@ def weigh_operation() -> Function:
         for index in range(FIGURES):
             figures[index] = 0
         _weigh_part(row, 0, last + 1, peak, temperature, cut, least, before, out, figures)
-        above = np.nextafter(cut, np.float32(np.inf))
-        _weigh_part(row, last + 1, vocab, peak, temperature, above, least, before, out, figures)
+        _weigh_part(row, last + 1, vocab, peak, temperature, next_above(cut), least, before, out, figures)
         total = figures[0]
         figures[2] = np.float64(1) if before == 0 else figures[2] / doubles(r[10] + 8 * FIGURES * chunk, FIGURES)[0]
         figures[3] = np.log(total) - figures[3] / total

@@ -1,18 +1,14 @@
-"""Conversion between float32 and the KV cache's forms: float32, bfloat16, or FP8 (e4m3) divided by a scale."""
+"""Conversion between float32 and the KV cache's forms, see `cache_forms.py`."""
 
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import njit
 
 from kernels.cpu import vectors as v
+from kernels.cpu.cache_forms import BFLOAT16, FLOAT32
 from kernels.cpu.instructions import FLAGS, INFINITY, SIGNLESS, bits_of, floats, halves, octets
-
-FLOAT32, BFLOAT16, FP8 = 4, 2, 1
-"""The forms in which the cache stores a number; each constant is the form's size in bytes."""
-STORED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float8_e4m3fn: FP8}
 
 
 @njit(inline="always")

@@ -1,28 +1,48 @@
 """The capabilities of the CPU that kernels are compiled for, by LLVM's names. Kernels are not known here."""
 
 import ctypes
+import os
 import platform
 from functools import cache
+from pathlib import Path
 
 import llvmlite.binding as llvm
-from numba import config
+
+SETTINGS = Path(".numba_config.yaml")
+"""A file of settings that Numba reads where it finds one in the working directory, beside variables NUMBA_*."""
+REGISTER_ROWS = 16
+"""Limit of rows in a register of the matrix unit."""
+REGISTER_BYTES = 64 * REGISTER_ROWS
+"""Bytes in a full register of the matrix unit."""
+CONFIGURATION_BYTES = 64
+"""Bytes of memory for the configuration of the matrix unit's registers."""
 
 
 @cache
 def features() -> frozenset[str]:
     """Instruction-set extensions that Numba compiles for: the host's, or those in NUMBA_CPU_FEATURES if it is set."""
-    if config.CPU_FEATURES is not None:
-        named = str(config.CPU_FEATURES).split(",")
-        return frozenset(name[1:] for name in named if name.startswith("+"))
-    if config.CPU_NAME == "generic":
+    name, named = _chosen()
+    if named is not None:
+        return frozenset(feature[1:] for feature in named.split(",") if feature.startswith("+"))
+    if name is not None and name.lower() == "generic":
         return frozenset()
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 def cpu() -> str:
     """The CPU's name and all of its features, as Numba compiles for them."""
-    name = config.CPU_NAME or llvm.get_host_cpu_name()
-    return f"{name} {','.join(sorted(features()))}"
+    name, _ = _chosen()
+    return f"{name or llvm.get_host_cpu_name()} {','.join(sorted(features()))}"
+
+
+def _chosen() -> tuple[str | None, str | None]:
+    """The CPU's name and features that Numba is told to compile for; None for what is not told."""
+    if SETTINGS.exists():
+        # Numba's own reading of the file and the variables; it takes long to import, and such files are rare.
+        from numba import config
+
+        return config.CPU_NAME, config.CPU_FEATURES
+    return os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
 
 
 @cache

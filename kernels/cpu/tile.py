@@ -11,17 +11,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.cpu import vectors as v
+from kernels.cpu.activations import LOW_BITS
 from kernels.cpu.panels import LANES, Format
 
 SUMS_BYTES = 8
 """Bytes of a token's sums for one group: two float32 numbers, the scale and the scale times the sum of codes."""
-
-
-LOW_BITS = {4: 4, 8: 8}
-"""Number of bits in the lower part of an activation's code, by the weights' bits; the upper part has 8 bits.
-
-Codes of 12 bits err less than weights of 4 bits do, and both of their parts are multiplied as bytes.
-"""
 
 
 @intrinsic(prefer_literal=True)

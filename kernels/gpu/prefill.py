@@ -134,8 +134,10 @@ def prefill_kernel(
     token = begin + rows // GROUP  # [BLOCK_M]
     context = tl.load(context_lens + sequence)
     positions = context - tokens + rows // GROUP  # [BLOCK_M]
-    first_position = context - tokens + tile * BLOCK_M // GROUP
+    # Padding has tokens without a context: they lie before the first key, and see none.
+    first_position = tl.maximum(context - tokens + tile * BLOCK_M // GROUP, 0)
     last_position = context - tokens + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, tokens - 1)
+    last_position = tl.maximum(last_position, -1)
     # The window and the causal mask divide the keys, at multiples of BLOCK_N, into four parts: keys before every row's
     # window, which are skipped; keys in the windows of some rows; keys that all rows see; and keys that are after some
     # rows' positions. Only the third part needs no mask.
@@ -184,7 +186,7 @@ def prefill_kernel(
             OPERAND,
             NATIVE_FP8,
         )
-    factor = 1.0 / total  # [BLOCK_M]
+    factor = tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0)  # [BLOCK_M]
     if value_scales is not None:
         factor *= tl.load(value_scales + kv_head)
     width: tl.constexpr = HEAD + TAIL

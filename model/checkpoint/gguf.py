@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from model.checkpoint.checkpoint import NUMPY_DTYPES, DType, RawTensor
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.files import fill, opened
 from model.checkpoint.gguf_blocks import DECODERS
+from model.checkpoint.gguf_types import BLOCKS, TensorType, ValueType
 from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from model.checkpoint.tokenizer_data import GgufTokenizer
@@ -39,24 +39,24 @@ MOST_DIMENSIONS = 4
 BLOCKS_AT_ONCE = 4096
 """Number of quantised blocks decoded at a time, few enough for the intermediate arrays to stay in a core's cache."""
 
-PLAIN_TYPES: dict[GGMLQuantizationType, DType] = {
-    GGMLQuantizationType.F32: "F32",
-    GGMLQuantizationType.F16: "F16",
-    GGMLQuantizationType.BF16: "BF16",
+PLAIN_TYPES: dict[TensorType, DType] = {
+    TensorType.F32: "F32",
+    TensorType.F16: "F16",
+    TensorType.BF16: "BF16",
 }
 
-NUMBERS: dict[GGUFValueType, np.dtype[Any]] = {
-    GGUFValueType.UINT8: np.dtype("<u1"),
-    GGUFValueType.INT8: np.dtype("<i1"),
-    GGUFValueType.UINT16: np.dtype("<u2"),
-    GGUFValueType.INT16: np.dtype("<i2"),
-    GGUFValueType.UINT32: np.dtype("<u4"),
-    GGUFValueType.INT32: np.dtype("<i4"),
-    GGUFValueType.FLOAT32: np.dtype("<f4"),
-    GGUFValueType.BOOL: np.dtype("?"),
-    GGUFValueType.UINT64: np.dtype("<u8"),
-    GGUFValueType.INT64: np.dtype("<i8"),
-    GGUFValueType.FLOAT64: np.dtype("<f8"),
+NUMBERS: dict[ValueType, np.dtype[Any]] = {
+    ValueType.UINT8: np.dtype("<u1"),
+    ValueType.INT8: np.dtype("<i1"),
+    ValueType.UINT16: np.dtype("<u2"),
+    ValueType.INT16: np.dtype("<i2"),
+    ValueType.UINT32: np.dtype("<u4"),
+    ValueType.INT32: np.dtype("<i4"),
+    ValueType.FLOAT32: np.dtype("<f4"),
+    ValueType.BOOL: np.dtype("?"),
+    ValueType.UINT64: np.dtype("<u8"),
+    ValueType.INT64: np.dtype("<i8"),
+    ValueType.FLOAT64: np.dtype("<f8"),
 }
 UINT32 = struct.Struct("<I")
 UINT64 = struct.Struct("<Q")
@@ -65,7 +65,7 @@ UINT64 = struct.Struct("<Q")
 @dataclass(frozen=True, slots=True)
 class _Tensor:
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: TensorType
     offset: int
     """Bytes from the start of the tensors' data."""
 
@@ -75,7 +75,7 @@ class _Tensor:
 
     @property
     def nbytes(self) -> int:
-        block_elements, block_bytes = GGML_QUANT_SIZES[self.type]
+        block_elements, block_bytes = BLOCKS[self.type]
         return self.elements // block_elements * block_bytes
 
 
@@ -211,13 +211,13 @@ class _HeaderReader:
         kind = self._tensor_type(self._uint32(), name)
         if 0 in shape:
             raise self._error(f"the tensor {label(name)} is empty: {label(shape)}")
-        if shape[-1] % GGML_QUANT_SIZES[kind][0]:
+        if shape[-1] % BLOCKS[kind][0]:
             raise self._error(f"rows of the tensor {label(name)} are not whole {kind.name} blocks: {label(shape)}")
         return _Tensor(shape, kind, self._uint64())
 
-    def _tensor_type(self, number: int, name: str) -> GGMLQuantizationType:
+    def _tensor_type(self, number: int, name: str) -> TensorType:
         try:
-            kind = GGMLQuantizationType(number)
+            kind = TensorType(number)
         except ValueError:
             raise self._error(f"the tensor {label(name)} has the unknown type {number}") from None
         if kind not in PLAIN_TYPES and kind not in DECODERS:
@@ -225,21 +225,21 @@ class _HeaderReader:
         return kind
 
     def _value(self, kind: int, key: str) -> object:
-        if kind == GGUFValueType.STRING:
+        if kind == ValueType.STRING:
             return self._string()
-        if kind == GGUFValueType.ARRAY:
+        if kind == ValueType.ARRAY:
             item_kind, count = self._uint32(), self._uint64()
-            if item_kind == GGUFValueType.STRING:
+            if item_kind == ValueType.STRING:
                 return [self._string() for _ in range(count)]
             return self._numbers(item_kind, count, key)
         return self._numbers(kind, 1, key)[0]
 
     def _numbers(self, kind: int, count: int, key: str) -> list[Any]:
-        if kind == GGUFValueType.ARRAY:
+        if kind == ValueType.ARRAY:
             raise self._error(f"the metadata {label(key)} is an array of arrays, which is not supported")
         if kind not in NUMBERS:
             raise self._error(f"the metadata {label(key)} has the unknown type {kind}")
-        dtype = NUMBERS[GGUFValueType(kind)]
+        dtype = NUMBERS[ValueType(kind)]
         values: list[Any] = np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
         return values
 
@@ -309,7 +309,7 @@ def _check_layout(tensors: Mapping[str, _Tensor], alignment: int, data_size: int
 
 def _dequantized(file: BufferedReader, tensor: _Tensor, offset: int) -> npt.NDArray[np.float32]:
     """The tensor in float32. It is decoded in pieces, so that codes and float32 numbers never both exist as a whole."""
-    block_elements, _ = GGML_QUANT_SIZES[tensor.type]
+    block_elements, _ = BLOCKS[tensor.type]
     values = np.empty((tensor.elements // block_elements, block_elements), np.float32)
     start = 0
     for blocks in _decoded(file, tensor, offset):
@@ -334,7 +334,7 @@ def _quantized(file: BufferedReader, tensor: _Tensor, offset: int) -> GroupQuant
 
 def _decoded(file: BufferedReader, tensor: _Tensor, offset: int) -> Iterator[GroupQuantized]:
     """The tensor's blocks in pieces of up to `BLOCKS_AT_ONCE`, each piece [blocks, elements of a block]."""
-    block_elements, block_bytes = GGML_QUANT_SIZES[tensor.type]
+    block_elements, block_bytes = BLOCKS[tensor.type]
     count = tensor.elements // block_elements
     for start in range(0, count, BLOCKS_AT_ONCE):
         blocks = np.empty((min(BLOCKS_AT_ONCE, count - start), block_bytes), np.uint8)

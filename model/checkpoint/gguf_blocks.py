@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGMLQuantizationType
 
+from model.checkpoint.gguf_types import TensorType
 from model.checkpoint.group_quantized import GroupQuantized
 
 Bytes = npt.NDArray[np.uint8]
@@ -75,17 +75,17 @@ def _q6_k(blocks: Bytes) -> GroupQuantized:
     return GroupQuantized(_centred(codes, 32), _halves(scale) * group_scales.view(np.int8), None, 8)
 
 
-DECODERS: Mapping[GGMLQuantizationType, BlockDecoder] = {
-    GGMLQuantizationType.Q4_0: _q4_0,
-    GGMLQuantizationType.Q4_1: _q4_1,
-    GGMLQuantizationType.Q5_0: _q5_0,
-    GGMLQuantizationType.Q5_1: _q5_1,
-    GGMLQuantizationType.Q8_0: _q8_0,
-    GGMLQuantizationType.Q2_K: _q2_k,
-    GGMLQuantizationType.Q3_K: _q3_k,
-    GGMLQuantizationType.Q4_K: _q4_k,
-    GGMLQuantizationType.Q5_K: _q5_k,
-    GGMLQuantizationType.Q6_K: _q6_k,
+DECODERS: Mapping[TensorType, BlockDecoder] = {
+    TensorType.Q4_0: _q4_0,
+    TensorType.Q4_1: _q4_1,
+    TensorType.Q5_0: _q5_0,
+    TensorType.Q5_1: _q5_1,
+    TensorType.Q8_0: _q8_0,
+    TensorType.Q2_K: _q2_k,
+    TensorType.Q3_K: _q3_k,
+    TensorType.Q4_K: _q4_k,
+    TensorType.Q5_K: _q5_k,
+    TensorType.Q6_K: _q6_k,
 }
 
 

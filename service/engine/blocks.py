@@ -101,6 +101,10 @@ class BlockPool:
             request.blocks.extend(fresh)
         return True
 
+    def full(self, request: Request) -> bool:
+        """Whether a request needs another block for its next token."""
+        return len(request.blocks) * self.block_size <= request.computed
+
     def can_grow(self, requests: Iterable[Request]) -> bool:
         """Whether the pool has enough blocks for all tokens of all these requests."""
         missing = sum(max(0, self.blocks_for(request.length) - len(request.blocks)) for request in requests)

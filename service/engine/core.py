@@ -5,11 +5,12 @@ It is synchronous and does no I/O: the owner of the process decides when to step
 The life of a request, from its message to its last delta:
 
 1. `EngineCore.submit` makes a `Request` of the message and checks its token ids.
-2. `Scheduler.add` refuses it, or queues it among the waiting.
-3. `Scheduler.plan` admits it: `BlockPool.admit` gives it blocks, and cached tokens count as computed.
+2. `Scheduler.add` refuses it, or queues it among the waiting of the `Roster`.
+3. `Scheduler.plan` admits it if the `Budget` has tokens for it: `BlockPool.admit` gives it blocks, and cached tokens
+   count as computed.
 4. Each plan holds a chunk of its next tokens (prefill), until the computed tokens have caught up with the known.
 5. `Runner.start` computes the plan and draws a token for each request that has caught up.
-6. `Scheduler.commit` takes in the token, publishes full blocks to the prefix cache and makes news of it.
+6. `Scheduler.commit` has the `Landing` take in the token, publish full blocks to the prefix cache and make news of it.
 7. Steps 4 to 6 repeat with one token at a time (decode). A preempted request loses its blocks and returns to step 3.
 8. A stop token, max_tokens, a cancellation or a failure ends it: its blocks are released, its last delta is reported.
 """

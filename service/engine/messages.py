@@ -3,12 +3,14 @@
 A request is named by the id its engine client gave it, never by anything an HTTP client sent.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
 
-from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
+from model.contract import NOTHING, SamplingParams, Wanted
+from model.limits import ModelLimits, RunnerInfo
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
@@ -225,6 +227,12 @@ class Counters(msgspec.Struct):
     """Batches of the prefix cache's events, dropped ones included."""
     dropped_event_batches: int = 0
     """Batches among `event_batches` that were dropped, because their publisher was far behind."""
+
+    def add_step(self, tokens: int) -> None:
+        """Count a step of so many tokens, which has ended."""
+        self.steps += 1
+        self.computed_tokens += tokens
+        self.step_tokens[bisect_left(STEP_TOKENS, tokens)] += 1
 
     def copied(self) -> "Counters":
         """The totals of this moment; counting on does not change them."""

@@ -8,7 +8,7 @@ import msgspec
 from model.contract import ChunkResult
 from service.engine.beams import Beams
 from service.engine.grammar_source import GrammarError
-from service.engine.messages import Delta, FinishReason, Refusal
+from service.engine.messages import Delta, Drawn, FinishReason, Refusal
 from service.engine.request import Request
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,18 @@ def step_delta(
         pooled=outcome.pooled,
         inside=outcome.inside,
         distributions=outcome.distributions,
+    )
+
+
+def drawn_news(requests: Sequence[Request], tokens: list[int]) -> Drawn:
+    """The news of requests that have just drawn one of `tokens` each, and go on."""
+    return Drawn(
+        ids=[request.id for request in requests],
+        tokens=tokens,
+        cached_tokens=[request.cached_tokens or 0 for request in requests],
+        queue=[request.queue for request in requests],
+        prefill=[request.prefill for request in requests],
+        decode=[request.last_drawn - request.first_drawn for request in requests],
     )
 
 

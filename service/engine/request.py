@@ -146,6 +146,10 @@ class Request:
         """Whether its next tokens are drawn one a step with nothing beside them; `behind` is then 1 until the last."""
         return self.plain and not self.fresh and not self.drafts
 
+    def expired(self, now: float) -> bool:
+        """Whether it has outlasted its patience; a preempted request has had its first step in time."""
+        return self.patience is not None and self.queue is None and now - self.submitted > self.patience
+
     def begin(self, now: float) -> None:
         """Note that its first step is planned."""
         self.queue = now - self.submitted

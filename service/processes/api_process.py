@@ -19,6 +19,7 @@ from threading import Thread
 import msgspec
 
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import Source
 from service.api.admission import Admission
 from service.api.places import Places
@@ -52,6 +53,7 @@ def main() -> None:
     except (CheckpointError, SettingsError, OSError) as error:
         say(Failed(" ".join(str(error).split())))
         sys.exit(1)
+    return_free_memory()
     # Objects that exist now stay for good, so the garbage collector need not look at them after every large body.
     gc.freeze()
     with (

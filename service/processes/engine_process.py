@@ -34,7 +34,6 @@ from service.engine.server import EngineServer
 from service.observability.logs import configure
 from service.processes.engine_config import EngineConfig
 from service.processes.orphan import end_as_orphan
-from service.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,7 @@ def serve(socket: zmq.Socket[bytes], config: EngineConfig) -> None:
 def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) -> None:
     try:
         publisher = stack.enter_context(EventPublisher(config.events)) if config.events else None
-        load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(config.loader)
-        runner = load(config.runner)
+        runner = _loader(config.loader)(config.runner)
         make_core = partial(
             EngineCore,
             runner,
@@ -80,8 +78,26 @@ def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) ->
             sys.exit(1)
 
 
+def _loader(name: str) -> Callable[[RunnerConfig], Runner]:
+    """Import a loader, and torch with it.
+
+    Modules stay for good, so the garbage collector does not look at them, neither while they are made, which would take
+    a tenth of the time, nor later.
+    """
+    gc.disable()
+    try:
+        load: Callable[[RunnerConfig], Runner] = pkgutil.resolve_name(name)
+    finally:
+        gc.freeze()
+        gc.enable()
+    return load
+
+
 def read_vocabulary(config: RunnerConfig) -> Vocabulary:
     """The tokenizer of the model, for grammars. Raises CheckpointError."""
+    # Imported with the first grammar: most engines never see one.
+    from service.text.tokenizer import load_tokenizer
+
     return load_tokenizer(open_checkpoint(Path(config.model), weights=config.load_format != "dummy").tokenizer)
 
 

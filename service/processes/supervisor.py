@@ -13,16 +13,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import Source
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from service.api.keys import ApiKeys
 from service.engine.status import STARTING, EngineDead, EngineStatus
+from service.model_files import locate, served_names
 from service.observability.logs import configure
 from service.processes.api_keeper import ApiDead, ApiKeeper
 from service.processes.engine_config import engine_config
 from service.processes.engine_keeper import EngineKeeper
 from service.processes.orders import Setup
-from service.served_model import locate, served_names
 from service.settings import Settings
 
 _BANNER = """
@@ -49,6 +50,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     # Checks also that the keys can be read; each API process reads them for itself.
     with_key = ApiKeys(settings).required
     source = locate(settings)
+    return_free_memory()
     with tempfile.TemporaryDirectory(prefix="headlight-", ignore_cleanup_errors=True) as folder:
         asyncio.run(Supervisor(settings, source, listener, Path(folder), with_key).run())
 

@@ -14,12 +14,21 @@ from tests.deploy.tools import CHART
 
 VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
-MARK = {"team.example.com/name": "search"}
+
+
+def mark(name: str) -> dict[str, str]:
+    """A label or an annotation."""
+    return {"team.example.com/name": name}
+
+
+MARK = mark("search")
 VARIABLE = [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]
+OTHER_VARIABLE = [{"name": "NO_PROXY", "value": "llm"}]
 FROM = [{"secretRef": {"name": "proxy"}}]
 VOLUME = [{"name": "certificates", "configMap": {"name": "ca"}}]
 MOUNT = [{"name": "certificates", "mountPath": "/etc/ca"}]
 SIDECAR = [{"name": "sidecar", "image": "example.com/sidecar:1"}]
+FIRST = [{"name": "first", "image": "example.com/first:1"}]
 CLAIMS = [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
 TLS = [{"hosts": ["llm.example.com"], "secretName": "tls"}]
 HEADERS = [{"name": "x-team", "value": "search"}]
@@ -52,8 +61,10 @@ class Hatch:
     """The value that is as good as none."""
     name: str = ""
 
-    def flags(self, value: Any) -> list[str]:
-        return set_json(**dict(self.given), **{self.path: value})
+    def fits(self, other: "Hatch") -> bool:
+        """Whether both can be rendered at once."""
+        ours, theirs = ({**dict(one.given), one.path: one.value} for one in (self, other))
+        return all(theirs[path] == value for path, value in ours.items() if path in theirs)
 
     def __str__(self) -> str:
         return self.name or self.path
@@ -83,11 +94,11 @@ def matches(field: str) -> Callable[[Rendered], list[Any]]:
 HATCHES = [
     Hatch("extraEnv", VARIABLE, both("env"), empty=[]),
     Hatch("envFrom", FROM, both("envFrom"), empty=[]),
-    Hatch("env", VARIABLE, lambda r: [r.server["env"]], empty=[]),
+    Hatch("env", OTHER_VARIABLE, lambda r: [r.server["env"]], empty=[]),
     Hatch("extraVolumes", VOLUME, pod("volumes"), empty=[]),
     Hatch("extraVolumeMounts", MOUNT, both("volumeMounts"), empty=[]),
     Hatch("extraContainers", SIDECAR, pod("containers"), empty=[]),
-    Hatch("extraInitContainers", SIDECAR, pod("initContainers"), empty=[]),
+    Hatch("extraInitContainers", FIRST, pod("initContainers"), empty=[]),
     Hatch(
         "extraInitContainers",
         SIDECAR,
@@ -99,11 +110,11 @@ HATCHES = [
     Hatch("schedulerName", "volcano", pod("schedulerName"), empty=""),
     Hatch("runtimeClassName", "nvidia", pod("runtimeClassName"), empty=""),
     Hatch("priorityClassName", "high", pod("priorityClassName"), empty=""),
-    Hatch("nodeSelector", MARK, pod("nodeSelector"), empty={}),
+    Hatch("nodeSelector", mark("nodeSelector"), pod("nodeSelector"), empty={}),
     Hatch("tolerations", [{"operator": "Exists"}], pod("tolerations"), empty=[]),
     Hatch("affinity", {"nodeAffinity": {}}, pod("affinity"), empty={}),
     Hatch("imagePullSecrets", [{"name": "registry"}], pod("imagePullSecrets"), empty=[]),
-    Hatch("global.imagePullSecrets", [{"name": "registry"}], pod("imagePullSecrets"), empty=[]),
+    Hatch("global.imagePullSecrets", [{"name": "mirror"}], pod("imagePullSecrets"), empty=[]),
     Hatch("serviceAccount.name", "models", pod("serviceAccountName"), empty=""),
     Hatch("serviceAccount.automountToken", True, pod("automountServiceAccountToken"), empty=False),
     Hatch(
@@ -176,15 +187,26 @@ OWNERS = {
 """The values that have labels and annotations, the kind of their object, and what makes it be there."""
 
 HATCHES += [
-    Hatch(f"{owner}.{field}", MARK, lambda r, kind=kind, field=field: [r.of(kind)["metadata"].get(field)], given, {})
+    Hatch(
+        f"{owner}.{field}",
+        mark(f"{owner}.{field}"),
+        lambda r, kind=kind, field=field: [r.of(kind)["metadata"].get(field)],
+        given,
+        {},
+    )
     for owner, (kind, given) in OWNERS.items()
     for field in ("labels", "annotations")
 ]
 HATCHES += [
-    Hatch("podLabels", MARK, lambda r: [r.of("Deployment")["spec"]["template"]["metadata"]["labels"]], empty={}),
+    Hatch(
+        "podLabels",
+        mark("podLabels"),
+        lambda r: [r.of("Deployment")["spec"]["template"]["metadata"]["labels"]],
+        empty={},
+    ),
     Hatch(
         "podAnnotations",
-        MARK,
+        mark("podAnnotations"),
         lambda r: [r.of("Deployment")["spec"]["template"]["metadata"].get("annotations")],
         empty={},
     ),
@@ -200,27 +222,43 @@ def has(place: Any, value: Any) -> bool:
     return isinstance(place, dict) and isinstance(value, dict) and value.items() <= place.items()
 
 
-@pytest.mark.parametrize("hatch", HATCHES, ids=str)
-def test_a_value_is_where_it_must_be(hatch: Hatch) -> None:
-    rendered = render("values.yaml", *hatch.flags(hatch.value))
+def groups(count: int) -> list[list[Hatch]]:
+    """The hatches in groups that are rendered at once. Neighbours, which have to do with each other, are apart."""
+    found: list[list[Hatch]] = [[] for _ in range(count)]
+    for index, hatch in enumerate(HATCHES):
+        turn = [*found[index % count :], *found[: index % count]]
+        next(group for group in turn if all(hatch.fits(other) for other in group)).append(hatch)
+    return found
+
+
+GROUPS = groups(8)
+
+
+def rendered_with(group: list[Hatch], **values: Any) -> Rendered:
+    """The chart with these values, and with what the group's hatches need."""
+    return render("values.yaml", *set_json(**dict(pair for hatch in group for pair in hatch.given), **values))
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0].path)
+def test_values_are_where_they_must_be(group: list[Hatch]) -> None:
+    rendered = rendered_with(group, **{hatch.path: hatch.value for hatch in group})
     for document in rendered.documents:
         custom_resources.validate_any(document, KUBERNETES)
-    places = hatch.places(rendered)
-    assert places
-    assert all(has(place, hatch.value) for place in places)
-    assert not any(
-        has(place, hatch.value) for place in hatch.places(render("values.yaml", *set_json(**dict(hatch.given))))
-    )
+    unset = rendered_with(group)
+    for hatch in group:
+        places = hatch.places(rendered)
+        assert places, hatch
+        assert all(has(place, hatch.value) for place in places), hatch
+        assert not any(has(place, hatch.value) for place in hatch.places(unset)), hatch
 
 
-@pytest.mark.parametrize("hatch", [hatch for hatch in HATCHES if hatch.empty is not None], ids=str)
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0].path)
 @pytest.mark.parametrize("value", ["empty", "null"])
-def test_an_empty_value_changes_nothing(hatch: Hatch, value: str) -> None:
-    unset = render("values.yaml", *set_json(**dict(hatch.given)))
-    empty = render("values.yaml", *hatch.flags(hatch.empty if value == "empty" else None))
-    # The dashboard's labels have a default, which null takes away.
-    if not (hatch.path == "dashboard.labels" and value == "null"):
-        assert empty.documents == unset.documents
+def test_empty_values_change_nothing(group: list[Hatch], value: str) -> None:
+    empty = {hatch.path: hatch.empty if value == "empty" else None for hatch in group if hatch.empty is not None}
+    if value == "null":
+        empty.pop("dashboard.labels", None)  # They have a default, which null takes away.
+    assert rendered_with(group, **empty).documents == rendered_with(group).documents
 
 
 def test_every_object_and_pod_has_the_common_labels_and_annotations() -> None:

@@ -1,5 +1,6 @@
 """What the chart gives those who run it: alerts that fit, a runbook for each, a test of the service, and claims."""
 
+import asyncio
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from service.settings import Settings
 from tests.deploy.chart import render, set_json, template
 from tests.deploy.test_monitoring import DASHBOARD, RULES
 from tests.deploy.tools import CHART, DEPLOY, helm, tool
-from tests.service.servers import serving
+from tests.service.api.fakes import MODEL, serving
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 THRESHOLDS: dict[str, float] = VALUES["alerts"]["thresholds"]
@@ -40,19 +41,16 @@ def test_the_thresholds_of_the_values_are_those_of_the_rules() -> None:
     assert list(alerts().values()) == RULES
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-@pytest.mark.parametrize("value", [7, 0.125])
-def test_a_threshold_is_where_it_must_be_and_nowhere_else(threshold: str, value: float, tmp_path: Path) -> None:
-    changed = [
-        (a["expr"], b["expr"]) for a, b in zip(alerts(thresholds={threshold: value}).values(), RULES, strict=True)
-    ]
-    (rule,) = [(new, old) for new, old in changed if new != old]
-    assert rule[0] == re.sub(rf"[\d.]+ # {threshold}", f"{value} # {threshold}", rule[1])
-    (tmp_path / "rule.yaml").write_text(
-        yaml.safe_dump({"groups": [{"name": "g", "rules": [{"alert": "A", "expr": rule[0]}]}]})
-    )
+@pytest.mark.parametrize("first", [7, 0.125])
+def test_every_threshold_is_where_it_must_be_and_nowhere_else(first: float, tmp_path: Path) -> None:
+    thresholds = {name: first + place for place, name in enumerate(THRESHOLDS)}
+    rules = list(alerts(thresholds=thresholds).values())
+    for new, old in zip(rules, RULES, strict=True):
+        expected = re.sub(r"[\d.]+ # (\w+)", lambda marked: f"{thresholds[marked[1]]} # {marked[1]}", old["expr"])
+        assert new["expr"] == expected
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]}))
     done = subprocess.run(
-        [tool("promtool"), "check", "rules", tmp_path / "rule.yaml"], capture_output=True, check=False
+        [tool("promtool"), "check", "rules", tmp_path / "rules.yaml"], capture_output=True, check=False
     )
     assert done.returncode == 0, done.stdout
 
@@ -101,7 +99,7 @@ def test_runbooks_speak_of_what_there_is() -> None:
             place = place[part]
 
 
-def test_the_test_pod_asks_a_server(smollm2: Path, tmp_path: Path) -> None:
+async def test_the_test_pod_asks_a_server(tmp_path: Path) -> None:
     pod = render("values.yaml", "--set", "apiKeys.secret=k").of("Pod")["spec"]
     (container,) = pod["containers"]
     environment = {variable["name"]: variable["value"] for variable in container["env"]}
@@ -111,19 +109,21 @@ def test_the_test_pod_asks_a_server(smollm2: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# of tests\n\nsecret\n")
 
-    def ask(url: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    async def ask(url: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *container["command"][1:], *container["args"]]
         environ = {"PATH": os.environ["PATH"], "URL": url, **variables}
-        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        return await asyncio.to_thread(
+            subprocess.run, command, env=environ, capture_output=True, text=True, check=False
+        )
 
-    with serving("--max-context", "128", "--threads", "1", "--api-keys-file", str(keys)) as (url, _):
-        done = ask(url, KEYS_FILE=str(keys))
+    async with serving(api_keys_file=keys) as server:
+        done = await ask(server.url, KEYS_FILE=str(keys))
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("smollm2-135m-instruct: '")
-        refused = ask(url)
+        assert done.stdout.startswith(f"{MODEL}: '")
+        refused = await ask(server.url)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == f"{url}/v1/models: HTTP Error 401: Unauthorized\n"
-    gone = ask(url)
+    assert refused.stderr == f"{server.url}/v1/models: HTTP Error 401: Unauthorized\n"
+    gone = await ask(server.url)
     assert gone.returncode == 1
     assert len(gone.stderr.splitlines()) == 1
 

@@ -2,6 +2,7 @@
 
 # mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
 
+import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -104,9 +105,21 @@ class NoDevice:
         return 0
 
 
-def recorded_as_launched() -> int:
-    """Whether what is recorded of each call is what Triton would compile for it; prints where it is not."""
-    wrong = 0
+def print_findings() -> None:
+    """Print as one line of JSON what is recorded otherwise than launched, how many variants differ, and what is left
+    out of the tightest cases.
+    """
+    findings = {
+        "recorded otherwise than launched": recorded_otherwise(),
+        "variants": distinct_variants(),
+        "left out": left_out(),
+    }
+    print(json.dumps(findings))
+
+
+def recorded_otherwise() -> list[str]:
+    """The calls whose record is not what Triton would compile for them, on any chip."""
+    wrong = []
     for target in TARGETS.values():
         driver.set_active(NoDevice(gpu_target(target)))
         for arguments, constants in CALLS:
@@ -124,10 +137,8 @@ def recorded_as_launched() -> int:
             ours = (variant.signature, variant.constants, [variant.attributes], variant.num_warps, variant.num_stages)
             theirs = tuple(launched[key] for key in ("signature", "constants", "configs", "num_warps", "num_stages"))
             if ours != theirs or not launched["enable_fp_fusion"]:
-                wrong += 1
-                print(target.arch, arguments, constants, ours, theirs, sep="\n  ")
-    print(f"{wrong} of {len(CALLS) * len(TARGETS)} differ")
-    return int(wrong > 0)
+                wrong.append(f"{target.arch}: {arguments} {constants} {ours} {theirs}")
+    return wrong
 
 
 def distinct_variants() -> int:
@@ -139,14 +150,13 @@ def distinct_variants() -> int:
     return len(launch.variants)
 
 
-def left_out() -> int:
-    """How many served kernels the tightest cases of a chip do not start, and how many of these cases start nothing of
-    their own; prints them.
+def left_out() -> list[str]:
+    """The served kernels that a chip's tightest cases do not start, and the ones of these cases that start nothing of
+    their own.
     """
     missing: list[str] = []
     for target in TARGETS.values():
         tightest = record(target, extent="tightest")
         missing += {variant.kernel for variant in record(target)} - {variant.kernel for variant in tightest}
         missing += TIGHTEST - {variant.label for variant in tightest}
-    print(*missing, sep="\n")
-    return len(missing)
+    return missing

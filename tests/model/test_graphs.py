@@ -19,7 +19,7 @@ from kernels.load import load_backend
 from model.batch import batch_layout
 from model.contract import Chunk
 from model.decoder import Decoder
-from model.graphs import GraphedDecoder, buckets
+from model.graphs import PROMPTS, GraphedDecoder, buckets, shapes
 from model.spec import DecoderSpec
 from tests.dummies import CPU, LEARNED, SCALED, SMALL, empty_cache, make_decoder
 
@@ -55,7 +55,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 def graphed(decoder: Decoder, cache: KVCache) -> tuple[GraphedDecoder, RerunCapture]:
     capture = RerunCapture()
-    return GraphedDecoder(decoder, cache, max_batch=MAX_BATCH, max_context=MAX_CONTEXT, capture=capture), capture
+    return GraphedDecoder(
+        decoder, cache, max_batch=MAX_BATCH, max_context=MAX_CONTEXT, token_budget=600, capture=capture
+    ), capture
 
 
 def batch(counts: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, BatchLayout]:
@@ -105,17 +107,25 @@ def check(decoder: Decoder, batches: Sequence[Sequence[tuple[int, int]]], exactl
     return capture
 
 
-decoding_batches = st.lists(
-    st.lists(st.tuples(st.integers(0, MAX_CONTEXT - 1), st.just(1)), min_size=1, max_size=MAX_BATCH),
+decoding = st.tuples(st.integers(0, MAX_CONTEXT - 1), st.just(1))
+prompts = st.tuples(st.integers(0, MAX_CONTEXT // 2), st.integers(2, MAX_CONTEXT // 2))
+batches_with_graphs = st.lists(
+    st.one_of(
+        st.lists(decoding, min_size=1, max_size=MAX_BATCH),
+        st.builds(
+            list.__add__, st.lists(decoding, max_size=MAX_BATCH), st.lists(prompts, min_size=1, max_size=PROMPTS)
+        ),
+    ),
     min_size=1,
     max_size=4,
 )
 
 
-@settings(max_examples=12, deadline=None)
-@given(decoding_batches)
+@settings(max_examples=20, deadline=None)
+@given(batches_with_graphs)
 @example([[(3, 1)] * 6, [(9, 1)] * 5])
-def test_any_run_of_decoding_batches_comes_to_the_same(batches: list[list[tuple[int, int]]]) -> None:
+@example([[(0, 5)] * 4, [(3, 1), (2, 3)], [(9, 1)] * 6])
+def test_any_run_of_batches_comes_to_the_same(batches: list[list[tuple[int, int]]]) -> None:
     """A batch leaves nothing behind in the static buffers that a smaller one after it would see."""
     capture = check(make_decoder(), batches, exactly=False)
     assert capture.replays == len(batches)
@@ -123,13 +133,13 @@ def test_any_run_of_decoding_batches_comes_to_the_same(batches: list[list[tuple[
 
 def test_any_backend_comes_to_the_same(backend: Backend) -> None:
     """To the bit, where a batch's padding may not matter to it: not even the splits that the capacity allows do."""
-    batches = [[(9, 1)] * 3, [(0, 1), (20, 1)], [(23, 1)]]
+    batches = [[(9, 1)] * 3, [(0, 1), (20, 1)], [(4, 1), (20, 1), (0, 3), (5, 9)]]
     check(make_decoder(backend=backend), batches, exactly=backend.name == "triton")
 
 
 @pytest.mark.parametrize("spec", [SCALED, LEARNED], ids=lambda spec: spec.family)
 def test_other_mathematics_comes_to_the_same(spec: DecoderSpec) -> None:
-    check(make_decoder(spec), [[(9, 1)] * 3, [(0, 1), (20, 1)]], exactly=False)
+    check(make_decoder(spec), [[(9, 1)] * 3, [(0, 1), (20, 1)], [(20, 1), (0, 3), (5, 9)]], exactly=False)
 
 
 def test_a_graph_is_captured_once_when_a_batch_first_needs_it() -> None:
@@ -139,10 +149,16 @@ def test_a_graph_is_captured_once_when_a_batch_first_needs_it() -> None:
     assert (capture.captures, capture.replays) == (4, len(sizes))
 
 
+def test_prompts_share_graphs_whether_or_not_something_decodes_beside() -> None:
+    batches = [[(0, 3)], [(2, 9), (0, 20)], [(5, 1), (2, 4)], [(5, 1)] * 4 + [(0, 8)], [(5, 1)] * 5 + [(0, 8)]]
+    capture = check(make_decoder(), batches, exactly=False)
+    assert (capture.captures, capture.replays) == (2, len(batches))
+
+
 @pytest.mark.parametrize(
     "counts",
-    [[(0, 3)], [(5, 1), (2, 4)], [(MAX_CONTEXT, 1)], [(1, 1)] * (MAX_BATCH + 1)],
-    ids=["a prompt", "a prompt beside", "too long", "too many"],
+    [[(MAX_CONTEXT, 1)], [(1, 1)] * (MAX_BATCH + 1), [(0, 2)] * (PROMPTS + 1), [(1, 1)] * (MAX_BATCH + 1) + [(0, 2)]],
+    ids=["too long", "too many", "too many prompts", "too many beside a prompt"],
 )
 def test_what_has_no_graph_is_computed_without(counts: list[tuple[int, int]]) -> None:
     capture = check(make_decoder(), [counts], exactly=True)
@@ -156,6 +172,20 @@ def test_another_cache_is_not_mistaken_for_the_captured_one() -> None:
     found = fast.forward(tokens, layout, filled_cache(decoder, 1))
     assert torch.equal(found, decoder.forward(tokens, layout, filled_cache(decoder, 1)))
     assert capture.captures == 0
+
+
+@given(st.integers(1, 600), st.integers(0, 600), st.integers(1, 512))
+def test_the_first_shape_with_room_for_prompts_is_the_smallest(most: int, singles: int, tokens: int) -> None:
+    fitting = [shape for shape in shapes(most, 2048) if shape.singles >= singles and shape.prompt_tokens >= tokens]
+    assert bool(fitting) == (singles <= most)
+    assert fitting[:1] == sorted(fitting, key=sum)[:1]
+
+
+@given(st.integers(1, 600), st.integers(1, 2048))
+def test_shapes_with_prompts_stay_within_the_budget(most: int, token_budget: int) -> None:
+    mixed = [shape for shape in shapes(most, token_budget) if shape.prompt_tokens]
+    assert all(sum(shape) <= token_budget for shape in mixed)
+    assert bool(mixed) == (token_budget >= 64)
 
 
 @given(st.integers(1, 600))

@@ -63,7 +63,9 @@ def native_runner(decoder: Decoder, *, graphs: bool = True, cache_dtype: torch.d
     cache = empty_cache(decoder, blocks=BLOCKS, block_size=BLOCK_SIZE, dtype=cache_dtype)
     if not graphs:
         return ModelRunner(decoder, cache, SPEC.max_context)
-    graphed = GraphedDecoder(decoder, cache, max_batch=16, max_context=SPEC.max_context, capture=CudaCapture())
+    graphed = GraphedDecoder(
+        decoder, cache, max_batch=16, max_context=SPEC.max_context, token_budget=512, capture=CudaCapture()
+    )
     return ModelRunner(graphed, cache, SPEC.max_context)
 
 

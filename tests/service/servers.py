@@ -55,7 +55,8 @@ def serving(*flags: str, log: Path | None = None) -> Iterator[tuple[str, subproc
     ):
         try:
             url = f"http://127.0.0.1:{port}"
-            wait_until(lambda: process.poll() is not None or status(f"{url}/ready") == 200)
+            # The answers are not free either, and a start takes seconds.
+            wait_until(lambda: process.poll() is not None or status(f"{url}/ready") == 200, every=0.1)
             assert process.poll() is None, output.seek(0) or output.read()
             yield url, process
         finally:
@@ -80,7 +81,7 @@ def get(url: str) -> tuple[int, str]:
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=30)
     try:
-        connection.request("GET", parts.path)
+        connection.request("GET", f"{parts.path}?{parts.query}" if parts.query else parts.path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     except (OSError, HTTPException):
@@ -89,8 +90,8 @@ def get(url: str) -> tuple[int, str]:
         connection.close()
 
 
-def wait_until(condition) -> None:
+def wait_until(condition, every: float = 0.02) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(every)

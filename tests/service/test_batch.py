@@ -14,8 +14,9 @@ import pytest
 
 from service import cli
 from service.batch_files import Results
-from tests.service.test_cli import dummy, failure
-from tests.service.test_offline import TEMPLATE
+from tests.service.test_cli import failure
+
+pytestmark = pytest.mark.usefixtures("lent_engine")
 
 GREEDY = {"temperature": 0, "max_tokens": 4, "ignore_eos": True}
 
@@ -44,8 +45,8 @@ def by_id(path: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    return (*dummy(tmp_path_factory.mktemp("model"), TEMPLATE), "--served-model-name", "tiny", "--max-running", "4")
+def flags(dummy_flags: tuple[str, ...]) -> tuple[str, ...]:
+    return (*dummy_flags, "--served-model-name", "tiny")
 
 
 def batch(flags: tuple[str, ...], requests: Path, results: Path) -> int:

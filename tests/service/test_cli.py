@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -12,8 +11,28 @@ from typing import NoReturn
 import pytest
 
 from service import cli
-from tests.byte_tokenizer import save_byte_tokenizer
-from tests.model.loading.test_load import CONFIG
+from tests.service.dummy_model import dummy
+
+pytestmark = pytest.mark.usefixtures("lent_engine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve", "--port", "abc"), "port: should be"),
+        (("complete", "hi", "--dtype", "int3"), "dtype: should be"),
+        (("complete", "hi", "--model", __file__), "test_cli.py"),
+    ],
+)
+def test_what_cannot_be_served(arguments: tuple[str, ...], words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert words in failure(capfd, *arguments)
+
+
+def test_where_models_are(smollm2: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    assert "smollm2-135m-instruct" in capfd.readouterr().out
+    assert cli.main(["fetch"]) == 0
+    assert capfd.readouterr().out == f"{smollm2}\n"
 
 
 def failure(capfd: pytest.CaptureFixture[str], command: str, *arguments: str) -> str:
@@ -53,20 +72,10 @@ def test_what_the_system_refuses(
     assert words in failure(capfd, "fetch", "org/name")
 
 
-def test_a_cache_beyond_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_beyond_the_machine(dummy_flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
     """In a process of its own, the engine's."""
-    flags = (*dummy(tmp_path), "--cache-memory", "1000TB")
+    flags = (*dummy_flags, "--cache-memory", "1000TB")
     assert "lower cache_memory" in failure(capfd, "complete", "hi", *flags)
-
-
-def dummy(folder: Path, template: str = "") -> tuple[str, ...]:
-    """The flags of a command for a tiny model, which is put into a folder: random weights, a token for each byte."""
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 256, "eos_token_id": 0}))
-    save_byte_tokenizer(folder)
-    if template:
-        (folder / "chat_template.jinja").write_text(template)
-    flags = ("--load-format", "dummy", "--device", "cpu", "--backend", "reference", "--cache-memory", "1MB")
-    return ("--model", str(folder), *flags)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +101,9 @@ def dummy(folder: Path, template: str = "") -> tuple[str, ...]:
     ],
 )
 def test_what_a_request_would_be_refused_for(
-    arguments: tuple[str, ...], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], words: str, dummy_flags: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert words in failure(capfd, "complete", *arguments, *dummy(tmp_path))
+    assert words in failure(capfd, "complete", *arguments, *dummy_flags)
 
 
 @pytest.mark.parametrize(
@@ -114,35 +123,34 @@ def test_what_a_chat_would_be_refused_for(
     line: bytes,
     errors: str,
     words: str,
+    dummy_flags: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    template = "" if "template" in words else "{% for message in messages %}{{ message.content }}{% endfor %}"
+    flags = dummy(tmp_path) if "template" in words else dummy_flags
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line), "utf-8", errors))
-    assert words in failure(capfd, "chat", *arguments, *dummy(tmp_path, template)[1:])
-
-
-TEMPLATE = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+    assert words in failure(capfd, "chat", *arguments, *flags[1:])
 
 
 @pytest.mark.parametrize(("schema", "words"), [({"type": "strin"}, "schema: "), ([], "schema: should be")])
 def test_a_schema_that_cannot_be_followed(
-    schema: object, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    schema: object, words: str, dummy_flags: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "schema.json"
     path.write_text(json.dumps(schema))
-    said = failure(capfd, "complete", "hi", "--max-tokens", "9", "--schema", str(path), *dummy(tmp_path))
+    said = failure(capfd, "complete", "hi", "--max-tokens", "9", "--schema", str(path), *dummy_flags)
     assert said.startswith(f"headlight: {words}")
 
 
-def test_fields_of_a_request_are_flags(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_fields_of_a_request_are_flags(
+    dummy_flags: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"enum": ["한"]}')
-    flags = dummy(tmp_path)
 
     def complete(*arguments: str) -> str:
-        assert cli.main(["complete", "hi", "--max-tokens", "12", *arguments, *flags]) == 0
+        assert cli.main(["complete", "hi", "--max-tokens", "12", *arguments, *dummy_flags]) == 0
         return capfd.readouterr().out
 
     assert complete("--schema", str(schema)) == '"한"\n'
@@ -153,32 +161,36 @@ def test_fields_of_a_request_are_flags(tmp_path: Path, capfd: pytest.CaptureFixt
     assert complete("--stop", "nowhere", "--stop", last) == greedy.partition(last)[0] + "\n"
 
 
-def chat(folder: Path, *arguments: str) -> list[str]:
-    """A command that chats with a tiny model. Its answers are one character."""
-    flags = ("--schema", str(folder / "schema.json"), *dummy(folder, TEMPLATE)[1:])
-    (folder / "schema.json").write_text('{"enum": [7]}')
-    return [sys.executable, "-m", "service.cli", "chat", *arguments, *flags]
+@pytest.fixture
+def chat(dummy_flags: tuple[str, ...], tmp_path: Path) -> tuple[str, ...]:
+    """A command that chats. Its answers are one character."""
+    (tmp_path / "schema.json").write_text('{"enum": [7]}')
+    return ("chat", "--schema", str(tmp_path / "schema.json"), *dummy_flags[1:])
 
 
-def test_a_chat_with_commands(tmp_path: Path) -> None:
+def test_a_chat_with_commands(
+    chat: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     lines = "one\n/system Be brief.\ntwo\n/undo\n/retry\n/edit 2 //three\n/history\n/clear\n/history\n/help\n\nunread"
-    done = subprocess.run(chat(tmp_path), input=lines, capture_output=True, text=True, check=True)
-    _, *said = done.stdout.splitlines()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert cli.main(chat) == 0
+    _, *said = capfd.readouterr().out.splitlines()
     assert said[:6] == [*["> 7", "> > 7", "> > 7", "> 7", "> 1 system: Be brief.", "2 user: //three"]]
     assert said[6:8] == ["3 assistant: 7", "> > 1 system: Be brief."]
     assert said[8].startswith("> /help")
     assert said[-1].startswith("/clear") or said[-2].startswith("/clear")
 
 
-def test_a_chat_on_a_terminal_goes_on_after_a_refusal(tmp_path: Path) -> None:
+def test_a_chat_on_a_terminal_goes_on_after_a_refusal(
+    chat: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     ours, theirs = os.openpty()
-    command = chat(tmp_path, "--system", "Be brief.")
-    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        os.close(theirs)
-        os.write(ours, b"hi\n" + b"hi " * 200 + b"\n/what\nho\n/history\n\n")
-        out, error = running.communicate(timeout=100)
-        os.close(ours)
-    assert (running.returncode, error) == (0, "")
+    with open(ours, "wb", buffering=0) as keyboard, open(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        keyboard.write(b"hi\n" + b"hi " * 200 + b"\n/what\nho\n/history\n\n")
+        assert cli.main([*chat, "--system", "Be brief."]) == 0
+    out, error = capfd.readouterr()
+    assert error == ""
     assert "leaves no room" in out
     assert "no command /what" in out
     assert out.rstrip("> \n").splitlines()[-5:] == [

@@ -15,16 +15,8 @@ from service.api.schemas.completions import CompletionBody
 from service.engine.status import EngineDead
 from service.progress import Progress
 from service.settings import SettingsError
-from tests.service.test_cli import dummy
+from tests.service.dummy_model import SETTINGS, TEMPLATE, dummy
 
-TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-SETTINGS: dict[str, Any] = {
-    "load_format": "dummy",
-    "device": "cpu",
-    "backend": "reference",
-    "cache_memory": "1MB",
-    "max_running": 4,
-}
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
 
 

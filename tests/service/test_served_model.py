@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from model.checkpoint.sampling_defaults import NEUTRAL
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from model.runner_config import RunnerConfig
+from service.model_files import locate
 from service.processes.engine_config import engine_config
-from service.served_model import ServedModel, check_ends, locate, read_served_model
+from service.served_model import ServedModel, check_ends, read_served_model
 from service.settings import Settings
 from tests.byte_tokenizer import save_byte_tokenizer
 
@@ -58,12 +59,12 @@ def test_recommendations_are_applied_or_named_once_and_neutral_turns_all_off(
     settings = Settings(model=str(tmp_path), load_format="dummy")
     served = read_served_model(settings, locate(settings))
     assert (served.sampling.repetition_penalty, served.sampling.temperature) == (1.25, 0)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.served_model"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.model_files"]
     assert line.endswith("typical_p=0.5, num_beams=3, new_key=1")
     caplog.clear()
     neutral = settings.model_copy(update={"sampling_defaults": "neutral"})
     assert read_served_model(neutral, locate(neutral)).sampling == NEUTRAL
-    assert [record for record in caplog.records if record.name == "service.served_model"] == []
+    assert [record for record in caplog.records if record.name == "service.model_files"] == []
 
 
 @pytest.mark.parametrize(("columns", "named"), [(260, []), (258, []), (257, ["257"]), (200, ["256, 257"])])

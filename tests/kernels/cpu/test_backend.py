@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, LayerQueries, QuantizedWeight
 from kernels.cpu import backend, pages
+from kernels.cpu.activations import serves
 from kernels.cpu.backend import CpuBackend
-from kernels.cpu.matrix_tile import serves
 from kernels.cpu.panels import Format
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of

@@ -1,21 +1,26 @@
 """Machine code is compiled once, and again only where its file is missing or damaged."""
 
 import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
-from numba import types
 
 from kernels.cpu import machine_code
+from kernels.cpu.compiler import compiled
 from kernels.cpu.machine_code import MachineCode, address_of
-from kernels.cpu.operation import compiled
 
 _ENGINE = machine_code._engine.__wrapped__
 
 
 def compile_successor() -> MachineCode:
-    return compiled(types.int64(types.int64), lambda number: number + 1)
+    return compiled(lambda number: number + 1)
 
 
 def refuse() -> MachineCode:
@@ -77,3 +82,77 @@ def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine_code, "_folder", cache(machine_code._folder.__wrapped__))
     assert machine_code._folder() is None
     assert call(address_of("successor", compile_successor), 1) == 2
+
+
+def test_all_that_machine_code_depends_on_makes_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of another version is never loaded: it would compute something else, or end the process."""
+    monkeypatch.chdir(tmp_path)
+    sources = tmp_path / "sources"
+    shutil.copytree(machine_code.SOURCES, sources)
+    monkeypatch.setattr(machine_code, "SOURCES", sources)
+    versions = [machine_code._version()]
+    assert machine_code._version() == versions[0]
+    for changed in sorted(sources.glob("*.py"))[::9]:
+        changed.write_text(changed.read_text() + "# Changed.\n")
+        versions.append(machine_code._version())
+    for package in ("numba", "llvmlite", "numpy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(machine_code, "version", lambda name, package=package: "0" if name == package else "1")
+            versions.append(machine_code._version())
+    for name in ("cpu", "path_name"):
+        with monkeypatch.context() as patch:
+            patch.setattr(machine_code, name, lambda: "another")
+            versions.append(machine_code._version())
+    for name, value in (("CPU_NAME", "x86-64"), ("CPU_FEATURES", ""), ("DISABLE_JIT", "1"), ("OPT", "0"), ("OPT", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"NUMBA_{name}", value)
+            versions.append(machine_code._version())
+    for settings in ("opt: 0", "opt: 1"):
+        Path(".numba_config.yaml").write_text(settings)
+        versions.append(machine_code._version())
+    assert len(set(versions)) == len(versions)
+
+
+@pytest.mark.parametrize(
+    ("variables", "file"),
+    [
+        ({}, None),
+        ({"NUMBA_CPU_NAME": "generic"}, None),
+        ({"NUMBA_CPU_NAME": "Generic", "NUMBA_CPU_FEATURES": "+sse2"}, None),
+        ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2,-avx,+avx2"}, None),
+        ({"NUMBA_CPU_FEATURES": ""}, None),
+        ({}, "cpu_name: x86-64\ncpu_features: +sse2,+avx2\n"),
+        ({"NUMBA_CPU_NAME": "generic"}, "cpu_name: x86-64\n"),
+    ],
+)
+def test_kernels_are_made_for_the_cpu_that_numba_compiles_for(
+    variables: Mapping[str, str], file: str | None, tmp_path: Path
+) -> None:
+    if file is not None:
+        (tmp_path / ".numba_config.yaml").write_text(file)
+    code = """
+from kernels.cpu.target import cpu, features
+found = cpu(), features()
+import llvmlite.binding as llvm
+from numba import config
+named = config.CPU_FEATURES
+flags = {f"{'+' if on else '-'}{name}" for name, on in llvm.get_host_cpu_features().items()}
+wanted = {flag[1:] for flag in (flags if named is None else named.split(",")) if flag.startswith("+")}
+assert found[1] == wanted, (found, wanted)
+assert found[0].split()[0] == (config.CPU_NAME or llvm.get_host_cpu_name())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), **variables}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+
+
+def test_what_only_numba_has_is_not_called() -> None:
+    """A process that loads machine code has not imported Numba, whose own functions it would look for in vain."""
+
+    def next_above(number: int) -> int:
+        return np.int64(np.nextafter(np.float64(number), np.inf))
+
+    with pytest.raises(ValueError, match=r"next_above.*numba_nextafter"):
+        compiled(next_above)

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from kernels.cpu.compiler import compiled
 from kernels.cpu.instructions import add_to_word, words
 from kernels.cpu.machine_code import load
-from kernels.cpu.operation import SIGNATURE, Operation, compiled
+from kernels.cpu.operation import Operation
 from kernels.cpu.program import Program, Workers
 
 
@@ -17,7 +18,7 @@ def count_chunks(record: int, chunk: int, scratch: int) -> int:
     return 0
 
 
-COUNT = Operation(load(compiled(SIGNATURE, count_chunks)))
+COUNT = Operation(load(compiled(count_chunks)))
 
 
 def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:

@@ -16,6 +16,9 @@ Lengths = Sequence[tuple[int, int]]
 PADDING = (-1, 1)
 """Among `Lengths`: a sequence that pads a captured graph's batch, one token of a context of 0."""
 
+PADDING_BEHIND_PROMPTS = (0, 0), (-90, 90)
+"""Among `Lengths`: sequences that pad such a batch's prompts, no token and many of them."""
+
 FP8 = torch.float8_e4m3fn
 FP8_NAN = 0x7F
 

@@ -16,7 +16,15 @@ from kernels.gpu.decode import SPLIT, Splitting, split_count
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.tiles import HEAD_PARTS
 from kernels.reference import attend as reference
-from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
+from tests.kernels.gpu.cases import (
+    FP8,
+    PADDING,
+    PADDING_BEHIND_PROMPTS,
+    AttentionCase,
+    Lengths,
+    attention_case,
+    part_of,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LAUNCH = JitLauncher(device_target(DEVICE))
@@ -54,7 +62,8 @@ def features(heads: int) -> dict[str, AttentionOptions]:
 @pytest.mark.parametrize("feature", features(4))
 @pytest.mark.parametrize("cache_dtype", [None, FP8], ids=["same", "fp8"])
 def test_features(feature: str, cache_dtype: torch.dtype | None) -> None:
-    check(attention_case([PADDING, *RAGGED], cache_dtype=cache_dtype, device=DEVICE), features(4)[feature])
+    lengths = [PADDING, *RAGGED, *PADDING_BEHIND_PROMPTS]
+    check(attention_case(lengths, cache_dtype=cache_dtype, device=DEVICE), features(4)[feature])
 
 
 @pytest.mark.parametrize("head_dim", HEAD_PARTS)

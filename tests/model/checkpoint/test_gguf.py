@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFEndian, GGUFWriter, quants
-from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.gguf import BLOCKS_AT_ONCE, LARGEST_HEADER, GgufCheckpoint
+from model.checkpoint.gguf import BLOCKS_AT_ONCE, LARGEST_HEADER, PLAIN_TYPES, GgufCheckpoint
+from model.checkpoint.gguf_blocks import DECODERS
+from model.checkpoint.gguf_types import BLOCKS, TensorType, ValueType
 from model.checkpoint.tokenizer_data import GgufTokenizer
 
 UINT32, INT32, STRING, ARRAY, UINT8 = 4, 5, 8, 9, 0
@@ -121,6 +123,15 @@ def test_metadata_and_tensors_of_a_whole_file(tmp_path: Path, small: bytes) -> N
     np.testing.assert_array_equal(half.data, [0, 1, 2, 3])
     np.testing.assert_allclose(blocks.data.reshape(-1), np.linspace(-1, 1, 64), atol=0.01)
     assert plain.data.flags.writeable, "torch takes it without a copy or a warning"
+
+
+def test_types_are_those_of_the_gguf_package() -> None:
+    assert {kind.name: kind.value for kind in TensorType} == {kind.name: kind.value for kind in GGMLQuantizationType}
+    assert {kind.name: kind.value for kind in ValueType} == {kind.name: kind.value for kind in GGUFValueType}
+    assert BLOCKS.keys() == PLAIN_TYPES.keys() | DECODERS.keys()
+    assert {kind.name: BLOCKS[kind] for kind in BLOCKS} == {
+        kind.name: GGML_QUANT_SIZES[GGMLQuantizationType(kind)] for kind in BLOCKS
+    }
 
 
 def test_bfloat16_comes_as_its_bits(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_u
 
 
 def test_on_a_cpu_float32_is_for_compiled_kernels_and_the_rest_for_the_reference(
-    dummy: RunnerConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dummy: RunnerConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     for path, chosen in (("portable", "reference"), ("avx2", "cpu")):
         monkeypatch.setattr(target, "dot_path", lambda path=path: path)
@@ -77,6 +77,8 @@ def test_on_a_cpu_float32_is_for_compiled_kernels_and_the_rest_for_the_reference
     for module in [name for name in sys.modules if name.startswith("kernels.cpu")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "numba", None)
+    # A home without kept kernels, which would need no Numba.
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert load_runner(dummy).info.backend == "reference"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "Numba" in caplog.text
@@ -87,6 +89,15 @@ def test_on_a_cpu_float32_is_for_compiled_kernels_and_the_rest_for_the_reference
 def test_without_numba_the_server_can_be_imported() -> None:
     code = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None; import model.loading.load, service.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_kernels_that_are_kept_load_without_a_compiler(dummy: RunnerConfig) -> None:
+    code = "import sys\n"
+    code += "if sys.argv[1:]: sys.modules['numba'] = None\n"
+    code += "from model.loading.load import load_runner, RunnerConfig\n"
+    code += f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))"
+    for arguments in ([], ["kept"]):
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 
 def test_kernels_are_compiled_where_nothing_can_be_kept(dummy: RunnerConfig) -> None:

@@ -12,12 +12,20 @@ from pathlib import Path
 
 from model.contract import Runner, StepPlan
 from model.runner_config import RunnerConfig
+from service.processes.engine_config import EngineConfig
 from tests.service.engine.fakes import FakeRunner, FakeStep
 
+ROOT = Path(__file__).parents[3]
 BLOCKS = 256
 BLOCK_SIZE = 4
 EXIT, SEGFAULT, HANG = 100, 101, 102
 """What a step does that meets this token."""
+
+
+def fake_config(script: Path) -> EngineConfig:
+    """An engine that the script commands; its process has to find this module, below `ROOT`."""
+    runner = RunnerConfig(model=str(script), token_budget=64, max_running=32)
+    return EngineConfig(runner=runner, loader="tests.service.engine.fake_loader:load_runner")
 
 
 def command(script: Path, order: str) -> None:

@@ -61,9 +61,18 @@ async def client(config: EngineConfig, temporary: Path) -> AsyncIterator[KeptCli
     check_nothing_left(temporary)
 
 
+OTHERS: set[psutil.Process] = set()
+"""Processes that were there before: servers and engines that tests of other files share."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def others() -> None:
+    OTHERS.update(psutil.Process().children(recursive=True))
+
+
 def engines() -> list[psutil.Process]:
     """Zombies are among them."""
-    return psutil.Process().children(recursive=True)
+    return [child for child in psutil.Process().children(recursive=True) if child not in OTHERS]
 
 
 def check_nothing_left(temporary: Path) -> None:

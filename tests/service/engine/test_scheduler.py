@@ -294,8 +294,8 @@ def test_who_may_decode_after_blocks_were_dealt_out_waits_for_the_next_step(monk
     bench = Bench(16, 1)
     request = bench.add([1, 2, 3], logprobs=1)
     bench.step()
-    answers = cycle([False, True, True])
-    monkeypatch.setattr(bench.scheduler, "_may_decode", lambda _: next(answers))
+    awaits_mask = cycle([True, False, False])
+    monkeypatch.setattr(Request, "awaits_mask", property(lambda _: next(awaits_mask)))
     plans = [bench.scheduler.plan(NOW) for _ in range(2)]
     assert [plan is None for plan in plans] == [True, False]
     for plan in plans[1:]:

@@ -1,9 +1,8 @@
 """headlight inspect: what it draws and writes is what the API says, and what it is refused for is one line."""
 
+import io
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,10 @@ from headlight import LLM
 from service import cli
 from service.api.schemas.inspect import InspectBody
 from service.inside.npz import arrays_of
-from tests.service.test_cli import dummy, failure
-from tests.service.test_offline import SETTINGS, TEMPLATE
+from tests.service.dummy_model import SETTINGS
+from tests.service.test_cli import failure
+
+pytestmark = pytest.mark.usefixtures("lent_engine")
 
 ASKED = (
     "--attention",
@@ -34,12 +35,12 @@ DRAWN = ("--top-k", "9", "--seed", "7")
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    return dummy(tmp_path_factory.mktemp("model"), TEMPLATE)
+def flags(dummy_flags: tuple[str, ...]) -> tuple[str, ...]:
+    return dummy_flags
 
 
 @pytest.fixture(scope="module")
-def llm(flags: tuple[str, ...]) -> Iterator[LLM]:
+def llm(lent_engine: None, flags: tuple[str, ...]) -> Iterator[LLM]:
     with LLM(flags[1], **SETTINGS) as llm:
         yield llm
 
@@ -171,11 +172,9 @@ def test_what_it_is_refused_for(
     assert words in failure(capfd, "inspect", *arguments, *flags)
 
 
-def test_a_terminal_that_cannot_show_it_says_so(flags: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "service.cli", "inspect", "a", "--attention", "0.0", *flags]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stderr.splitlines()) == (
-        1,
-        ["headlight: the terminal's encoding is ascii, which this text does not fit"],
-    )
+def test_a_terminal_that_cannot_show_it_says_so(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    said = failure(capfd, "inspect", "a", "--attention", "0.0", *flags)
+    assert said == "headlight: the terminal's encoding is ascii, which this text does not fit"

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from headlight import LLM, Inspection, RequestError, SamplingParams
+from tests.service.dummy_model import SETTINGS
 from tests.service.servers import serving
-from tests.service.test_cli import dummy
-from tests.service.test_offline import SETTINGS, TEMPLATE
 
 TEXT = "Seoul ☀"
 LAYERS = 3
@@ -19,20 +18,15 @@ DRAWING: dict[str, Any] = {"temperature": 0.5, "top_k": 5, "seed": 7, "max_token
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    return dummy(tmp_path_factory.mktemp("model"), TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def llm(model: tuple[str, ...]) -> Iterator[LLM]:
-    with LLM(model[1], **SETTINGS, max_inspection=65536) as llm:
+def llm(lent_engine: None, dummy_flags: tuple[str, ...]) -> Iterator[LLM]:
+    with LLM(dummy_flags[1], **SETTINGS, max_inspection=65536) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
-def url(model: tuple[str, ...]) -> Iterator[str]:
+def url(dummy_flags: tuple[str, ...]) -> Iterator[str]:
     """A server of the same random weights."""
-    with serving(*model[1:]) as (url, _):
+    with serving(*dummy_flags[1:]) as (url, _):
         yield url
 
 

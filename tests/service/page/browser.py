@@ -1,6 +1,7 @@
 """A real Chromium, which the tests of the page drive."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -41,13 +42,27 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         # Another address than before the #, or else nothing would be loaded.
         self.driver.get("about:blank")
-        self.driver.get(url)
         named = {f"headlight.{name}": value for name, value in stored.items()}
-        self.run("localStorage.clear(); Object.assign(localStorage, arguments[0])", named)
-        self.driver.refresh()
+        source = f"localStorage.clear(); Object.assign(localStorage, {json.dumps(named)})"
+        script = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+        self.driver.get(url)
+        self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
+
+    def numbers(self, selector: str) -> list[float]:
+        """The numbers that stand behind figures; NaN where there is none."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(each => Number(each.dataset.value ?? NaN))"
+        found: list[float | None] = self.run(script, selector)
+        return [math.nan if number is None else number for number in found]
+
+    def texts(self, selector: str) -> list[str]:
+        """The texts of elements as they are shown."""
+        found: list[str] = self.run(
+            "return [...document.querySelectorAll(arguments[0])].map(each => each.innerText.trim())", selector
+        )
+        return found
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)

@@ -31,7 +31,7 @@ from service.engine.messages import (
 )
 from service.engine.server import HEARTBEAT_SECONDS
 from service.processes.engine_config import EngineConfig
-from tests.service.engine.fake_loader import BLOCKS, HANG, command
+from tests.service.engine.fake_loader import BLOCKS, HANG, ROOT, command, fake_config
 from tests.service.engine.fakes import output_alone
 
 PATIENCE = 60
@@ -113,6 +113,18 @@ def engine(config: EngineConfig) -> Iterator[Engine]:
     engine.close()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine for tests that leave it as it was."""
+    script = tmp_path_factory.mktemp("shared") / "script"
+    script.write_text("ok")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        engine = Engine(fake_config(script))
+    yield engine
+    engine.close()
+
+
 PARAMS = SamplingParams(max_tokens=6)
 
 
@@ -121,18 +133,18 @@ def check_service(client: RawClient, id: int) -> None:
     assert client.completion(id) == output_alone([id, 2, 3], PARAMS)[0]
 
 
-def test_a_request_is_served(engine: Engine) -> None:
-    client = engine.connect()
+def test_a_request_is_served(shared: Engine) -> None:
+    client = shared.connect()
     ready = client.receive()
     assert isinstance(ready, Ready)
     assert ready.limits.num_blocks == BLOCKS
-    assert (ready.info.backend, ready.pid) == ("fake", engine.process.pid)
+    assert (ready.info.backend, ready.pid) == ("fake", shared.process.pid)
     check_service(client, 5)
 
 
-def test_an_idle_engine_reports_again_and_again(engine: Engine) -> None:
+def test_an_idle_engine_reports_again_and_again(shared: Engine) -> None:
     began = time.monotonic()
-    client = engine.ready_client()
+    client = shared.ready_client()
     assert [client.report().deltas for _ in range(3)] == [[], [], []]
     # The first report may answer the introduction; between the others the engine sleeps.
     assert time.monotonic() - began > 1.9 * HEARTBEAT_SECONDS
@@ -177,13 +189,13 @@ MALFORMED = [
 ]
 
 
-def test_malformed_messages_are_dropped(engine: Engine) -> None:
-    client = engine.ready_client()
+def test_malformed_messages_are_dropped(shared: Engine) -> None:
+    client = shared.ready_client()
     for payload in MALFORMED:
         client.socket.send(payload)
     client.socket.send_multipart([b"one", b"two"])
     with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(endpoint(engine.directory).removeprefix("ipc://"))
+        stranger.connect(endpoint(shared.directory).removeprefix("ipc://"))
         stranger.sendall(b"not even this protocol" * 100)
     check_service(client, 5)
 
@@ -233,9 +245,9 @@ def test_its_log_has_the_form_that_was_asked_for(config: EngineConfig, capfd: py
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_to_the_whole_group_are_the_parents_to_judge(engine: Engine, number: signal.Signals) -> None:
-    client = engine.ready_client()
-    engine.process.send_signal(number)
+def test_signals_to_the_whole_group_are_the_parents_to_judge(shared: Engine, number: signal.Signals) -> None:
+    client = shared.ready_client()
+    shared.process.send_signal(number)
     check_service(client, 5)
 
 

@@ -1,0 +1,56 @@
+"""The form of activations for a product with weights in panels, and how large they are. `rounding.py` makes it."""
+
+from dataclasses import dataclass
+
+from kernels.cpu.panels import LANES, Format
+from kernels.cpu.target import REGISTER_ROWS, matrix_unit
+
+DEPTH = 32
+"""Inputs in a step of the matrix unit's sums: bfloat16 numbers in a row of a register."""
+TOKENS = REGISTER_ROWS
+"""Limit of tokens in a register of the matrix unit."""
+LOW_BITS = {4: 4, 8: 8}
+"""Number of bits in the lower part of an activation's code, by the weights' bits; the upper part has 8 bits.
+
+Codes of 12 bits err less than weights of 4 bits do, and both of their parts are multiplied as bytes.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """The form of activations for a product with weights of `form`.
+
+    For the matrix unit they are bfloat16 numbers [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has
+    TOKENS rows. Else integers are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and
+    each group has two sums (`quantize_group`), [rows, groups, 2] float32; for weights of more than 8 bits activations
+    stay float32.
+    """
+
+    form: Format
+    unit: bool
+    """Whether the matrix unit multiplies."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether the activations have another form than float32."""
+        return self.unit or self.form.bits <= 8
+
+    @property
+    def constants(self) -> tuple[int, int, int, int, int]:
+        """Numbers that `round_row` needs at compile time."""
+        form = self.form
+        return form.group, LOW_BITS.get(form.bits, 0), int(form.bits == 4), parts(form), int(self.unit)
+
+
+def serves(form: Format, groups: int) -> bool:
+    """Whether there is a matrix unit, and it can multiply with weights of `form` in so many groups."""
+    suitable = form.bits <= 16 and form.group % 8 == 0 and DEPTH % form.group == 0 and groups * form.group % DEPTH == 0
+    return suitable and LANES == 16 and matrix_unit()
+
+
+def parts(form: Format) -> int:
+    """Number of bfloat16 numbers whose sum is an activation: 1, with a relative error of 2^-9, or 2, with 2^-17.
+
+    Weights of 4 bits are so rough that the error is lost in theirs.
+    """
+    return 1 if form.bits == 4 else 2

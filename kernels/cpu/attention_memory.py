@@ -1,0 +1,48 @@
+"""The tiles of attention: their sizes, and the scratch memory that they take."""
+
+from kernels.cpu.cache_forms import BFLOAT16
+from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS, matrix_unit, register_floats
+
+LANES = register_floats()
+"""Float32 numbers in a register."""
+KEYS = 64
+"""Keys in a tile, and in one step of the online softmax."""
+ROWS = 96
+"""Rows in a tile, as far as whole tokens fit: each is one token's query of one head; all share the keys read."""
+PLACES_BYTES = 2 * 8 * KEYS
+"""Bytes of the addresses of a tile's keys and values."""
+DEPTH = 32
+"""Bfloat16 numbers in a row of a register of the matrix unit, which multiplies and adds them in pairs."""
+ROWS_TOGETHER = 8
+"""Rows whose queries fill such a register: upper parts are its first columns, and lower parts its last ones."""
+PARTS = KEYS // REGISTER_ROWS
+"""Parts of a tile's keys, each of which fills such a register."""
+PRODUCT_BYTES = PARTS * REGISTER_BYTES // ROWS_TOGETHER
+"""Bytes of a row's products with a tile's keys, those of its query's upper and lower part."""
+
+
+def serves(stored: int, dim: int, block: int) -> bool:
+    """Whether there is a matrix unit that can attend with heads of `dim` over a cache in blocks of `block` tokens.
+
+    `stored` is the cache's form.
+    """
+    suitable = stored == BFLOAT16 and dim % DEPTH == 0 and block % REGISTER_ROWS == 0
+    return suitable and matrix_unit()
+
+
+def scratch_bytes(dim: int, group: int) -> int:
+    """Bytes of scratch memory that attention needs, with heads of `dim` and `group` query heads for each KV head."""
+    width = -(-dim // LANES) * LANES
+    rows = max(ROWS, group) + REGISTER_ROWS
+    own = max(4 * KEYS * (dim + width), _unit_bytes(dim, rows))
+    return 2 * PLACES_BYTES + 4 * rows * (3 + dim + width + KEYS) + own
+
+
+def _unit_bytes(dim: int, rows: int) -> int:
+    """Bytes that a tile of `rows` (a multiple of REGISTER_ROWS) needs where the matrix unit multiplies."""
+    return 2 * CONFIGURATION_BYTES + rows * (4 * dim + PRODUCT_BYTES + 4 * KEYS) + 2 * dim * (KEYS + 1)
+
+
+def scratch_bytes_of_weights(dim: int) -> int:
+    """Bytes of scratch memory that computing attention weights needs, with heads of `dim`."""
+    return PLACES_BYTES + 4 * KEYS * dim + 4 * ROWS * (dim + KEYS + 1)

@@ -1,0 +1,82 @@
+"""The way of a thread through a program, in two functions to compile: tickets are opened, and chunks are taken.
+
+`program.py` says what a program is.
+"""
+
+from collections.abc import Callable
+
+from kernels.cpu.instructions import (
+    add_to_word,
+    call_operation,
+    exchange_word,
+    give_way,
+    pause,
+    read_word,
+    words,
+    write_word,
+)
+from kernels.cpu.operation import WORDS
+
+Walk = Callable[[int, int, int, int, int], int]
+"""(program, tickets, length, epoch, scratch) -> a number; the first two are addresses."""
+
+SHIFT = 32
+"""Bits of a ticket for its count: a ticket is epoch << SHIFT | chunks taken, where every run has an epoch of its own.
+
+A thread that is late for its run sees another epoch in the ticket, and leaves.
+"""
+TAKEN = (1 << SHIFT) - 1
+"""Mask of a ticket's count of chunks taken."""
+SPINS = 2000
+"""Number of reads of a word, about 20 ns each, before a waiting thread offers its core to others."""
+
+
+def define_open() -> Walk:
+    """Count the chunks of every operation, and open its ticket so that threads can take them; returns their number."""
+
+    def run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
+        total = 0
+        for index in range(length):
+            arguments = program + index * (WORDS + 1) * 8
+            ticket = tickets + index * 128
+            chunks = call_operation(words(arguments, 1)[0], arguments + 8, -1, scratch)
+            words(ticket, 2)[1] = chunks
+            total += chunks
+            write_word(ticket + 64, epoch << SHIFT)
+            write_word(ticket, epoch << SHIFT)
+        return total
+
+    return run
+
+
+def define_run() -> Walk:
+    """Run one thread's part of a program. Returns 0, or 1 if the run ended before this thread reached its end."""
+
+    def run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
+        for index in range(length):
+            arguments = program + index * (WORDS + 1) * 8
+            ticket = tickets + index * 128
+            while True:
+                taken = read_word(ticket)
+                if taken >> SHIFT != epoch:
+                    return 1
+                # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is
+                # taken.
+                chunks = read_word(ticket + 8)
+                chunk = taken & TAKEN
+                if chunk >= chunks:
+                    break
+                if exchange_word(ticket, taken, taken + 1) != 0:
+                    call_operation(words(arguments, 1)[0], arguments + 8, chunk, scratch)
+                    add_to_word(ticket + 64, 1)
+            wanted = (epoch << SHIFT) + chunks
+            spins = 0
+            while read_word(ticket + 64) < wanted:
+                pause(0)
+                spins += 1
+                if spins >= SPINS:
+                    give_way(0)
+                    spins = 0
+        return 0
+
+    return run
