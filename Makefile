@@ -32,10 +32,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 serve: $(VENV)/.installed
 	@exec $(BIN)/headlight serve $(MODEL) --port $(PORT)
 
-# One process of tests for each of two cores; a file's tests stay together. Threads of torch that spin while they wait
-# would take the cores from each other.
+# Three processes for two cores, since a quarter of the tests' time they wait; a file's tests stay together. Threads of
+# torch that spin while they wait would take the cores from each other.
 test: $(VENV)/.installed-test
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 loadtest: $(VENV)/.installed-loadtest
 	@$(BIN)/python -m loadtests --host '$(HOST)' --model '$(MODEL)' --users $(USERS) --duration $(DURATION) \

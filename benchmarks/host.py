@@ -22,7 +22,8 @@ import torch
 import zmq
 
 from model.batch import make_batch
-from model.contract import Draws, ModelLimits, Runner, RunnerInfo, SamplingParams, StepPlan, StepResult
+from model.contract import Draws, Runner, SamplingParams, StepPlan, StepResult
+from model.limits import ModelLimits, RunnerInfo
 from model.runner import chunk_results
 from model.runner_config import RunnerConfig
 from model.sampling.choice import Choice

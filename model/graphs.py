@@ -172,7 +172,7 @@ class _StaticBatch:
             _put(static.query_starts[static.singles + 1 : -1], ends, ends[-1])
 
     def own(self, rows: Tensor, singles: int, tokens: int) -> Tensor:
-        """Those of the batch's rows [tokens, ...] that belong to the `tokens` copied last, without padding."""
+        """The rows of the `tokens` that were copied last, among the batch's rows [tokens, ...] with padding."""
         if singles == self.layout.singles or tokens == singles:
             return rows[:tokens]
         begin = self.layout.singles

@@ -11,11 +11,12 @@ import torch
 
 from kernels.backend import KVCache
 from model.batch import make_batch
-from model.contract import ChunkResult, DeviceLostError, Draws, ModelLimits, RunnerInfo, StepPlan, StepResult
+from model.contract import ChunkResult, DeviceLostError, Draws, StepPlan, StepResult
 from model.decoder import Decoder
 from model.embedding_table import EmbeddingTable
 from model.extras import Extras
 from model.graphs import GraphedDecoder
+from model.limits import ModelLimits, RunnerInfo
 from model.position_encoding import encoding_width
 from model.recorded import RecordedDecoder
 from model.sampling.choice import Choice, choose, read_choice

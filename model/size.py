@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from kernels.backend import Linear
-from model.contract import ModelSize
+from model.limits import ModelSize
 from model.spec import DecoderSpec
 from model.weights import DecoderWeights, LayerWeights, Norm
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.interface import EngineClient
 from service.engine.messages import Beam, EngineRequest, Refusal, RequestTimes

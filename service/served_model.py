@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import Source, open_checkpoint
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from service.model_files import sampling_of, served_names
 from service.settings import Settings
 from service.text.chat import JinjaTemplate

@@ -27,6 +27,11 @@ LONGEST = {
     "tests/kernels/gpu/test_sampling.py",
     "tests/service/processes/test_api_processes.py",
     "tests/service/api/test_large_bodies.py",
+    "tests/model/test_smollm2.py",
+    "tests/model/test_beam_search.py",
+    "tests/model/test_seen_alike.py",
+    "tests/kernels/gpu/test_attention.py",
+    "tests/kernels/test_aot.py",
 }
 """Files that take a minute or nearly one. They come first: one that began last would leave the other core idle."""
 

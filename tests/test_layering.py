@@ -16,8 +16,8 @@ PACKAGES = ("benchmarks", "kernels", "model", "service", "loadtests")
 CLIENT_SIDE = {"service.engine.interface", "service.engine.messages", "service.engine.status"}
 """What of the engine's package is for those who use an engine."""
 
-CONTRACT = {"model.contract", "model.seen"}
-"""Parts of the model's package that serving may know: the integers that cross between both."""
+CONTRACT = {"model.contract", "model.limits", "model.seen"}
+"""Parts of the model's package that serving may know: the integers that cross between both, and its sizes."""
 
 # The first rule whose prefix fits a module holds for it: which of our own modules it may import, and which
 # libraries it may not.
@@ -27,7 +27,8 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("benchmarks.host", {"benchmarks", "model", "service.engine"}, {"fastapi", "tokenizers"}),
     ("benchmarks", {"benchmarks", "kernels", "model"}, {"fastapi", "zmq", "msgspec", "tokenizers"}),
     ("kernels", {"kernels"}, {"fastapi", "zmq", "msgspec", "tokenizers", "transformers"}),
-    ("model.contract", {"model.seen"}, {"torch", "numpy", "msgspec"}),
+    ("model.contract", {"model.limits", "model.seen"}, {"torch", "numpy", "msgspec"}),
+    ("model.limits", set(), {"torch", "numpy", "msgspec"}),
     ("model.seen", set(), {"torch", "numpy", "msgspec"}),
     ("model.runner_config", set(), {"torch", "numpy", "msgspec", "pydantic"}),
     ("model.spec", set(), {"torch", "numpy", "msgspec"}),

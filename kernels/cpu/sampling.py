@@ -81,8 +81,7 @@ def _draw(row: int, vocab: int, peak: Any, temperature: Any, cut: Any, last: int
     """The winner of the race among the tokens above the cut, and those at the cut up to the token `last`."""
     result = run_race(row, 0, last + 1, peak, temperature, cut, least, key)
     if last + 1 < vocab:
-        above = next_above(cut)
-        result = max(result, run_race(row, last + 1, vocab, peak, temperature, above, least, key))
+        result = max(result, run_race(row, last + 1, vocab, peak, temperature, next_above(cut), least, key))
     return winner_of(result)
 
 

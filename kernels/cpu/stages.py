@@ -18,7 +18,7 @@ DEEP = np.float32(-87)
 """The least exponent of a weight that float32 holds with all of its digits; `exp` gives 0 soon below."""
 LIFT = np.float32(64 * np.log(2))
 LIFTED = np.float32(2.0**-64)
-"""What is added to exponents below, and the factor that makes up for it."""
+"""The number that is added to exponents below `DEEP`, and the factor that makes up for this."""
 
 
 def define_weigh() -> Function:
@@ -52,8 +52,7 @@ def define_weigh() -> Function:
         for index in range(FIGURES):
             figures[index] = 0
         _weigh_part(row, 0, last + 1, peak, temperature, cut, least, before, out, figures)
-        above = next_above(cut)
-        _weigh_part(row, last + 1, vocab, peak, temperature, above, least, before, out, figures)
+        _weigh_part(row, last + 1, vocab, peak, temperature, next_above(cut), least, before, out, figures)
         total = figures[0]
         figures[2] = np.float64(1) if before == 0 else figures[2] / doubles(r[10] + 8 * FIGURES * chunk, FIGURES)[0]
         figures[3] = np.log(total) - figures[3] / total

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class TensorType(IntEnum):
-    """The form of a tensor's numbers. Those that `BLOCKS` lacks are known by name alone."""
+    """The form of a tensor's numbers. A form that `BLOCKS` lacks is known by name alone."""
 
     F32 = 0
     F16 = 1

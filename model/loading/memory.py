@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from model.contract import Chunk, Draw, ModelLimits, SamplingParams, StepPlan
+from model.contract import Chunk, Draw, SamplingParams, StepPlan
+from model.limits import ModelLimits
 from model.loading.cache import DeviceMemory
 from model.loading.machine import available_memory
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from model.seen import Distribution, Embedded, Inside, PositionEncoding, TokenLogprobs
 from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from service.api.context import Context, Served
 from service.api.schemas.answers import CardSize, ModelCard, ModelList, ParameterCounts
 

@@ -7,7 +7,8 @@ response formats.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from model.contract import ModelLimits, SamplingParams, Wanted
+from model.contract import SamplingParams, Wanted
+from model.limits import ModelLimits
 from service.api.beam_search import beam_search, searching
 from service.api.bounds import check_at_most, check_token_ids
 from service.api.context import JobContext

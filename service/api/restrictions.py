@@ -1,6 +1,6 @@
 """The tokens that a request leaves to be drawn: allowed_token_ids and bad_words, as vLLM has them."""
 
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from service.api.context import JobContext
 from service.api.errors import refusal
 from service.api.prompts import off_loop

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from model.contract import ModelLimits, RunnerInfo
+from model.limits import ModelLimits, RunnerInfo
 from service.engine.channel import EngineChannel
 from service.engine.messages import Cancel, Delta, EngineRequest, EngineStats, FromEngine, Report, Submit
 from service.engine.status import STARTING, EngineDead, EngineHealth, EngineStatus

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, Callable
 from typing import Protocol
 
-from model.contract import ModelLimits, RunnerInfo
+from model.limits import ModelLimits, RunnerInfo
 from service.engine.messages import Delta, EngineRequest, EngineStats
 from service.engine.status import EngineHealth
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from model.contract import NOTHING, ModelLimits, RunnerInfo, SamplingParams, Wanted
+from model.contract import NOTHING, SamplingParams, Wanted
+from model.limits import ModelLimits, RunnerInfo
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]

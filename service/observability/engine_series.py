@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from model.contract import RunnerInfo
+from model.limits import RunnerInfo
 from service.engine.interface import EngineClient
 from service.engine.messages import STEP_TOKENS, EngineStats
 from service.engine.status import EngineDead

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import Source
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from service.api.keys import ApiKeys
 from service.engine.status import STARTING, EngineDead, EngineStatus
 from service.model_files import locate, served_names

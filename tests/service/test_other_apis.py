@@ -12,7 +12,7 @@ from anthropic import Anthropic
 from openai import OpenAI
 from pydantic import BaseModel
 
-from tests.service.servers import PATIENCE, serving
+from tests.service.servers import PATIENCE
 
 MODEL = "smollm2-135m-instruct"
 QUESTION = "What is the capital of France?"
@@ -32,12 +32,6 @@ GREEDY: dict[str, Any] = {"extra_body": {"temperature": 0}}
 class Animal(BaseModel):
     legs: int
     tame: bool
-
-
-@pytest.fixture(scope="module")
-def url(smollm2) -> Iterator[str]:
-    with serving() as (url, _):
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from model.checkpoint.sampling_defaults import NEUTRAL
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from model.runner_config import RunnerConfig
 from service.model_files import locate
 from service.processes.engine_config import engine_config

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.contract import ModelLimits
+from model.limits import ModelLimits
 from model.loading.memory import DeviceMemoryError, fitting, largest_step
 from model.runner import ModelRunner
 from tests.dummies import CPU, drawn, empty_cache, make_decoder

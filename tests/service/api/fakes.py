@@ -18,7 +18,8 @@ import msgspec
 from fastapi import FastAPI
 
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
-from model.contract import ModelLimits, RunnerInfo, SamplingParams, Wanted
+from model.contract import SamplingParams, Wanted
+from model.limits import ModelLimits, RunnerInfo
 from model.seen import Array, Inside, TokenLogprobs
 from service.api.admission import Admission
 from service.api.places import Places

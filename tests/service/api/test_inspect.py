@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import ModelSize
+from model.limits import ModelSize
 from model.sampling.orders import ORDERS
 from model.sampling.transforms import TRANSFORMS
 from model.seen import Array, Distribution, Embedded, Inside, PositionEncoding, RotaryAngles, Stage, TokenLogprobs

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from model.contract import ModelSize
+from model.limits import ModelSize
 from tests.service.api.fakes import MODEL, calling
 
 SIZE = ModelSize(

@@ -5,17 +5,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.contract import (
-    INVALID_TOKEN,
-    Chunk,
-    ChunkResult,
-    Draw,
-    ModelLimits,
-    RunnerInfo,
-    SamplingParams,
-    StepPlan,
-    StepResult,
-)
+from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, SamplingParams, StepPlan, StepResult
+from model.limits import ModelLimits, RunnerInfo
 from model.seen import TokenLogprobs
 
 VOCAB_SIZE = 8

@@ -27,7 +27,7 @@ from tests.service.servers import PATIENCE, save_dummy_llama, serving, wait_unti
 
 PROCESSES = 3
 CAPACITY = 5
-FLAGS = ("--api-processes", str(PROCESSES), "--max-running", "4", "--max-waiting", "1")
+FLAGS = ("--max-running", "4", "--max-waiting", "1")
 LONG = 15_000
 """Tokens; minutes."""
 
@@ -88,9 +88,10 @@ class Connection:
 class Server:
     """A running server's processes, and connections to them."""
 
-    def __init__(self, url: str, supervisor: "subprocess.Popen[str]") -> None:
+    def __init__(self, url: str, supervisor: "subprocess.Popen[str]", processes: int) -> None:
         self.port = int(url.rpartition(":")[2])
         self.supervisor = supervisor
+        self.processes = processes
         self._connections: list[Connection] = []
 
     @property
@@ -120,7 +121,7 @@ class Server:
             connection = self.connect()
             process = next(api for api in self.apis if connection.is_with(api))
             found.setdefault(process.pid, connection)
-            if len(found) == PROCESSES:
+            if len(found) == self.processes:
                 return [found[api.pid] for api in self.apis]
         raise AssertionError("the processes do not share the port")
 
@@ -130,15 +131,16 @@ class Server:
 
 
 @contextmanager
-def running(model: Path, folder: Path, *flags: str) -> Iterator[Server]:
+def running(model: Path, folder: Path, *flags: str, processes: int = 2) -> Iterator[Server]:
     """A server on the tiny model. Nothing of it may remain, neither a process nor a file."""
     temporary = folder / "t"
     temporary.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
         command = (str(model), "--backend", "reference", "--dtype", "float32", "--load-format", "dummy")
+        command += ("--api-processes", str(processes))
         with serving(*command, *flags, log=folder / "log") as (url, supervisor):
-            server = Server(url, supervisor)
+            server = Server(url, supervisor, processes)
             try:
                 yield server
             finally:
@@ -151,7 +153,7 @@ def running(model: Path, folder: Path, *flags: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(model, tmp_path_factory.mktemp("shared"), *FLAGS) as server:
+    with running(model, tmp_path_factory.mktemp("shared"), *FLAGS, processes=PROCESSES) as server:
         yield server
 
 
@@ -262,6 +264,14 @@ def test_an_engine_that_dies_is_told_to_every_process(server: Server) -> None:
         assert total(scrape(connection), "headlight_engine_restarts_total") == 1
 
 
+def test_nothing_outlives_a_killed_supervisor(server: Server) -> None:
+    """The last test of those that share the server."""
+    children = server.everybody[1:]
+    assert len(children) == PROCESSES + 1
+    server.supervisor.kill()
+    assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
+
+
 def test_a_signal_to_all_drains_them_all(model: Path, tmp_path: Path) -> None:
     """As a service manager sends it, to each process."""
     with running(model, tmp_path, *FLAGS, "--drain-seconds", "100") as server:
@@ -269,7 +279,7 @@ def test_a_signal_to_all_drains_them_all(model: Path, tmp_path: Path) -> None:
         streams = [connection.stream(80) for connection in connections]
         for process in server.everybody:
             process.send_signal(signal.SIGTERM)
-        assert [stream.read()[-14:] for stream in streams] == [b"data: [DONE]\n\n"] * PROCESSES
+        assert [stream.read()[-14:] for stream in streams] == [b"data: [DONE]\n\n"] * server.processes
         assert server.supervisor.wait(PATIENCE) == 0
 
 
@@ -284,14 +294,6 @@ def test_a_second_signal_ends_it_at_once(model: Path, tmp_path: Path) -> None:
         server.supervisor.send_signal(signal.SIGINT)
         assert server.supervisor.wait(PATIENCE) == 0
         assert time.monotonic() - began < 25  # Of the 30 that draining would have taken.
-
-
-def test_nothing_outlives_a_killed_supervisor(model: Path, tmp_path: Path) -> None:
-    with running(model, tmp_path, *FLAGS) as server:
-        children = server.everybody[1:]
-        assert len(children) == PROCESSES + 1
-        server.supervisor.kill()
-        assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
 
 
 def test_what_keeps_the_processes_from_starting_is_one_plain_line(model: Path, tmp_path: Path) -> None:
