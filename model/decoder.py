@@ -20,7 +20,10 @@ Logits = Callable[[Tensor], Tensor]
 
 
 class Probe(Protocol):
-    """Looks at a forward pass while it runs. It must copy what it keeps: later operations may overwrite the tensors."""
+    """Looks at a forward pass while it runs. It must copy what it keeps: later operations may overwrite the tensors.
+
+    Behind the rows of the batch's tokens there may be others, which mean nothing.
+    """
 
     def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
         """Queries [tokens, heads, head_dim] of a layer, once all keys are in the cache and before values are added."""

@@ -85,9 +85,7 @@ class ChunkExtras:
 
     def lens_rows(self) -> Tensor | None:
         """The residual streams of the logit lens, [stages * positions, hidden]; None if there is none."""
-        if self.recorder is None or self._chunk.trace is None or self._chunk.trace.lens is None:
-            return None
-        return torch.cat(self.recorder.streams[::2])
+        return None if self.recorder is None else self.recorder.lens_rows()
 
     def give_lens(self, logits: Tensor) -> None:
         """Give the logits [stages * positions, vocab] of `lens_rows`, which `take` would otherwise compute."""

@@ -23,6 +23,8 @@ class Recorder:
         """`begin` is the row of the chunk's first token in the batch."""
         self._trace = trace
         self._places = torch.tensor([begin + position - chunk.start for position in trace.positions])
+        self._staged: Tensor | None = None
+        """`_places` on the device."""
         self._positions = torch.tensor(trace.positions)
         self._blocks = torch.tensor(chunk.blocks[: trace.positions[-1] // block_size + 1], dtype=torch.int32)
         self._block_size = block_size
@@ -32,24 +34,39 @@ class Recorder:
             self._heads.setdefault(layer, []).append(head)
         self._queries: dict[int, LayerQueries] = {}
         """The queries of layers whose weights are still to be computed."""
+        self._row_bytes = 0
+        """Bytes of the weights of one position that are to be computed, and, below, of their queries."""
+        self._query_bytes = 0
         self._layers: list[int] = []
         """The layers of `_maps`, in their order."""
         self._maps: list[Maps] = []
-        self.streams: list[Tensor] = []
-        """Residual streams [positions, hidden], in the order of `Probe.stream`."""
+        self._streams: list[Tensor] = []
+        """Residual streams [positions, hidden], in the order of `Probe.stream`; for a lens alone, every second one."""
+        self._passed = 0
+        """Number of streams that have been shown."""
 
     def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`. The weights themselves are computed later, of many layers at once."""
         if not (heads := self._heads.get(layer)):
             return
-        self._queries[layer] = LayerQueries(self._rows(q), cache, heads, options)
-        if self._row_bytes() + sum(queries.q.nbytes for queries in self._queries.values()) > SLICE_BYTES:
+        rows = self._rows(q)
+        self._queries[layer] = LayerQueries(rows, cache, heads, options)
+        self._row_bytes += 4 * len(heads) * len(self._blocks) * self._block_size
+        self._query_bytes += rows.nbytes
+        if self._row_bytes + self._query_bytes > SLICE_BYTES:
             self.weigh()
 
     def stream(self, residual: Tensor) -> None:
         """See `Probe.stream`."""
-        if self._trace.stream or self._trace.lens is not None:
-            self.streams.append(self._rows(residual))
+        if self._trace.stream or (self._trace.lens is not None and self._passed % 2 == 0):
+            self._streams.append(self._rows(residual))
+        self._passed += 1
+
+    def lens_rows(self) -> Tensor | None:
+        """The streams that the logit lens looks at, [stages * positions, hidden]; None if there is no lens."""
+        if self._trace.lens is None:
+            return None
+        return torch.cat(self._streams[:: 2 if self._trace.stream else 1])
 
     def weigh(self) -> None:
         """Compute the attention maps of the layers that have been seen. The blocks must still be the request's."""
@@ -57,26 +74,23 @@ class Recorder:
             return
         trace, layers = self._trace, [*self._queries.values()]
         positions, blocks = stage([self._positions, self._blocks], layers[0].q.device)
+        rows = len(trace.positions)
 
         def weigh(part: slice) -> Tensor:
-            some = [queries._replace(q=queries.q[part]) for queries in layers]
+            whole = part.start == 0 and part.stop >= rows
+            some = layers if whole else [queries._replace(q=queries.q[part]) for queries in layers]
             return self._backend.attention_weights(some, positions[part], blocks)[:, :, : trace.positions[-1] + 1]
 
         counts = [len(queries.heads) for queries in layers]
-        rows = len(trace.positions)
-        self._maps.append(reduced_maps(weigh, rows, self._row_bytes(), counts, trace.reduction, trace.top_keys))
+        self._maps.append(reduced_maps(weigh, rows, self._row_bytes, counts, trace.reduction, trace.top_keys))
         self._layers += self._queries
-        self._queries = {}
+        self._queries, self._row_bytes, self._query_bytes = {}, 0, 0
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """The rows of the trace's positions in a tensor that has a row for each token of the batch."""
-        (rows,) = stage([self._places], tensor.device)
-        return tensor.index_select(0, rows)
-
-    def _row_bytes(self) -> int:
-        """Bytes of the weights of one position that are to be computed."""
-        heads = sum(len(queries.heads) for queries in self._queries.values())
-        return 4 * heads * len(self._blocks) * self._block_size
+        if self._staged is None:
+            (self._staged,) = stage([self._places], tensor.device)
+        return tensor.index_select(0, self._staged)
 
     @property
     def probe(self) -> Probe | None:
@@ -86,7 +100,7 @@ class Recorder:
     def inside(self, lens: Sequence[Sequence[TokenLogprobs]] | None) -> Inside:
         """The positions as the trace asked to see them; `lens` is their logit lens. Waits for the device."""
         trace = self._trace
-        streams = torch.stack(self.streams).float() if trace.stream else None
+        streams = torch.stack(self._streams).float() if trace.stream else None
         maps = self._ordered()
         return Inside(
             positions=trace.positions,

@@ -30,12 +30,12 @@ class Kept:
         """See `Probe.stream`."""
         self._streams.append(residual)
 
-    def show(self, probe: Probe, tokens: int) -> None:
-        """Show another probe what the first `tokens` rows hold now. The cache has all of the batch's keys already."""
+    def show(self, probe: Probe) -> None:
+        """Show another probe what the tensors hold now. The cache has all of the batch's keys already."""
         for layer, q, cache, options in self._attention:
-            probe.attention(layer, q[:tokens], cache, options)
+            probe.attention(layer, q, cache, options)
         for residual in self._streams:
-            probe.stream(residual[:tokens])
+            probe.stream(residual)
 
 
 class RecordedDecoder:
@@ -85,5 +85,5 @@ class RecordedDecoder:
             return self._decoder.forward(tokens, layout, cache, probe)
         self.backend.replay(program, tokens, layout)
         if probe is not None:
-            self._kept.show(probe, len(tokens))
+            self._kept.show(probe)
         return hidden[: len(tokens)]

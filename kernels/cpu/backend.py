@@ -7,11 +7,12 @@ Activations are float32. Operations find a step's tokens, positions and cache bl
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import (
@@ -111,6 +112,10 @@ class CpuBackend:
         panels = _panels(weight)
         form, groups = panels.form, panels.data.shape[1]
         rounding = Rounding(form, serves(form, groups))
+        rows = len(x)
+        if rounding.unit and self._recording is None and rows > TOKENS:
+            # Registers change their shape for the last tokens of a batch if these fill none, which takes longer.
+            x = F.pad(x, (0, 0, 0, -rows % TOKENS))
         out = self._empty(len(x), panels.rows)
         x = x.contiguous()
         rounded, sums = x, x
@@ -124,7 +129,7 @@ class CpuBackend:
             *(_address(weight.bias), out.data_ptr(), groups, panels.rows),
         )
         self._run(multiply_operation(rounding), arguments)
-        return out
+        return out[:rows]
 
     def _round(self, x: Tensor, rounding: Rounding, arguments: Sequence[int]) -> None:
         """Round x, within the operation that makes it if that has just been recorded."""
@@ -213,11 +218,12 @@ class CpuBackend:
         queries = [layer.q.contiguous() for layer in layers]
         chosen = torch.tensor([head for layer in layers for head in layer.heads], dtype=torch.int32)
         out = self._empty(len(chosen), len(places), len(table) * layers[0].cache.keys.shape[1])
-        steps, first = [], 0
+        steps, heads, weights = [], chosen.data_ptr(), out.data_ptr()
+        head_bytes = out.stride(0) * out.itemsize
         for q, layer in zip(queries, layers, strict=True):
-            last = first + len(layer.heads)
-            steps.append(_weigh(self._rows, layer._replace(q=q), chosen[first:last], out[first:last]))
-            first = last
+            steps.append(_weigh(self._rows, q, layer, heads, weights, out.shape[2]))
+            heads += chosen.itemsize * len(layer.heads)
+            weights += head_bytes * len(layer.heads)
         self._set(places, {POSITIONS: places, BLOCK_TABLE: table, TABLE_WIDTH: len(table)})
         self._run_all(steps)
         return out
@@ -313,22 +319,22 @@ class CpuBackend:
             self._step[index] = value if isinstance(value, int) else value.data_ptr()
 
 
-def _weigh(rows: int, layer: LayerQueries, chosen: Tensor, out: Tensor) -> Step:
-    """The operation that writes the attention weights of a layer's `chosen` heads [heads] int32 to `out`.
+def _weigh(rows: int, q: Tensor, layer: LayerQueries, chosen: int, out: int, keys: int) -> Step:
+    """The operation that writes the attention weights [heads, rows, keys] float32 of a layer's wanted heads to `out`.
 
-    `rows` is the address of the step, and `out` is [heads, rows, keys] float32.
+    `rows` is the address of the step, and `chosen` that of the heads, int32; q are the layer's queries, contiguous.
     """
-    q, cache, _, options = layer
+    _, cache, heads, options = layer
     _, block, kv_heads, dim = cache.keys.shape
     if scratch_bytes_of_weights(dim) > SCRATCH_BYTES:
         raise ValueError(f"heads of {dim} are too large for the cpu backend")
-    keys, plain = cache.keys.data_ptr(), options.softcap is None and options.alibi_slopes is None
+    stored, plain = cache.keys.data_ptr(), options.softcap is None and options.alibi_slopes is None
     arguments = (
         # Values play no part here.
-        *(rows, q.data_ptr(), q.shape[1], kv_heads, keys, keys),
+        *(rows, q.data_ptr(), q.shape[1], kv_heads, stored, stored),
         *(_address(cache.key_scales), 0, _bits(options.scale), options.window or 0),
-        *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
-        *(chosen.data_ptr(), len(chosen), out.shape[2]),
+        *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out),
+        *(chosen, len(heads), keys),
     )
     return weights_operation(STORED[cache.keys.dtype], dim, block, plain), arguments
 
@@ -355,5 +361,6 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+@cache
 def _bits(number: float) -> int:
     return int(np.float32(number).view(np.int32))

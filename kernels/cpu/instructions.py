@@ -104,12 +104,16 @@ INFINITY = np.int32(0x7F800000)
 """The bits of float32's infinity; the bits of a NaN, without the sign, are larger."""
 
 
-@njit
-def next_above(number: Any) -> Any:
-    """The least float32 above a number other than infinity. NumPy's `nextafter` is a function of Numba's library."""
-    if number == np.float32(0):
+@njit(inline="always")
+def next_above(x: Any) -> Any:
+    """The least float32 above another that is neither a NaN nor infinity; the lowest finite one above -inf.
+
+    NumPy's function of this kind would be a call of Numba's runtime, for which Numba would have to be imported.
+    """
+    bits = bits_of(x)
+    if x == np.float32(0):
         return from_bits(np.int32(1))
-    return from_bits(np.int32(bits_of(number) + (1 if number > np.float32(0) else -1)))
+    return from_bits(np.int32(bits + 1 if bits >= 0 else bits - 1))
 
 
 def _half_to_float(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import FLAGS, SIGNLESS, doubles, exp, floats, from_bits, integers, words
+from kernels.cpu.exponentials import find_peak, mass_and_count
+from kernels.cpu.instructions import doubles, floats, from_bits, words
 from kernels.cpu.operation import Function
 
 BLOCK = 1024
@@ -47,12 +48,13 @@ def define_logprobs() -> Function:
         for base in range(0, vocab, BLOCK):
             count = min(BLOCK, vocab - base)
             block = row + 4 * base
-            local: Any = _find_peak(block, count)
+            local: Any = find_peak(block, count)
             if local > peak or local != local:
                 total *= np.exp(np.float64(peak) - np.float64(local))
                 peak = local
-            total += _mass(block, count, peak)
-            above += _count_above(block, count, chosen)
+            both: Any = mass_and_count(block, count, peak, chosen)
+            total += np.float64(from_bits(np.int32(both)))
+            above += both >> 32
             if most > 0 and base + count > most and np.float64(local) > tops[0]:
                 _take(block, count, base, tops, ids, most)
         if not total > 0:
@@ -78,35 +80,6 @@ def define_logprobs() -> Function:
     return run
 
 
-@njit(inline="always", fastmath=FLAGS)
-def _find_peak(row: int, count: int) -> Any:
-    """The largest of some logits; any number if one of them is a NaN."""
-    bits = integers(row, count)
-    highest = np.int32(-(2**31))
-    for index in range(count):
-        # As integers, the bits of negative floats are in the opposite order, until all but the sign are inverted.
-        highest = max(highest, bits[index] ^ ((bits[index] >> np.int32(31)) & SIGNLESS))
-    return from_bits(highest ^ ((highest >> np.int32(31)) & SIGNLESS))
-
-
-@njit(inline="always", fastmath=FLAGS)
-def _mass(row: int, count: int, peak: Any) -> Any:
-    """The sum of e^(logit - peak)."""
-    logits, total = floats(row, count), np.float32(0)
-    for index in range(count):
-        total += exp(logits[index] - peak)
-    return np.float64(total)
-
-
-@njit(inline="always")
-def _count_above(row: int, count: int, least: Any) -> Any:
-    """Number of logits above `least`."""
-    logits, above = floats(row, count), np.int32(0)
-    for index in range(count):
-        above += np.int32(logits[index] > least)
-    return np.int64(above)
-
-
 @njit
 def _take(block: int, size: int, base: int, tops: Any, ids: Any, most: int) -> None:
     """Take a block's logits above the least of a heap of `most` into the heap; the block's first token is `base`.
@@ -116,7 +89,7 @@ def _take(block: int, size: int, base: int, tops: Any, ids: Any, most: int) -> N
     for begin in range(0, size, PART):
         count = min(PART, size - begin)
         part = block + 4 * begin
-        if np.float64(_find_peak(part, count)) > tops[0]:
+        if np.float64(find_peak(part, count)) > tops[0]:
             logits = floats(part, count)
             for index in range(count):
                 token, logit = base + begin + index, np.float64(logits[index])

@@ -1,7 +1,7 @@
 """Machine code of functions, compiled once on a machine and kept in files.
 
-A file has a checksum, the function's symbol, and an object file of LLVM's. It is loaded in a few milliseconds and
-without Numba, where compiling takes seconds.
+A file has a checksum, the function's symbol, those that it calls, and an object file of LLVM's. It is loaded in a few
+milliseconds, where compiling takes seconds, and without Numba unless it calls a function of Numba's.
 """
 
 import ctypes
@@ -34,6 +34,8 @@ class MachineCode:
     """An object file, and the symbol of the function that it is for."""
 
     symbol: str
+    called: tuple[str, ...]
+    """Symbols of functions and numbers outside of the object file."""
     code: bytes
 
 
@@ -98,13 +100,16 @@ def _read(path: Path) -> MachineCode | None:
     except FileNotFoundError:
         return None
     checksum, rest = data[:CHECKSUM_BYTES], data[CHECKSUM_BYTES:]
-    symbol, _, code = rest.partition(b"\0")
-    return MachineCode(symbol.decode(), code) if sha256(rest).digest() == checksum else None
+    symbols, _, code = rest.partition(b"\0")
+    if sha256(rest).digest() != checksum:
+        return None
+    symbol, *called = symbols.decode().split()
+    return MachineCode(symbol, tuple(called), code)
 
 
 def _write(path: Path, machine_code: MachineCode) -> None:
     """Write a file. Other processes see all of it or nothing, and on a full disk there is none."""
-    data = machine_code.symbol.encode() + b"\0" + machine_code.code
+    data = " ".join((machine_code.symbol, *machine_code.called)).encode() + b"\0" + machine_code.code
     new = path.with_suffix(f".{os.getpid()}")
     try:
         new.write_bytes(sha256(data).digest() + data)
@@ -116,6 +121,9 @@ def _write(path: Path, machine_code: MachineCode) -> None:
 def load(machine_code: MachineCode) -> int:
     """Address of the function, whose code is never freed."""
     engine = _engine()
+    if any(llvm.address_of_symbol(name) is None for name in machine_code.called):
+        # It makes its functions known to LLVM, which ends the process over a symbol that it does not find.
+        import numba  # noqa: F401
     engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code.code))
     engine.finalize_object()
     address: int = engine.get_function_address(machine_code.symbol)

@@ -1,15 +1,13 @@
 """The exponential race over a row of logits in LLVM instructions; `kernels/reference_sampling.py` says what it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llvmlite import ir
 from numba import types
 
 from kernels.cpu import vectors as v
 from kernels.cpu.instructions import instruction
-from kernels.cpu.target import register_floats
-
-LANES = register_floats()
+from kernels.cpu.rows import LANES, load, over_row, spread
 
 
 def _emit_weigh(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
@@ -17,11 +15,11 @@ def _emit_weigh(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 
     def write(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
         offset = builder.mul(first, ir.Constant(v.I64, 4))
-        logits = _load(builder, builder.add(row, offset), lanes)
+        logits = load(builder, builder.add(row, offset), lanes)
         v.store(builder, _weights(builder, logits, peak, temperature, cut), builder.add(out, offset))
         return carried
 
-    _over_row(builder, count, [], write)
+    over_row(builder, count, [], write)
     return count
 
 
@@ -37,14 +35,15 @@ def _emit_race(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 
     def compete(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
         first = builder.add(begin, first)
-        logits = _load(builder, builder.add(row, builder.mul(first, ir.Constant(v.I64, 4))), lanes)
+        logits = load(builder, builder.add(row, builder.mul(first, ir.Constant(v.I64, 4))), lanes)
         weights = _weights(builder, logits, peak, temperature, cut)
-        kept = builder.fcmp_ordered(">=", weights, _all(builder, least, lanes))
+        kept = builder.fcmp_ordered(">=", weights, spread(builder, least, lanes))
         weights = builder.select(kept, weights, v.like(weights, 0))
-        tokens = _all(builder, builder.trunc(first, v.I32), lanes)
+        tokens = spread(builder, builder.trunc(first, v.I32), lanes)
         if lanes > 1:
             tokens = builder.add(tokens, ir.Constant(tokens.type, list(range(lanes))))
-        times = _exponential(builder, _uniform(builder, tokens, _all(builder, low, lanes), _all(builder, high, lanes)))
+        keys = [spread(builder, half, lanes) for half in (low, high)]
+        times = _exponential(builder, _uniform(builder, tokens, *keys))
         speeds = builder.fdiv(weights, times)
         best, winners = carried
         faster = builder.fcmp_ordered(">", speeds, best)
@@ -54,12 +53,12 @@ def _emit_race(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
         """The best of all lanes, as scalars; the lowest token where several are as fast."""
         best, winners = carried
         fastest = v.across(builder, lambda a, b: v.larger(builder, a, b), best)
-        among = builder.fcmp_ordered("==", best, _all(builder, fastest, LANES))
+        among = builder.fcmp_ordered("==", best, spread(builder, fastest, LANES))
         places = builder.select(among, winners, v.like(winners, 2**31 - 1))
         return [fastest, v.across(builder, lambda a, b: builder.select(builder.icmp_signed("<", a, b), a, b), places)]
 
     none = [v.filled(v.F32, LANES, 0), v.filled(v.I32, LANES, -1)]
-    speed, winner = _over_row(builder, builder.sub(end, begin), none, compete, merge)
+    speed, winner = over_row(builder, builder.sub(end, begin), none, compete, merge)
     # The bits of numbers that are not negative are in the order of the numbers.
     above = builder.shl(builder.zext(builder.bitcast(speed, v.I32), v.I64), ir.Constant(v.I64, 32))
     return builder.or_(above, builder.zext(builder.not_(winner), v.I64))
@@ -82,61 +81,12 @@ winner_of = instruction(
 )
 """The token that has won a race with this result; -1 if none has a weight."""
 
-Body = Callable[[v.Value, int, list[v.Value]], list[v.Value]]
-
-
-def _over_row(
-    builder: ir.IRBuilder,
-    count: v.Value,
-    carried: list[v.Value],
-    body: Body,
-    merge: Callable[[list[v.Value]], list[v.Value]] = lambda carried: carried,
-) -> list[v.Value]:
-    """Run `body` for each vector of a row, and number by number for those left, which may be none.
-
-    It takes the index of its first number, its lanes, and values that are carried on; between the loops `merge` makes
-    scalars of these.
-    """
-    lanes = ir.Constant(v.I64, LANES)
-    vectors = builder.sdiv(count, lanes)
-    carried = _loop(builder, vectors, carried, lambda i, values: body(builder.mul(i, lanes), LANES, values))
-    done = builder.mul(vectors, lanes)
-    rest = builder.sub(count, done)
-    return _loop(builder, rest, merge(carried), lambda i, values: body(builder.add(done, i), 1, values))
-
-
-def _loop(
-    builder: ir.IRBuilder,
-    count: v.Value,
-    initial: list[v.Value],
-    body: Callable[[v.Value, list[v.Value]], list[v.Value]],
-) -> list[v.Value]:
-    """`vectors.repeat` for any count, also 0."""
-    before = builder.block
-    with builder.if_then(builder.icmp_signed(">", count, ir.Constant(v.I64, 0))):
-        last = v.repeat(builder, count, initial, body)
-        inside = builder.block
-    carried = [builder.phi(value.type) for value in initial]
-    for value, first, later in zip(carried, initial, last, strict=True):
-        value.add_incoming(first, before)
-        value.add_incoming(later, inside)
-    return carried
-
-
-def _load(builder: ir.IRBuilder, address: v.Value, lanes: int) -> v.Value:
-    return v.load(builder, v.F32 if lanes == 1 else v.vector(v.F32, lanes), address)
-
-
-def _all(builder: ir.IRBuilder, value: v.Value, lanes: int) -> v.Value:
-    """A scalar in every lane; itself if there is one lane."""
-    return value if lanes == 1 else v.splat(builder, value, lanes)
-
 
 def _weights(builder: ir.IRBuilder, logits: v.Value, peak: v.Value, temperature: v.Value, cut: v.Value) -> v.Value:
     lanes = logits.type.count if isinstance(logits.type, ir.VectorType) else 1
-    distance = builder.fsub(logits, _all(builder, peak, lanes))
-    weights = v.exp(builder, builder.fdiv(distance, _all(builder, temperature, lanes)))
-    kept = builder.fcmp_ordered(">=", logits, _all(builder, cut, lanes))
+    distance = builder.fsub(logits, spread(builder, peak, lanes))
+    weights = v.exp(builder, builder.fdiv(distance, spread(builder, temperature, lanes)))
+    kept = builder.fcmp_ordered(">=", logits, spread(builder, cut, lanes))
     return builder.select(kept, weights, v.like(weights, 0))
 
 

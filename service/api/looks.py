@@ -13,7 +13,6 @@ from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined
 from service.api.logprobs import finite
 from service.api.schemas.inspection import (
-    Candidate,
     InspectedAttention,
     InspectedDistribution,
     InspectedEmbedding,
@@ -22,8 +21,7 @@ from service.api.schemas.inspection import (
     InspectedRotation,
     InspectedStage,
     LensEntry,
-    LensToken,
-    NearToken,
+    ListedToken,
     Numbers,
     TokenInspection,
 )
@@ -45,16 +43,23 @@ class Looks:
     def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits) -> None:
         self._look, self._tokenizer = look, tokenizer
         self._heads = named_heads(look, limits)
+        self._known: dict[int, ListedToken] = {}
+        """The tokens of lists so far; most are in several."""
 
     def text(self, token: int) -> str:
         """A token's text; bytes that are no characters are replaced."""
         return self._tokenizer.token_bytes(token).decode(errors="replace")
 
-    def _listed(self, id: int) -> dict[str, Any]:
+    def _listed(self, id: int) -> ListedToken:
         """A token of a list: its id and text, and its bytes where they are no whole characters."""
-        raw = self._tokenizer.token_bytes(id)
-        text = raw.decode(errors="replace")
-        return {"id": id, "text": text} | ({} if text.encode() == raw else {"bytes": [*raw]})
+        known = self._known.get(id)
+        if known is None:
+            raw = self._tokenizer.token_bytes(id)
+            known = ListedToken(id=id, text=raw.decode(errors="replace"))
+            if known["text"].encode() != raw:
+                known["bytes"] = [*raw]
+            self._known[id] = known
+        return known
 
     def token(self, id: int) -> dict[str, Any]:
         """A token's id, its text, and whether it is special, as the fields of `SpeltToken`."""
@@ -112,7 +117,7 @@ class Looks:
     def embedding(self, parts: Sequence[Embedded]) -> InspectedEmbedding:
         """The embeddings at consecutive positions."""
         nearest = [
-            [NearToken(**self._listed(id), cosine=_short(cosine)) for id, cosine in near]
+            [{**self._listed(id), "cosine": _short(cosine)} for id, cosine in near]
             for part in parts
             for near in part.nearest
         ]
@@ -146,7 +151,7 @@ class Looks:
         """The lens at one layer and position; `followed` says whether a token follows."""
         likeliest = zip(entry.top_tokens, entry.top_logprobs, strict=True)
         return LensEntry(
-            likeliest=[LensToken(**self._listed(id), logprob=finite(logprob)) for id, logprob in likeliest],
+            likeliest=[{**self._listed(id), "logprob": finite(logprob)} for id, logprob in likeliest],
             next_logprob=finite(entry.chosen) if followed else None,
             next_rank=entry.rank if followed else None,
         )
@@ -162,11 +167,11 @@ class Looks:
                 for stage in shown.stages
             ],
             candidates=[
-                Candidate(
+                {
                     **self._listed(token),
-                    probabilities=[_short(probability) for probability in probabilities],
-                    noise=None if noise is None else _short(noise),
-                )
+                    "probabilities": [_short(probability) for probability in probabilities],
+                    "noise": None if noise is None else _short(noise),
+                }
                 for token, probabilities, noise in zip(shown.candidates, shown.probabilities, noises, strict=True)
             ],
             drawn=shown.drawn,

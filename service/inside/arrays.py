@@ -97,9 +97,9 @@ class Embedding:
         near = [*chain.from_iterable(answer.nearest)]
         return cls(
             norms=_numbers(answer.norms),
-            tokens=np.array([token.id for token in near], np.int64).reshape(shape),
-            texts=_texts(token.text for token in near).reshape(shape),
-            cosines=np.array([token.cosine for token in near], np.float64).reshape(shape),
+            tokens=np.array([token["id"] for token in near], np.int64).reshape(shape),
+            texts=_texts(token["text"] for token in near).reshape(shape),
+            cosines=np.array([token["cosine"] for token in near], np.float64).reshape(shape),
             vectors=None if answer.vectors is None else _numbers(answer.vectors),
         )
 
@@ -172,14 +172,14 @@ class Lens:
         rows = [row if isinstance(row, list) else [row] for row in answer]
         shape = (len(rows), len(rows[0])) if answer and isinstance(answer[0], list) else (len(rows),)
         entries: list[LensEntry] = [*chain.from_iterable(rows)]
-        top = len(entries[0].likeliest) if entries else 0
-        likeliest = [*chain.from_iterable(entry.likeliest for entry in entries)]
+        top = len(entries[0]["likeliest"]) if entries else 0
+        likeliest = [*chain.from_iterable(entry["likeliest"] for entry in entries)]
         return cls(
-            tokens=np.array([token.id for token in likeliest], np.int64).reshape(*shape, top),
-            texts=_texts(token.text for token in likeliest).reshape(*shape, top),
-            logprobs=np.array([token.logprob for token in likeliest], np.float64).reshape(*shape, top),
-            next_logprob=np.array([entry.next_logprob for entry in entries], np.float64).reshape(shape),
-            next_rank=np.array([entry.next_rank or NO_RANK for entry in entries], np.int64).reshape(shape),
+            tokens=np.array([token["id"] for token in likeliest], np.int64).reshape(*shape, top),
+            texts=_texts(token["text"] for token in likeliest).reshape(*shape, top),
+            logprobs=np.array([token["logprob"] for token in likeliest], np.float64).reshape(*shape, top),
+            next_logprob=np.array([entry["next_logprob"] for entry in entries], np.float64).reshape(shape),
+            next_rank=np.array([entry["next_rank"] or NO_RANK for entry in entries], np.int64).reshape(shape),
         )
 
 
@@ -221,12 +221,12 @@ class Distribution:
             kept=np.array([stage.kept for stage in stages], np.int64),
             mass=np.array([stage.mass for stage in stages], np.float64),
             entropy=np.array([stage.entropy for stage in stages], np.float64),
-            tokens=np.array([candidate.id for candidate in candidates], np.int64),
-            texts=_texts(candidate.text for candidate in candidates),
-            probabilities=np.array([candidate.probabilities for candidate in candidates], np.float64).reshape(
+            tokens=np.array([candidate["id"] for candidate in candidates], np.int64),
+            texts=_texts(candidate["text"] for candidate in candidates),
+            probabilities=np.array([candidate["probabilities"] for candidate in candidates], np.float64).reshape(
                 len(candidates), len(stages)
             ),
-            noise=np.array([candidate.noise for candidate in candidates], np.float64),
+            noise=np.array([candidate["noise"] for candidate in candidates], np.float64),
             drawn=answer.drawn,
         )
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from kernels.backend import Backend, RecordingBackend
 from kernels.load import load_backend
-from model.contract import SamplingParams, Trace, Wanted
+from model.contract import Chunk, SamplingParams, Trace, Wanted
+from model.inside import Recorder
 from model.recorded import SEEN_TOKENS, RecordedDecoder
 from model.runner import ModelRunner
 from model.seen import Array, Distribution, Inside, TokenLogprobs
@@ -283,3 +284,18 @@ def test_a_prompt_whose_logits_are_not_numbers_ends_with_an_error(max_tokens: in
     deltas = [delta for report in iter(engine.core.step, None) for delta in report.deltas]
     assert [delta.finish_reason for delta in deltas] == ["error"]
     assert not deltas[0].scores
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_lens_reads_the_streams_behind_whole_layers(norms: bool) -> None:
+    """Alone it copies no others, each of which would keep everybody's next token waiting."""
+    trace = Trace(positions=[3], lens=1, stream=norms)
+    recorder = Recorder(Chunk([7, 8], 2, [0]), trace, 5, 16, load_backend(CPU, "reference"))
+    for number in range(7):
+        # The position is that of the batch's row 6; behind the rows of its tokens others may stand.
+        recorder.stream(torch.arange(9.0)[:, None].expand(9, 4) + 100 * number)
+    rows = recorder.lens_rows()
+    assert rows is not None
+    assert rows.tolist() == [[6.0 + 100 * number] * 4 for number in (0, 2, 4, 6)]
+    assert len(recorder._streams) == (7 if norms else 4)
+    assert (recorder.inside(None).stream is not None) == norms

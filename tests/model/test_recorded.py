@@ -23,19 +23,20 @@ CPU = torch.device("cpu")
 
 
 class Notes:
-    """A probe that keeps a copy of everything."""
+    """A probe that keeps a copy of everything that belongs to so many tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
         self.queries: list[tuple[int, Tensor]] = []
         self.streams: list[Tensor] = []
 
     def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`."""
-        self.queries.append((layer, q.clone()))
+        self.queries.append((layer, q[: self._tokens].clone()))
 
     def stream(self, residual: Tensor) -> None:
         """See `Probe.stream`."""
-        self.streams.append(residual.clone())
+        self.streams.append(residual[: self._tokens].clone())
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 9), (1, SEEN_TOKENS), (60,)])
@@ -50,7 +51,7 @@ def test_a_replayed_pass_shows_all_that_the_decoder_would(
     recorded = RecordedDecoder(decoder, backend, cache, 80)
     chunks = [Chunk([*range(1, size + 1)], 3, tuple(range(5 * n, 5 * n + 5))) for n, size in enumerate(sizes)]
     layout, tokens = batch_layout(chunks, 16, CPU), torch.cat([torch.arange(1, size + 1) for size in sizes])
-    expected, found = Notes(), Notes()
+    expected, found = Notes(len(tokens)), Notes(len(tokens))
     for layer in cache.layers:
         layer.keys.zero_()
         layer.values.zero_()

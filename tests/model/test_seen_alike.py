@@ -45,8 +45,9 @@ def check_distributions(found: Sequence[Distribution], expected: Expected, posit
     for shown in found:
         probabilities = expected.logprobs[shown.position].exp()
         raw = [stages[0] for stages in shown.probabilities]
-        assert raw == pytest.approx(probabilities[[*shown.candidates]].tolist(), abs=1e-5)
-        assert max(raw) == pytest.approx(probabilities.max().item(), abs=1e-5)
+        # A logit of 20 has an error of about 1e-5 in float32, and so has a probability in proportion to itself.
+        assert raw == pytest.approx(probabilities[[*shown.candidates]].tolist(), rel=1e-4, abs=1e-6)
+        assert max(raw) == pytest.approx(probabilities.max().item(), rel=1e-4)
         assert shown.stages[0].entropy == pytest.approx(torch.special.entr(probabilities).sum().item(), abs=1e-3)
 
 

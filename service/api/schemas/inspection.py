@@ -1,8 +1,9 @@
 """Looks inside the model, as clients get it."""
 
-from typing import Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 from service.api.schemas.arrays import ArrayData
 from service.text.respelling import Spelling
@@ -37,12 +38,13 @@ class InspectedResidual(BaseModel):
     added: Numbers = Field(description="[2 * layers, positions]: the norm of what each of them adds.")
 
 
-class ListedToken(BaseModel):
+# Hundreds of entries come with each token, and dictionaries are made in a small part of a model's time.
+class ListedToken(TypedDict):
     """A token of a list of the nearest or the likeliest ones."""
 
     id: int
     text: str
-    bytes: list[int] | None = Field(None, description="Only where they are no whole characters.")
+    bytes: NotRequired[Annotated[list[int], Field(description="Only where they are no whole characters.")]]
 
 
 class NearToken(ListedToken):
@@ -84,11 +86,11 @@ class LensToken(ListedToken):
     logprob: float
 
 
-class LensEntry(BaseModel):
+class LensEntry(TypedDict):
     """The logit lens at one layer and position."""
 
     likeliest: list[LensToken]
-    next_logprob: float | None = Field(description="Of the token that follows; null if none does.")
+    next_logprob: Annotated[float | None, Field(description="Of the token that follows; null if none does.")]
     next_rank: int | None
 
 
@@ -104,11 +106,14 @@ class InspectedStage(BaseModel):
 class Candidate(ListedToken):
     """A token through the stages."""
 
-    probabilities: list[float] = Field(description="One for each stage.")
-    noise: float | None = Field(
-        description="Exponential random number E: the token drawn is the one of least E / probability. Null where the "
-        "likeliest is taken."
-    )
+    probabilities: Annotated[list[float], Field(description="One for each stage.")]
+    noise: Annotated[
+        float | None,
+        Field(
+            description="Exponential random number E: the token drawn is the one of least E / probability. Null where "
+            "the likeliest is taken."
+        ),
+    ]
 
 
 class InspectedDistribution(BaseModel):

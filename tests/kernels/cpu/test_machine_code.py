@@ -27,6 +27,11 @@ def refuse() -> MachineCode:
     raise AssertionError("this is compiled already")
 
 
+def compile_caller() -> MachineCode:
+    """A function that calls one of Numba's runtime."""
+    return compiled(lambda number: int(np.nextafter(np.float64(number), np.inf) == number))
+
+
 def call(address: int, number: int) -> int:
     function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)
     return int(function(number))
@@ -54,6 +59,21 @@ def test_a_function_is_compiled_once(folder: Path, monkeypatch: pytest.MonkeyPat
     assert call(address_of("successor", refuse), 41) == 42
     with pytest.raises(AssertionError):
         address_of("another", refuse)
+
+
+def test_a_function_of_numba_is_there_where_machine_code_calls_one(folder: Path) -> None:
+    """In another process than the one that compiled it, where Numba has not been imported."""
+    assert call(address_of("caller", compile_caller), 41) == 0
+    code = """
+import sys
+from kernels.cpu.machine_code import address_of
+address_of("successor", lambda: sys.exit("it has been compiled"))
+assert "numba" not in sys.modules
+address_of("caller", lambda: sys.exit("it has been compiled"))
+assert "numba" in sys.modules
+"""
+    assert call(address_of("successor", compile_successor), 41) == 42
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
 
 
 def test_a_damaged_file_is_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,13 +166,3 @@ assert found[0].split()[0] == (config.CPU_NAME or llvm.get_host_cpu_name())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), **variables}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
-
-
-def test_what_only_numba_has_is_not_called() -> None:
-    """A process that loads machine code has not imported Numba, whose own functions it would look for in vain."""
-
-    def next_above(number: int) -> int:
-        return np.int64(np.nextafter(np.float64(number), np.inf))
-
-    with pytest.raises(ValueError, match=r"next_above.*numba_nextafter"):
-        compiled(next_above)

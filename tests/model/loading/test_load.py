@@ -95,7 +95,10 @@ def test_kernels_that_are_kept_load_without_a_compiler(dummy: RunnerConfig) -> N
     code = "import sys\n"
     code += "if sys.argv[1:]: sys.modules['numba'] = None\n"
     code += "from model.loading.load import load_runner, RunnerConfig\n"
-    code += f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))"
+    code += (
+        f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))\n"
+    )
+    code += "from kernels.cpu.operations import sample_operation; sample_operation()"
     for arguments in ([], ["kept"]):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 

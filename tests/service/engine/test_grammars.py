@@ -19,11 +19,24 @@ from model.runner import ModelRunner
 from service.engine import grammar_source
 from service.engine.core import EngineCore
 from service.engine.grammar_source import GrammarError, compiled, to_llguidance
+from service.engine.grammar_trial import Trial
 from service.engine.grammars import Grammars, Guide, _Tokens, wait_for_masks
 from service.engine.messages import Cancel, Delta, EngineRequest, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner
 from tests.service.engine.guided import JSON_WORDS, WordVocabulary, schemas
+
+
+@pytest.fixture(scope="module")
+def trial() -> Trial:
+    return Trial()
+
+
+@pytest.fixture(autouse=True)
+def one_trial(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All engines of the file try their grammars in one process; each start would cost what many trials do."""
+    monkeypatch.setattr("service.engine.grammars.Trial", lambda: trial)
+
 
 LETTERS = WordVocabulary([b"a", b"b", b"c", b"ab", b"bc", b"abc", b"d"])
 """As many tokens as the fake runner draws from."""
@@ -180,20 +193,20 @@ def ask_json(id: int, schema: Any, **params: Any) -> Submit:
     return Submit(id, EngineRequest([id % 256, 5], SamplingParams(**settings), grammar=json_grammar(schema)))
 
 
-def test_200_schemas_of_growing_nesting_are_kept_by_a_random_model() -> None:
-    checked = schemas(200)
-    deltas = run(model_core(), [ask_json(id, schema) for id, schema in enumerate(checked)])
-    for id, schema in enumerate(checked):
+def test_schemas_of_growing_nesting_are_kept_by_a_random_model() -> None:
+    checked = dict(list(enumerate(schemas(200)))[::3])
+    deltas = run(model_core(), [ask_json(id, schema) for id, schema in checked.items()])
+    for id, schema in checked.items():
         got = text(deltas[id], JSON_WORDS)
         if deltas[id][-1].finish_reason == "stop":
             jsonschema.validate(json.loads(got), schema)
-    assert sum(deltas[id][-1].finish_reason == "stop" for id in deltas) >= 190
+    assert sum(deltas[id][-1].finish_reason == "stop" for id in deltas) >= 0.9 * len(checked)
 
 
 def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
     guided = ask_json(0, schemas(20)[15])
     others = [
-        Submit(id, EngineRequest([id, 7], SamplingParams(max_tokens=60, seed=id, **params)))
+        Submit(id, EngineRequest([id, 7], SamplingParams(max_tokens=20, seed=id, **params)))
         for id, params in enumerate([{"logprobs": 3}, {"repetition_penalty": 1.3, "presence_penalty": 0.5}, {}], 1)
     ]
     together = run(model_core(), [guided, *others])
@@ -304,7 +317,7 @@ def test_what_cannot_be_followed_is_refused_in_time(grammar: Grammar, reason: st
 
 
 def test_schemas_without_end_leave_little_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory does not grow once as many are kept as may be: 900 more would take about 130 MB."""
+    """Memory does not grow once as many are kept as may be: 400 more would take about 60 MB."""
     # Few enough that their number bounds them on the slowest machine, and never the seconds they took.
     monkeypatch.setattr("service.engine.grammars._MOST_KEPT", 64)
     grammars = Grammars(lambda: JSON_WORDS, JSON_WORDS.vocab_size)
@@ -314,11 +327,12 @@ def test_schemas_without_end_leave_little_behind(monkeypatch: pytest.MonkeyPatch
         for number in schemas:
             properties = {f"p{number}": {"type": "string", "maxLength": number % 50}, "b": {"enum": [number, "x"]}}
             assert grammars.guide(json_grammar({"type": "object", "properties": properties, "required": ["b"]})).mask
-        return [one.memory_info().rss / 2**20 for one in (process, *process.children())]
+        trials = [child for child in process.children() if "service.engine.grammar_trial" in child.cmdline()]
+        return [one.memory_info().rss / 2**20 for one in (process, *trials)]
 
-    full, later = megabytes(range(100)), megabytes(range(100, 1000))
-    assert len(later) == len(full)
-    assert max(after - earlier for after, earlier in zip(later, full, strict=True)) < 50
+    full, later = megabytes(range(100)), megabytes(range(100, 500))
+    assert len(later) == len(full) > 1
+    assert max(after - earlier for after, earlier in zip(later, full, strict=True)) < 30
     assert max(later[1:]) < 500
 
 
