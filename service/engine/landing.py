@@ -32,6 +32,8 @@ class Landing:
 
     def __init__(self, roster: Roster, searches: Searches, drafting: Drafting, counters: Counters) -> None:
         self._roster = roster
+        self._pool = roster.pool
+        self._callers = roster.callers
         self._searches = searches
         self._drafting = drafting
         self._counters = counters
@@ -39,6 +41,8 @@ class Landing:
     def land(self, step: Step, result: StepResult, now: float) -> list[News]:
         """Take in the results of a step; returns news of each request that drew. `now` is in seconds."""
         news = self._draw_plainly(step, result.tokens, now)
+        if not step.others:
+            return news
         for request, chunk, outcome in zip(step.others, step.plan.others, result.others, strict=True):
             if not request.ended and (delta := self._take(request, chunk, outcome, now)):
                 news.append(delta)
@@ -117,7 +121,7 @@ class Landing:
         if reason is not None:
             self._roster.end(request)
         elif len(chunk.draws) > 1:
-            self._roster.pool.shrink(request)
+            self._pool.shrink(request)
         if request.guide is not None and reason is None:
             request.guide.advance(tokens)
         return step_delta(request, outcome, reason, tokens)
@@ -136,10 +140,10 @@ class Landing:
     def _note_draw(self, request: Request, count: int, computed: int, now: float) -> None:
         """Note that a request, of which so many tokens are computed, has drawn `count` tokens."""
         # Blocks are published only here and only this far: finite logits show that the computed values are sound.
-        self._roster.pool.publish(request, computed)
+        self._pool.publish(request, computed)
         request.note_draw(now)
         self._counters.generated_tokens += count
-        self._roster.callers.spend(request.caller, count, now)
+        self._callers.spend(request.caller, count, now)
 
     def _fail_draw(self, request: Request) -> Delta:
         """End a request that drew no token."""
@@ -154,7 +158,7 @@ class Landing:
         """
         request.note_draw(now)
         if outcome.distributions:
-            self._roster.pool.publish(request, outcome.distributions[-1].position + 1)
+            self._pool.publish(request, outcome.distributions[-1].position + 1)
         self._searches.end(request)
         return step_delta(request, outcome, "length")
 
