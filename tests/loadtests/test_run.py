@@ -44,7 +44,7 @@ def locust(url: str, goals: Path, *options: str, **environment: str) -> subproce
         "--warmup",
         "0s",
     ]
-    return run([*command, *settings, "-u", str(USERS), "-t", "3s", *options], environment)
+    return run([*command, *settings, "-u", str(USERS), "-t", "2s", *options], environment)
 
 
 def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -89,7 +89,7 @@ def test_a_server_with_nothing_but_openais_api(goals: Path) -> None:
 
 def test_missed_goals_and_failures_are_the_exit_status(goals: Path) -> None:
     with fake_server(fails_every=3) as server:
-        result = locust(server.url, goals, "--shape", "step")
+        result = locust(server.url, goals, "--shape", "step", "-t", "3s")
     assert result.returncode == 1
     assert "MISSED   error_rate" in result.stdout
     assert "knee at" in result.stdout
@@ -145,7 +145,7 @@ def test_a_trace_is_sent_at_its_times(goals: Path) -> None:
     lines = [{"timestamp": 100 * n, "input_length": n + 1, "output_length": 2} for n in range(25)]
     trace.write_text("\n".join(map(json.dumps, lines)))
     with fake_server() as server:
-        result = locust(server.url, goals, "--dataset", str(trace), "--scale", "auto")
+        result = locust(server.url, goals, "--dataset", str(trace), "--scale", "auto", "-t", "3s")
         assert result.returncode == 0, result.stderr
         lengths = [server.prompt_tokens(body) for body in server.bodies if body["max_tokens"] == 2][1:]
     assert lengths == [line["input_length"] for line in lines]
@@ -156,7 +156,7 @@ def test_a_trace_is_sent_at_its_times(goals: Path) -> None:
 
 def test_the_warm_up_is_left_out(goals: Path) -> None:
     with fake_server() as server:
-        result = locust(server.url, goals, "--warmup", "2s")
+        result = locust(server.url, goals, "--warmup", "1s")
         asked = of_the_test(server)
     assert result.returncode == 0, result.stderr
     rows = records(goals)
@@ -175,7 +175,7 @@ def test_options_that_contradict_each_other_are_one_line(goals: Path) -> None:
 
 def test_too_few_requests_are_a_status_of_their_own_and_their_first_tokens_count(goals: Path) -> None:
     with fake_server(pace=0.05) as server:
-        result = locust(server.url, goals, "--scale", "1", "--stop-timeout", "1")
+        result = locust(server.url, goals, "--scale", "1", "--stop-timeout", "1", "-t", "3s")
     assert result.returncode == 2
     assert "too few  ttft_p95_seconds" in result.stdout
     total = summary(goals)["total"]
@@ -187,7 +187,9 @@ def test_too_few_requests_are_a_status_of_their_own_and_their_first_tokens_count
 def test_the_answers_of_several_processes_come_together(goals: Path) -> None:
     with fake_server() as server:
         port = str(free_port())
-        result = locust(server.url, goals, "--processes", "2", "--master-bind-port", port, "--master-port", port)
+        result = locust(
+            server.url, goals, "-t", "3s", "--processes", "2", "--master-bind-port", port, "--master-port", port
+        )
         assert result.returncode == 0, result.stderr
         asked = of_the_test(server)
     assert summary(goals)["total"]["complete"] == len(asked) > 4

@@ -38,8 +38,7 @@ class Browser:
         """Load the page anew. `stored` are what it keeps in localStorage: language, theme."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.colours(dark=dark)
         # Another address than before the #, or else nothing would be loaded.
         self.driver.get("about:blank")
         named = {f"headlight.{name}": value for name, value in stored.items()}
@@ -47,6 +46,11 @@ class Browser:
         script = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
         self.driver.get(url)
         self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+    def colours(self, *, dark: bool) -> None:
+        """Let the system ask for colours, which the page follows unless it was told otherwise."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
