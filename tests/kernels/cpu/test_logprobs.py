@@ -19,7 +19,8 @@ def check(logits: Tensor, tokens: Tensor, most: int) -> None:
     got, expected = CPU.log_probabilities(logits, tokens, most), log_probabilities(logits, tokens, most)
     assert torch.equal(got[:, 1], expected[:, 1])
     assert torch.equal(got[:, 2 + most :], expected[:, 2 + most :])
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6, equal_nan=True)
+    # Blocks of 1,024 exponentials are summed up in float32, with up to 256 additions for each lane: 256 * 2^-24.
+    torch.testing.assert_close(got, expected, rtol=0, atol=1.6e-5, equal_nan=True)
 
 
 @settings(deadline=None, max_examples=60)
