@@ -35,8 +35,9 @@ class Recorder:
         self._queries: dict[int, LayerQueries] = {}
         """The queries of layers whose weights are still to be computed."""
         self._row_bytes = 0
-        """Bytes of the weights of one position that are to be computed, and, below, of their queries."""
+        """Bytes of the weights of one position that are to be computed from `_queries`."""
         self._query_bytes = 0
+        """Bytes of the queries in `_queries`."""
         self._layers: list[int] = []
         """The layers of `_maps`, in their order."""
         self._maps: list[Maps] = []

@@ -114,7 +114,7 @@ class CpuBackend:
         rounding = Rounding(form, serves(form, groups))
         rows = len(x)
         if rounding.unit and self._recording is None and rows > TOKENS:
-            # Registers change their shape for the last tokens of a batch if these fill none, which takes longer.
+            # Tokens that fill no register need registers of another shape, and changing it takes longer than padding.
             x = F.pad(x, (0, 0, 0, -rows % TOKENS))
         out = self._empty(len(x), panels.rows)
         x = x.contiguous()
@@ -221,7 +221,7 @@ class CpuBackend:
         steps, heads, weights = [], chosen.data_ptr(), out.data_ptr()
         head_bytes = out.stride(0) * out.itemsize
         for q, layer in zip(queries, layers, strict=True):
-            steps.append(_weigh(self._rows, q, layer, heads, weights, out.shape[2]))
+            steps.append(_weights_step(self._rows, q, layer, heads, weights, out.shape[2]))
             heads += chosen.itemsize * len(layer.heads)
             weights += head_bytes * len(layer.heads)
         self._set(places, {POSITIONS: places, BLOCK_TABLE: table, TABLE_WIDTH: len(table)})
@@ -319,7 +319,7 @@ class CpuBackend:
             self._step[index] = value if isinstance(value, int) else value.data_ptr()
 
 
-def _weigh(rows: int, q: Tensor, layer: LayerQueries, chosen: int, out: int, keys: int) -> Step:
+def _weights_step(rows: int, q: Tensor, layer: LayerQueries, chosen: int, out: int, keys: int) -> Step:
     """The operation that writes the attention weights [heads, rows, keys] float32 of a layer's wanted heads to `out`.
 
     `rows` is the address of the step, and `chosen` that of the heads, int32; q are the layer's queries, contiguous.

@@ -76,7 +76,8 @@ def _weigh_part(
 ) -> None:
     """Write the weights of the tokens `begin` to `end` - 1, and add them up in the row's `figures`.
 
-    Their sum and their number, the weights that they had before, and their sum when multiplied with their logarithms.
+    The figures are the sum of the weights, the number of those above 0, the sum of the weights that the same tokens had
+    before, and the sum of the weights times their logarithms.
     """
     for base in range(begin, end, BLOCK):
         count, at = min(BLOCK, end - base), 4 * base

@@ -81,8 +81,8 @@ def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) ->
 def _loader(name: str) -> Callable[[RunnerConfig], Runner]:
     """Import a loader, and torch with it.
 
-    Modules stay for good, so the garbage collector does not look at them, neither while they are made, which would take
-    a tenth of the time, nor later.
+    Modules stay for good, so the garbage collector never looks at them: while they are imported that would take about a
+    tenth of the time.
     """
     gc.disable()
     try:
