@@ -14,6 +14,8 @@ LOW_BITS = {4: 4, 8: 8}
 
 Codes of 12 bits err less than weights of 4 bits do, and both of their parts are multiplied as bytes.
 """
+SUMS_BYTES = 8
+"""Bytes of a token's sums for one group: two float32 numbers, the scale and the scale times the sum of codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,9 @@ class Rounding:
     """The form of activations for a product with weights of `form`.
 
     For the matrix unit they are bfloat16 numbers [tiles, columns / DEPTH, parts, TOKENS, DEPTH], where a tile has
-    TOKENS rows. Else integers are [rows, groups, group] int16, or [rows, groups, 2, group] int8 for 4-bit weights, and
-    each group has two sums (`quantize_group`), [rows, groups, 2] float32; for weights of more than 8 bits activations
-    stay float32.
+    TOKENS rows. Else they are integers [tiles, groups, TOKENS, group] int16, or [tiles, groups, TOKENS, 2, group] int8
+    for 4-bit weights, and each group has two sums (`quantize_group`), [tiles, groups, TOKENS, 2] float32; for weights
+    of more than 8 bits activations stay float32.
     """
 
     form: Format

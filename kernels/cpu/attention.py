@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS, serves
+from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS, serves, unit_bytes
 from kernels.cpu.attention_tile import (
     ROWS_AT_ONCE,
     VECTORS_AT_ONCE,
@@ -29,17 +29,22 @@ UNIT_ROWS = 48
 """The same as `ROWS` where the matrix unit multiplies, which has less to gain from sharing them."""
 LOWEST = np.float32(-3.0e38)
 """Initial peak of scores; unlike -inf, it leaves no NaN when it is subtracted from itself."""
+SEQUENCES_A_THREAD = 4
+"""Sequences for each thread from which on a decoding token's KV heads are computed together.
+
+Memory is read faster in its order; with fewer sequences there would be too few chunks."""
 MOST_ROWS, MOST_VECTORS = ROWS_AT_ONCE[0], VECTORS_AT_ONCE[0]
 
 
 def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
     """Attention with heads of `dim` over a cache in blocks of `block` tokens; `stored` is their form (`storage.py`).
 
-    A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is the tokens of one tile for one KV head.
+    A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is the tokens of one tile for one KV head, or
+    a decoding sequence's one token for several KV heads, whose keys and values lie side by side in memory.
 
     Record: step, queries, heads, kv_heads, keys, values, key scales (0: none), value scales, scale (float32 bits),
-    window (0: none), softcap (float32 bits; 0: none), ALiBi slopes (0: none), sinks (0: none), out. Queries and out are
-    [tokens, heads, dim] float32; keys and values are [blocks, block, kv_heads, dim].
+    window (0: none), softcap (float32 bits; 0: none), ALiBi slopes (0: none), sinks (0: none), out, threads. Queries
+    and out are [tokens, heads, dim] float32; keys and values are [blocks, block, kv_heads, dim].
 
     A row's sums have one order, whatever its batch: tiles of keys begin at multiples of `KEYS`, and keys that a row
     does not see have the weight 0.
@@ -47,90 +52,128 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
     width = -(-dim // LANES) * LANES
     flag, unit = int(plain), serves(stored, dim, block)
     most = UNIT_ROWS if unit else ROWS
+    own_bytes = unit_bytes(dim, REGISTER_ROWS) if unit else 0
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 14)
+        r = words(arguments, 15)
         step, heads, kv_heads = words(r[0], 9), r[2], r[3]
         starts, contexts = integers(step[2], step[1] + 1), integers(step[3], step[1])
         group = heads // kv_heads
         tokens = max(1, most // group)
+        together = 1
+        if step[1] >= SEQUENCES_A_THREAD * r[14]:
+            together = max(1, min(kv_heads, most // _padded(group)))
         if chunk < 0:
-            return _count_tiles(starts, step[1], tokens) * kv_heads
-        kv_head = chunk % kv_heads
-        sequence, tile = _find_tile(starts, step[1], tokens, chunk // kv_heads)
+            return _count_chunks(starts, step[1], tokens, kv_heads, together)
+        sequence, tile, kv_head = _find_chunk(starts, step[1], tokens, kv_heads, together, chunk)
         first = starts[sequence] + tile * tokens
         rows = min(tokens, starts[sequence + 1] - first) * group
+        many = 1
+        if starts[sequence + 1] - starts[sequence] == 1:
+            many = min(together, kv_heads - kv_head)
         # The position of the tile's first token, and the end of what its last one sees.
         position = contexts[sequence] - (starts[sequence + 1] - first)
         end = min(contexts[sequence], position + rows // group)
 
-        padded = (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
+        padded = _padded(rows)
         places, coming = scratch, scratch + PLACES_BYTES
-        peaks = scratch + 2 * PLACES_BYTES
-        masses, shrinks = peaks + 4 * padded, peaks + 8 * padded
-        queries = peaks + 12 * padded
-        sums = queries + 4 * padded * dim
-        scores = sums + 4 * padded * width
+        begun = scratch + 2 * PLACES_BYTES
+        # Each head has peaks, masses, shrinks, queries and sums of its own; scores are those of the head at work.
+        state = 4 * padded * (3 + dim + width)
+        scores = begun + many * state
         own = scores + 4 * padded * KEYS
         keys, values = own, own + 4 * KEYS * dim
-        _begin(r, first, kv_head, dim, width, rows, queries, sums, peaks, masses)
-        if unit:
-            begin_tile(dim, rows, queries, own)
+        for head in range(many):
+            peaks = begun + head * state
+            queries, sums = peaks + 12 * padded, peaks + 4 * padded * (3 + dim)
+            _begin(r, first, kv_head + head, dim, width, rows, queries, sums, peaks, peaks + 4 * padded)
+            if unit:
+                begin_tile(dim, rows, queries, own + head * own_bytes)
         table = integers(step[4] + sequence * step[5] * 4, step[5])
         begin = 0 if r[9] == 0 else max(0, position - r[9] + 1) // KEYS * KEYS
         if begin < end:
             locate(stored, dim, block, r, table, begin, end, kv_head, places)
+            fetch(places, 0, KEYS, many * dim * stored)
         for base in range(begin, end, KEYS):
             present = min(KEYS, end - base)
+            vectors = (present + LANES - 1) // LANES
             if base + KEYS < end:
                 locate(stored, dim, block, r, table, base + KEYS, end, kv_head, coming)
-            vectors = (present + LANES - 1) // LANES
-            if unit:
-                score_tile(dim, rows, present, words(places, KEYS), kv_heads * dim * stored, own, scores)
-            else:
-                _load(stored, dim, width, present, places, keys, values)
-                multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
-            _find_peaks(flag, r, kv_head, position - base, rows, vectors, scores, peaks, shrinks)
-            _take_exps(rows, vectors, scores, peaks, masses, shrinks)
-            if unit:
-                _shrink(rows, dim, sums, shrinks)
-                _clear(rows, vectors, scores)
-                add_tile(dim, rows, present, words(places + 8 * KEYS, KEYS), own, scores, sums)
-            else:
-                multiply(
-                    rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1
-                )
+            for head in range(many):
+                if base + KEYS < end:
+                    fetch(coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
+                peaks = begun + head * state
+                masses, shrinks = peaks + 4 * padded, peaks + 8 * padded
+                queries, sums = peaks + 12 * padded, peaks + 4 * padded * (3 + dim)
+                if unit:
+                    mine = own + head * own_bytes
+                    score_tile(dim, rows, present, words(places, KEYS), kv_heads * dim * stored, mine, scores)
+                else:
+                    _load(stored, dim, width, present, places, keys, values)
+                    multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
+                _find_peaks(flag, r, kv_head + head, position - base, rows, vectors, scores, peaks, shrinks)
+                _take_exps(rows, vectors, scores, peaks, masses, shrinks)
+                if unit:
+                    _shrink(rows, dim, sums, shrinks)
+                    _clear(rows, vectors, scores)
+                    add_tile(dim, rows, present, words(places + 8 * KEYS, KEYS), mine, scores, sums)
+                else:
+                    multiply(
+                        rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1
+                    )
+                _advance(places, dim * stored)
             places, coming = coming, places
         if unit:
             release(0)
-        _end(r, first, kv_head, dim, width, rows, sums, masses)
+        for head in range(many):
+            peaks = begun + head * state
+            sums = peaks + 4 * padded * (3 + dim)
+            _end(r, first, kv_head + head, dim, width, rows, sums, peaks + 4 * padded)
         return 0
 
     return run
 
 
 @njit(inline="always")
-def _count_tiles(starts: Any, sequences: int, tokens: int) -> int:
-    """The number of tiles of up to `tokens` new tokens of one sequence."""
-    tiles = 0
-    for sequence in range(sequences):
-        tiles += (starts[sequence + 1] - starts[sequence] + tokens - 1) // tokens
-    return tiles
+def _padded(rows: int) -> int:
+    """A number of rows, in whole registers of the matrix unit."""
+    return (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
 
 
 @njit(inline="always")
-def _find_tile(starts: Any, sequences: int, tokens: int, index: int) -> Any:
-    """The sequence of a tile, and the tile's index within the sequence.
+def _chunks_of(starts: Any, sequence: int, tokens: int, kv_heads: int, together: int) -> int:
+    """The number of a sequence's chunks: `together` heads for one token, or a head for up to `tokens` tokens."""
+    new = starts[sequence + 1] - starts[sequence]
+    if new == 1:
+        return (kv_heads + together - 1) // together
+    return (new + tokens - 1) // tokens * kv_heads
+
+
+@njit(inline="always")
+def _count_chunks(starts: Any, sequences: int, tokens: int, kv_heads: int, together: int) -> int:
+    """The number of all sequences' chunks."""
+    chunks = 0
+    for sequence in range(sequences):
+        chunks += _chunks_of(starts, sequence, tokens, kv_heads, together)
+    return chunks
+
+
+@njit(inline="always")
+def _find_chunk(starts: Any, sequences: int, tokens: int, kv_heads: int, together: int, index: int) -> Any:
+    """The sequence of a chunk, the index of its tile within the sequence, and its first KV head.
 
     A batch has its sequences with most tokens last, and their last tiles see most keys; these are computed first.
     """
     sequence = sequences - 1
     while True:
-        tiles = (starts[sequence + 1] - starts[sequence] + tokens - 1) // tokens
-        if index < tiles:
-            return sequence, tiles - 1 - index
-        index -= tiles
+        chunks = _chunks_of(starts, sequence, tokens, kv_heads, together)
+        if index < chunks:
+            break
+        index -= chunks
         sequence -= 1
+    if starts[sequence + 1] - starts[sequence] == 1:
+        return sequence, 0, index * together
+    return sequence, chunks // kv_heads - 1 - index // kv_heads, index % kv_heads
 
 
 @njit(inline="always", fastmath=FLAGS)
@@ -159,7 +202,7 @@ def _begin(
 def locate(
     stored: int, dim: int, block: int, r: Any, table: Any, base: int, end: int, kv_head: int, places: int
 ) -> None:
-    """Write the addresses of a tile's keys and values to `places`, [2, KEYS] int64, and begin to fetch them.
+    """Write the addresses of a tile's keys and values to `places`, [2, KEYS] int64.
 
     Behind the sequence's end, its last key is repeated.
     """
@@ -168,9 +211,24 @@ def locate(
         at = min(base + j, end - 1)
         offset = ((table[at // block] * block + at % block) * r[3] + kv_head) * dim * stored
         keys[j], values[j] = r[4] + offset, r[5] + offset
-        for line in range(0, dim * stored, 64):
-            prefetch(keys[j] + line)
-            prefetch(values[j] + line)
+
+
+@njit(inline="always")
+def fetch(places: int, first: int, last: int, size: int) -> None:
+    """Begin to fetch `size` bytes of each of a tile's keys and values from `first` to `last` - 1."""
+    for part in range(2):
+        found = words(places + 8 * KEYS * part, KEYS)
+        for j in range(first, last):
+            for line in range(0, size, 64):
+                prefetch(found[j] + line)
+
+
+@njit(inline="always")
+def _advance(places: int, size: int) -> None:
+    """Go on to the next head's keys and values, `size` bytes behind."""
+    found = words(places, 2 * KEYS)
+    for j in range(2 * KEYS):
+        found[j] += size
 
 
 @njit(inline="always")

@@ -34,11 +34,12 @@ def scratch_bytes(dim: int, group: int) -> int:
     """Bytes of scratch memory that attention needs, with heads of `dim` and `group` query heads for each KV head."""
     width = -(-dim // LANES) * LANES
     rows = max(ROWS, group) + REGISTER_ROWS
-    own = max(4 * KEYS * (dim + width), _unit_bytes(dim, rows))
+    heads_own = ROWS // REGISTER_ROWS * unit_bytes(dim, REGISTER_ROWS)
+    own = max(4 * KEYS * (dim + width), unit_bytes(dim, rows), heads_own)
     return 2 * PLACES_BYTES + 4 * rows * (3 + dim + width + KEYS) + own
 
 
-def _unit_bytes(dim: int, rows: int) -> int:
+def unit_bytes(dim: int, rows: int) -> int:
     """Bytes that a tile of `rows` (a multiple of REGISTER_ROWS) needs where the matrix unit multiplies."""
     return 2 * CONFIGURATION_BYTES + rows * (4 * dim + PRODUCT_BYTES + 4 * KEYS) + 2 * dim * (KEYS + 1)
 

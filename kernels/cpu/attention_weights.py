@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.attention import LOWEST, locate, multiply
+from kernels.cpu.attention import LOWEST, fetch, locate, multiply
 from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS
 from kernels.cpu.attention_tile import find_peak, load_keys
 from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, integers, words
@@ -52,6 +52,7 @@ def define_weights(stored: int, dim: int, block: int, plain: bool) -> Function:
         for base in range(begin, end, KEYS):
             present = min(KEYS, end - base)
             locate(stored, dim, block, r, table, base, end, kv_head, scratch)
+            fetch(scratch, 0, KEYS, dim * stored)
             for j in range(0, present, LANES):
                 load_keys(stored, dim, scratch + 8 * j, keys + 4 * j)
             vectors = (present + LANES - 1) // LANES

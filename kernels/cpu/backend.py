@@ -121,7 +121,7 @@ class CpuBackend:
         rounded, sums = x, x
         if rounding.needed:
             rounded = self._empty(len(x) + TOKENS, parts(form) * groups * form.group, dtype=torch.int16)
-            sums = self._empty(len(x), groups, 2)
+            sums = self._empty(len(x) + TOKENS, groups, 2)
             self._round(x, rounding, (panels.columns, rounded.data_ptr(), sums.data_ptr()))
         self._set(x)
         arguments = (
@@ -204,6 +204,7 @@ class CpuBackend:
             *(self._rows, q.data_ptr(), q.shape[1], kv_heads, cache.keys.data_ptr(), cache.values.data_ptr()),
             *(_address(cache.key_scales), _address(cache.value_scales), _bits(options.scale), options.window or 0),
             *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
+            self._workers.count,
         )
         kind = STORED[cache.keys.dtype], dim, block, plain
         if self._recording is not None:

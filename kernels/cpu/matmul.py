@@ -4,14 +4,14 @@ from typing import Any
 
 from numba import njit
 
-from kernels.cpu.activations import DEPTH, TOKENS, Rounding, parts
+from kernels.cpu.activations import DEPTH, SUMS_BYTES, TOKENS, Rounding, parts
 from kernels.cpu.instructions import floats, words
 from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, STEPS, configure, multiply_panels
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.target import REGISTER_BYTES, dot_path
-from kernels.cpu.tile import SUMS_BYTES, multiply_tile
+from kernels.cpu.tile import multiply_tile
 
 CHUNK_BYTES = 12 * 1024
 """Bytes of panels in a chunk of work, few enough to stay in a core's first-level cache while all tokens use them."""
@@ -31,7 +31,7 @@ def define_multiply(rounding: Rounding) -> Function:
     form, unit = rounding.form, int(rounding.unit)
     bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
-    count, source = parts(form), 2 if form.bits <= 8 else 1
+    count, rounded = parts(form), int(rounding.needed)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         r = words(arguments, 9)
@@ -44,34 +44,26 @@ def define_multiply(rounding: Rounding) -> Function:
         if unit:
             _multiply_with_unit(bits, group, offsets, count, group_bytes, r, rows, first, last - 1, scratch)
             return 0
-        x_stride = groups * group_input_bytes
-        sums_stride = groups * SUMS_BYTES
+        stride = groups * group_input_bytes
         row = 0
         while row < rows:
-            x, sums = r[source] + row * x_stride, r[3] + row * sums_stride
+            x, sums = r[1] + row * stride, r[3]
+            if rounded:
+                place = row // TOKENS * groups * TOKENS + row % TOKENS
+                x, sums = r[2] + place * group_input_bytes, sums + place * SUMS_BYTES
             tokens = most if rows - row >= most else min(4, rows - row)
             for index in range(first, last):
                 panel = r[4] + index * groups * group_bytes
                 if tokens == 8:
-                    multiply_tile(
-                        bits, group, offsets, 8, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
-                    )
+                    multiply_tile(bits, group, offsets, 8, panel, x, stride, sums, groups, scratch)
                 elif tokens == 4:
-                    multiply_tile(
-                        bits, group, offsets, 4, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
-                    )
+                    multiply_tile(bits, group, offsets, 4, panel, x, stride, sums, groups, scratch)
                 elif tokens == 3:
-                    multiply_tile(
-                        bits, group, offsets, 3, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
-                    )
+                    multiply_tile(bits, group, offsets, 3, panel, x, stride, sums, groups, scratch)
                 elif tokens == 2:
-                    multiply_tile(
-                        bits, group, offsets, 2, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
-                    )
+                    multiply_tile(bits, group, offsets, 2, panel, x, stride, sums, groups, scratch)
                 else:
-                    multiply_tile(
-                        bits, group, offsets, 1, panel, x, x_stride, sums, sums_stride, groups, scratch, LANES * 4
-                    )
+                    multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
                 _write(scratch, tokens, row, index, outputs, r[5], r[6])
             row += tokens
         return 0

@@ -2,12 +2,12 @@
 
 from numba import njit
 
-from kernels.cpu.activations import DEPTH, TOKENS, Rounding
+from kernels.cpu.activations import DEPTH, SUMS_BYTES, TOKENS, Rounding
 from kernels.cpu.instructions import words
 from kernels.cpu.matrix_tile import round_inputs
 from kernels.cpu.operation import Function
 from kernels.cpu.target import REGISTER_BYTES
-from kernels.cpu.tile import SUMS_BYTES, quantize_group
+from kernels.cpu.tile import quantize_group
 
 TOKENS_A_CHUNK = 8
 """Number of tokens in a chunk of work."""
@@ -34,7 +34,7 @@ def round_row(
     else:
         groups = columns // group
         for g in range(groups):
-            at = row * groups + g
+            at = (row // TOKENS * groups + g) * TOKENS + row % TOKENS
             quantize_group(group, low, split, x + 4 * g * group, rounded + at * group * 2, sums + at * SUMS_BYTES)
 
 

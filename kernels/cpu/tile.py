@@ -11,11 +11,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.cpu import vectors as v
-from kernels.cpu.activations import LOW_BITS
+from kernels.cpu.activations import LOW_BITS, SUMS_BYTES, TOKENS
 from kernels.cpu.panels import LANES, Format
-
-SUMS_BYTES = 8
-"""Bytes of a token's sums for one group: two float32 numbers, the scale and the scale times the sum of codes."""
 
 
 @intrinsic(prefer_literal=True)
@@ -77,17 +74,16 @@ def multiply_tile(
     tokens: Any,
     panel: Any,
     x: Any,
-    x_stride: Any,
+    stride: Any,
     sums: Any,
-    sums_stride: Any,
     groups: Any,
     out: Any,
-    out_stride: Any,
 ) -> Any:
     """Compute `LANES` outputs of `tokens` tokens, and write them to `out`, [tokens, LANES] float32.
 
-    `bits`, `group`, `offsets` (the weight's `Format`) and `tokens` are compile-time constants. `panel`, `x`, `sums` and
-    `out` are addresses, strides are in bytes, and `groups` is the number of groups in the panel.
+    `bits`, `group`, `offsets` (the weight's `Format`) and `tokens` are compile-time constants. `panel`, x, `sums` and
+    `out` are addresses, and `groups` is the number of groups in the panel. Activations and sums are those of
+    `activations.Rounding`; if activations are float32, tokens lie `stride` bytes apart.
     """
     form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
     count = tokens.literal_value
@@ -96,24 +92,31 @@ def multiply_tile(
         _emit(builder, form, count, values[4:])
         return context.get_dummy_value()
 
-    return types.none(bits, group, offsets, tokens, *[types.int64] * 8), generate
+    return types.none(bits, group, offsets, tokens, *[types.int64] * 6), generate
 
 
 def _emit(builder: ir.IRBuilder, form: Format, tokens: int, arguments: Sequence[v.Value]) -> None:
-    panel, x, x_stride, sums, sums_stride, groups, out, out_stride = arguments
-    xs = [builder.add(x, builder.mul(x_stride, ir.Constant(x.type, t))) for t in range(tokens)]
-    scales = [builder.add(sums, builder.mul(sums_stride, ir.Constant(x.type, t))) for t in range(tokens)]
+    panel, x, stride, sums, groups, out = arguments
+
+    def place(base: v.Value, index: v.Value, size: int) -> v.Value:
+        return builder.add(base, builder.mul(index, ir.Constant(index.type, size)))
 
     def add(group: v.Value, totals: list[v.Value]) -> list[v.Value]:
-        at = builder.add(panel, builder.mul(group, ir.Constant(group.type, form.group_bytes)))
+        at = place(panel, group, form.group_bytes)
         v.prefetch_ahead(builder, at, form.group_bytes)
-        inputs = [builder.add(base, builder.mul(group, ir.Constant(group.type, form.group_input_bytes))) for base in xs]
-        factors = [builder.add(base, builder.mul(group, ir.Constant(group.type, SUMS_BYTES))) for base in scales]
-        return _add_group(builder, form, at, inputs, factors, totals)
+        if form.bits > 8:
+            first = place(x, group, form.group_input_bytes)
+            return _add_dense(builder, form, at, [place(first, stride, t) for t in range(tokens)], totals)
+        # Constant distances are part of the instructions that load; others would take instructions of their own.
+        first, factors = place(x, group, TOKENS * form.group_input_bytes), place(sums, group, TOKENS * SUMS_BYTES)
+        inputs = [v.at(builder, first, t * form.group_input_bytes) for t in range(tokens)]
+        return _add_group(
+            builder, form, at, inputs, [v.at(builder, factors, t * SUMS_BYTES) for t in range(tokens)], totals
+        )
 
     zero = v.filled(v.F32, LANES, 0.0)
     for t, value in enumerate(v.repeat(builder, groups, [zero] * tokens, add)):
-        v.store(builder, value, builder.add(out, builder.mul(out_stride, ir.Constant(out.type, t))))
+        v.store(builder, value, out, 4 * LANES * t)
 
 
 def _add_group(
@@ -125,8 +128,6 @@ def _add_group(
     totals: Sequence[v.Value],
 ) -> list[v.Value]:
     """Totals f32 [LANES] of every token, with one group's products added."""
-    if form.bits > 8:
-        return _add_dense(builder, form, at, inputs, totals)
     dots = (_dot_nibbles if form.bits == 4 else _dot_bytes)(builder, form, at, inputs)
     return _add_products(builder, form, at, dots, factors, totals)
 
@@ -161,27 +162,32 @@ def _add_products(
 
 def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:
     """Sums of 4-bit weight codes times activation codes, stored as two parts: i32 [LANES] for every token."""
-    codes = _nibble_quads(builder, form, at)
-    dots = []
-    for x in inputs:
-        upper, lower = (v.add_quads(builder, codes, _octets(builder, form, x, offset)) for offset in (0, form.group))
-        dots.append(builder.add(builder.shl(upper, v.filled(v.I32, LANES, LOW_BITS[form.bits])), lower))
-    return dots
+    if not v.sums_any_quads():
+        codes = _nibble_quads(builder, form, at)
+        shift = v.filled(v.I32, LANES, LOW_BITS[form.bits])
+        parts = [[v.add_quads(builder, codes, part) for part in _octets(builder, form, x)] for x in inputs]
+        return [builder.add(builder.shl(upper, shift), lower) for upper, lower in parts]
+    # Sixteen times a code is a byte too, so that both parts go into one sum.
+    codes = [*_nibble_quads(builder, form, at, LOW_BITS[form.bits]), *_nibble_quads(builder, form, at)]
+    return [v.add_quads(builder, codes, [quad for part in _octets(builder, form, x) for quad in part]) for x in inputs]
 
 
-def _nibble_quads(builder: ir.IRBuilder, form: Format, at: v.Value) -> list[v.Value]:
-    """The 4-bit weight codes of a group, in vectors i8 [4 LANES] that have four inputs of every output."""
+def _nibble_quads(builder: ir.IRBuilder, form: Format, at: v.Value, shift: int = 0) -> list[v.Value]:
+    """A group's 4-bit weight codes times 2^`shift`, 0 or 4, in vectors u8 [4 LANES]: four inputs of every output."""
     wide = v.vector(v.I8, 4 * LANES)
     loaded = [v.load(builder, wide, at, 4 * LANES * i) for i in range(form.group // 8)]
-    low = [builder.and_(code, v.filled(v.I8, 4 * LANES, 15)) for code in loaded]
-    high = [builder.lshr(code, v.filled(v.I8, 4 * LANES, 4)) for code in loaded]
-    return [*low, *high]
+    low, high = (v.filled(v.I8, 4 * LANES, bits) for bits in (0x0F, 0xF0))
+    four = v.filled(v.I8, 4 * LANES, 4)
+    if shift:
+        return [*[builder.shl(code, four) for code in loaded], *[builder.and_(code, high) for code in loaded]]
+    return [*[builder.and_(code, low) for code in loaded], *[builder.lshr(code, four) for code in loaded]]
 
 
-def _octets(builder: ir.IRBuilder, form: Format, x: v.Value, offset: int) -> list[v.Value]:
-    """A part of a token's activation codes, in vectors i8 [4 LANES] that repeat four inputs for every output."""
-    quads = [v.load(builder, v.I32, x, offset + 4 * quad) for quad in range(form.group // 4)]
-    return [builder.bitcast(v.splat(builder, quad, LANES), v.vector(v.I8, 4 * LANES)) for quad in quads]
+def _octets(builder: ir.IRBuilder, form: Format, x: v.Value) -> list[list[v.Value]]:
+    """Both parts of a token's activation codes, in vectors i8 [4 LANES] that repeat four inputs for every output."""
+    quads = [v.load(builder, v.I32, x, 4 * quad) for quad in range(form.group // 2)]
+    codes = [builder.bitcast(v.splat(builder, quad, LANES), v.vector(v.I8, 4 * LANES)) for quad in quads]
+    return [codes[: form.group // 4], codes[form.group // 4 :]]
 
 
 def _dot_bytes(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:

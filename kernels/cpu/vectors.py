@@ -150,14 +150,20 @@ def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
     return _neighbours(builder, builder.mul(builder.sext(a, wide), builder.sext(b, wide)))
 
 
+def sums_any_quads() -> bool:
+    """Whether `add_quads` has an instruction whose sums have 32 bits from the beginning."""
+    return dot_path().endswith("vnni")
+
+
 def add_quads(builder: ir.IRBuilder, codes: Sequence[Value], numbers: Sequence[Value]) -> Value:
     """Products of codes, each u8 [4 n], and numbers, each i8 [4 n], summed in fours and over all vectors: i32 [n].
 
-    The sum of two neighbouring products over all vectors must fit into an i16, as for eight vectors of 4-bit codes.
+    Unless `sums_any_quads`, the sum of two neighbouring products over all vectors must fit into an i16, as for eight
+    vectors of 4-bit codes.
     """
     lanes = codes[0].type.count // 4
     whole = lanes == register_floats()
-    if whole and dot_path().endswith("vnni"):
+    if whole and sums_any_quads():
         total = filled(I32, lanes, 0)
         for a, b in zip(codes, numbers, strict=True):
             total = call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total.type, [total, a, b])
