@@ -143,9 +143,9 @@ class MeasuredCore(EngineCore):
         with self.meter.part("plan"):
             return super()._plan()
 
-    def _commit(self, result: StepResult) -> list[Any]:
+    def _commit(self, result: StepResult, seconds: float) -> list[Any]:
         with self.meter.part("commit"):
-            return super()._commit(result)
+            return super()._commit(result, seconds)
 
     def step(self) -> Report | None:
         with self.meter.part("step"):

@@ -44,9 +44,10 @@ def neighbours(target: Target, others: int, output_tokens: int, look: dict[str, 
 
 
 def figures(answers: list[Answer]) -> dict[str, float]:
-    """Milliseconds between tokens: the median and the 99th percentile."""
+    """Milliseconds between tokens: the mean, the median and the 99th percentile."""
     gaps = sorted(1000 * gap for answer in answers for gap in answer.gaps)
-    return {"median_ms": statistics.median(gaps), "p99_ms": gaps[int(0.99 * (len(gaps) - 1))]}
+    mean, median, last = statistics.fmean(gaps), statistics.median(gaps), gaps[int(0.99 * (len(gaps) - 1))]
+    return {"mean": mean, "median": median, "p99": last}
 
 
 def measure(target: Target, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -77,9 +78,11 @@ def main() -> None:
     except ServerError as error:
         raise SystemExit(str(error)) from None
     for name, row in found.items():
-        print(f"{name:8} a look: median {row['median_ms']:7.2f} ms, p99 {row['p99_ms']:7.2f} ms between tokens")
+        print(
+            f"{name:8} a look: " + ", ".join(f"{key} {value:7.2f}" for key, value in row.items()) + " ms between tokens"
+        )
     growth = {key: 100 * (found["with"][key] / found["without"][key] - 1) for key in found["with"]}
-    print(f"growth: median {growth['median_ms']:+.1f}%, p99 {growth['p99_ms']:+.1f}%")
+    print("growth: " + ", ".join(f"{key} {percent:+.1f}%" for key, percent in growth.items()))
 
 
 if __name__ == "__main__":

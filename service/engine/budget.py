@@ -6,8 +6,10 @@ It does not know what is computed for a token.
 from collections.abc import Sequence
 
 from service.engine.drafting import Drafting
+from service.engine.looking import Looking
 from service.engine.request import Request
 from service.engine.roster import Roster
+from service.engine.steps import Step
 
 OLDEST_SHARE = 4
 """The oldest prompt is certain of one part in this many of a step's budget for prompts: a quarter."""
@@ -24,18 +26,28 @@ class Budget:
     takes blocks from the newest. All requests therefore end.
     """
 
-    def __init__(self, roster: Roster, drafting: Drafting, tokens: int) -> None:
+    def __init__(self, roster: Roster, drafting: Drafting, looking: Looking, tokens: int) -> None:
         """`tokens` is the most that a step computes."""
         self._roster = roster
         self._drafting = drafting
+        self._looking = looking
         self._tokens = tokens
 
-    def shares(self) -> tuple[list[Request], list[tuple[Request, int]]]:
+    def shares(self, before: Step | None) -> tuple[list[Request], list[tuple[Request, int]]]:
         """The requests of the next step: those that decode plainly, and the others, each with its number of tokens.
 
-        All own the blocks for them.
+        All own the blocks for them. `before` is the step in flight, if there is one.
         """
         self._grow()
+        self._looking.begin(before)
+        plain, shares = self._deal()
+        if not plain and not shares and self._looking.holds_back:
+            self._looking.release()
+            return self._deal()
+        return plain, shares
+
+    def _deal(self) -> tuple[list[Request], list[tuple[Request, int]]]:
+        """See `shares`."""
         full = self._roster.pool.full
         drafting = self._drafting.active
         plain, decoding, prompts = [], [], []
@@ -43,6 +55,8 @@ class Budget:
             if request.decodes_plainly and not drafting:
                 if request.computed < request.longest:
                     plain.append(request)
+            elif not self._looking.admits(request):
+                continue
             elif request.behind > 1:
                 prompts.append(request)
             # A mask may have become ready since blocks were dealt out.
@@ -76,10 +90,11 @@ class Budget:
         """Deal out `budget` tokens among the running prompts, and waiting ones, which are admitted while it lasts."""
         roster = self._roster
         # A full queue costs a decoding step nothing while nobody can be admitted.
-        waiting = () if roster.full else roster.waiting.values()
+        waiting = [] if roster.full else [*filter(self._looking.admits, roster.waiting.values())]
         if not budget or not (running or waiting):
             return []
         prompts = sorted([*running, *waiting], key=lambda request: (request.behind, request.arrival))
+        most = self._looking.most
         by_age = sorted(prompts, key=lambda request: request.arrival)
         oldest = next(filter(roster.may_run, by_age), None)
         if oldest is None:
@@ -88,7 +103,7 @@ class Budget:
         # If there are no blocks for the oldest prompt, no other may take any.
         admitting = roster.admit(oldest)
         if admitting:
-            shares[oldest] = min(oldest.behind, max(1, budget // OLDEST_SHARE))
+            shares[oldest] = min(most(oldest), max(1, budget // OLDEST_SHARE))
             budget -= shares[oldest]
         for request in prompts:
             if not budget:
@@ -98,7 +113,7 @@ class Budget:
             if not roster.admit(request):
                 admitting = False
                 continue
-            more = min(request.behind - shares.get(request, 0), budget)
+            more = min(most(request) - shares.get(request, 0), budget)
             if more:
                 shares[request] = shares.get(request, 0) + more
                 budget -= more

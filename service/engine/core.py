@@ -99,6 +99,8 @@ class EngineCore:
         )
         self._grammars = Grammars(read_vocabulary, limits.vocab_size) if read_vocabulary else None
         self._in_flight: deque[_Started] = deque()
+        self._ended = 0.0
+        """Moment of the newest step's end, in seconds on the clock."""
         self._unreported: list[News] = []
         self._seconds = {"schedule": 0.0, "forward": 0.0, "sample": 0.0, "deliver": 0.0}
 
@@ -215,14 +217,14 @@ class EngineCore:
     def _land(self) -> list[News]:
         """Wait for the oldest step in flight; returns its news."""
         try:
-            result = self._result(self._in_flight.popleft())
+            landed = self._result(self._in_flight.popleft())
         except DeviceLostError:
             raise
         except Exception:
             logger.exception("a step failed")
             # Later steps in flight have read the values that the failed step left behind, so it cannot be run again.
             return [*self._scheduler.fail(FAILED)] if self._in_flight else self._isolate()
-        return self._commit(result)
+        return self._commit(*landed)
 
     def _start(self, plan: StepPlan) -> "_Started":
         tokens = plan.tokens
@@ -230,16 +232,20 @@ class EngineCore:
         began = self._clock()
         return _Started(self._runner.start(plan), tokens, began)
 
-    def _result(self, started: "_Started") -> StepResult:
+    def _result(self, started: "_Started") -> tuple[StepResult, float]:
+        """The result of a step, and the seconds from its start to its end, without those of the step before it."""
         result = started.pending.result()
-        self._pace.add(started.tokens, self._clock() - started.began)
-        return result
+        now = self._clock()
+        self._pace.add(started.tokens, now - started.began)
+        seconds = now - max(started.began, self._ended)
+        self._ended = now
+        return result, seconds
 
-    def _commit(self, result: StepResult) -> list[News]:
+    def _commit(self, result: StepResult, seconds: float) -> list[News]:
         self._seconds["forward"] += result.forward_seconds
         self._seconds["sample"] += result.sample_seconds
         with self.measured("schedule") as now:
-            return self._scheduler.commit(result, now)
+            return self._scheduler.commit(result, now, seconds)
 
     def _isolate(self) -> list[News]:
         """Run the only step in flight, which failed, again one request at a time; the requests that fail alone end.
@@ -249,14 +255,14 @@ class EngineCore:
         news: list[News] = []
         for plan in self._scheduler.take_apart():
             try:
-                result = self._result(self._start(plan))
+                landed = self._result(self._start(plan))
             except DeviceLostError:
                 raise
             except Exception:
                 logger.exception("a request failed")
                 news += self._scheduler.fail(FAILED)
             else:
-                news += self._commit(result)
+                news += self._commit(*landed)
         return news
 
     def _note(self, delta: Delta | None) -> None:

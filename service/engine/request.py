@@ -78,14 +78,19 @@ class Request:
     """It has drawn nothing since it got its row."""
     plain: bool = False
     """Whether it wanted tokens alone when it got its row."""
+    turn: int = 0
+    """The number of its newest turn to look inside (`looking.py`)."""
     longest: int = field(init=False)
     """Its length once the last of its tokens that another follows is known."""
     wishes: bool = field(init=False)
     """Whether anything is wanted of it beside drawn tokens."""
+    looks: bool = field(init=False)
+    """Whether it looks inside."""
 
     def __post_init__(self) -> None:
         self.longest = len(self.prompt) + max(0, self.params.max_tokens - 1)
         self.wishes = self.wanted.first(len(self.prompt)) is not None
+        self.looks = self.wanted.trace is not None
 
     @property
     def addressee(self) -> int:

@@ -20,6 +20,7 @@ from service.engine.drafts import Guess, look_up
 from service.engine.grammar_source import GrammarError
 from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
 from service.engine.landing import Landing
+from service.engine.looking import Looking
 from service.engine.messages import BeamSearch, Counters, Delta, News, Refusal
 from service.engine.news import last_delta, refused_delta, rejected_delta
 from service.engine.request import Request
@@ -72,7 +73,8 @@ class Scheduler:
         self._roster = Roster(pool, self.counters, max_running, caller_limits)
         self._searches = Searches(self._roster)
         drafting = Drafting(self._roster, self.counters, draft_tokens, draft_running, guess)
-        self._budget = Budget(self._roster, drafting, token_budget)
+        self._looking = Looking(self._roster)
+        self._budget = Budget(self._roster, drafting, self._looking, token_budget)
         self._landing = Landing(self._roster, self._searches, drafting, self.counters)
         self._arrivals = count()
         self._in_flight: deque[Step] = deque()
@@ -153,7 +155,7 @@ class Scheduler:
             return None
         running = self._roster.running.values()
         wait_for_masks([request.guide for request in running if request.guide is not None], MASK_SECONDS)
-        plain, shares = self._budget.shares()
+        plain, shares = self._budget.shares(before)
         if not plain and not shares:
             return None
         for request, _ in shares:
@@ -162,12 +164,14 @@ class Scheduler:
         self._in_flight.append(next_step(plain, shares, before))
         return self._in_flight[-1].plan
 
-    def commit(self, result: StepResult, now: float) -> list[News]:
+    def commit(self, result: StepResult, now: float, seconds: float = 0.0) -> list[News]:
         """Take in the tokens drawn by the oldest step in flight; returns news of each request that drew.
 
-        `now` is in seconds.
+        `now` is in seconds, and the step took so many `seconds`.
         """
-        return self._landing.land(self._landed(), result, now)
+        step = self._landed()
+        self._looking.land(step, seconds)
+        return self._landing.land(step, result, now)
 
     def fail(self, message: str) -> list[Delta]:
         """End every request of the oldest step in flight, which failed; `message` is its error."""
