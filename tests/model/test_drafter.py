@@ -12,13 +12,14 @@ from kernels.backend import KVCache
 from model.batch import batch_layout
 from model.contract import INVALID_TOKEN, Chunk, Draw, SamplingParams, StepPlan
 from model.decoder import Decoder
-from model.drafter import Drafter
+from model.drafter import AnyDecoder, Drafter
+from model.graphs import GraphedDecoder
 from model.runner import ModelRunner
 from model.spec import DecoderSpec, LayerSpec
 from service.engine.core import EngineCore
 from service.engine.drafts import leave_open
 from service.engine.messages import Counters, Delta, EngineRequest, Submit
-from tests.dummies import SMALL, empty_cache, make_decoder
+from tests.dummies import SMALL, RerunCapture, empty_cache, make_decoder
 
 BLOCK_SIZE = 4
 OTHER = replace(SMALL, layers=(LayerSpec(),), hidden_size=32, heads=2, kv_heads=1)
@@ -42,23 +43,37 @@ class Engine:
     """An engine for a small model, and for a draft model if there is one."""
 
     def __init__(
-        self, draft: DecoderSpec | None = None, blocks: int = 80, draft_tokens: int = 4, **settings: int
+        self,
+        draft: DecoderSpec | None = None,
+        blocks: int = 80,
+        draft_tokens: int = 4,
+        graphed: bool = False,
+        **settings: int,
     ) -> None:
         self.target = make_decoder()
         self.cache = empty_cache(self.target, blocks=blocks, block_size=BLOCK_SIZE)
+        self.captures: list[RerunCapture] = []
         self.draft_cache: KVCache | None = None
         drafter = None
         if draft is not None:
             decoder = make_decoder(draft)
             self.draft_cache = empty_cache(decoder, blocks=blocks, block_size=BLOCK_SIZE)
-            drafter = Drafter(decoder, self.draft_cache, SMALL.vocab_size)
+            quick: AnyDecoder = self.graphed(decoder, self.draft_cache) if graphed else decoder
+            drafter = Drafter(quick, self.draft_cache, SMALL.vocab_size)
+        quick = self.graphed(self.target, self.cache) if graphed else self.target
         self.core = EngineCore(
-            ModelRunner(self.target, self.cache, SMALL.max_context, drafter),
+            ModelRunner(quick, self.cache, SMALL.max_context, drafter),
             **{"token_budget": 64, "max_running": 8, "draft_running": 8, **settings},
             draft_tokens=draft_tokens if drafter else 0,
             guess=leave_open,
         )
         self.submitted = 0
+
+    def graphed(self, decoder: Decoder, cache: KVCache) -> GraphedDecoder:
+        self.captures.append(RerunCapture())
+        return GraphedDecoder(
+            decoder, cache, max_batch=8, max_context=SMALL.max_context, token_budget=64, capture=self.captures[-1]
+        )
 
     def complete(self, prompts: Sequence[Sequence[int]], **params: Any) -> list[list[Delta]]:
         """The deltas of each prompt, all of them at work together."""
@@ -126,9 +141,9 @@ def test_its_cache_covers_what_the_models_own_covers(draft: DecoderSpec, setting
     shared = list(range(30, 42))
     first = [[*shared, *prompt] for prompt in PROMPTS]
     second = [[*shared, *prompt] for prompt in [[1, 2], *PROMPTS[1:]]]
-    for prompts in (first, second):
-        for params in ({"temperature": 0.0}, {"temperature": 1.0}):
-            assert tokens(engine.complete(prompts, **params)) == tokens(plain.complete(prompts, **params))
+    for prompts, temperature in ((first, 0.0), (second, 1.0)):
+        params = {"temperature": temperature, "max_tokens": 16}
+        assert tokens(engine.complete(prompts, **params)) == tokens(plain.complete(prompts, **params))
     counters = engine.counters
     assert counters.drafts > 0
     assert counters.prefix_hits > 0
@@ -138,6 +153,13 @@ def test_its_cache_covers_what_the_models_own_covers(draft: DecoderSpec, setting
         assert counters.steps < plain.counters.steps
     else:
         assert counters.accepted_tokens < counters.drafted_tokens
+
+
+def test_graphs_are_replayed_for_both_models() -> None:
+    plain, engine = Engine(), Engine(SMALL, graphed=True)
+    assert tokens(engine.complete(PROMPTS, temperature=1.0)) == tokens(plain.complete(PROMPTS, temperature=1.0))
+    assert engine.counters.accepted_tokens == engine.counters.drafted_tokens > 0
+    assert [capture.replays > capture.captures > 0 for capture in engine.captures] == [True, True]
 
 
 def test_slots_without_drafts_hold_the_same_in_both_caches() -> None:
