@@ -187,6 +187,8 @@ class Chunk:
     that the draws before them give the same tokens. A draft is right if the draw from the token before it gives it;
     what was drawn and computed behind a wrong draft is worthless. Only requests whose draws do not read their output
     (`SamplingParams.reads_output`) get drafts.
+
+    Drafts may be left open: they are all INVALID_TOKEN then, and a runner with a draft model guesses them.
     """
 
     tokens: Sequence[int]
@@ -224,6 +226,11 @@ class Chunk:
     def known(self) -> int:
         """Number of leading tokens that are no drafts."""
         return len(self.tokens) - max(0, len(self.draws) - 1)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has drafts that the runner is to guess."""
+        return len(self.draws) > 1 and self.tokens[-1] == INVALID_TOKEN
 
     @property
     def stop(self) -> int:
@@ -346,6 +353,8 @@ class ChunkResult:
     inside: Inside | None = None
     distributions: Sequence[Distribution] = ()
     """The distributions of the chunk's trials, then of its draws that ask for theirs."""
+    drafts: Sequence[int] = ()
+    """The drafts that the chunk left open, as they were guessed."""
 
 
 @dataclass(frozen=True, slots=True)

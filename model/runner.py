@@ -3,27 +3,26 @@
 The scheduler decides which chunks make a step; the runner computes any plan.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from kernels.backend import KVCache
 from model.batch import make_batch
-from model.contract import ChunkResult, DeviceLostError, Draws, StepPlan, StepResult
-from model.decoder import Decoder
+from model.contract import Chunk, ChunkResult, DeviceLostError, Draws, StepPlan, StepResult
+from model.drafter import AnyDecoder, Drafter
 from model.embedding_table import EmbeddingTable
 from model.extras import Extras
-from model.graphs import GraphedDecoder
 from model.limits import ModelLimits, RunnerInfo
 from model.position_encoding import encoding_width
-from model.recorded import RecordedDecoder
 from model.sampling.choice import Choice, choose, read_choice
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings, settings_of
 from model.size import model_size
-from model.transfer import Moment
+from model.transfer import Moment, to_host
 
 
 class ModelRunner:
@@ -33,8 +32,16 @@ class ModelRunner:
     device computes. Only a step that first captures a graph makes the host wait.
     """
 
-    def __init__(self, decoder: Decoder | GraphedDecoder | RecordedDecoder, cache: KVCache, max_context: int) -> None:
+    def __init__(
+        self,
+        decoder: AnyDecoder,
+        cache: KVCache,
+        max_context: int,
+        drafter: Drafter | None = None,
+    ) -> None:
+        """Without a `drafter` no plan may leave drafts open."""
         self._decoder = decoder
+        self._drafter = drafter
         self._cache = cache
         self._device = decoder.weights.device
         self._limits = ModelLimits(
@@ -81,7 +88,7 @@ class ModelRunner:
         began = Moment(self._device)
         batch = make_batch(plan, self._cache.block_size, self._device)
         extras = Extras(plan, batch, self._cache.block_size, self._decoder.backend)
-        tokens = batch.known_tokens(self._drawn)
+        tokens = self._drafter.fill(plan, batch, self._drawn) if self._drafter else batch.known_tokens(self._drawn)
         extras.look_up(tokens, self._embeddings, self._decoder)
         hidden = self._decoder.forward(tokens, batch.layout, self._cache, extras.probe)
         draws = plan.draws()
@@ -95,7 +102,24 @@ class ModelRunner:
             self._drawn = choice.tokens
         extras.take(hidden, self._drawn[: len(draws)], self._decoder)
         brought = None if choice is None else choice.to_host()
-        return RunningStep(plan, draws, brought, extras, began, computed, Moment(self._device))
+        guesses = Guesses(to_host(tokens), batch.begins) if self._drafter else None
+        return RunningStep(plan, draws, brought, guesses, extras, began, computed, Moment(self._device))
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """The tokens of a batch, guessed drafts among them, on their way to host memory."""
+
+    tokens: Tensor
+    """[tokens] int64."""
+    begins: Sequence[int]
+    """[others]: as in `Batch`."""
+
+    def add(self, chunks: Sequence[Chunk], results: Sequence[ChunkResult]) -> None:
+        """Tell the result of each chunk the drafts that it left open."""
+        for chunk, result, begin in zip(chunks, results, self.begins, strict=True):
+            if chunk.is_open:
+                result.drafts = self.tokens[begin + chunk.known : begin + len(chunk.tokens)].tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +131,8 @@ class RunningStep:
     """The plan's draws."""
     choice: Choice | None
     """The drawn tokens in host memory, complete once the step has ended; None if there are no draws."""
+    guesses: Guesses | None
+    """None if there is no draft model."""
     extras: Extras
     began: Moment
     computed: Moment
@@ -116,6 +142,8 @@ class RunningStep:
         with _device_errors():
             self.ended.wait()
         others, tokens = chunk_results(self.plan, self.draws, self.choice)
+        if self.guesses is not None:
+            self.guesses.add(self.plan.others, others)
         return StepResult(
             self.extras.add(others),
             tokens,

@@ -27,6 +27,8 @@ class RunnerConfig:
 
     model: str
     """Path of a GGUF file or a Hugging Face folder on this machine."""
+    draft_model: str | None = None
+    """Such a path too, of a model with the same vocabulary that guesses drafts; None: there is none."""
     device: str = "auto"
     dtype: DType = "auto"
     backend: str = "auto"
@@ -38,7 +40,7 @@ class RunnerConfig:
     block_size: int | None = None
     """Tokens in a block of the KV cache; None: the backend's choice."""
     cache_memory: int | None = None
-    """Size of the KV cache in bytes; None: derived from `memory_share`."""
+    """Size of the KV cache in bytes, a draft model's included; None: derived from `memory_share`."""
     memory_share: float | None = None
     """Share of the device's memory, from 0 to 1; None: `GPU_SHARE` or `CPU_SHARE`.
 

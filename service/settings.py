@@ -16,13 +16,14 @@ from model.runner_config import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFor
 PREFIX = "HEADLIGHT_"
 _RUNNER = RunnerConfig(model=DEFAULT_MODEL)
 """Source of the defaults of the settings that are a runner's."""
-RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name != "model")
+RUNNER_SETTINGS = tuple(field.name for field in fields(RunnerConfig) if field.name not in ("model", "draft_model"))
 """Settings that are a runner's configuration, where they have the same names."""
 LOOK_SETTINGS = ("max_logprobs", "max_inspection", "max_weights", "max_lens_rows", "max_distributions")
 """Settings that bound what may be looked at inside the model."""
 ENGINE_SETTINGS = (
     "home",
     *RUNNER_SETTINGS,
+    "draft_model",
     "draft_tokens",
     "draft_running",
     "sampling_defaults",
@@ -45,6 +46,8 @@ BATCH_SETTINGS = (
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 """Endings of the variables that Kubernetes sets in every pod for services named like the prefix."""
 _ZMQ_ADDRESS = r"^(tcp://\S+:[0-9]+|ipc://\S+)$"
+_DRAFT_TOKENS = 4
+"""Drafts of a step at most where a draft model makes them and no setting says how many."""
 _KEYS = (f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE")
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (power + 1) for power, letter in enumerate("KMGT")}
@@ -205,11 +208,18 @@ class Settings(BaseSettings):
     token_budget: Count = Field(
         _RUNNER.token_budget, description="Tokens that one step of the engine computes at most."
     )
-    draft_tokens: int = Field(
-        0,
+    draft_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Smaller model with the same tokens that guesses those to come, for the model to check; it may be "
+        "whatever the model may be.",
+    )
+    draft_tokens: int | None = Field(
+        None,
         ge=0,
         le=64,
-        description="Tokens of a completion that a step guesses from its own text and checks, which changes no answer.",
+        description="Tokens of a completion that a step guesses at most and checks, which changes no answer: from its "
+        f"own text (by default none), or by draft_model (by default {_DRAFT_TOKENS}).",
     )
     draft_running: Count = Field(
         4, description="Completions that run at the same time up to which tokens are guessed; beyond, guessing is off."
@@ -321,6 +331,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _draft_model_guesses(self) -> Self:
+        if self.draft_model is not None and self.draft_tokens == 0:
+            raise ValueError("draft_tokens should be above 0: draft_model is nothing without tokens to guess")
+        return self
+
+    @model_validator(mode="after")
     def _key_limits_need_keys(self) -> Self:
         limits = (self.max_running_per_key, self.max_waiting_per_key, self.tokens_per_minute_per_key)
         if any(limits) and not (self.api_keys or self.api_keys_file):
@@ -344,9 +360,16 @@ class Settings(BaseSettings):
         """Completions that may be open at the same time, running or waiting."""
         return self.max_running + self.max_waiting
 
-    def runner(self, model: str) -> RunnerConfig:
-        """The configuration of a runner for the model at a path of this machine."""
-        return RunnerConfig(model=model, **self.model_dump(include={*RUNNER_SETTINGS}))
+    @property
+    def most_drafts(self) -> int:
+        """Tokens of a completion that a step guesses at most."""
+        if self.draft_tokens is not None:
+            return self.draft_tokens
+        return 0 if self.draft_model is None else _DRAFT_TOKENS
+
+    def runner(self, model: str, draft_model: str | None = None) -> RunnerConfig:
+        """The configuration of a runner for the model, and for its draft model, at paths of this machine."""
+        return RunnerConfig(model=model, draft_model=draft_model, **self.model_dump(include={*RUNNER_SETTINGS}))
 
     @property
     def home_path(self) -> Path:

@@ -1,7 +1,7 @@
 """Decoders with random weights and no files: a spec, a backend and a device make one."""
 
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -106,3 +106,21 @@ class SilentLauncher:
         self, kernel: Any, grid: tuple[int, ...], *arguments: object, num_warps: int, num_stages: int, **constants: Any
     ) -> None:
         pass
+
+
+@dataclass
+class RerunCapture:
+    """Counts captures and replays, and insists, as a graph would, on one output tensor."""
+
+    captures: int = 0
+    replays: int = 0
+
+    def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.captures += 1
+        output = torch.full_like(function(), float("nan"))
+
+        def replay() -> Tensor:
+            self.replays += 1
+            return output.copy_(function())
+
+        return replay

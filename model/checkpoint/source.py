@@ -38,6 +38,8 @@ class Source:
     """A GGUF file or a Hugging Face folder."""
     sampling: SamplingDefaults | None = None
     """Defaults for an alias whose file recommends none."""
+    draft: Path | None = None
+    """Such a file or folder of a draft model, if the model is to have one."""
 
 
 @dataclass(frozen=True, slots=True)

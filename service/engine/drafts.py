@@ -1,11 +1,13 @@
-"""Drafts of the tokens to come, looked up in the request's own tokens: what followed the same few tokens before.
+"""Drafts of the tokens to come: looked up in the request's own tokens, or left to the runner's draft model.
 
-Text that quotes its prompt (summaries, edits, code) repeats long runs of tokens. Source: Saxena, "Prompt Lookup
-Decoding", 2023; the draws decide, so a draft never changes what is generated.
+A look-up finds what followed the same few tokens before: text that quotes its prompt (summaries, edits, code) repeats
+long runs of tokens. Source: Saxena, "Prompt Lookup Decoding", 2023. The draws decide, so a draft never changes what is
+generated.
 """
 
 from collections.abc import Callable, Sequence
 
+from model.contract import INVALID_TOKEN
 from service.engine.request import Request
 
 WIDTH = 3
@@ -27,3 +29,8 @@ def look_up(request: Request, most: int) -> Sequence[int]:
     request.placed = known
     found = places.get(tuple(request.tokens(known - WIDTH, known)))
     return () if found is None else request.tokens(found, min(found + most, known))
+
+
+def leave_open(request: Request, most: int) -> Sequence[int]:
+    """Leave `most` drafts to the runner, which needs a draft model for them."""
+    return [INVALID_TOKEN] * most

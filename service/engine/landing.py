@@ -105,7 +105,7 @@ class Landing:
 
     def _draw(self, request: Request, chunk: Chunk, outcome: ChunkResult, now: float) -> Delta:
         """Append the drawn tokens, as far as the drafts were right, and end the request if one of them was the last."""
-        right = agreement(request.drafts, outcome.tokens)
+        right = agreement(outcome.drafts or request.drafts, outcome.tokens)
         drawn = outcome.tokens[: right + 1]
         if INVALID_TOKEN in drawn:
             return self._fail_draw(request)

@@ -32,13 +32,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 def engine_config(settings: "Settings", source: "Source") -> EngineConfig:
     """The engine's configuration for the model `source`."""
     return EngineConfig(
-        runner=settings.runner(str(source.path)),
+        runner=settings.runner(str(source.path), None if source.draft is None else str(source.draft)),
         caller_limits=CallerLimits(
             running=settings.max_running_per_key,
             waiting=settings.max_waiting_per_key,
             tokens_per_minute=settings.tokens_per_minute_per_key,
         ),
-        draft_tokens=settings.draft_tokens,
+        draft_tokens=settings.most_drafts,
         draft_running=settings.draft_running,
         events=_events(settings),
         log_level=settings.log_level,

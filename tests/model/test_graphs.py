@@ -4,8 +4,7 @@ A fake capture runs the captured function again: everything but CUDA's own part 
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -21,29 +20,11 @@ from model.contract import Chunk
 from model.decoder import Decoder
 from model.graphs import PROMPTS, GraphedDecoder, buckets, shapes
 from model.spec import DecoderSpec
-from tests.dummies import CPU, LEARNED, SCALED, SMALL, empty_cache, make_decoder
+from tests.dummies import CPU, LEARNED, SCALED, SMALL, RerunCapture, empty_cache, make_decoder
 
 MAX_BATCH = 6
 MAX_CONTEXT = 24
 BLOCK_SIZE = 4
-
-
-@dataclass
-class RerunCapture:
-    """Counts captures and replays, and insists, as a graph would, on one output tensor."""
-
-    captures: int = 0
-    replays: int = 0
-
-    def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        self.captures += 1
-        output = torch.full_like(function(), float("nan"))
-
-        def replay() -> Tensor:
-            self.replays += 1
-            return output.copy_(function())
-
-        return replay
 
 
 @pytest.fixture(scope="module", params=["reference", "triton"])

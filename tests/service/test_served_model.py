@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from model.checkpoint.errors import CheckpointError
 from model.checkpoint.sampling_defaults import NEUTRAL
 from model.limits import ModelLimits
 from model.runner_config import RunnerConfig
@@ -37,9 +38,9 @@ CHANGED = {
 
 
 def test_every_setting_of_the_runner_reaches_it(smollm2: Path) -> None:
-    settings = Settings(model=str(smollm2), log_level="error", log_format="json", **CHANGED)
+    settings = Settings(model=str(smollm2), draft_model=str(smollm2), log_level="error", log_format="json", **CHANGED)
     config = engine_config(settings, locate(settings))
-    expected = RunnerConfig(model=str(smollm2), **CHANGED)  # type: ignore[arg-type]
+    expected = RunnerConfig(model=str(smollm2), draft_model=str(smollm2), **CHANGED)  # type: ignore[arg-type]
     assert config.runner == expected
     unchanged = asdict(RunnerConfig(model="another"))
     assert [name for name, value in asdict(expected).items() if value == unchanged[name]] == []
@@ -47,6 +48,24 @@ def test_every_setting_of_the_runner_reaches_it(smollm2: Path) -> None:
         name: unchanged[name] for name in CHANGED
     }
     assert (config.log_level, config.log_format) == ("error", "json")
+
+
+def test_a_draft_model_guesses_four_tokens_if_nobody_says_how_many(smollm2: Path) -> None:
+    settings = Settings(model=str(smollm2), draft_model=str(smollm2))
+    config = engine_config(settings, locate(settings))
+    assert config.draft_tokens == 4
+    assert engine_config(settings.model_copy(update={"draft_tokens": 7}), locate(settings)).draft_tokens == 7
+    alone = Settings(model=str(smollm2))
+    assert engine_config(alone, locate(alone)).draft_tokens == 0
+
+
+def test_a_draft_model_with_other_tokens_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_byte_tokenizer(tmp_path)
+    settings = Settings(model=str(smollm2), draft_model=str(tmp_path), load_format="dummy")
+    with pytest.raises(CheckpointError, match="needs the vocabulary of the model, and here token 0 is") as caught:
+        locate(settings)
+    assert "\n" not in str(caught.value)
 
 
 def test_recommendations_are_applied_or_named_once_and_neutral_turns_all_off(

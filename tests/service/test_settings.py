@@ -57,6 +57,7 @@ def test_sizes(text: str, size: int) -> None:
         ({"load_format": "guess"}, ["load_format", "dummy", "'guess'"]),
         ({"graphs": "perhaps"}, ["graphs", "boolean", "'perhaps'"]),
         ({"token_budget": 8, "max_running": 9}, ["token_budget (8)", "max_running (9)"]),
+        ({"draft_model": "a", "draft_tokens": 0}, ["draft_tokens", "draft_model"]),
         ({"log_format": "xml"}, ["log_format", "json", "'xml'"]),
         ({"otlp_endpoint": "localhost:4318"}, ["otlp_endpoint", "http", "'localhost:4318'"]),
         ({"kv_events_endpoint": "*:5557"}, ["kv_events_endpoint", "tcp", "'*:5557'"]),

@@ -12,7 +12,7 @@ import torch
 
 from kernels.cpu import target
 from model.checkpoint.errors import CheckpointError
-from model.contract import Chunk, StepPlan
+from model.contract import INVALID_TOKEN, Chunk, Draw, StepPlan
 from model.loading import load
 from model.loading.cache import CacheSizeError
 from model.loading.load import load_runner
@@ -64,6 +64,50 @@ def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_u
     assert 0 < load_runner(replace(sizeless, memory_share=some)).limits.num_blocks < 16
     with pytest.raises(CacheSizeError, match="hold no block"):
         load_runner(replace(sizeless, memory_share=1e-12))
+
+
+@pytest.fixture
+def drafted(dummy: RunnerConfig, tmp_path: Path) -> RunnerConfig:
+    """The dummy with a draft model of one layer, whose blocks are a third as large."""
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    (draft / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 1}))
+    return replace(dummy, draft_model=str(draft))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_draft_model_guesses_what_a_step_leaves_open(drafted: RunnerConfig, backend: str) -> None:
+    itself = replace(drafted, backend=backend, draft_model=drafted.model)
+    for config in (itself, replace(drafted, backend=backend)):
+        runner = load_runner(config)
+        [first] = drawn(runner.start(StepPlan([PROMPT])).result())
+        draws = [Draw(GREEDY, [1, 2, 3], [first], index) for index in range(1, 5)]
+        asked = Chunk([first, *[INVALID_TOKEN] * 3], 3, [0], draws)
+        [result] = runner.start(StepPlan([asked])).result().others
+        assert len(result.drafts) == 3
+        assert ([*result.drafts] == [*result.tokens[:3]]) == (config is itself)
+        # Behind a wrong draft everything is worthless; before it all is as in single steps.
+        [alone] = drawn(runner.start(StepPlan([replace(asked, tokens=[first], draws=draws[:1])])).result())
+        assert result.tokens[0] == alone
+
+
+def test_memory_is_divided_among_the_caches_of_both_models(drafted: RunnerConfig) -> None:
+    drafted = replace(drafted, backend="reference")
+    assert load_runner(drafted).limits.num_blocks == 2**20 // (BLOCK_BYTES + BLOCK_BYTES // 3)
+    sizeless = replace(drafted, cache_memory=None)
+    some = 5.5 * BLOCK_BYTES / available_memory()
+    assert load_runner(sizeless).limits.num_blocks == 4 * 64 // 16
+    assert load_runner(replace(sizeless, memory_share=some)).limits.num_blocks in (3, 4, 5)
+    assert load_runner(replace(drafted, cache_dtype="fp8")).limits.num_blocks > 2**20 // BLOCK_BYTES
+
+
+def test_a_draft_model_has_room_for_the_models_context(drafted: RunnerConfig) -> None:
+    assert drafted.draft_model is not None
+    config = {**CONFIG, "max_position_embeddings": 40}
+    (Path(drafted.draft_model) / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="64 tokens is beyond the draft model's 40: lower max_context"):
+        load_runner(drafted)
+    assert load_runner(replace(drafted, max_context=40)).limits.max_context == 40
 
 
 def test_on_a_cpu_float32_is_for_compiled_kernels_and_the_rest_for_the_reference(

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, SamplingParams, StepPlan, StepResult
 from model.limits import ModelLimits, RunnerInfo
@@ -22,6 +22,15 @@ def next_token(tokens: Sequence[int], allowed: bytes | None = None) -> int:
     digest = hashlib.sha256(",".join(map(str, tokens)).encode()).digest()
     choices = [token for token in range(VOCAB_SIZE) if allowed is None or allowed[token // 8] >> token % 8 & 1]
     return choices[digest[0] % len(choices)] if choices else INVALID_TOKEN
+
+
+def half_wrong(tokens: Sequence[int], count: int) -> list[int]:
+    """Guesses of the tokens to come, of which about half are right."""
+    drafts: list[int] = []
+    while len(drafts) < count:
+        token = next_token([*tokens, *drafts])
+        drafts.append(token if sum(tokens) % 3 else (token + len(drafts)) % VOCAB_SIZE)
+    return drafts
 
 
 def output_alone(prompt: Sequence[int], params: SamplingParams) -> tuple[list[int], str]:
@@ -51,7 +60,7 @@ class FakeStep:
 
 
 class FakeRunner:
-    """Stores each chunk's tokens in its slots and draws from what it finds there."""
+    """Stores each chunk's tokens in its slots and draws from what it finds there. It guesses drafts left open."""
 
     def __init__(self, num_blocks: int, block_size: int, lookahead: int = 0) -> None:
         self.limits = ModelLimits(
@@ -90,7 +99,8 @@ class FakeRunner:
             raise refusal
         if any(chunk.draws and chunk.draws[0].prompt[0] in self.faulty for chunk in plan.chunks):
             raise self.broken("a request that no step can be started with")
-        for index, chunk in enumerate(plan.chunks):
+        filled = [self._filled(chunk) for chunk in plan.chunks]
+        for index, chunk in enumerate(filled):
             unsound = index in poisoned or failure is not None
             for position, token in enumerate(self._tokens(chunk), chunk.start):
                 self._slots[self._slot(chunk, position)] = POISON if unsound or token == INVALID_TOKEN else token
@@ -98,12 +108,25 @@ class FakeRunner:
         if len(set(places)) != len(places):
             raise BrokenPromiseError("two requests have one place")
         followed, self._drawn = self._drawn, []
-        chunks = [self._result(chunk, followed) for chunk in plan.chunks]
+        chunks = [self._result(chunk, followed) for chunk in filled]
+        for chunk, asked, told in zip(filled, plan.chunks, chunks, strict=True):
+            told.drafts = chunk.tokens[chunk.known :] if asked.is_open else ()
         plain = len(plan.decoding)
         tokens = [token for chunk in chunks[:plain] for token in chunk.tokens]
         result = StepResult(chunks[plain:], tokens, forward_seconds=0.5, sample_seconds=0.25)
         self.in_flight.append(FakeStep(self, failure or result))
         return self.in_flight[-1]
+
+    def _filled(self, chunk: Chunk) -> Chunk:
+        """A chunk with guesses in place of the drafts that it leaves open, as a draft model makes them."""
+        if not chunk.is_open:
+            return chunk
+        open_drafts = chunk.tokens[chunk.known :]
+        if set(open_drafts) != {INVALID_TOKEN}:
+            raise BrokenPromiseError("some drafts are open and others are not")
+        known = chunk.tokens[: chunk.known]
+        before = [self._slots[self._slot(chunk, position)] for position in range(chunk.start)]
+        return replace(chunk, tokens=[*known, *half_wrong([*before, *known], len(open_drafts))])
 
     def _result(self, chunk: Chunk, followed: list[tuple[Draw, int]]) -> ChunkResult:
         """Draw what a chunk asks for; `followed` are the draws of the step before this one."""

@@ -7,6 +7,7 @@ import pytest
 
 from model.contract import INVALID_TOKEN, ChunkResult, SamplingParams, StepPlan, StepResult
 from service.engine.blocks import BlockPool
+from service.engine.drafts import leave_open
 from service.engine.messages import Delta, deltas_of
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
@@ -608,3 +609,16 @@ def test_drafting_ends_under_load_and_begins_again(lookahead: int) -> None:
     bench.finish()
     for request in (first, second, third):
         assert request.output == output_alone(request.prompt, request.params)[0]
+
+
+def test_drafts_left_open_count_as_the_runner_guessed_them() -> None:
+    bench = Bench(64, 4)
+    bench.scheduler = Scheduler(
+        bench.pool, token_budget=64, max_running=8, draft_tokens=4, draft_running=8, guess=leave_open
+    )
+    requests = [bench.add([first, 1], max_tokens=40) for first in range(4)]
+    bench.finish()
+    for request in requests:
+        assert request.output == output_alone(request.prompt, request.params)[0]
+    counters = bench.scheduler.counters
+    assert counters.drafted_tokens / 4 < counters.accepted_tokens < counters.drafted_tokens

@@ -9,10 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.contract import Chunk, SamplingParams, StepPlan, Wanted
 from service.engine.blocks import BlockPool
+from service.engine.drafts import Guess, leave_open
 from service.engine.messages import Delta, deltas_of
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
-from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone
+from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, half_wrong, output_alone
 
 NOW = 0.0
 """For steps whose times nobody asks for."""
@@ -32,14 +33,10 @@ class Watched:
     may_fail: bool = False
 
 
-def half_wrong(request: Request, most: int) -> list[int]:
+def guessed(request: Request, most: int) -> list[int]:
     """Drafts of which about half are right, and some are rejected at every place."""
     tokens = [*request.tokens(0, request.known)]
-    drafts: list[int] = []
-    while len(drafts) < most:
-        token = next_token([*tokens, *drafts])
-        drafts.append(token if sum(tokens) % 3 else (token + len(drafts)) % VOCAB_SIZE)
-    return drafts[: sum(tokens) % (most + 1)]
+    return half_wrong(tokens, sum(tokens) % (most + 1))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -58,9 +55,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare=st.integers(0, 40),
         draft_tokens=st.sampled_from([0, 0, 1, 4]),
         draft_running=st.integers(1, 6),
+        guess=st.sampled_from([guessed, leave_open]),
     )
     def begin(
-        self, num_blocks: int, block_size: int, max_running: int, spare: int, draft_tokens: int, draft_running: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_running: int,
+        spare: int,
+        draft_tokens: int,
+        draft_running: int,
+        guess: Guess,
     ) -> None:
         self.budget, self.max_running = max_running + spare, max_running
         self.capacity = num_blocks * block_size
@@ -73,7 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_running=max_running,
             draft_tokens=draft_tokens,
             draft_running=draft_running,
-            guess=half_wrong,
+            guess=guess,
         )
 
     @property
