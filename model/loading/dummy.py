@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from model.checkpoint.group_quantized import GroupQuantized
+from model.checkpoint.checkpoint import Quantized
 from model.families.table import FAMILIES
 from model.loading.weights import assemble_weights
 from model.spec import DecoderSpec
@@ -59,7 +59,7 @@ class _RandomReader:
             return self._normal(shape, 0.0, shape[-1] ** -0.5)
         return self._normal(shape, 0.0 if name.endswith(".bias") else 1.0 - self.norm_offset, SPREAD)
 
-    def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
+    def read_quantized(self, name: str, shape: tuple[int, int]) -> Quantized | None:
         return None
 
     def _normal(self, shape: tuple[int, ...], mean: float, deviation: float) -> Tensor:

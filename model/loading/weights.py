@@ -203,7 +203,7 @@ class _WeightLoader:
         stored: list[GroupQuantized] = []
         for name, count in zip(parts, rows, strict=True):
             part = self.tensors.read_quantized(name, (count, columns))
-            if part is None:
+            if not isinstance(part, GroupQuantized):
                 return None
             stored.append(part)
         return stack_quantized(stored, lambda index, part: self._ordered(index, part, kind), self.tensors.device)
