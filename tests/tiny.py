@@ -183,6 +183,7 @@ class QuantizedBackend(ReferenceBackend):
 
     name = "quantized"
     keeps_quantized = True
+    keeps_fp8 = True
 
 
 class MemoryCheckpoint:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, Linear, QuantizedWeight
+from kernels.backend import Backend, Fp8Weight, Linear, QuantizedWeight
 from model.checkpoint.checkpoint import Checkpoint, RawTensor
 from model.checkpoint.errors import label
+from model.checkpoint.fp8_quantized import Fp8Quantized
 from model.checkpoint.group_quantized import GroupQuantized
 from model.families.names import Projection, QkvLayout, TensorNames
 from model.families.reader import tensor_names
+from model.loading.fp8_stack import stack_fp8
 from model.loading.quantized_stack import stack_quantized
 from model.loading.rounding import fits_8_bits, to_8_bits
 from model.loading.tensor_reader import CheckpointReader, TensorReader
@@ -189,24 +191,33 @@ class _WeightLoader:
         bias = self._stack([f"{part}.bias" for part in parts], rows, None, kind) if biased else None
         return self._pack(weight, bias)
 
-    def _pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
+    def _pack(self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None) -> Linear:
         if self.eight_bits and isinstance(weight, Tensor) and fits_8_bits(weight):
             weight = to_8_bits(weight)
         return self.backend.pack(weight, bias)
 
     def _quantized(
         self, parts: Sequence[str], rows: Sequence[int], columns: int, kind: Projection | None
-    ) -> QuantizedWeight | None:
+    ) -> QuantizedWeight | Fp8Weight | None:
         """The quantised stack of `parts`; None if the backend wants dense weights, or if a part is dense."""
-        if not self.backend.keeps_quantized:
+        groups: list[GroupQuantized] = []
+        floats: list[Fp8Quantized] = []
+        if not (self.backend.keeps_quantized or self.backend.keeps_fp8):
             return None
-        stored: list[GroupQuantized] = []
         for name, count in zip(parts, rows, strict=True):
-            part = self.tensors.read_quantized(name, (count, columns))
-            if not isinstance(part, GroupQuantized):
-                return None
-            stored.append(part)
-        return stack_quantized(stored, lambda index, part: self._ordered(index, part, kind), self.tensors.device)
+            match self.tensors.read_quantized(name, (count, columns)):
+                case GroupQuantized() as part if self.backend.keeps_quantized and not floats:
+                    groups.append(part)
+                case Fp8Quantized() as part if self.backend.keeps_fp8 and not groups:
+                    floats.append(part)
+                case _:
+                    return None
+
+        def order(index: int, part: Tensor) -> Tensor:
+            return self._ordered(index, part, kind)
+
+        device = self.tensors.device
+        return stack_quantized(groups, order, device) if groups else stack_fp8(floats, order, device)
 
     def _stack(self, parts: Sequence[str], rows: Sequence[int], columns: int | None, kind: Projection) -> Tensor:
         """The stack [sum(rows), columns] of dense weights, or [sum(rows)] of biases where `columns` is None."""

@@ -1,6 +1,7 @@
 """Hugging Face folders with FP8 weights: the same model as a dense folder with the same weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kernels.backend import Backend
+from kernels.backend import Backend, Fp8Weight
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
@@ -17,7 +18,7 @@ from model.families.reader import read_spec
 from model.loading.weights import load_weights
 from model.weights import DecoderWeights
 from tests.tiny import CPU, TINY_MODELS, QuantizedBackend, TinyDecoder, random_tokens, save
-from tests.tiny_fp8 import E4M3, FP8_PACKINGS, rounded, save_fp8, spread
+from tests.tiny_fp8 import E4M3, FP8_PACKINGS, fp8, rounded, save_fp8, spread
 
 Q = "model.layers.1.self_attn.q_proj"
 
@@ -52,12 +53,47 @@ def test_logits(packing: str, backend: str | None, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(tmp_path / "fp8", computing), logits(tmp_path / "dense"), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("case", ["qwen3", "llama-biased", "phi3", "gemma3"])
-def test_logits_of_families(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["compressed-channel", "small-block", "tensor"])
+@pytest.mark.parametrize("case", ["qwen3", "llama-biased", "phi3", "bloom"])
+def test_logits_of_families(case: str, packing: str, tmp_path: Path) -> None:
+    """With biases, one stacked tensor, and rows in the order of heads; dense and kept."""
     model = TINY_MODELS[case].build()
-    save_fp8(model, FP8_PACKINGS["compressed-channel"], tmp_path / "fp8")
+    save_fp8(model, FP8_PACKINGS[packing], tmp_path / "fp8")
     save(model, tmp_path / "dense")
-    torch.testing.assert_close(logits(tmp_path / "fp8"), logits(tmp_path / "dense"), atol=1e-4, rtol=0)
+    expected = logits(tmp_path / "dense")
+    torch.testing.assert_close(logits(tmp_path / "fp8"), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(tmp_path / "fp8", QuantizedBackend()), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("packing", "heights", "width"),
+    [
+        ("compressed-channel", (1, 1), 64),
+        # Keys and values have 32 rows each: they begin where a block of 64 rows would not, and tensors where one of 32.
+        ("tensor", (32, 96), 64),
+        ("compressed-block", (32, 32), 64),
+        ("small-block", (8, 8), 32),
+    ],
+)
+def test_what_is_kept(packing: str, heights: tuple[int, int], width: int, tmp_path: Path) -> None:
+    """Projections where the backend asks for it, in blocks as high as fit; a stack with a dense part is dense."""
+    dense = frozenset({"lm_head", f"{Q}", "model.layers.2.mlp.down_proj"})
+    save_fp8(TINY_MODELS["llama"].build(), FP8_PACKINGS[packing], tmp_path, dense)
+    kept = load(tmp_path, QuantizedBackend())
+    first, second, third = kept.layers
+    for projection, height in ((first.qkv, heights[0]), (first.up, heights[1])):
+        assert isinstance(projection.weight, Fp8Weight)
+        assert (projection.weight.height, projection.weight.width) == (height, width)
+        assert projection.weight.numbers.dtype == E4M3
+    for projection in (second.qkv, third.down, kept.output):
+        assert isinstance(projection.weight, Tensor)
+    assert isinstance(load(tmp_path, load_backend(CPU, "reference")).layers[0].qkv.weight, Tensor)
+
+
+def test_blocks_too_narrow_for_kernels_are_dequantised(tmp_path: Path) -> None:
+    packing = replace(FP8_PACKINGS["small-block"], config=fp8(weight_block_size=[16, 16]), block=(16, 16))
+    save_fp8(TINY_MODELS["llama"].build(), packing, tmp_path)
+    assert isinstance(load(tmp_path, QuantizedBackend()).layers[0].qkv.weight, Tensor)
 
 
 def test_transformers_reads_the_same_numbers(tmp_path: Path) -> None:
