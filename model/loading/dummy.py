@@ -9,6 +9,7 @@ from kernels.backend import Backend
 from model.checkpoint.checkpoint import Quantized
 from model.families.table import FAMILIES
 from model.loading.weights import assemble_weights
+from model.runner_config import Rounding
 from model.spec import DecoderSpec
 from model.weights import DecoderWeights
 
@@ -17,7 +18,7 @@ SPREAD = 0.02
 
 
 def dummy_weights(
-    spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device, *, eight_bits: bool = False
+    spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device, *, rounding: Rounding = "none"
 ) -> DecoderWeights:
     """Random weights for `spec`, made on `device` and packed by `backend`; every call on one kind of device agrees.
 
@@ -28,7 +29,7 @@ def dummy_weights(
     names = {family.name: family.names for family in FAMILIES}[spec.family]
     generator = torch.Generator(device).manual_seed(0)
     return assemble_weights(
-        spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend, eight_bits=eight_bits
+        spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend, rounding=rounding
     )
 
 

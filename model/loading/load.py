@@ -75,9 +75,12 @@ def _load_decoder(
     config: RunnerConfig, backend: Backend, dtype: torch.dtype, device: torch.device
 ) -> tuple[Decoder, int]:
     """The decoder, and the limit of a request's tokens."""
-    eight_bits = _choice("rounding", config.round_weights, {"none": False, "8bit": True})
-    if eight_bits and not backend.keeps_quantized:
-        raise ValueError(f"the {backend.name} backend computes with dense weights: use another with round_weights=8bit")
+    kept = {"none": True, "8bit": backend.keeps_quantized, "fp8": backend.keeps_fp8}
+    rounding = config.round_weights
+    if not _choice("rounding", rounding, kept):
+        raise ValueError(
+            f"the {backend.name} backend does not compute with such weights: use another with round_weights={rounding}"
+        )
     dummy = _choice("load format", config.load_format, {"auto": False, "dummy": True})
     checkpoint = open_checkpoint(config.model, weights=not dummy)
     spec = read_spec(checkpoint, config.max_context)
@@ -86,9 +89,9 @@ def _load_decoder(
         raise CheckpointError(f"a context of {max_context} tokens is beyond the model's {spec.max_context}")
     with fitting(device, "the model's weights", "take a smaller model, or a quantised one"):
         if dummy:
-            weights = dummy_weights(spec, backend, dtype, device, eight_bits=eight_bits)
+            weights = dummy_weights(spec, backend, dtype, device, rounding=rounding)
         else:
-            weights = load_weights(spec, checkpoint, backend, dtype, device, eight_bits=eight_bits)
+            weights = load_weights(spec, checkpoint, backend, dtype, device, rounding=rounding)
     return Decoder(spec, weights, backend), max_context
 
 
