@@ -1,5 +1,6 @@
 """Sections on quantised and on batch-invariant projections, with torch's dense product as the peer."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -8,26 +9,48 @@ import torch.nn.functional as F
 
 from benchmarks.bench import Bench
 from benchmarks.report import MICROSECONDS, Row
-from kernels.backend import QuantizedWeight
+from kernels.backend import Fp8Weight, QuantizedWeight
 from kernels.load import load_backend
 
 ROWS = (1, 16, 32, 64, 128)
 """Tokens."""
-FORMS: tuple[tuple[Literal[4, 8], int], ...] = ((4, 128), (8, 32))
-"""(bits, group size)"""
 COST = 1.1
 """The factor by which a batch-invariant projection may take longer than the default one."""
+
+
+def _grouped(bits: Literal[4, 8], group_size: int, out: int, width: int, device: torch.device) -> QuantizedWeight:
+    codes = torch.randint(0, 256, (out, width * bits // 8), dtype=torch.uint8, device=device)
+    scales = torch.rand(out, width // group_size, device=device).to(torch.float16)
+    return QuantizedWeight(codes, scales, None, 1 << (bits - 1), bits, group_size)
+
+
+def _fp8(height: int, span: int | None, out: int, width: int, device: torch.device) -> Fp8Weight:
+    span = span or width
+    numbers = torch.randn(out, width, device=device).to(torch.float8_e4m3fn)
+    return Fp8Weight(numbers, torch.rand(-(-out // height), -(-width // span), device=device), height, span)
+
+
+Maker = Callable[[int, int, torch.device], QuantizedWeight | Fp8Weight]
+"""Makes a random weight from (out, in, device)."""
+FORMS: Mapping[str, Maker] = {
+    "W4": partial(_grouped, 4, 128),
+    "W8": partial(_grouped, 8, 32),
+    "FP8 blocks": partial(_fp8, 128, 128),
+    "FP8 channels": partial(_fp8, 1, None),
+}
+"""The forms of weights that are measured."""
 
 
 def measure_matmul(bench: Bench) -> None:
     """Measure the quantised projections of a layer.
 
-    The floor is the time to read the weight or the time for the arithmetic, whichever is longer.
+    The floor is the time to read the weight or the time for the arithmetic in the model's dtype, whichever is longer;
+    FP8 tensor cores may be faster than it.
     """
     for name, out, width in _projections(bench):
-        for bits, group_size in FORMS:
-            case = f"{name} W{bits}"
-            bench.attempt(case, partial(_measure_quantized, bench, case, out, width, bits, group_size))
+        for form, make in FORMS.items():
+            case = f"{name} {form}"
+            bench.attempt(case, partial(_measure_quantized, bench, case, make, out, width))
 
 
 def measure_batch_invariance(bench: Bench) -> None:
@@ -36,12 +59,13 @@ def measure_batch_invariance(bench: Bench) -> None:
         bench.attempt(f"batch-invariant {name}", partial(_measure_invariant, bench, name, out, width))
 
 
-def _measure_quantized(bench: Bench, name: str, out: int, width: int, bits: Literal[4, 8], group_size: int) -> None:
+def _measure_quantized(bench: Bench, name: str, make: Maker, out: int, width: int) -> None:
     dense = bench.random(out, width)
-    weight = _quantized(bits, group_size, out, width, bench.device)
+    weight = make(out, width, bench.device)
     packed = bench.backend.pack(weight, None)
-    stored = weight.codes.nbytes + weight.scales.nbytes
-    for count in ROWS:
+    codes = weight.numbers if isinstance(weight, Fp8Weight) else weight.codes
+    stored = codes.nbytes + weight.scales.nbytes
+    for count in (*ROWS, 2048):
         rows = bench.sizes.tokens(count)
         x = bench.random(rows, width)
         floor = max(bench.rates.moving(stored), bench.rates.computing(2.0 * rows * out * width))
@@ -76,9 +100,3 @@ def _projections(bench: Bench) -> list[tuple[str, int, int]]:
         ("gate and up", 2 * sizes.mlp, sizes.hidden),
         ("down", sizes.hidden, sizes.mlp),
     ]
-
-
-def _quantized(bits: Literal[4, 8], group_size: int, out: int, width: int, device: torch.device) -> QuantizedWeight:
-    codes = torch.randint(0, 256, (out, width * bits // 8), dtype=torch.uint8, device=device)
-    scales = torch.rand(out, width // group_size, device=device).to(torch.float16)
-    return QuantizedWeight(codes, scales, None, 1 << (bits - 1), bits, group_size)

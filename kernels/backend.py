@@ -171,6 +171,25 @@ class QuantizedWeight:
         return rows, width * 8 // self.bits
 
 
+@dataclass(frozen=True, slots=True)
+class Fp8Weight:
+    """A weight [out, in] of 8-bit floats in blocks of `height` outputs and `width` inputs: w = scale * number."""
+
+    numbers: Tensor
+    """[out, in] float8_e4m3fn."""
+    scales: Tensor
+    """[ceil(out / height), ceil(in / width)] float32."""
+    height: int
+    width: int
+    """A power of two from 32 on; or `in`, where each row has one scale."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.numbers.shape
+        return rows, columns
+
+
 class OpaqueWeight:
     """A weight in a form that only the backend that packed it can read."""
 
@@ -181,7 +200,7 @@ class OpaqueWeight:
 class Linear:
     """A projection y = x W^T + bias, in the form that a backend packed it into."""
 
-    weight: Tensor | QuantizedWeight | OpaqueWeight
+    weight: Tensor | QuantizedWeight | Fp8Weight | OpaqueWeight
     """[out, in] in the reference backend; other backends may pack it into another form."""
     bias: Tensor | None = None
     """[out]."""
@@ -221,6 +240,8 @@ class Backend(Protocol):
     name: str
     keeps_quantized: bool
     """Whether loaders should hand quantised weights to `pack` as they are; otherwise they dequantise them first."""
+    keeps_fp8: bool
+    """The same for weights of 8-bit floats; a backend that does not keep them is given none."""
     embeds_packed: bool
     """Whether `embed` accepts a packed table, so that one tied to the output projection is stored only once."""
     cache_dtype: torch.dtype | None
@@ -230,7 +251,7 @@ class Backend(Protocol):
     capturable: bool
     """Whether a CUDA graph can hold the operations: no operation makes the host wait for a value from the device."""
 
-    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
+    def pack(self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None) -> Linear:
         """Convert a projection's weight [out, in] and bias [out] to the form that `linear` reads."""
 
     def embed(

@@ -14,6 +14,7 @@ from kernels.backend import (
     ActivationKind,
     AttentionOptions,
     BatchLayout,
+    Fp8Weight,
     HeadNorms,
     LayerCache,
     LayerQueries,
@@ -25,18 +26,24 @@ from kernels.backend import (
 )
 from kernels.reference_sampling import sample, sampled_weights
 
+E4M3_MAX = 448.0
+"""The largest number of e4m3."""
+LEAST_MAXIMUM = 1e-12
+"""The largest magnitude that a run of zeros counts as having, so that its scale is not 0."""
+
 
 class ReferenceBackend:
     """`kernels.backend.Backend` in plain torch."""
 
     name = "reference"
     keeps_quantized = False
+    keeps_fp8 = False
     embeds_packed = False
     cache_dtype: torch.dtype | None = None
     block_size = 16
     capturable = False
 
-    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
+    def pack(self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None) -> Linear:
         return Linear(weight, bias)
 
     def embed(
@@ -49,8 +56,8 @@ class ReferenceBackend:
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         dense = weight.weight
-        if isinstance(dense, QuantizedWeight):
-            dense = dequantize(dense).to(x.dtype)
+        if isinstance(dense, QuantizedWeight | Fp8Weight):
+            dense = (dequantize(dense) if isinstance(dense, QuantizedWeight) else dequantize_fp8(dense)).to(x.dtype)
         assert isinstance(dense, Tensor), "another backend packed this weight"
         return F.linear(x, dense, weight.bias)
 
@@ -169,6 +176,24 @@ def dequantize(weight: QuantizedWeight) -> Tensor:
     if weight.offsets is not None:
         grouped = grouped + weight.offsets.float()[..., None]
     return grouped.flatten(1)
+
+
+def dequantize_fp8(weight: Fp8Weight) -> Tensor:
+    """`scale * number`: the weight [out, in] in float32."""
+    rows, columns = weight.shape
+    heights = weight.scales.repeat_interleave(weight.height, 0)[:rows]
+    return weight.numbers.float() * heights.repeat_interleave(weight.width, 1)[:, :columns]
+
+
+def quantize_e4m3(x: Tensor, width: int) -> Tensor:
+    """Activations [tokens, in], rounded to e4m3 numbers with a scale for each run of `width` inputs, in float32.
+
+    The scale takes the run's largest magnitude to the largest number of e4m3.
+    """
+    runs = x.float().split(width, dim=1)
+    scales = [run.abs().amax(1, keepdim=True).clamp(min=LEAST_MAXIMUM) / E4M3_MAX for run in runs]
+    rounded = [(run / scale).to(torch.float8_e4m3fn).float() * scale for run, scale in zip(runs, scales, strict=True)]
+    return torch.cat(rounded, dim=1)
 
 
 def activation(x: Tensor, kind: ActivationKind) -> Tensor:

@@ -17,8 +17,9 @@ LoadFormat = Literal["auto", "dummy"]
 """auto: read the weights; dummy: read the configuration alone and make random weights."""
 
 
-Rounding = Literal["none", "8bit"]
-"""none: dense weights stay as they are; 8bit: groups of 32 inputs are rounded to 8 bits, with a scale each."""
+Rounding = Literal["none", "8bit", "fp8"]
+"""none: dense weights stay as they are; 8bit: groups of 32 inputs are rounded to 8 bits, with a scale each; fp8: the
+projections of layers are rounded to e4m3, with a scale for each output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

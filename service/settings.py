@@ -162,7 +162,8 @@ class Settings(BaseSettings):
     )
     round_weights: Rounding = Field(
         _RUNNER.round_weights,
-        description="Dense weights: none leaves them as they are; 8bit rounds them, in groups of 32 with a scale each.",
+        description="Dense weights: none leaves them as they are; 8bit rounds them, in groups of 32 with a scale each; "
+        "fp8 rounds those of layers to e4m3 with a scale for each output, on a GPU.",
     )
     backend: str = Field(_RUNNER.backend, description="Kernels to compute with: auto, reference, triton or cpu.")
     graphs: bool = Field(

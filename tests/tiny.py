@@ -16,9 +16,8 @@ from kernels.backend import Backend, KVCache
 from kernels.load import load_backend
 from kernels.reference import ReferenceBackend
 from model.batch import batch_layout
-from model.checkpoint.checkpoint import Checkpoint, Format, RawTensor
+from model.checkpoint.checkpoint import Checkpoint, Format, Quantized, RawTensor
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
 from model.checkpoint.source import open_checkpoint
 from model.checkpoint.tokenizer_data import TokenizerData
@@ -184,6 +183,7 @@ class QuantizedBackend(ReferenceBackend):
 
     name = "quantized"
     keeps_quantized = True
+    keeps_fp8 = True
 
 
 class MemoryCheckpoint:
@@ -215,7 +215,7 @@ class MemoryCheckpoint:
             raise CheckpointError(f"has no tensor {name!r}")
         return self.tensors[name]
 
-    def read_quantized(self, name: str) -> GroupQuantized | None:
+    def read_quantized(self, name: str) -> Quantized | None:
         return None
 
 

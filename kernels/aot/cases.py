@@ -22,6 +22,7 @@ from kernels.backend import (
     AttentionOptions,
     Backend,
     BatchLayout,
+    Fp8Weight,
     HeadNorms,
     KVCache,
     LayerCache,
@@ -104,6 +105,8 @@ FORMS: tuple[tuple[Literal[4, 8], int, bool], ...] = (
     (8, 32, False),
 )
 """(bits, group size, whether there are offsets) of GGUF's blocks and the group-quantised formats."""
+FP8_BLOCKS = ((128, 128), (None, None), (1, None), (64, 128))
+"""(outputs, inputs) that share a scale in e4m3 weights, as published, and of a stack of parts; None: all."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
 TIGHTEST = frozenset(
     {
@@ -119,6 +122,8 @@ TIGHTEST = frozenset(
         "activation silu bf16",
         "linear W4 group 32 offsets bf16",
         "linear W4 group 128 bf16",
+        "linear W8 e4m3 128x128 bf16",
+        "linear W8 e4m3 1xall bf16",
         "linear bf16 invariant",
         "sample",
     }
@@ -287,6 +292,11 @@ def _matmul() -> Iterator[Case]:
             run = partial(_quantized, bits, group_size, offsets, dtype)
             yield Case(f"linear {form} {_name(dtype)}", run, served)
             yield Case(f"linear {form} {_name(dtype)} invariant", run, False, batch_invariant=True)
+        for height, width in FP8_BLOCKS:
+            run = partial(_fp8, height, width, dtype)
+            form = f"W8 e4m3 {height or 'all'}x{width or 'all'}"
+            yield Case(f"linear {form} {_name(dtype)}", run, served)
+            yield Case(f"linear {form} {_name(dtype)} invariant", run, False, batch_invariant=True)
         dense = partial(_dense, dtype)
         yield Case(f"linear {_name(dtype)}", dense, served)
         yield Case(f"linear {_name(dtype)} invariant", dense, served, batch_invariant=True)
@@ -302,12 +312,19 @@ def _quantized(bits: Literal[4, 8], group_size: int, offsets: bool, dtype: torch
         _project(weight, width, dtype, backend)
 
 
+def _fp8(height: int | None, width: int | None, dtype: torch.dtype, backend: Backend) -> None:
+    for out, inputs in ((6144, 4096), (4096, 14_336)):
+        block = height or out, width or inputs
+        scales = _meta(-(-out // block[0]), -(-inputs // block[1]), dtype=FP32)
+        _project(Fp8Weight(_meta(out, inputs, dtype=FP8), scales, *block), inputs, dtype, backend)
+
+
 def _dense(dtype: torch.dtype, backend: Backend) -> None:
     for out, width in ((6144, 4096), (4096, 14_336)):
         _project(_meta(out, width, dtype=dtype), width, dtype, backend)
 
 
-def _project(weight: Tensor | QuantizedWeight, width: int, dtype: torch.dtype, backend: Backend) -> None:
+def _project(weight: Tensor | QuantizedWeight | Fp8Weight, width: int, dtype: torch.dtype, backend: Backend) -> None:
     for bias in (None, _meta(weight.shape[0], dtype=dtype)):
         packed = backend.pack(weight, bias)
         for tokens in (1, 16, 32, 64, 2048):

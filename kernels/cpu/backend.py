@@ -19,6 +19,7 @@ from kernels.backend import (
     ActivationKind,
     AttentionOptions,
     BatchLayout,
+    Fp8Weight,
     HeadNorms,
     LayerCache,
     LayerQueries,
@@ -75,6 +76,7 @@ class CpuBackend:
     """`kernels.backend.Backend` in machine code compiled by Numba."""
 
     keeps_quantized = True
+    keeps_fp8 = False
     embeds_packed = True
     cache_dtype: torch.dtype | None = torch.bfloat16
     block_size = 16
@@ -90,7 +92,8 @@ class CpuBackend:
         self._arena = Arena()
         self._pages = Pages()
 
-    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
+    def pack(self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None) -> Linear:
+        assert not isinstance(weight, Fp8Weight), "weights of 8-bit floats are dequantised before"
         packed = pack_quantized(weight) if isinstance(weight, QuantizedWeight) else pack_dense(weight)
         packed = replace(packed, data=self._pages.keep(packed.data))
         return Linear(packed, None if bias is None else bias.float().contiguous())

@@ -10,6 +10,7 @@ from kernels.backend import (
     ActivationKind,
     AttentionOptions,
     BatchLayout,
+    Fp8Weight,
     HeadNorms,
     LayerCache,
     LayerQueries,
@@ -19,6 +20,7 @@ from kernels.backend import (
     SamplingBatch,
     Weighed,
 )
+from kernels.gpu import fp8_matmul
 from kernels.gpu.activation import activation, gated_activation
 from kernels.gpu.attention import attend
 from kernels.gpu.launch import JitLauncher, Launcher, device_target
@@ -35,6 +37,7 @@ class TritonBackend:
 
     name = "triton"
     keeps_quantized = True
+    keeps_fp8 = True
     embeds_packed = False
     cache_dtype: torch.dtype | None = None
     block_size = 64
@@ -45,8 +48,8 @@ class TritonBackend:
         self._launch = launch
         self._batch_invariant = batch_invariant
 
-    def pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
-        return pack(weight, bias)
+    def pack(self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None) -> Linear:
+        return Linear(weight, bias) if isinstance(weight, Fp8Weight) else pack(weight, bias)
 
     def embed(
         self, tokens: Tensor, positions: Tensor, table: Tensor | Linear, scale: float, learned: Tensor | None
@@ -57,6 +60,9 @@ class TritonBackend:
         return rotation(frequencies, magnitude, positions)
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        if isinstance(weight.weight, Fp8Weight):
+            invariant = self._batch_invariant
+            return fp8_matmul.linear(self._launch, x, weight.weight, weight.bias, batch_invariant=invariant)
         return linear(self._launch, x, weight, batch_invariant=self._batch_invariant)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

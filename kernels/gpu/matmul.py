@@ -91,7 +91,7 @@ def _project(
     offset = operands[2] is not None
     tiling = _tiling(tokens, form["BITS"], form["WIDTH"], offset, x.dtype, launch.target, batch_invariant)
     rows, columns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(tokens, tiling.tokens)
-    tiles_per_split, splits = _split(rows, triton.cdiv(inputs, tile), launch.target)
+    tiles_per_split, splits = split_inputs(rows, triton.cdiv(inputs, tile), launch.target)
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
     sums = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device) if apart else y
     launch(
@@ -114,7 +114,7 @@ def _project(
         num_stages=tiling.num_stages,
     )
     if apart:
-        _add(launch, sums, bias, y)
+        add_splits(launch, sums, bias, y)
     return y
 
 
@@ -139,15 +139,15 @@ def _tiling(
     return Tiling(wide, 4 if wide <= target.warp_size // 2 else 8, num_stages)
 
 
-def _split(rows: int, tiles: int, target: Target) -> tuple[int, int]:
-    """(tiles in a split, splits) for a weight of `rows` blocks of OUTPUTS outputs, with `tiles` tiles in each row."""
+def split_inputs(rows: int, tiles: int, target: Target) -> tuple[int, int]:
+    """(tiles in a split, splits) for a weight of `rows` blocks of outputs, with `tiles` tiles in each row."""
     wanted = PROGRAMS_PER_MULTIPROCESSOR * target.multiprocessors // rows
     splits = max(1, min(wanted, tiles // TILES_PER_SPLIT, MOST_SPLITS))
     tiles_per_split = triton.cdiv(tiles, splits)
     return tiles_per_split, triton.cdiv(tiles, tiles_per_split)
 
 
-def _add(launch: Launcher, sums: Tensor, bias: Tensor | None, y: Tensor) -> None:
+def add_splits(launch: Launcher, sums: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Write sum(sums over splits) + bias to `y` [tokens, out]; `sums` is [splits, tokens, out] float32."""
     splits, tokens, outputs = sums.shape
     block = 256
@@ -197,15 +197,7 @@ def _matmul(
     In the dots, rows are outputs, since there are always many of them, and columns are tokens. The weight is thus the
     operand that tensor cores read from registers, where the codes are converted.
     """
-    # Programs are ordered so that neighbours share a block of the weight and a block of x, and find them in the cache.
-    BLOCK: tl.constexpr = 8
-    columns = tl.cdiv(tokens, TOKENS)
-    block = tl.program_id(0) // (BLOCK * columns) * BLOCK
-    height = tl.minimum(tl.cdiv(outputs, OUTPUTS) - block, BLOCK)
-    within = tl.program_id(0) - block * columns
-    n = (block + within % height) * OUTPUTS + tl.arange(0, OUTPUTS)  # [OUTPUTS]
-    t = within // height * TOKENS + tl.arange(0, TOKENS)  # [TOKENS]
-
+    n, t = place_of(tokens, outputs, OUTPUTS, TOKENS)  # [OUTPUTS], [TOKENS]
     tiles = tl.cdiv(inputs, 16 // BITS * WIDTH)
     first = tl.program_id(1) * splits * tiles_per_split
     total = tl.zeros([OUTPUTS, TOKENS], tl.float32)  # [OUTPUTS, TOKENS]
@@ -223,6 +215,22 @@ def _matmul(
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[:, None]
     place = (tl.program_id(1).to(tl.int64) * tokens + t)[None, :] * outputs + n[:, None]  # [OUTPUTS, TOKENS]
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(n < outputs)[:, None] & (t < tokens)[None, :])
+
+
+@triton.jit
+def place_of(tokens, outputs, OUTPUTS: tl.constexpr, TOKENS: tl.constexpr):
+    """The outputs [OUTPUTS] and the tokens [TOKENS] of a program's tile; the grid's first size is the number of tiles.
+
+    Programs are ordered so that neighbours share a block of the weight and a block of x, and find them in the cache.
+    """
+    BLOCK: tl.constexpr = 8
+    columns = tl.cdiv(tokens, TOKENS)
+    block = tl.program_id(0) // (BLOCK * columns) * BLOCK
+    height = tl.minimum(tl.cdiv(outputs, OUTPUTS) - block, BLOCK)
+    within = tl.program_id(0) - block * columns
+    n = (block + within % height) * OUTPUTS + tl.arange(0, OUTPUTS)  # [OUTPUTS]
+    t = within // height * TOKENS + tl.arange(0, TOKENS)  # [TOKENS]
+    return n, t
 
 
 @triton.jit

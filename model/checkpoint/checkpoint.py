@@ -10,12 +10,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from model.checkpoint.fp8_quantized import Fp8Quantized
 from model.checkpoint.group_quantized import GroupQuantized
 from model.checkpoint.sampling_defaults import SamplingDefaults
 from model.checkpoint.tokenizer_data import TokenizerData
 
 Format = Literal["gguf", "huggingface"]
 DType = Literal["F32", "F16", "BF16"]
+Quantized = GroupQuantized | Fp8Quantized
+"""The forms in which a quantised tensor can be read."""
 
 NUMPY_DTYPES: dict[DType, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """NumPy dtype of the array that holds each kind. NumPy has no bfloat16, so its bits are held as uint16."""
@@ -77,6 +80,6 @@ class Checkpoint(Protocol):
         """A new copy of a tensor's numbers, dequantised to float32 if they are quantised. Raises CheckpointError."""
         ...
 
-    def read_quantized(self, name: str) -> GroupQuantized | None:
-        """A tensor [out, in] in quantised form; None if it is not quantised in groups. Raises CheckpointError."""
+    def read_quantized(self, name: str) -> Quantized | None:
+        """A tensor [out, in] in quantised form; None if it has none that can be kept. Raises CheckpointError."""
         ...

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
-from model.checkpoint.checkpoint import RawTensor
+from model.checkpoint.checkpoint import Quantized, RawTensor
 from model.checkpoint.errors import CheckpointError, label
 from model.checkpoint.files import present, read_bytes, read_json, read_text
-from model.checkpoint.group_quantized import GroupQuantized
-from model.checkpoint.packed_formats import PackingError, find_packed
-from model.checkpoint.quantization_config import packed_format
+from model.checkpoint.fp8_format import Fp8Format
+from model.checkpoint.packed_formats import PackedTensor, PackingError, Shape, find_packed
+from model.checkpoint.quantization_config import WeightFormat, weight_format
 from model.checkpoint.safetensors import SafetensorsFile
 from model.checkpoint.sampling_defaults import SamplingDefaults, legacy_keys, read_sampling_defaults
 from model.checkpoint.tokenizer_data import HuggingFaceTokenizer
@@ -38,8 +38,8 @@ class HuggingFaceCheckpoint:
         self.config = _config(folder)
         self._files, self.missing = _tensor_files(folder) if weights else ({}, {})
         stored = {name: file.shapes[name] for name, file in self._files.items()}
-        self._packing = packed_format(self.config, str(folder / CONFIG))
-        self._packed = {} if self._packing is None else find_packed(stored, self._packing, str(folder))
+        self._packing = weight_format(self.config, str(folder / CONFIG))
+        self._packed = _find_packed(stored, self._packing, str(folder))
         for weight in self._packed.values():
             for part in weight.parts.values():
                 del stored[part]
@@ -84,11 +84,14 @@ class HuggingFaceCheckpoint:
             return RawTensor(quantized.dequantized(), "F32")
         return self._files[name].read(name)
 
-    def read_quantized(self, name: str) -> GroupQuantized | None:
+    def read_quantized(self, name: str) -> Quantized | None:
         self._require(name)
         if self._packing is None or name not in self._packed:
             return None
         parts = self._packed[name].parts
+        if isinstance(self._packing, Fp8Format):
+            codes, scales = parts["weight"], parts["scales"]
+            return self._packing.unpack(self._files[codes].read_e4m3(codes), self._files[scales].read(scales).float32())
         words = {
             part: self._files[parts[part]].read_words(parts[part]) for part in self._packing.words if part in parts
         }
@@ -101,6 +104,12 @@ class HuggingFaceCheckpoint:
     def _require(self, name: str) -> None:
         if name not in self._shapes:
             raise CheckpointError(f"{self._folder}: has no tensor {label(name)}")
+
+
+def _find_packed(stored: Mapping[str, Shape], packing: WeightFormat | None, source: str) -> Mapping[str, PackedTensor]:
+    if packing is None:
+        return {}
+    return packing.find(stored, source) if isinstance(packing, Fp8Format) else find_packed(stored, packing, source)
 
 
 def _config(folder: Path) -> Mapping[str, object]:

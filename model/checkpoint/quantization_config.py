@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping
 
 from model.checkpoint.config import Config
 from model.checkpoint.errors import CheckpointError, label
+from model.checkpoint.fp8_format import Fp8Format
 from model.checkpoint.packed_formats import AWQ_BITS, Awq, Bits, Gptq, PackedFormat, PackQuantized
 
+WeightFormat = PackedFormat | Fp8Format
 
-def packed_format(config: Mapping[str, object], source: str) -> PackedFormat | None:
+
+def weight_format(config: Mapping[str, object], source: str) -> WeightFormat | None:
     """The format that quantization_config in config.json describes; None if there is no such key.
 
     Raises CheckpointError, with a message that begins with `source`, for a format or a value that is not supported.
@@ -39,6 +42,19 @@ class _Settings(Config):
         """Number of inputs in a group; None where each row is one group, which files write as -1."""
         return None if self.get(key) == -1 else self.integer(key)
 
+    def eight_bits(self, key: str) -> None:
+        if self.get(key) != 8:
+            raise self.unsupported(key)
+
+    def block(self, key: str) -> tuple[int | None, int | None]:
+        """(outputs, inputs) of a block of a weight; (None, None), all of both, if the key is absent."""
+        match self.get(key):
+            case None:
+                return None, None
+            case [int(height), int(width)] if height > 0 and width > 0:
+                return height, width
+        raise self.unsupported(key)
+
     def require_none(self, *keys: str) -> None:
         """Raise CheckpointError if any of `keys` has a value other than null, false, 0 or empty."""
         for key in keys:
@@ -64,19 +80,32 @@ def _awq(settings: _Settings) -> PackedFormat:
     return Awq(settings.group_size("group_size"))
 
 
-def _compressed_tensors(settings: _Settings) -> PackedFormat:
-    settings.choice("format", "pack-quantized")
+def _fp8(settings: _Settings) -> Fp8Format:
+    settings.choice("fmt", "e4m3", default="e4m3")
+    settings.choice("scale_fmt", "float", default="float")
+    settings.require_none("kv_cache_scheme")
+    static = settings.choice("activation_scheme", "dynamic", "static", default="dynamic") == "static"
+    return Fp8Format(settings.block("weight_block_size"), static)
+
+
+def _compressed_tensors(settings: _Settings) -> WeightFormat:
+    form = settings.choice("format", *GROUPS)
     settings.require_none("kv_cache_scheme", "transform_config")
     groups = settings.required("config_groups")
-    formats = {_config_group(groups.required(name)) for name in groups.present()}
+    formats = {_config_group(groups.required(name), form) for name in groups.present()}
     if len(formats) != 1:
         raise settings.unsupported("config_groups", "; it must quantise all layers alike")
     return formats.pop()
 
 
-def _config_group(settings: _Settings) -> PackQuantized:
-    settings.choice("format", "pack-quantized", default="pack-quantized")
-    settings.require_none("input_activations", "output_activations")
+def _config_group(settings: _Settings, form: str) -> WeightFormat:
+    settings.choice("format", form, default=form)
+    settings.require_none("output_activations")
+    return GROUPS[form](settings)
+
+
+def _pack_quantized(settings: _Settings) -> PackQuantized:
+    settings.require_none("input_activations")
     weights = settings.required("weights")
     weights.choice("type", "int")
     # With any other activation order, the columns of a group are not neighbours.
@@ -89,9 +118,33 @@ def _config_group(settings: _Settings) -> PackQuantized:
     )
 
 
-FORMATS: Mapping[str, Callable[[_Settings], PackedFormat]] = {
+def _float_quantized(settings: _Settings) -> Fp8Format:
+    weights, inputs = settings.required("weights"), settings.required("input_activations")
+    for tensor in (weights, inputs):
+        tensor.choice("type", "float")
+        tensor.eight_bits("num_bits")
+        if not tensor.flag("symmetric", True):
+            raise tensor.unsupported("symmetric")
+    weights.require_none("dynamic", "actorder")
+    static = not inputs.flag("dynamic", False)
+    inputs.choice("strategy", *(("tensor",) if static else ("token", "tensor", "group")))
+    match weights.choice("strategy", "tensor", "channel", "block"):
+        case "block":
+            return Fp8Format(weights.block("block_structure"), static)
+        case strategy:
+            return Fp8Format((1 if strategy == "channel" else None, None), static)
+
+
+GROUPS: Mapping[str, Callable[[_Settings], WeightFormat]] = {
+    "pack-quantized": _pack_quantized,
+    "float-quantized": _float_quantized,
+}
+"""Readers of a group of compressed-tensors' config_groups, by the value of format."""
+
+FORMATS: Mapping[str, Callable[[_Settings], WeightFormat]] = {
     "gptq": _gptq,
     "awq": _awq,
+    "fp8": _fp8,
     "compressed-tensors": _compressed_tensors,
 }
 """Readers of the supported formats, by the value of quant_method."""

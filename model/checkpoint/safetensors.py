@@ -64,6 +64,13 @@ class SafetensorsFile:
             raise CheckpointError(f"{self._path}: the tensor {label(name)} is of type {dtype}, not of 32-bit integers")
         return self._read(name, np.uint32)
 
+    def read_e4m3(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bits of a tensor in `shapes` of e4m3 numbers. Raises CheckpointError if its dtype is another."""
+        dtype = self._entries[name].dtype
+        if dtype != "F8_E4M3":
+            raise CheckpointError(f"{self._path}: the tensor {label(name)} is of type {dtype}, not F8_E4M3")
+        return self._read(name, np.uint8)
+
     def _read(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         entry = self._entries[name]
         data = np.empty(entry.shape, dtype)

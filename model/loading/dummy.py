@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from model.checkpoint.group_quantized import GroupQuantized
+from model.checkpoint.checkpoint import Quantized
 from model.families.table import FAMILIES
 from model.loading.weights import assemble_weights
+from model.runner_config import Rounding
 from model.spec import DecoderSpec
 from model.weights import DecoderWeights
 
@@ -17,7 +18,7 @@ SPREAD = 0.02
 
 
 def dummy_weights(
-    spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device, *, eight_bits: bool = False
+    spec: DecoderSpec, backend: Backend, dtype: torch.dtype, device: torch.device, *, rounding: Rounding = "none"
 ) -> DecoderWeights:
     """Random weights for `spec`, made on `device` and packed by `backend`; every call on one kind of device agrees.
 
@@ -28,7 +29,7 @@ def dummy_weights(
     names = {family.name: family.names for family in FAMILIES}[spec.family]
     generator = torch.Generator(device).manual_seed(0)
     return assemble_weights(
-        spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend, eight_bits=eight_bits
+        spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend, rounding=rounding
     )
 
 
@@ -59,7 +60,7 @@ class _RandomReader:
             return self._normal(shape, 0.0, shape[-1] ** -0.5)
         return self._normal(shape, 0.0 if name.endswith(".bias") else 1.0 - self.norm_offset, SPREAD)
 
-    def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
+    def read_quantized(self, name: str, shape: tuple[int, int]) -> Quantized | None:
         return None
 
     def _normal(self, shape: tuple[int, ...], mean: float, deviation: float) -> Tensor:

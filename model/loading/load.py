@@ -68,9 +68,12 @@ def _load_decoder(
     config: RunnerConfig, model: str, what: str, backend: Backend, dtype: torch.dtype, device: torch.device
 ) -> tuple[Decoder, int]:
     """The decoder of a model, which error messages call `what`, and the limit of a request's tokens."""
-    eight_bits = _choice("rounding", config.round_weights, {"none": False, "8bit": True})
-    if eight_bits and not backend.keeps_quantized:
-        raise ValueError(f"the {backend.name} backend computes with dense weights: use another with round_weights=8bit")
+    kept = {"none": True, "8bit": backend.keeps_quantized, "fp8": backend.keeps_fp8}
+    rounding = config.round_weights
+    if not _choice("rounding", rounding, kept):
+        raise ValueError(
+            f"the {backend.name} backend does not compute with such weights: use another with round_weights={rounding}"
+        )
     dummy = _choice("load format", config.load_format, {"auto": False, "dummy": True})
     checkpoint = open_checkpoint(model, weights=not dummy)
     spec = read_spec(checkpoint, config.max_context)
@@ -81,9 +84,9 @@ def _load_decoder(
         )
     with fitting(device, f"{what}'s weights", "take a smaller model, or a quantised one"):
         if dummy:
-            weights = dummy_weights(spec, backend, dtype, device, eight_bits=eight_bits)
+            weights = dummy_weights(spec, backend, dtype, device, rounding=rounding)
         else:
-            weights = load_weights(spec, checkpoint, backend, dtype, device, eight_bits=eight_bits)
+            weights = load_weights(spec, checkpoint, backend, dtype, device, rounding=rounding)
     return Decoder(spec, weights, backend), max_context
 
 

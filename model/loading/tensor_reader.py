@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.checkpoint import Checkpoint, Quantized
 from model.checkpoint.errors import CheckpointError, label
-from model.checkpoint.group_quantized import GroupQuantized
 
 
 class TensorReader(Protocol):
@@ -43,8 +42,8 @@ class TensorReader(Protocol):
         """The tensor in the dtype and on the device of the model."""
         ...
 
-    def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
-        """The quantised tensor [out, in] in host memory; None if it is not quantised in groups."""
+    def read_quantized(self, name: str, shape: tuple[int, int]) -> Quantized | None:
+        """The quantised tensor [out, in] in host memory; None if it is dense, or in no form that can be kept."""
         ...
 
 
@@ -80,7 +79,7 @@ class CheckpointReader:
     def load(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self.read(name, shape).to(self.device, self._dtype)
 
-    def read_quantized(self, name: str, shape: tuple[int, int]) -> GroupQuantized | None:
+    def read_quantized(self, name: str, shape: tuple[int, int]) -> Quantized | None:
         self._take(name, shape)
         return self._checkpoint.read_quantized(name)
 

@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, Linear, QuantizedWeight
+from kernels.backend import Backend, Fp8Weight, Linear, QuantizedWeight
 from model.checkpoint.checkpoint import Checkpoint, RawTensor
 from model.checkpoint.errors import label
+from model.checkpoint.fp8_quantized import Fp8Quantized
 from model.checkpoint.group_quantized import GroupQuantized
 from model.families.names import Projection, QkvLayout, TensorNames
 from model.families.reader import tensor_names
+from model.loading.fp8_stack import stack_fp8
 from model.loading.quantized_stack import stack_quantized
-from model.loading.rounding import fits_8_bits, to_8_bits
+from model.loading.rounding import rounded
 from model.loading.tensor_reader import CheckpointReader, TensorReader
+from model.runner_config import Rounding
 from model.spec import DecoderSpec
 from model.weights import DecoderWeights, LayerWeights, Norm
 
@@ -34,11 +37,11 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    eight_bits: bool = False,
+    rounding: Rounding = "none",
 ) -> DecoderWeights:
     """Load the weights of `spec` from a checkpoint, in `dtype`, on `device`, packed by `backend`.
 
-    With `eight_bits` dense projections and tables are rounded first, by `to_8_bits`. Raises CheckpointError if a tensor
+    Dense projections are rounded first, by `rounding`, and tables too if it is 8bit. Raises CheckpointError if a tensor
     is missing, has another shape than the spec says, or has no place in the model.
     """
     names = tensor_names(checkpoint)
@@ -52,7 +55,7 @@ def load_weights(
             names.output_weight,
         )
         spec = replace(spec, tied_embeddings=False)
-    weights = assemble_weights(spec, names, tensors, backend, eight_bits=eight_bits)
+    weights = assemble_weights(spec, names, tensors, backend, rounding=rounding)
     tensors.refuse_unread(ignored)
     return weights
 
@@ -76,13 +79,13 @@ def _digest(checkpoint: Checkpoint, name: str) -> bytes:
 
 
 def assemble_weights(
-    spec: DecoderSpec, names: TensorNames, tensors: TensorReader, backend: Backend, *, eight_bits: bool = False
+    spec: DecoderSpec, names: TensorNames, tensors: TensorReader, backend: Backend, *, rounding: Rounding = "none"
 ) -> DecoderWeights:
-    """The weights of `spec`, read from `tensors` under `names` and packed by `backend`; `eight_bits` as above.
+    """The weights of `spec`, read from `tensors` under `names` and packed by `backend`; `rounding` as above.
 
     Dense tensors are read one at a time, straight into their place in a stack. Raises the errors of `tensors`.
     """
-    return _WeightLoader(spec, names, tensors, backend, eight_bits).decoder()
+    return _WeightLoader(spec, names, tensors, backend, rounding).decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class _WeightLoader:
     names: TensorNames
     tensors: TensorReader
     backend: Backend
-    eight_bits: bool
+    rounding: Rounding
 
     def decoder(self) -> DecoderWeights:
         spec, names = self.spec, self.names
@@ -125,7 +128,7 @@ class _WeightLoader:
         if isinstance(embedding, Linear):
             return embedding
         quantized = self._quantized([self._embedding_name()], [self.spec.vocab_size], self.spec.hidden_size, None)
-        return self._pack(embedding if quantized is None else quantized, None)
+        return self._pack(embedding if quantized is None else quantized, None, is_table=True)
 
     def _embedding_name(self) -> str:
         """Name of the embedding's tensor. A file with tied embeddings may store the matrix as the output projection."""
@@ -136,7 +139,7 @@ class _WeightLoader:
     def _table(self, name: str) -> Linear:
         shape = self.spec.vocab_size, self.spec.hidden_size
         quantized = self._quantized([name], [shape[0]], shape[1], None)
-        return self._pack(self.tensors.load(name, shape) if quantized is None else quantized, None)
+        return self._pack(self.tensors.load(name, shape) if quantized is None else quantized, None, is_table=True)
 
     def _layer(self, prefix: str) -> LayerWeights:
         spec, names = self.spec, self.names
@@ -189,24 +192,35 @@ class _WeightLoader:
         bias = self._stack([f"{part}.bias" for part in parts], rows, None, kind) if biased else None
         return self._pack(weight, bias)
 
-    def _pack(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
-        if self.eight_bits and isinstance(weight, Tensor) and fits_8_bits(weight):
-            weight = to_8_bits(weight)
+    def _pack(
+        self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None, *, is_table: bool = False
+    ) -> Linear:
+        if isinstance(weight, Tensor):
+            weight = rounded(weight, self.rounding, is_table=is_table)
         return self.backend.pack(weight, bias)
 
     def _quantized(
         self, parts: Sequence[str], rows: Sequence[int], columns: int, kind: Projection | None
-    ) -> QuantizedWeight | None:
+    ) -> QuantizedWeight | Fp8Weight | None:
         """The quantised stack of `parts`; None if the backend wants dense weights, or if a part is dense."""
-        if not self.backend.keeps_quantized:
+        groups: list[GroupQuantized] = []
+        floats: list[Fp8Quantized] = []
+        if not (self.backend.keeps_quantized or self.backend.keeps_fp8):
             return None
-        stored: list[GroupQuantized] = []
         for name, count in zip(parts, rows, strict=True):
-            part = self.tensors.read_quantized(name, (count, columns))
-            if part is None:
-                return None
-            stored.append(part)
-        return stack_quantized(stored, lambda index, part: self._ordered(index, part, kind), self.tensors.device)
+            match self.tensors.read_quantized(name, (count, columns)):
+                case GroupQuantized() as part if self.backend.keeps_quantized and not floats:
+                    groups.append(part)
+                case Fp8Quantized() as part if self.backend.keeps_fp8 and not groups:
+                    floats.append(part)
+                case _:
+                    return None
+
+        def order(index: int, part: Tensor) -> Tensor:
+            return self._ordered(index, part, kind)
+
+        device = self.tensors.device
+        return stack_quantized(groups, order, device) if groups else stack_fp8(floats, order, device)
 
     def _stack(self, parts: Sequence[str], rows: Sequence[int], columns: int | None, kind: Projection) -> Tensor:
         """The stack [sum(rows), columns] of dense weights, or [sum(rows)] of biases where `columns` is None."""

@@ -27,7 +27,7 @@ SECTIONS = {
     "prefill, Llama 8B, batch-invariant": 2,
     "elementwise": 15,
     "sampling": 24,
-    "matmul": 40,
+    "matmul": 96,
     "batch-invariant matmul": 24,
 }
 

@@ -94,14 +94,14 @@ def splits_of(tiles: int) -> Iterator[None]:
 def additions() -> Iterator[list[str]]:
     """Grows whenever splits are added apart from the programs that sum them."""
     added: list[str] = []
-    add = matmul._add
+    add = matmul.add_splits
 
     def noted(*arguments: Any) -> None:
         added.append("apart")
         add(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul, "_add", noted)
+        patch.setattr(matmul, "add_splits", noted)
         yield added
 
 

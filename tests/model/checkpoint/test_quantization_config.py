@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.packed_formats import Awq, Gptq, PackedFormat, PackQuantized
-from model.checkpoint.quantization_config import packed_format
-from tests.tiny_packed import PACKINGS, Packing, compressed_tensors
+from model.checkpoint.fp8_format import Fp8Format
+from model.checkpoint.packed_formats import Awq, Gptq, PackQuantized
+from model.checkpoint.quantization_config import WeightFormat, weight_format
+from tests.tiny_fp8 import FP8_PACKINGS, float_quantized, fp8
+from tests.tiny_packed import PACKINGS, compressed_tensors
+
+CONFIGS = {name: dict(packing.config) for name, packing in (PACKINGS | FP8_PACKINGS).items()}
 
 
 @pytest.mark.parametrize(
@@ -24,15 +28,20 @@ from tests.tiny_packed import PACKINGS, Packing, compressed_tensors
         ("awq", Awq(32)),
         ("pack-quantized-4", PackQuantized(4, 32, symmetric=True)),
         ("pack-quantized-channel", PackQuantized(8, None, symmetric=False)),
+        ("block", Fp8Format((128, 128))),
+        ("tensor", Fp8Format((None, None), static_inputs=True)),
+        ("compressed-tensor", Fp8Format((None, None), static_inputs=True)),
+        ("compressed-channel", Fp8Format((1, None))),
+        ("compressed-block", Fp8Format((32, 64))),
     ],
 )
-def test_formats(packing: str, expected: PackedFormat) -> None:
-    assert packed_format({"quantization_config": PACKINGS[packing].config}, "config.json") == expected
+def test_formats(packing: str, expected: WeightFormat) -> None:
+    assert weight_format({"quantization_config": CONFIGS[packing]}, "config.json") == expected
 
 
 def test_no_quantization() -> None:
-    assert packed_format({}, "config.json") is None
-    assert packed_format({"quantization_config": None}, "config.json") is None
+    assert weight_format({}, "config.json") is None
+    assert weight_format({"quantization_config": None}, "config.json") is None
 
 
 def changed(config: dict[str, Any], *path: str, value: object) -> dict[str, Any]:
@@ -44,10 +53,14 @@ def changed(config: dict[str, Any], *path: str, value: object) -> dict[str, Any]
 GPTQ = dict(PACKINGS["gptq-4"].config)
 AWQ = dict(PACKINGS["awq"].config)
 PACK_QUANTIZED = compressed_tensors(4, symmetric=True, group_size=32)
+FLOAT_QUANTIZED = float_quantized("channel")
 GROUP = ("config_groups", "group_0")
 OTHER_GROUP = compressed_tensors(8, symmetric=True)["config_groups"]["group_0"]
 REFUSED: list[tuple[object, str]] = [
-    ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes' is not supported; gptq, awq, compressed-tensors"),
+    (
+        {"quant_method": "bitsandbytes"},
+        "quant_method 'bitsandbytes' is not supported; gptq, awq, fp8, compressed-tensors",
+    ),
     ({"quant_method": ["gptq"]}, "quant_method ['gptq']"),
     ({}, "quant_method None"),
     (4, "quant_method None"),
@@ -61,7 +74,9 @@ REFUSED: list[tuple[object, str]] = [
     (changed(AWQ, "version", value="gemv"), "version 'gemv'"),
     (changed(AWQ, "bits", value=8), "bits 8"),
     (changed(AWQ, "zero_point", value=False), "zero_point False"),
-    (changed(PACK_QUANTIZED, "format", value="float-quantized"), "format 'float-quantized'"),
+    (changed(PACK_QUANTIZED, "format", value="naive-quantized"), "format 'naive-quantized'"),
+    (changed(PACK_QUANTIZED, "format", value="float-quantized"), "group_0.input_activations is missing"),
+    (changed(PACK_QUANTIZED, *GROUP, "format", value="float-quantized"), "group_0.format 'float-quantized'"),
     (changed(PACK_QUANTIZED, "kv_cache_scheme", value={"num_bits": 8}), "kv_cache_scheme"),
     (changed(PACK_QUANTIZED, "transform_config", value={"R1": {}}), "transform_config"),
     (changed(PACK_QUANTIZED, "config_groups", value={}), "config_groups"),
@@ -75,13 +90,28 @@ REFUSED: list[tuple[object, str]] = [
     (changed(PACK_QUANTIZED, *GROUP, "weights", "strategy", value="block"), "weights.strategy 'block'"),
     (changed(PACK_QUANTIZED, *GROUP, "weights", "actorder", value="group"), "weights.actorder 'group'"),
     (changed(PACK_QUANTIZED, *GROUP, "weights", "symmetric", value="no"), "weights.symmetric is 'no'"),
+    (fp8(fmt="e5m2"), "fmt 'e5m2'"),
+    (fp8(activation_scheme="none"), "activation_scheme 'none'"),
+    (fp8(scale_fmt="ue8m0"), "scale_fmt 'ue8m0'"),
+    (fp8(kv_cache_scheme="static"), "kv_cache_scheme 'static'"),
+    (fp8(weight_block_size=[128]), "weight_block_size [128]"),
+    (fp8(weight_block_size=[128, 0]), "weight_block_size [128, 0]"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "input_activations", value=None), "input_activations is missing"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "input_activations", "type", value="int"), "input_activations.type 'int'"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "input_activations", "symmetric", value=False), "symmetric False"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "input_activations", "dynamic", value=False), "strategy 'token'"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "weights", "type", value="int"), "weights.type 'int'"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "weights", "num_bits", value=4), "weights.num_bits 4"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "weights", "strategy", value="group"), "weights.strategy 'group'"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "weights", "dynamic", value=True), "weights.dynamic True"),
+    (changed(FLOAT_QUANTIZED, *GROUP, "output_activations", value={"num_bits": 8}), "output_activations"),
 ]
 
 
 @pytest.mark.parametrize(("config", "named"), REFUSED)
 def test_what_means_something_else_is_refused(config: object, named: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        packed_format({"quantization_config": config}, "folder/config.json")
+        weight_format({"quantization_config": config}, "folder/config.json")
     line = str(caught.value)
     assert line.startswith("folder/config.json: quantization_config.")
     assert named in line
@@ -96,13 +126,13 @@ JSON = st.recursive(
 )
 
 
-@given(packing=st.sampled_from(list(PACKINGS.values())), data=st.data())
-def test_any_value_makes_a_format_or_one_line(packing: Packing, data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from([*paths(packing.config)]))
-    config = changed(dict(packing.config), *path, value=data.draw(JSON))
+@given(packing=st.sampled_from(list(CONFIGS.values())), data=st.data())
+def test_any_value_makes_a_format_or_one_line(packing: dict[str, Any], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from([*paths(packing)]))
+    config = changed(packing, *path, value=data.draw(JSON))
     message = ""
     try:
-        packed_format({"quantization_config": config}, "config.json")
+        weight_format({"quantization_config": config}, "config.json")
     except CheckpointError as error:
         message = str(error)
     assert "\n" not in message
