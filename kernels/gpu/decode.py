@@ -67,11 +67,12 @@ DECODING = Decoding()
 
 
 def splits_together(rows: int, head_dim: int) -> int:
-    """The number of splits whose `rows` rows are loaded at the same time when they are combined.
+    """The number of splits, a power of two, whose `rows` rows are loaded at the same time when they are combined.
 
     They take up to 64 registers of a thread, of 128 threads.
     """
-    return max(1, min(16, 8192 // (rows * head_dim)))
+    most = max(1, min(16, 8192 // (rows * head_dim)))
+    return 1 << (most.bit_length() - 1)
 
 
 def decode_tiles(head_dim: int, operand: torch.dtype, target: Target) -> DecodeTiles:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.backend import AttentionOptions
 from kernels.gpu.arrival import arrivals
 from kernels.gpu.attention import attend
-from kernels.gpu.decode import DECODING, SPLIT, DecodeTiles, Decoding, Splitting, split_count
+from kernels.gpu.decode import DECODING, SPLIT, DecodeTiles, Decoding, Splitting, split_count, splits_together
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.tiles import HEAD_PARTS
 from kernels.reference import attend as reference
@@ -141,6 +141,12 @@ def test_who_combines_splits_changes_no_bit(heads: tuple[int, int], feature: str
         launch = JitLauncher(replace(LAUNCH.target, multiprocessors=multiprocessors))
         assert torch.equal(run(case, options, launch=launch), apart)
         assert not arrivals(32 * heads[1], DEVICE).any()
+
+
+def test_splits_that_are_loaded_together_make_a_tile() -> None:
+    """The compiler has no tile of another width; the interpreter does."""
+    counts = [splits_together(1 << bits, head_dim) for bits in range(7) for head_dim in HEAD_PARTS]
+    assert all(count >= 1 and count & (count - 1) == 0 for count in counts)
 
 
 def test_a_program_arrives_for_more_items_than_it_has_threads() -> None:
