@@ -118,7 +118,7 @@ def _decode_entries(sizes: Sizes) -> list[Entry]:
 
 
 def _decoding(choices: Mapping[str, Decoding]) -> dict[str, Callable[..., object]]:
-    served = {"served": DECODING, "a second launch": Decoding(folded=False)}
+    served = {"served": DECODING, "one launch": Decoding(folded=True)}
     return {name: partial(attend, decoding=decoding) for name, decoding in {**served, **choices}.items()}
 
 
@@ -132,13 +132,16 @@ _LONG_SPLITS = {
     f"tiles 32,4,4,4, splits to {128 << growths}": Decoding(Splitting(growths=growths), DecodeTiles(32, 4, 4, 4))
     for growths in (4, 5)
 }
-_FP8_ALONE = {"values alone": Decoding(paired=False)}
+_FP8_PAIRED = {
+    "values in pairs": Decoding(paired=True),
+    "one launch, values in pairs": Decoding(folded=True, paired=True),
+}
 
 DECODE_TABLES = (
     Table("decode variants", _decode_entries, _decoding(_SPLITS | _TILES | _LONG_SPLITS)),
-    Table("decode variants, FP8 cache", fp8_entries, _decoding(_FP8_ALONE | _TILES | _LONG_SPLITS), FP8),
+    Table("decode variants, FP8 cache", fp8_entries, _decoding(_FP8_PAIRED | _TILES | _LONG_SPLITS), FP8),
     Table("decode variants, blocks of 16", decode_entries, _decoding(_TILES), block_size=16),
-    Table("decode variants, FP8 cache, blocks of 16", fp8_entries, _decoding(_FP8_ALONE), FP8, block_size=16),
+    Table("decode variants, FP8 cache, blocks of 16", fp8_entries, _decoding(_FP8_PAIRED), FP8, block_size=16),
 )
 PREFILL_TABLES = tuple(
     Table(f"prefill variants, blocks of {size}", prefill_entries, _prefill(tiles), block_size=size)

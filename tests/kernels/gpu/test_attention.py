@@ -139,7 +139,7 @@ def test_who_combines_splits_changes_no_bit(heads: tuple[int, int], feature: str
     assert bool(apart.isfinite().all())
     for multiprocessors in (1, 7, 132):
         launch = JitLauncher(replace(LAUNCH.target, multiprocessors=multiprocessors))
-        assert torch.equal(run(case, options, launch=launch), apart)
+        assert torch.equal(run(case, options, Decoding(folded=True), launch), apart)
         assert not arrivals(32 * heads[1], DEVICE).any()
 
 
@@ -155,7 +155,9 @@ def test_a_program_arrives_for_more_items_than_it_has_threads() -> None:
     launch = JitLauncher(replace(LAUNCH.target, multiprocessors=1))
     tiles = DecodeTiles(64, 1, 3, 2)
     assert 3 * 16 * 2 // tiles.programs > tiles.num_warps * launch.target.warp_size
-    assert torch.equal(run(case, PLAIN, Decoding(tiles=tiles), launch), run(case, PLAIN, Decoding(folded=False)))
+    assert torch.equal(
+        run(case, PLAIN, Decoding(tiles=tiles, folded=True), launch), run(case, PLAIN, Decoding(folded=False))
+    )
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -277,7 +277,18 @@ def test_who_combines_splits_changes_no_bit(form: str, feature: str, seed: int) 
     for multiprocessors in (1, 31, LAUNCH.target.multiprocessors, 1000):
         launch = JitLauncher(replace(LAUNCH.target, multiprocessors=multiprocessors))
         for _ in range(5):
-            assert torch.equal(attend(launch, case.q, case.cache, case.layout, options), apart)
+            got = attend(launch, case.q, case.cache, case.layout, options, Decoding(folded=True))
+            assert torch.equal(got, apart)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_values_of_an_fp8_cache_in_pairs_are_those_alone(dim: int) -> None:
+    case = make("fp8", random_lengths(3, singles=40, prompts=0), dim=dim)
+    options = options_of("all", case)
+    alone, pairs = (
+        attend(LAUNCH, case.q, case.cache, case.layout, options, Decoding(paired=paired)) for paired in (False, True)
+    )
+    torch.testing.assert_close(pairs, alone, rtol=2**-7, atol=2**-7)
 
 
 @forms
