@@ -1,6 +1,5 @@
 """Sections on attention over the paged cache: decoding, prompts and chunks of prompts, with floors and peers."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -68,6 +67,20 @@ def prefill_entries(sizes: Sizes) -> list[Entry]:
     ]
 
 
+def ragged_entry(sizes: Sizes) -> Entry:
+    """Decoding of one long sequence beside many short ones."""
+    lengths = [*_decoding(sizes, 1, 64 * K), *_decoding(sizes, sizes.sequences(32) - 1, 1 * K)]
+    return Entry("decode", "1 x 64K and 31 x 1K", lengths, MICROSECONDS, None)
+
+
+def fp8_entries(sizes: Sizes) -> list[Entry]:
+    """The entries of `FP8_DECODE`."""
+    return [
+        Entry("decode", f"{count} x {context // K}K, FP8 cache", _decoding(sizes, count, context), MICROSECONDS, None)
+        for count, context in FP8_DECODE
+    ]
+
+
 def measure_decode(bench: Bench) -> None:
     """Measure decoding. The floor is the time to read every key and value once."""
     for entry in decode_entries(bench.sizes):
@@ -85,12 +98,9 @@ def measure_prefill(bench: Bench) -> None:
 
 def measure_cache_forms(bench: Bench) -> None:
     """Measure decoding with sequences of different lengths and with FP8 caches."""
-    sizes = bench.sizes
-    ragged = [*_decoding(sizes, 1, 64 * K), *_decoding(sizes, sizes.sequences(32) - 1, 1 * K)]
-    bench.attempt("decode ragged", partial(_measure_share, bench, "1 x 64K and 31 x 1K", ragged, fp8=False))
-    for count, context in FP8_DECODE:
-        name, lengths = f"{count} x {context // K}K, FP8 cache", _decoding(sizes, count, context)
-        bench.attempt(f"decode {name}", partial(_measure_share, bench, name, lengths, fp8=True))
+    bench.attempt("decode ragged", partial(_measure_share, bench, ragged_entry(bench.sizes), fp8=False))
+    for entry in fp8_entries(bench.sizes):
+        bench.attempt(f"decode {entry.case}", partial(_measure_share, bench, entry, fp8=True))
 
 
 def measure_flex(bench: Bench) -> None:
@@ -116,18 +126,23 @@ def _measure(bench: Bench, entry: Entry, room: int = 1) -> None:
     _add(bench, entry, replace(case, layout=layout))
 
 
-def _measure_share(bench: Bench, name: str, lengths: Sequence[tuple[int, int]], *, fp8: bool) -> None:
+def _measure_share(bench: Bench, entry: Entry, *, fp8: bool) -> None:
     """Measure a case whose target is SHARE of its floor; small FP8 cases have no target."""
-    case = make_case(bench, lengths, FP8 if fp8 else None)
+    case = make_case(bench, entry.lengths, FP8 if fp8 else None)
     moved = case.bytes
     target = MICROSECONDS.show(bench.rates.moving(moved) / SHARE, moved)
-    _add(bench, Entry("decode", name, lengths, MICROSECONDS, None if fp8 and moved < LARGE else target), case)
+    _add(bench, entry._replace(target=None if fp8 and moved < LARGE else target), case)
+
+
+def work_and_floor(bench: Bench, entry: Entry, case: Case) -> tuple[float, float]:
+    """The bytes to move or the operations to do of a case, and the seconds that they take at least."""
+    if entry.section == "decode":
+        return case.bytes, bench.rates.moving(case.bytes)
+    return case.shape.operations, bench.rates.computing(case.shape.operations)
 
 
 def _add(bench: Bench, entry: Entry, case: Case) -> None:
-    decoding = entry.section == "decode"
-    work = case.bytes if decoding else case.shape.operations
-    floor = bench.rates.moving(work) if decoding else bench.rates.computing(work)
+    work, floor = work_and_floor(bench, entry, case)
     seconds = bench.timer.cold(partial(bench.backend.attend, case.q, case.cache, case.layout, case.options))
     row = Row(entry.section, entry.case, entry.unit, seconds, floor, work, entry.target)
     bench.report.add(row)

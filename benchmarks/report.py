@@ -168,11 +168,13 @@ def _choice(rows: Sequence[Row]) -> list[str]:
     """A line for each variant and a column for each case, numbered; the fastest of a column is starred."""
     cases = list(dict.fromkeys(row.case for row in rows))
     least = {case: min(row.seconds for row in rows if row.case == case) for case in cases}
-    lines = [f"  ({number}) {case}, {rows[0].unit.name}" for number, case in enumerate(cases, 1)]
-    lines.append(f"  {'variant':<28}" + "".join(f"{f'({number})':>10}" for number in range(1, len(cases) + 1)))
+    units = {row.case: row.unit.name for row in rows}
+    lines = [f"  ({number}) {case}, {units[case]}" for number, case in enumerate(cases, 1)]
+    width = max(len("variant"), *(len(row.variant) for row in rows))
+    lines.append(f"  {'variant':<{width}}" + "".join(f"{f'({number})':>10}" for number in range(1, len(cases) + 1)))
     for variant in dict.fromkeys(row.variant for row in rows):
         found = {row.case: row for row in rows if row.variant == variant}
-        lines.append(f"  {variant:<28}" + "".join(f"{_cell(found.get(case), least[case]):>10}" for case in cases))
+        lines.append(f"  {variant:<{width}}" + "".join(f"{_cell(found.get(case), least[case]):>10}" for case in cases))
     return lines
 
 

@@ -1,19 +1,27 @@
 """Kernels in every size that could be chosen for them, each on the same cases: tables to choose from."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from benchmarks.attention import decode_entries
-from benchmarks.attention_case import make_case
-from benchmarks.bench import Bench
+from benchmarks.attention import (
+    Entry,
+    decode_entries,
+    fp8_entries,
+    prefill_entries,
+    ragged_entry,
+    work_and_floor,
+)
+from benchmarks.attention_case import FP8, make_case
+from benchmarks.bench import Bench, Sizes
 from benchmarks.elementwise import DRAWS, FILTERS, SPREAD, draws
 from benchmarks.report import MICROSECONDS, Row
 from kernels.gpu.attention import attend
-from kernels.gpu.decode import Splitting
+from kernels.gpu.decode import DECODING, DecodeTiles, Decoding, Splitting
 from kernels.gpu.launch import JitLauncher, device_target
+from kernels.gpu.prefill import PrefillTiles
 from kernels.gpu.sampling import Tuning, sample
 
 SAMPLING: dict[str, tuple[int, ...]] = {
@@ -28,7 +36,6 @@ SAMPLING: dict[str, tuple[int, ...]] = {
 }
 """Field of `Tuning` -> the values to try beside the default."""
 SPLITTINGS = {
-    "128 to 1024, 16 splits": Splitting(),
     "128 to 1024, 8 splits": Splitting(parts=8),
     "128 to 1024, 32 splits": Splitting(parts=32),
     "128 to 2048, 16 splits": Splitting(growths=4),
@@ -38,7 +45,33 @@ SPLITTINGS = {
     "512": Splitting(smallest_bits=9, growths=0),
     "1024": Splitting(smallest_bits=10, growths=0),
 }
-"""Keys in the smallest and the largest split, and the number of splits from which they grow: the first is served."""
+"""Keys in the smallest and the largest split, and the number of splits from which they grow, beside those served."""
+DECODE_TILES = (
+    DecodeTiles(32, 4, 4, 4),
+    DecodeTiles(32, 2, 4, 4),
+    DecodeTiles(64, 4, 2, 4),
+    DecodeTiles(64, 4, 4, 2),
+    DecodeTiles(64, 2, 3, 3),
+    DecodeTiles(128, 4, 2, 2),
+)
+"""The tiles to try beside those served."""
+PREFILL_TILES = {
+    64: (
+        PrefillTiles(64, 64, 4, 2),
+        PrefillTiles(64, 64, 4, 3),
+        PrefillTiles(64, 64, 4, 4),
+        PrefillTiles(64, 128, 4, 2),
+        PrefillTiles(128, 32, 8, 4),
+        PrefillTiles(128, 64, 4, 3),
+        PrefillTiles(128, 64, 8, 2),
+        PrefillTiles(128, 64, 8, 3),
+        PrefillTiles(128, 64, 8, 4),
+        PrefillTiles(128, 128, 8, 2),
+    ),
+    16: (PrefillTiles(64, 64, 4, 3), PrefillTiles(128, 32, 8, 4), PrefillTiles(128, 64, 8, 3)),
+    128: (PrefillTiles(64, 128, 4, 2), PrefillTiles(128, 64, 8, 3), PrefillTiles(128, 128, 8, 2)),
+}
+"""Tokens in a block of the cache -> the tiles to try, with those that an H200 is served with among them."""
 SMOKE_CASES = 2
 """Cases of a smoke run."""
 
@@ -66,17 +99,79 @@ def measure_sampling_variants(bench: Bench) -> None:
             bench.attempt(f"sampling {case}, {variant}", partial(_measure, bench, row, draw))
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Variants of attention over the same cases."""
+
+    section: str
+    entries: Callable[[Sizes], list[Entry]]
+    variants: Mapping[str, Callable[..., object]]
+    """Name -> `attend` with what is chosen."""
+    cache_dtype: torch.dtype | None = None
+    """None for the model's."""
+    block_size: int | None = None
+    """None for the server's default."""
+
+
+def _decode_entries(sizes: Sizes) -> list[Entry]:
+    return [*decode_entries(sizes), ragged_entry(sizes)]
+
+
+def _decoding(choices: Mapping[str, Decoding]) -> dict[str, Callable[..., object]]:
+    served = {"served": DECODING, "one launch": Decoding(folded=True)}
+    return {name: partial(attend, decoding=decoding) for name, decoding in {**served, **choices}.items()}
+
+
+def _prefill(choices: Sequence[PrefillTiles]) -> dict[str, Callable[..., object]]:
+    return {"tiles " + ",".join(map(str, tiles)): partial(attend, prefill=tiles) for tiles in choices}
+
+
+_SPLITS = {f"splits {name}": Decoding(splitting) for name, splitting in SPLITTINGS.items()}
+_TILES = {"tiles " + ",".join(map(str, tiles)): Decoding(tiles=tiles) for tiles in DECODE_TILES}
+_LONG_SPLITS = {
+    f"tiles 32,4,4,4, splits to {128 << growths}": Decoding(Splitting(growths=growths), DecodeTiles(32, 4, 4, 4))
+    for growths in (4, 5)
+}
+_FP8_PAIRED = {
+    "values in pairs": Decoding(paired=True),
+    "one launch, values in pairs": Decoding(folded=True, paired=True),
+}
+
+DECODE_TABLES = (
+    Table("decode variants", _decode_entries, _decoding(_SPLITS | _TILES | _LONG_SPLITS)),
+    Table("decode variants, FP8 cache", fp8_entries, _decoding(_FP8_PAIRED | _TILES | _LONG_SPLITS), FP8),
+    Table("decode variants, blocks of 16", decode_entries, _decoding(_TILES), block_size=16),
+    Table("decode variants, FP8 cache, blocks of 16", fp8_entries, _decoding(_FP8_PAIRED), FP8, block_size=16),
+)
+PREFILL_TABLES = tuple(
+    Table(f"prefill variants, blocks of {size}", prefill_entries, _prefill(tiles), block_size=size)
+    for size, tiles in PREFILL_TILES.items()
+)
+
+
 def measure_decode_variants(bench: Bench) -> None:
-    """Measure every splitting of decode attention over the decoding cases."""
+    """Measure what can be chosen for decoding: splits and who combines them, tiles, and how FP8 codes are read."""
+    _measure_tables(bench, DECODE_TABLES)
+
+
+def measure_prefill_variants(bench: Bench) -> None:
+    """Measure every size of the tiles of prompts, over caches with blocks of each size."""
+    _measure_tables(bench, PREFILL_TABLES)
+
+
+def _measure_tables(bench: Bench, tables: Sequence[Table]) -> None:
     launch = JitLauncher(device_target(bench.device))
-    entries = decode_entries(bench.sizes)
-    for entry in entries[:SMOKE_CASES] if bench.report.smoke else entries:
-        case = make_case(bench, entry.lengths)
-        for variant, splitting in SPLITTINGS.items():
-            floor = bench.rates.moving(case.bytes)
-            row = partial(Row, "decode variants", entry.case, MICROSECONDS, floor=floor, variant=variant)
-            run = partial(attend, launch, case.q, case.cache, case.layout, case.options, splitting)
-            bench.attempt(f"decode {entry.case}, {variant}", partial(_measure, bench, row, run))
+    for table in tables:
+        sizes = replace(bench.sizes, block_size=table.block_size or bench.sizes.block_size)
+        sized = replace(bench, sizes=sizes)
+        entries = table.entries(sizes)
+        for entry in entries[:SMOKE_CASES] if bench.report.smoke else entries:
+            case = make_case(sized, entry.lengths, table.cache_dtype)
+            work, floor = work_and_floor(sized, entry, case)
+            for variant, start in table.variants.items():
+                row = partial(Row, table.section, entry.case, entry.unit, floor=floor, work=work, variant=variant)
+                run = partial(start, launch, case.q, case.cache, case.layout, case.options)
+                bench.attempt(f"{table.section}: {entry.case}, {variant}", partial(_measure, bench, row, run))
 
 
 def _measure(bench: Bench, row: Callable[[float], Row], run: Callable[[], object]) -> None:

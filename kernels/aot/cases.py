@@ -32,6 +32,7 @@ from kernels.backend import (
     SamplingBatch,
 )
 from kernels.gpu.backend import TritonBackend
+from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import Target
 
 Feature = Literal["window", "softcap", "alibi", "sinks"]
@@ -49,6 +50,7 @@ class Case:
     served: bool = True
     """Whether a model family needs it in the dtype it is published in. Other cases are compiled only with --all."""
     batch_invariant: bool = False
+    decoding: Decoding = DECODING
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def record(target: Target, only: str = "", extent: Extent = "served") -> list[Va
         wanted = {"tightest": case.name in TIGHTEST, "served": case.served, "all": True}[extent]
         if wanted and only in case.name:
             launcher.label = case.name
-            case.run(TritonBackend(launcher, batch_invariant=case.batch_invariant))
+            case.run(TritonBackend(launcher, batch_invariant=case.batch_invariant, decoding=case.decoding))
     return list(launcher.variants.values())
 
 
@@ -163,6 +165,9 @@ def _attention() -> Iterator[Case]:
                 served = usual or (cache_dtype == dtype and model.dim == {FP16: 128, FP32: 64}.get(dtype))
                 yield Case(f"attend {model}", partial(_attend, model), served)
     yield Case(f"attend {Model(128, 32, 8)} batches", partial(_attend, Model(128, 32, 8), batches=BATCHES))
+    once = Decoding(folded=True, paired=True)
+    for model in (Model(128, 32, 8), Model(128, 32, 8, BF16, FP8)):
+        yield Case(f"attend {model} in one launch", partial(_attend, model), decoding=once)
     small_blocks = Model(128, 32, 8, block_size=16)
     yield Case(f"attend {small_blocks}", partial(_attend, small_blocks))
     for shape in GROUPS:

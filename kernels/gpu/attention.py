@@ -12,10 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import AttentionOptions, BatchLayout, LayerCache
-from kernels.gpu.decode import Splitting, combine_kernel, decode_kernel, decode_tiles
+from kernels.gpu.arrival import arrivals
+from kernels.gpu.decode import (
+    DECODING,
+    Decoding,
+    combine_kernel,
+    decode_kernel,
+    decode_tiles,
+    splits_together,
+)
 from kernels.gpu.fp8 import converts_e4m3
 from kernels.gpu.launch import Launcher
-from kernels.gpu.prefill import prefill_kernel, prefill_tiles
+from kernels.gpu.prefill import PrefillTiles, prefill_kernel, prefill_tiles
 from kernels.gpu.tiles import HEAD_PARTS, LOG2_E
 
 OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -27,15 +35,19 @@ def attend(
     cache: LayerCache,
     layout: BatchLayout,
     options: AttentionOptions,
-    splitting: Splitting | None = None,
+    decoding: Decoding = DECODING,
+    prefill: PrefillTiles | None = None,
 ) -> Tensor:
-    """See `Backend.attend`. Raises ValueError for a head dimension that is not in HEAD_PARTS."""
+    """See `Backend.attend`. Without `prefill`, prompts get the tiles of `prefill_tiles`.
+
+    Raises ValueError for a head dimension that is not in HEAD_PARTS.
+    """
     check_head_dimension(q.shape[2])
     call = _Call.of(launch, q, cache, layout, options)
     if layout.singles:
-        _decode(launch, call, splitting or Splitting())
+        _decode(launch, call, decoding)
     if layout.singles < layout.context_lens.shape[0]:
-        _prefill(launch, call)
+        _prefill(launch, call, prefill)
     return call.out
 
 
@@ -124,9 +136,9 @@ class _Call:
         return cls(q, cache, layout, options, operand, arguments, constants, torch.empty_like(q))
 
 
-def _prefill(launch: Launcher, call: _Call) -> None:
-    layout, target = call.layout, launch.target
-    tiles = prefill_tiles(call.q.shape[2], call.operand, target)
+def _prefill(launch: Launcher, call: _Call, tiles: PrefillTiles | None) -> None:
+    layout = call.layout
+    tiles = tiles or prefill_tiles(call.q.shape[2], call.operand, launch.target)
     first, sequences = layout.singles, layout.context_lens.shape[0]
     # An upper bound on the number of tiles. The lengths of the prompts are known only on the device, so each prompt is
     # given one tile more than its share of the rows, for a last tile that is partly empty.
@@ -147,33 +159,43 @@ def _prefill(launch: Launcher, call: _Call) -> None:
     )
 
 
-def _decode(launch: Launcher, call: _Call, splitting: Splitting) -> None:
-    layout, options, target = call.layout, call.options, launch.target
-    tiles = decode_tiles(call.q.shape[2], call.operand, target)
+def _decode(launch: Launcher, call: _Call, chosen: Decoding) -> None:
+    layout, options, target, splitting = call.layout, call.options, launch.target, chosen.splitting
+    tiles = chosen.tiles or decode_tiles(call.q.shape[2], call.operand, target)
     sequences, (_, heads, width) = layout.singles, call.q.shape
     splits = splitting.most(layout.max_context, options.window)
+    kv_heads, group, tail = (call.constants[name] for name in ("KV_HEADS", "GROUP", "TAIL"))
     sizes = {"SPLIT_BITS": splitting.smallest_bits, "GROWTHS": splitting.growths, "PARTS": splitting.parts}
-    sums = totals = call.out  # Placeholders: with one split, the kernel does not write to them.
+    together = _decoded_together(sequences)
+    folded = chosen.folded and splits > 1
+    sums = totals = counters = call.out  # Placeholders: with one split, the kernel does not write to them.
     if splits > 1:
         sums = torch.empty(sequences, splits, heads, width, dtype=torch.float32, device=call.q.device)
         totals = torch.empty(sequences, splits, heads, 2, dtype=torch.float32, device=call.q.device)
-    kv_heads, group = call.constants["KV_HEADS"], call.constants["GROUP"]
+    if folded:
+        counters = arrivals(together * kv_heads, call.q.device)
     launch(
         decode_kernel,
         (min(sequences * splits * kv_heads, target.multiprocessors * tiles.programs),),
-        *(call.out, sums, totals),
+        *(call.out, sums, totals, counters),
         *call.arguments,
         sequences,
         splits,
         **call.constants,
         **sizes,
+        PAIRED=chosen.paired and call.cache.keys.dtype == torch.float8_e4m3fn and tail == 0,
         ROWS=max(16, _power_of_two(group)),
-        SEQUENCES=_decoded_together(sequences),
+        SEQUENCES=together,
         BLOCK_N=tiles.block_n,
+        FOLDED=folded,
+        GROUP_ROWS=_power_of_two(group),
+        TOGETHER=splits_together(_power_of_two(group), width),
+        ARRIVING=tiles.num_warps * target.warp_size,
+        HIP=target.backend == "hip",
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
-    if splits > 1:
+    if splits > 1 and not folded:
         launch(
             combine_kernel,
             (sequences, heads),
@@ -181,10 +203,9 @@ def _decode(launch: Launcher, call: _Call, splitting: Splitting) -> None:
             splits,
             group,
             HEAD=call.constants["HEAD"],
-            TAIL=call.constants["TAIL"],
+            TAIL=tail,
             **sizes,
-            # Rows in two parts take more registers, which 16 rows at a time would spill.
-            BLOCK=8 if call.constants["TAIL"] else 16,
+            TOGETHER=splits_together(1, width),
             num_warps=4,
             num_stages=1,
         )

@@ -23,6 +23,7 @@ from kernels.backend import (
 from kernels.gpu import fp8_matmul
 from kernels.gpu.activation import activation, gated_activation
 from kernels.gpu.attention import attend
+from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import JitLauncher, Launcher, device_target
 from kernels.gpu.matmul import linear, pack
 from kernels.gpu.norm import add_layer_norm, add_rms_norm
@@ -43,9 +44,10 @@ class TritonBackend:
     block_size = 64
     capturable = True
 
-    def __init__(self, launch: Launcher, *, batch_invariant: bool = False) -> None:
+    def __init__(self, launch: Launcher, *, batch_invariant: bool = False, decoding: Decoding = DECODING) -> None:
         """With `batch_invariant`, no bit of a row's result depends on the other rows. This makes projections slower."""
         self._launch = launch
+        self._decoding = decoding
         self._batch_invariant = batch_invariant
 
     def pack(self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None) -> Linear:
@@ -85,7 +87,7 @@ class TritonBackend:
         return rotate_and_store(self._launch, qkv, heads, norms, rotation, cache, slots)
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-        return attend(self._launch, q, cache, layout, options)
+        return attend(self._launch, q, cache, layout, options, self._decoding)
 
     def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
         weights = [

@@ -13,6 +13,9 @@ import triton.language as tl
 
 from kernels.gpu.launch import Target
 
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+"""Whether there is no machine for instructions in assembly."""
+
 
 def converts_e4m3(target: Target) -> bool:
     """Whether `target` has instructions that convert e4m3: the NATIVE argument of `decode_e4m3`."""
@@ -56,3 +59,34 @@ def decode_e4m3(code, NATIVE: tl.constexpr):
     # 448 is stored as 1.75, and 37376 * 1.75 is still finite. NaN is stored as 1.875: 37376 * 1.875 overflows to
     # infinity, and infinity times 0 is NaN.
     return (raw * 37376.0) * 0.0 + raw * 256.0
+
+
+@triton.jit
+def decode_e4m3_pairs(codes, NATIVE: tl.constexpr):
+    """The float16 values of the two e4m3 codes in each int16, in any shape: those of the low bytes, then of the high.
+
+    NATIVE is the result of `converts_e4m3`.
+    """
+    if NATIVE and not _INTERPRETED:
+        # A register holds two of `codes`. Triton's own cast takes the codes apart into four registers and packs them
+        # again, which takes more instructions than all else in a tile of keys.
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 codes;
+            .reg .b16 low, high;
+            prmt.b32 codes, $2, 0, 0x3120;
+            mov.b32 {low, high}, codes;
+            cvt.rn.f16x2.e4m3x2 $0, low;
+            cvt.rn.f16x2.e4m3x2 $1, high;
+            }
+            """,
+            "=r,=r,r",
+            [codes],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        low, high = codes.to(tl.uint8), (codes >> 8).to(tl.uint8)
+        return decode_e4m3(low, NATIVE), decode_e4m3(high, NATIVE)

@@ -148,6 +148,7 @@ def sample(launch: Launcher, logits: Tensor, batch: SamplingBatch, tuning: Tunin
         FEW=sizes.few,
         CANDIDATES=sizes.candidates,
         TILE=max(SLICE, strip),
+        HIP=launch.target.backend == "hip",
     )
     return tokens
 
@@ -249,6 +250,7 @@ def draw_rows(
     FEW: tl.constexpr,
     CANDIDATES: tl.constexpr,
     TILE: tl.constexpr,
+    HIP: tl.constexpr,
 ):
     """`token = argmax w / E` over the tokens that the filters keep, where w = e^((x - max x) / T), for each row.
 
@@ -316,6 +318,7 @@ def draw_rows(
                 CANDIDATES,
                 TILE,
                 CRESTS,
+                HIP,
             )
             tl.store(tokens + row, token.to(tl.int64), mask=token >= 0)
         elif first:
@@ -354,6 +357,7 @@ def draw_filtered(
     CANDIDATES: tl.constexpr,
     TILE: tl.constexpr,
     CRESTS: tl.constexpr,
+    HIP: tl.constexpr,
 ):
     """The winner under the filters in one row, or -1 in a program that leaves it to another one.
 
@@ -392,7 +396,7 @@ def draw_filtered(
                 at = tl.program_id(1) * PIVOTS + each  # [PIVOTS]
                 tl.store(counts + at, count)
                 tl.store(sums + at, mass)
-                mine = last_to_arrive(arrivals, tl.num_programs(1))
+                mine = last_to_arrive(arrivals, tl.num_programs(1), HIP)
             if mine:
                 kept = (pivots == tl.min(pivots)) & leading  # [PIVOTS]
                 if leading == 0:

@@ -13,7 +13,7 @@ into HEAD dimensions and TAIL more, both powers of two. A tile as wide as a head
 import triton
 import triton.language as tl
 
-from kernels.gpu.fp8 import decode_e4m3
+from kernels.gpu.fp8 import decode_e4m3, decode_e4m3_pairs
 
 HEAD_PARTS = {
     16: (16, 0),
@@ -80,6 +80,7 @@ def attend_keys(
     TAIL: tl.constexpr,
     OPERAND: tl.constexpr,
     NATIVE_FP8: tl.constexpr,
+    PAIRED: tl.constexpr = False,
 ):
     """Update the softmax state (`sums`, `greatest`, `total`) of M rows with the keys `begin` to `end` - 1; return it.
 
@@ -117,12 +118,15 @@ def attend_keys(
             logits = tl.where(visible, logits, float("-inf"))
             # Slots beyond the end of a sequence hold old or uninitialised data, and a weight of 0 times a NaN is a NaN.
             owned = key_positions < context  # [BLOCK_N]
-        v = load_rows(values + rows, owned, HEAD, TAIL, OPERAND, NATIVE_FP8)  # [BLOCK_N, HEAD], [BLOCK_N, TAIL]
+        if PAIRED:
+            v = load_pairs(values + rows, owned, HEAD, OPERAND, NATIVE_FP8)  # [BLOCK_N, HEAD / 2] twice
+        else:
+            v = load_rows(values + rows, owned, HEAD, TAIL, OPERAND, NATIVE_FP8)  # [BLOCK_N, HEAD], [BLOCK_N, TAIL]
 
         top = tl.maximum(greatest, tl.max(logits, 1) * late_scale)  # [M]
         weights = tl.exp2(tl.fma(logits, late_scale, -top[:, None]))  # [M, BLOCK_N]
         fade = tl.exp2(greatest - top)  # [M]
-        sums = _add_weighted(sums, fade, weights.to(OPERAND), v, TAIL)
+        sums = _add_weighted(sums, fade, weights.to(OPERAND), v, TAIL or PAIRED)
         total = tl.fma(total, fade, tl.sum(weights, 1))
         greatest = top
     return sums, greatest, total
@@ -175,6 +179,20 @@ def load_rows(rows, real, HEAD: tl.constexpr, TAIL: tl.constexpr, OPERAND: tl.co
         return _operand(head, OPERAND, NATIVE_FP8), _operand(tail, OPERAND, NATIVE_FP8)
     else:
         return (_operand(head, OPERAND, NATIVE_FP8),)
+
+
+@triton.jit
+def load_pairs(rows, real, HEAD: tl.constexpr, OPERAND: tl.constexpr, NATIVE_FP8: tl.constexpr):
+    """The even and the odd columns of the rows of e4m3 codes at the pointers `rows` [N]: two tiles [N, HEAD / 2].
+
+    Rows that are not `real` [N] are 0; if `real` is None, all rows are loaded.
+    """
+    mask = None if real is None else real[:, None]  # [N, 1]
+    other = None if real is None else 0
+    pairs = rows.to(tl.pointer_type(tl.int16), bitcast=True)  # [N]
+    codes = tl.load(pairs[:, None] + tl.arange(0, HEAD // 2)[None, :], mask=mask, other=other)  # [N, HEAD / 2]
+    even, odd = decode_e4m3_pairs(codes, NATIVE_FP8)  # [N, HEAD / 2] twice
+    return even.to(OPERAND), odd.to(OPERAND)
 
 
 @triton.jit

@@ -75,22 +75,29 @@ def test_a_smoke_run_says_that_it_is_no_measurement(smoke: tuple[str, dict[str, 
     assert {row["reached"] for row in rows} == {None}
 
 
-@pytest.mark.parametrize("kernel", ["sampling", "decode"])
-def test_every_variant_of_a_kernel_stands_in_one_table(
+@pytest.mark.parametrize("kernel", ["sampling", "decode", "prefill"])
+def test_every_variant_of_a_kernel_stands_in_a_table(
     kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks.variants import SMOKE_CASES, SPLITTINGS, tunings
+    from benchmarks.variants import DECODE_TABLES, PREFILL_TABLES, SMOKE_CASES, tunings
 
+    tables = {"decode": DECODE_TABLES, "prefill": PREFILL_TABLES}
+    expected = {table.section: [*table.variants] for table in tables.get(kernel, ())}
+    expected = expected or {"sampling variants": [name for name, _ in tunings()]}
     assert main(["--smoke", "--variants", "--only", kernel, "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.iterdir()
     rows = json.loads(file.read_text())["rows"]
-    names = [name for name, _ in tunings()] if kernel == "sampling" else [*SPLITTINGS]
-    assert [row["variant"] for row in rows] == names * SMOKE_CASES
+    for section, names in expected.items():
+        assert [row["variant"] for row in rows if row["section"] == section] == names * SMOKE_CASES
     lines = capsys.readouterr().out.splitlines()
-    at = next(number for number, line in enumerate(lines) if line.split()[:1] == ["variant"])
-    table = lines[at + 1 : at + 1 + len(names)]
-    assert [line[2:30].strip() for line in table] == names
-    assert [sum(line[30:][10 * case :][:10].endswith("*") for line in table) for case in range(SMOKE_CASES)] == [1, 1]
+    heads = [number for number, line in enumerate(lines) if line.split()[:1] == ["variant"]]
+    for at, (section, names) in zip(heads, expected.items(), strict=True):
+        assert lines[at - SMOKE_CASES - 1] == section
+        width = 2 + max(map(len, names))
+        table = lines[at + 1 : at + 1 + len(names)]
+        assert [line[:width].strip() for line in table] == names
+        cells = [[line[width:][10 * case :][:10] for line in table] for case in range(SMOKE_CASES)]
+        assert [sum(cell.endswith("*") for cell in column) for column in cells] == [1] * SMOKE_CASES
 
 
 def test_no_kernel_is_above_its_floor_for_a_slow_copy() -> None:

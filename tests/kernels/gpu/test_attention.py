@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import AttentionOptions
+from kernels.gpu.arrival import arrivals
 from kernels.gpu.attention import attend
-from kernels.gpu.decode import SPLIT, Splitting, split_count
+from kernels.gpu.decode import DECODING, SPLIT, DecodeTiles, Decoding, Splitting, split_count, splits_together
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.tiles import HEAD_PARTS
 from kernels.reference import attend as reference
@@ -32,14 +33,16 @@ PLAIN = AttentionOptions(scale=0.3)
 RAGGED: Lengths = [(0, 1), (37, 1), (200, 1), (0, 5), (130, 9), (3, 70), (0, 150)]
 
 
-def run(case: AttentionCase, options: AttentionOptions) -> Tensor:
+def run(
+    case: AttentionCase, options: AttentionOptions, decoding: Decoding = DECODING, launch: JitLauncher = LAUNCH
+) -> Tensor:
     # The interpreter computes in NumPy, which warns of the infinities that a poisoned FP8 code decodes to.
     with np.errstate(all="ignore"):
-        return attend(LAUNCH, case.q, case.cache, case.layout, options)
+        return attend(launch, case.q, case.cache, case.layout, options, decoding)
 
 
-def check(case: AttentionCase, options: AttentionOptions = PLAIN) -> None:
-    got = run(case, options)
+def check(case: AttentionCase, options: AttentionOptions = PLAIN, decoding: Decoding = DECODING) -> None:
+    got = run(case, options, decoding)
     wide = replace(case, q=case.q.float())
     expected = reference(wide.q, case.cache, case.layout, options)
     tolerance = 1e-5 if case.q.dtype == torch.float32 else 1e-2
@@ -123,6 +126,46 @@ def test_large_splits_beside_small_ones() -> None:
     lengths = [(100, 1), (2049, 1), (4100, 1), (8200, 1)]
     check(attention_case(lengths, heads=2, kv_heads=1, head_dim=16, device=DEVICE))
     check(attention_case(lengths, heads=2, kv_heads=1, head_dim=16, device=DEVICE), AttentionOptions(0.3, window=2100))
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (3, 1), (8, 1)], ids=str)
+@pytest.mark.parametrize("feature", ["plain", "all"])
+def test_who_combines_splits_changes_no_bit(heads: tuple[int, int], feature: str) -> None:
+    """Whichever program is the last to finish, and whether one of them combines the splits or a second kernel does."""
+    lengths = [PADDING, (5, 1), *((SPLIT * splits + 9, 1) for splits in (1, 2, 7, 16))]
+    case = attention_case(lengths, heads=heads[0], kv_heads=heads[1], device=DEVICE)
+    options = features(heads[0])[feature]
+    apart = run(case, options, Decoding(folded=False))
+    assert bool(apart.isfinite().all())
+    for multiprocessors in (1, 7, 132):
+        launch = JitLauncher(replace(LAUNCH.target, multiprocessors=multiprocessors))
+        assert torch.equal(run(case, options, Decoding(folded=True), launch), apart)
+        assert not arrivals(32 * heads[1], DEVICE).any()
+
+
+def test_splits_that_are_loaded_together_make_a_tile() -> None:
+    """The compiler has no tile of another width; the interpreter does."""
+    counts = [splits_together(1 << bits, head_dim) for bits in range(7) for head_dim in HEAD_PARTS]
+    assert all(count >= 1 and count & (count - 1) == 0 for count in counts)
+
+
+def test_a_program_arrives_for_more_items_than_it_has_threads() -> None:
+    lengths = [(2000, 1)] * 3
+    case = attention_case(lengths, heads=2, kv_heads=2, device=DEVICE)
+    launch = JitLauncher(replace(LAUNCH.target, multiprocessors=1))
+    tiles = DecodeTiles(64, 1, 3, 2)
+    assert 3 * 16 * 2 // tiles.programs > tiles.num_warps * launch.target.warp_size
+    assert torch.equal(
+        run(case, PLAIN, Decoding(tiles=tiles, folded=True), launch), run(case, PLAIN, Decoding(folded=False))
+    )
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("head_dim", [16, 80, 128])
+def test_values_of_an_fp8_cache_in_pairs_and_alone(paired: bool, head_dim: int) -> None:
+    lengths = [(5, 1), (SPLIT + 40, 1), PADDING, (70, 1)]
+    case = attention_case(lengths, cache_dtype=FP8, dtype=torch.float16, head_dim=head_dim, device=DEVICE)
+    check(case, features(4)["all"], Decoding(paired=paired))
 
 
 def test_a_window_leaves_splits_out() -> None:

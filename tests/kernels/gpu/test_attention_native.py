@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backend import AttentionOptions
 from kernels.gpu.attention import attend
-from kernels.gpu.decode import SPLIT
+from kernels.gpu.decode import SPLIT, Decoding
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.reference import decode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of, poison
@@ -264,6 +264,31 @@ def test_a_prompt_in_chunks_is_to_the_bit_what_it_is_whole(form: str, dim: int, 
         cuts = sorted(random.Random(seed).sample(range(2, 1098, 2), k=1 + 2 * seed))
         for first, last in pairwise([0, *cuts, 1100]):
             assert torch.equal(run(part_of(case, 0, first, last), options), whole[first:last]), (first, last)
+
+
+@forms
+@pytest.mark.parametrize("feature", ["plain", "all"])
+@pytest.mark.parametrize("seed", range(3))
+def test_who_combines_splits_changes_no_bit(form: str, feature: str, seed: int) -> None:
+    """Whichever program is the last to finish, and whether one of them combines the splits or a second kernel does."""
+    case = make(form, random_lengths(seed, singles=4 + 100 * seed, prompts=0), seed=seed)
+    options = options_of(feature, case)
+    apart = attend(LAUNCH, case.q, case.cache, case.layout, options, Decoding(folded=False))
+    for multiprocessors in (1, 31, LAUNCH.target.multiprocessors, 1000):
+        launch = JitLauncher(replace(LAUNCH.target, multiprocessors=multiprocessors))
+        for _ in range(5):
+            got = attend(launch, case.q, case.cache, case.layout, options, Decoding(folded=True))
+            assert torch.equal(got, apart)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_values_of_an_fp8_cache_in_pairs_are_those_alone(dim: int) -> None:
+    case = make("fp8", random_lengths(3, singles=40, prompts=0), dim=dim)
+    options = options_of("all", case)
+    alone, pairs = (
+        attend(LAUNCH, case.q, case.cache, case.layout, options, Decoding(paired=paired)) for paired in (False, True)
+    )
+    torch.testing.assert_close(pairs, alone, rtol=2**-7, atol=2**-7)
 
 
 @forms

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.fp8 import converts_e4m3, decode_e4m3, encode_e4m3
+from kernels.gpu.fp8 import converts_e4m3, decode_e4m3, decode_e4m3_pairs, encode_e4m3
 from kernels.gpu.launch import TARGETS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,6 +36,14 @@ def encode(x: Tensor) -> Tensor:
     return codes[: len(x)].cpu()
 
 
+@triton.jit
+def _decode_pairs(pairs, low, high, NATIVE: tl.constexpr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    lows, highs = decode_e4m3_pairs(tl.load(pairs + at), NATIVE)
+    tl.store(low + at, lows)
+    tl.store(high + at, highs)
+
+
 def decode(*, native: bool) -> Tensor:
     out = torch.full((256,), 7.0, dtype=torch.float16, device=DEVICE)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -53,6 +61,17 @@ def test_every_code_decodes_to_its_number() -> None:
 def test_a_chips_own_conversion_gives_the_same_numbers() -> None:
     finite = ~NUMBERS.isnan()
     assert torch.equal(decode(native=True).float()[finite], NUMBERS[finite])
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_every_pair_of_codes_decodes_to_both_numbers(native: bool) -> None:
+    """Triton's interpreter runs no chip's instructions."""
+    codes = torch.cartesian_prod(CODES, CODES).to(DEVICE)
+    low, high = torch.full((2, 1 << 16), 7.0, dtype=torch.float16, device=DEVICE).unbind()
+    with np.errstate(over="ignore", invalid="ignore"):
+        _decode_pairs[(1,)](codes.view(torch.int16), low, high, NATIVE=native, SIZE=1 << 16, num_warps=16)
+    expected = torch.cartesian_prod(NUMBERS, NUMBERS)
+    torch.testing.assert_close(torch.stack([low, high], 1).cpu().float(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.gpu
