@@ -143,7 +143,7 @@ def config_is_a_device(folder: Path) -> None:
 
 
 def quantised(folder: Path) -> None:
-    store(folder, config={"quantization_config": {"quant_method": "fp8"}})
+    store(folder, config={"quantization_config": {"quant_method": "bitsandbytes"}})
 
 
 def quantised_somehow(folder: Path) -> None:
@@ -172,7 +172,10 @@ def no_weights(folder: Path) -> None:
         (config_is_deep, "config.json: its JSON is nested too deep"),
         (config_is_huge, "config.json: larger than 16 MiB"),
         (config_is_a_device, "config.json: not a regular file"),
-        (quantised, "quantization_config.quant_method 'fp8' is not supported; gptq, awq, compressed-tensors are"),
+        (
+            quantised,
+            "quantization_config.quant_method 'bitsandbytes' is not supported; gptq, awq, fp8, compressed-tensors are",
+        ),
         (quantised_somehow, "quantization_config.quant_method None is not supported"),
         (pickled, "only safetensors are supported"),
         (no_weights, "has neither model.safetensors nor model.safetensors.index.json"),
