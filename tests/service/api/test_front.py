@@ -159,6 +159,16 @@ async def test_a_preflight_is_answered_before_the_key(origins: str, shown: str) 
             assert "access-control-allow-credentials" not in response.headers
 
 
+async def test_pages_may_use_every_route_by_its_method() -> None:
+    async with calling(allowed_origins="*") as caller:
+        paths = (await caller.http.get("/openapi.json")).json()["paths"]
+        ways = [(path, method) for path, methods in paths.items() for method in methods]
+        assert {method for _, method in ways} == {"get", "post", "delete"}
+        for path, method in ways:
+            asks = PREFLIGHT | {"access-control-request-method": method.upper()}
+            assert (await caller.http.options(path, headers=asks)).status_code == 200, (path, method)
+
+
 async def test_pages_of_other_origins_are_refused() -> None:
     async with calling(allowed_origins="https://app.example.com") as caller:
         for origin in (
@@ -173,7 +183,7 @@ async def test_pages_of_other_origins_are_refused() -> None:
             for answer in (preflight, response):
                 assert "access-control-allow-origin" not in answer.headers
         assert_error(
-            await caller.http.options("/", headers=PREFLIGHT | {"access-control-request-method": "DELETE"}),
+            await caller.http.options("/", headers=PREFLIGHT | {"access-control-request-method": "PATCH"}),
             400,
             "origin_not_allowed",
         )
