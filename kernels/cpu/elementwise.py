@@ -248,7 +248,7 @@ def define_embed(form: Format) -> Function:
     [positions, size] float32, out is [tokens, size] float32.
     """
     bits, group, offsets = form.bits, form.group, form.offsets
-    group_bytes, codes_bytes = form.group_bytes, form.codes_bytes
+    group_bytes, codes_bytes, offsets_place = form.group_bytes, form.codes_bytes, form.offsets_place
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         r = words(arguments, 7)
@@ -265,8 +265,10 @@ def define_embed(form: Format) -> Function:
                 scale, offset = np.float32(1), np.float32(0)
                 if bits <= 8:
                     scale = half_to_float(halves(at + codes_bytes, LANES)[lane])
-                    if offsets:
-                        offset = half_to_float(halves(at + codes_bytes + 2 * LANES, LANES)[lane])
+                    if offsets == 2:
+                        offset = half_to_float(halves(at + offsets_place, LANES)[lane])
+                    elif offsets == 4:
+                        offset = floats(at + offsets_place, LANES)[lane]
                 for i in range(min(group, size - g * group)):
                     out[g * group + i] = (scale * _code(bits, offsets, group, at, lane, i) + offset) * factor
             if r[4] != 0:
@@ -279,7 +281,7 @@ def define_embed(form: Format) -> Function:
 
 
 @njit(inline="always")
-def _code(bits: int, unsigned: bool, group: int, at: int, lane: int, i: int) -> Any:
+def _code(bits: int, unsigned: int, group: int, at: int, lane: int, i: int) -> Any:
     """The code of output `lane` and input `i` in the group at address `at`, as float32; `panels.py` has the layout."""
     if bits == 4:
         half = group // 2

@@ -29,7 +29,7 @@ def define_multiply(rounding: Rounding) -> Function:
     `round_operation`; bias is [outputs] float32, and out is [rows, outputs] float32.
     """
     form, unit = rounding.form, int(rounding.unit)
-    bits, group, offsets, most = form.bits, form.group, int(form.offsets), _most_tokens(form)
+    bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
     count, rounded = parts(form), int(rounding.needed)
 

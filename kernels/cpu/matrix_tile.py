@@ -19,6 +19,7 @@ from kernels.cpu.activations import DEPTH, TOKENS, parts, serves
 from kernels.cpu.instructions import instruction
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS
+from kernels.cpu.tile import load_offsets
 
 STEPS = 64
 """Limit of steps whose weights are unpacked at a time."""
@@ -91,7 +92,7 @@ def multiply_panels(
     `tile_bytes` apart. Sums begin with the numbers at `begun`, or with 0 if that is 0, and go to `out`, [tokens,
     PANELS * LANES] float32.
     """
-    form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
+    form = Format(bits.literal_value, group.literal_value, offsets.literal_value)
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
         # A caller's branch that is never taken is compiled too.
@@ -207,8 +208,7 @@ def _line(builder: ir.IRBuilder, form: Format, at: v.Value) -> tuple[v.Value, v.
     scale = v.halves_to_floats(builder, v.load(builder, kind, at, form.codes_bytes))
     slope = builder.fmul(scale, v.like(scale, 2**form.bits))
     if form.offsets:
-        offset = v.halves_to_floats(builder, v.load(builder, kind, at, form.codes_bytes + 2 * LANES))
-        intercept = builder.fsub(offset, slope)
+        intercept = builder.fsub(load_offsets(builder, form, at), slope)
     else:
         # Signed codes have had their highest bit inverted, which adds 2^(bits - 1).
         intercept = builder.fmul(scale, v.like(scale, -(2.0**form.bits) - 2.0 ** (form.bits - 1)))

@@ -23,15 +23,16 @@ GROUP = 32
 class Format:
     """The contents of one group of a panel.
 
-    With 4 or 8 bits: codes [group * LANES], scales [LANES] float16, and, if `offsets` is set, offsets [LANES] float16.
-    Codes are unsigned with offsets, w = scale * code + offset; without, they are signed and have 8 bits. With 16 or 32
-    bits: the weights themselves, in bfloat16 or float32.
+    With 4 or 8 bits: codes [group * LANES], scales [LANES] float16, and, unless `offsets` is 0, offsets [LANES]. Codes
+    are unsigned with offsets, w = scale * code + offset; without, they are signed and have 8 bits. With 16 or 32 bits:
+    the weights themselves, in bfloat16 or float32.
     """
 
     bits: int
     group: int
     """Number of inputs."""
-    offsets: bool
+    offsets: int
+    """Bytes of an offset: 2 for float16 and 4 for float32, or 0 if there are none."""
 
     @property
     def codes_bytes(self) -> int:
@@ -39,11 +40,16 @@ class Format:
         return LANES * self.group * self.bits // 8
 
     @property
+    def offsets_place(self) -> int:
+        """Bytes of the codes and scales in a group, behind which the offsets lie."""
+        return self.codes_bytes + 2 * LANES
+
+    @property
     def group_bytes(self) -> int:
         """Bytes of a group."""
         if self.bits > 8:
             return self.codes_bytes
-        return self.codes_bytes + 2 * LANES * (2 if self.offsets else 1)
+        return self.offsets_place + LANES * self.offsets
 
     @property
     def group_input_bytes(self) -> int:
@@ -74,13 +80,15 @@ def pack_quantized(weight: QuantizedWeight) -> Panels:
     repeat = weight.group_size // group
     scales = _panelled(weight.scales.repeat_interleave(repeat, 1), 1)
     signed = weight.bits == 8 and weight.zero == 128 and weight.offsets is None
-    form = Format(weight.bits, group, not signed)
     # w = scale * (code - zero) + offset has two constants; the tile reads one offset, -scale * zero + offset.
     offsets = -weight.zero * weight.scales.float() + (0 if weight.offsets is None else weight.offsets.float())
+    exact = torch.equal(offsets.half().float(), offsets)
+    form = Format(weight.bits, group, 0 if signed else 2 if exact else 4)
     parts = [_nibbles(weight.codes, group) if weight.bits == 4 else _bytes(weight.codes, group, signed)]
     parts.append(scales.view(torch.uint8))
     if form.offsets:
-        parts.append(_panelled(offsets.half().repeat_interleave(repeat, 1), 1).view(torch.uint8))
+        stored = offsets.half() if exact else offsets
+        parts.append(_panelled(stored.repeat_interleave(repeat, 1), 1).view(torch.uint8))
     return Panels(torch.cat(parts, dim=-1), form, rows, columns)
 
 
@@ -92,7 +100,7 @@ def pack_dense(weight: Tensor) -> Panels:
     stored = short if exact else weight.float()
     group = gcd(columns, GROUP)
     data = _panelled(stored, group).view(torch.uint8)
-    return Panels(data, Format(8 * stored.itemsize, group, False), rows, columns)
+    return Panels(data, Format(8 * stored.itemsize, group, 0), rows, columns)
 
 
 def _panelled(matrix: Tensor, group: int) -> Tensor:

@@ -85,7 +85,7 @@ def multiply_tile(
     `out` are addresses, and `groups` is the number of groups in the panel. Activations and sums are those of
     `activations.Rounding`; if activations are float32, tokens lie `stride` bytes apart.
     """
-    form = Format(bits.literal_value, group.literal_value, bool(offsets.literal_value))
+    form = Format(bits.literal_value, group.literal_value, offsets.literal_value)
     count = tokens.literal_value
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
@@ -145,10 +145,7 @@ def _add_products(
     `at` is the address of the weight's group, and `factors` are those of the tokens' sums for it.
     """
     scale = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, form.codes_bytes))
-    offset = None
-    if form.offsets:
-        place = form.codes_bytes + 2 * LANES
-        offset = v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, place))
+    offset = load_offsets(builder, form, at) if form.offsets else None
     added = []
     for dot, factor, total in zip(dots, factors, totals, strict=True):
         step = v.splat(builder, v.load(builder, v.F32, factor), LANES)
@@ -158,6 +155,13 @@ def _add_products(
             value = v.fma(builder, offset, mass, value)
         added.append(value)
     return added
+
+
+def load_offsets(builder: ir.IRBuilder, form: Format, at: v.Value) -> v.Value:
+    """The offsets of a group at address `at`, float32 [LANES]."""
+    if form.offsets == 4:
+        return v.load(builder, v.vector(v.F32, LANES), at, form.offsets_place)
+    return v.halves_to_floats(builder, v.load(builder, v.vector(v.I16, LANES), at, form.offsets_place))
 
 
 def _dot_nibbles(builder: ir.IRBuilder, form: Format, at: v.Value, inputs: Sequence[v.Value]) -> list[v.Value]:

@@ -30,11 +30,15 @@ RAGGED: Lengths = [PADDING, (0, 1), (37, 1), (200, 1), (0, 5), (130, 9), (3, 70)
 PLAIN = AttentionOptions(scale=0.3)
 
 
-def quantized(rows: int, columns: int, bits: int, group: int, offsets: bool) -> QuantizedWeight:
+def quantized(
+    rows: int, columns: int, bits: int, group: int, offsets: bool, zero: int | None = None
+) -> QuantizedWeight:
+    """A weight whose zero is in the middle of the codes, or 0 with offsets, unless it is given."""
     codes = torch.randint(0, 256, (rows, columns * bits // 8), dtype=torch.uint8)
     scales = torch.rand(rows, columns // group).mul(0.02).half()
     shift = torch.rand(rows, columns // group).sub(0.5).mul(0.1).half() if offsets else None
-    return QuantizedWeight(codes, scales, shift, 0 if offsets else 2 ** (bits - 1), bits, group)  # type: ignore[arg-type]
+    usual = 0 if offsets else 2 ** (bits - 1)
+    return QuantizedWeight(codes, scales, shift, usual if zero is None else zero, bits, group)  # type: ignore[arg-type]
 
 
 def close(got: Tensor, expected: Tensor, error: float) -> None:
@@ -49,20 +53,27 @@ def close(got: Tensor, expected: Tensor, error: float) -> None:
     outputs=st.integers(1, 40),
     groups=st.integers(1, 5) | st.just(19),
     form=st.sampled_from([(4, 32, True), (4, 32, False), (8, 32, False), (8, 16, True), (4, 128, True)]),
+    zero=st.sampled_from([None, 7]),
     biased=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
-    rows: int, outputs: int, groups: int, form: tuple[int, int, bool], biased: bool, seed: int
+    rows: int,
+    outputs: int,
+    groups: int,
+    form: tuple[int, int, bool],
+    zero: int | None,
+    biased: bool,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     bits, group, offsets = form
-    weight = quantized(outputs, groups * group, bits, group, offsets)
+    weight = quantized(outputs, groups * group, bits, group, offsets, zero)
     bias = torch.randn(outputs) if biased else None
     x = torch.randn(rows, groups * group) + 20 * torch.randn(rows, groups).repeat_interleave(group, 1)
     got = CPU.linear(x, CPU.pack(weight, bias))
     dense = dequantize(weight).double()
-    if not serves(Format(bits, min(group, 32), offsets), groups * group // min(group, 32)):
+    if not serves(Format(bits, min(group, 32), 2), groups * group // min(group, 32)):
         # A group's inputs are rounded by half a step; the steps are the largest input over the largest code.
         largest = {4: 2039, 8: 32639}[bits]
         steps = x.view(rows, -1, min(group, 32)).abs().amax(-1).repeat_interleave(min(group, 32), 1) / largest
@@ -79,6 +90,14 @@ def test_a_projection_of_many_tokens_has_the_bits_of_each_alone(bits: int) -> No
     x = torch.randn(521, 64 * 11)
     parts = torch.cat([CPU.linear(part, weight) for part in x.split(7)])
     assert torch.equal(CPU.linear(x, weight), parts)
+
+
+def test_offsets_are_exact() -> None:
+    """A zero times a scale, plus an offset, is no float16 number, and an error in it is the same for a whole group."""
+    for zero in (0, 7, 11):
+        weight = quantized(40, 64, 4, 32, True, zero)
+        got = CPU.embed(torch.arange(40), torch.arange(40), CPU.pack(weight, None), 1.0, None)
+        torch.testing.assert_close(got, dequantize(weight), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", [(4, 32, True), (4, 16, False), (8, 32, False), (8, 16, True)])
