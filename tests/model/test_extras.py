@@ -246,10 +246,10 @@ def test_a_cached_prefix_is_computed_again_where_it_is_looked_at(tmp_path: Path)
 
 
 def test_a_preempted_request_tells_everything_once(tmp_path: Path) -> None:
-    """The cache has room for one of the two only."""
+    """The cache has room for one of the two only. Both look inside, since one alone would wait for the other."""
     engine = Engine("llama", tmp_path, token_budget=8, blocks=9)
     params = SamplingParams(max_tokens=10, temperature=0)
-    first = (random_tokens(8, seed=1), params, Wanted())
+    first = (random_tokens(8, seed=1), params, Wanted(trace=Trace(generated=True, lens=1)))
     _, found = engine.run(first, (PROMPT[:12], params, engine.everything(range(11), generated=True)))
     assert engine.core.stats().totals.preemptions
     text = [*PROMPT[:12], *found.tokens]
