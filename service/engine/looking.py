@@ -1,8 +1,9 @@
 """Turns of the requests that look inside, beside requests that do not.
 
 Everybody in a step waits for what one of them looks at: a logit lens on a single token takes as long as several tokens.
-So those who look take turns, one a step, and wait until the time that a look took from the others is given back: all of
-them together take no more of the time than their part of the requests. Where everybody looks, nobody waits.
+So those who look take turns, one a step, and wait until the time that a look took from the others is given back: all
+of them together take no more of the time than half their part of the requests. The other half is left to the processes
+that put what was seen into words, which want the same cores. Where everybody looks, nobody waits.
 """
 
 from bisect import bisect_left
@@ -12,6 +13,8 @@ from service.engine.request import Request
 from service.engine.roster import Roster
 from service.engine.steps import Step
 
+SHARE = 0.5
+"""The part of their time as requests that those who look may take for it from the others."""
 NEWEST_SHARE = 0.25
 """The part of a newly measured duration in the usual one."""
 
@@ -85,7 +88,7 @@ class Looking:
         elif decodes and self._usual is not None and (step.plain or 0 in looked):
             self._position = _mean(self._position, max(0.0, seconds - self._usual) / positions)
         everybody, lookers = len(self._roster.running) + len(self._roster.waiting), len(self._roster.lookers)
-        part = lookers / everybody if lookers else 1.0
+        part = SHARE * lookers / everybody if lookers else 1.0
         taken = min(seconds, positions * (self._position or 0.0))
         self._owed = max(0.0, self._owed + taken - part * (seconds - taken))
 

@@ -1,4 +1,4 @@
-"""Requests that look inside take turns, and take no more time from the others than their part of the requests."""
+"""Requests that look inside take turns, and take no more time from the others than half their part of the requests."""
 
 from statistics import fmean
 
@@ -49,16 +49,16 @@ def looked(plan: StepPlan) -> int:
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.5, 3.0])
-def test_one_who_looks_slows_seven_others_by_less_than_their_eighth(cost: float) -> None:
+def test_one_who_looks_slows_seven_others_by_less_than_a_tenth(cost: float) -> None:
     bench = Clocked(cost)
     others = [bench.add() for _ in range(7)]
     bench.step()
     looker = bench.add(GENERATED)
     seconds = [bench.step()[1] for _ in range(150)]
-    assert fmean(seconds[20:]) < 1.15
+    assert fmean(seconds[20:]) < 1.1
     assert all(len(request.output) == 151 for request in others)
     # Nobody is starved either: all the time that is its own is used.
-    assert len(looker.output) >= min(100, 0.1 / cost * 130)
+    assert len(looker.output) >= min(100, 0.05 / cost * 130)
 
 
 def test_where_all_look_nobody_waits() -> None:
@@ -76,7 +76,7 @@ def test_those_who_look_take_turns() -> None:
     seconds = [bench.step()[1] for _ in range(400)]
     turns = [len(request.output) for request in lookers]
     assert max(turns) - min(turns) <= 1
-    assert min(turns) >= 5
+    assert min(turns) >= 3
     assert fmean(seconds) < 1 + 20 / 28 + 0.1
     assert all(len(request.output) == 400 for request in others)
 
