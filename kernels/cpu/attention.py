@@ -78,15 +78,14 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         padded = _padded(rows)
         places, coming = scratch, scratch + PLACES_BYTES
         begun = scratch + 2 * PLACES_BYTES
-        # Each head has peaks, masses, shrinks, queries and sums of its own; scores are those of the head at work.
+        # Scores are those of the head at work.
         state = 4 * padded * (3 + dim + width)
         scores = begun + many * state
         own = scores + 4 * padded * KEYS
         keys, values = own, own + 4 * KEYS * dim
         for head in range(many):
-            peaks = begun + head * state
-            queries, sums = peaks + 12 * padded, peaks + 4 * padded * (3 + dim)
-            _begin(r, first, kv_head + head, dim, width, rows, queries, sums, peaks, peaks + 4 * padded)
+            peaks, masses, _, queries, sums = _state(begun + head * state, padded, dim)
+            _begin(r, first, kv_head + head, dim, width, rows, queries, sums, peaks, masses)
             if unit:
                 begin_tile(dim, rows, queries, own + head * own_bytes)
         table = integers(step[4] + sequence * step[5] * 4, step[5])
@@ -102,9 +101,7 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
             for head in range(many):
                 if base + KEYS < end:
                     fetch(coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
-                peaks = begun + head * state
-                masses, shrinks = peaks + 4 * padded, peaks + 8 * padded
-                queries, sums = peaks + 12 * padded, peaks + 4 * padded * (3 + dim)
+                peaks, masses, shrinks, queries, sums = _state(begun + head * state, padded, dim)
                 if unit:
                     mine = own + head * own_bytes
                     score_tile(dim, rows, present, words(places, KEYS), kv_heads * dim * stored, mine, scores)
@@ -126,12 +123,17 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         if unit:
             release(0)
         for head in range(many):
-            peaks = begun + head * state
-            sums = peaks + 4 * padded * (3 + dim)
-            _end(r, first, kv_head + head, dim, width, rows, sums, peaks + 4 * padded)
+            _, masses, _, _, sums = _state(begun + head * state, padded, dim)
+            _end(r, first, kv_head + head, dim, width, rows, sums, masses)
         return 0
 
     return run
+
+
+@njit(inline="always")
+def _state(at: int, padded: int, dim: int) -> Any:
+    """Addresses of a head's peaks, masses, shrinks [padded], queries [padded, dim] and sums, float32 from `at` on."""
+    return at, at + 4 * padded, at + 8 * padded, at + 12 * padded, at + 4 * padded * (3 + dim)
 
 
 @njit(inline="always")
