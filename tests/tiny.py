@@ -25,6 +25,7 @@ from model.contract import Chunk
 from model.decoder import Decoder
 from model.families.reader import read_spec
 from model.loading.weights import load_weights
+from model.weights import DecoderWeights
 
 CPU = torch.device("cpu")
 VOCAB = 97
@@ -275,3 +276,14 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     tokens: list[int] = torch.randint(0, VOCAB, (count,), generator=generator).tolist()
     return tokens
+
+
+def logits_of(folder: Path, backend: Backend | None = None) -> Tensor:
+    """Logits of random tokens by the model in a folder."""
+    return TinyDecoder(open_checkpoint(folder), backend).step({0: random_tokens(23)})[0]
+
+
+def weights_of(folder: Path, backend: Backend) -> DecoderWeights:
+    """The weights in a folder, packed by a backend."""
+    checkpoint = open_checkpoint(folder)
+    return load_weights(read_spec(checkpoint), checkpoint, backend, torch.float32, CPU)

@@ -10,26 +10,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kernels.backend import Backend, Fp8Weight
+from kernels.backend import Fp8Weight
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.families.reader import read_spec
-from model.loading.weights import load_weights
-from model.weights import DecoderWeights
-from tests.tiny import CPU, TINY_MODELS, QuantizedBackend, TinyDecoder, random_tokens, save
+from tests.tiny import CPU, TINY_MODELS, QuantizedBackend, logits_of, save, weights_of
 from tests.tiny_fp8 import E4M3, FP8_PACKINGS, fp8, rounded, save_fp8, spread
 
 Q = "model.layers.1.self_attn.q_proj"
-
-
-def logits(folder: Path, backend: Backend | None = None) -> Tensor:
-    return TinyDecoder(open_checkpoint(folder), backend).step({0: random_tokens(23)})[0]
-
-
-def load(folder: Path, backend: Backend) -> DecoderWeights:
-    checkpoint = open_checkpoint(folder)
-    return load_weights(read_spec(checkpoint), checkpoint, backend, torch.float32, CPU)
 
 
 @pytest.mark.parametrize("packing", FP8_PACKINGS)
@@ -50,7 +38,7 @@ def test_logits(packing: str, backend: str | None, tmp_path: Path) -> None:
     save_fp8(model, FP8_PACKINGS[packing], tmp_path / "fp8")
     save(model, tmp_path / "dense")
     computing = {None: None, "cpu": load_backend(CPU, "cpu"), "quantized": QuantizedBackend()}[backend]
-    torch.testing.assert_close(logits(tmp_path / "fp8", computing), logits(tmp_path / "dense"), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(tmp_path / "fp8", computing), logits_of(tmp_path / "dense"), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("packing", ["compressed-channel", "small-block", "tensor"])
@@ -60,9 +48,9 @@ def test_logits_of_families(case: str, packing: str, tmp_path: Path) -> None:
     model = TINY_MODELS[case].build()
     save_fp8(model, FP8_PACKINGS[packing], tmp_path / "fp8")
     save(model, tmp_path / "dense")
-    expected = logits(tmp_path / "dense")
-    torch.testing.assert_close(logits(tmp_path / "fp8"), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits(tmp_path / "fp8", QuantizedBackend()), expected, atol=1e-4, rtol=0)
+    expected = logits_of(tmp_path / "dense")
+    torch.testing.assert_close(logits_of(tmp_path / "fp8"), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(tmp_path / "fp8", QuantizedBackend()), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +67,7 @@ def test_what_is_kept(packing: str, heights: tuple[int, int], width: int, tmp_pa
     """Projections where the backend asks for it, in blocks as high as fit; a stack with a dense part is dense."""
     dense = frozenset({"lm_head", f"{Q}", "model.layers.2.mlp.down_proj"})
     save_fp8(TINY_MODELS["llama"].build(), FP8_PACKINGS[packing], tmp_path, dense)
-    kept = load(tmp_path, QuantizedBackend())
+    kept = weights_of(tmp_path, QuantizedBackend())
     first, second, third = kept.layers
     for projection, height in ((first.qkv, heights[0]), (first.up, heights[1])):
         assert isinstance(projection.weight, Fp8Weight)
@@ -87,13 +75,13 @@ def test_what_is_kept(packing: str, heights: tuple[int, int], width: int, tmp_pa
         assert projection.weight.numbers.dtype == E4M3
     for projection in (second.qkv, third.down, kept.output):
         assert isinstance(projection.weight, Tensor)
-    assert isinstance(load(tmp_path, load_backend(CPU, "reference")).layers[0].qkv.weight, Tensor)
+    assert isinstance(weights_of(tmp_path, load_backend(CPU, "reference")).layers[0].qkv.weight, Tensor)
 
 
 def test_blocks_too_narrow_for_kernels_are_dequantised(tmp_path: Path) -> None:
     packing = replace(FP8_PACKINGS["small-block"], config=fp8(weight_block_size=[16, 16]), block=(16, 16))
     save_fp8(TINY_MODELS["llama"].build(), packing, tmp_path)
-    assert isinstance(load(tmp_path, QuantizedBackend()).layers[0].qkv.weight, Tensor)
+    assert isinstance(weights_of(tmp_path, QuantizedBackend()).layers[0].qkv.weight, Tensor)
 
 
 def test_transformers_reads_the_same_numbers(tmp_path: Path) -> None:
@@ -178,6 +166,6 @@ def test_damaged_layers_end_in_one_line(
     damage(tensors)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        load(tmp_path, load_backend(CPU, "reference"))
+        weights_of(tmp_path, load_backend(CPU, "reference"))
     assert named in str(caught.value)
     assert str(caught.value).isprintable()

@@ -9,26 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kernels.backend import Backend, QuantizedWeight
+from kernels.backend import QuantizedWeight
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import open_checkpoint
-from model.families.reader import read_spec
-from model.loading.weights import load_weights
-from model.weights import DecoderWeights
-from tests.tiny import CPU, TINY_MODELS, QuantizedBackend, TinyDecoder, random_tokens, save
+from tests.tiny import CPU, TINY_MODELS, QuantizedBackend, logits_of, save, weights_of
 from tests.tiny_packed import PACKINGS, save_packed
 
 ATTENTION = "model.layers.1.self_attn"
-
-
-def logits(folder: Path, backend: Backend | None = None) -> Tensor:
-    return TinyDecoder(open_checkpoint(folder), backend).step({0: random_tokens(23)})[0]
-
-
-def load(folder: Path, backend: Backend) -> DecoderWeights:
-    checkpoint = open_checkpoint(folder)
-    return load_weights(read_spec(checkpoint), checkpoint, backend, torch.float32, CPU)
 
 
 def packed_folder(folder: Path, packing: str = "gptq-4", case: str = "llama") -> Path:
@@ -42,9 +30,9 @@ def test_logits(packing: str, tmp_path: Path) -> None:
     model = TINY_MODELS["llama"].build()
     save_packed(model, PACKINGS[packing], tmp_path / "packed")
     save(model, tmp_path / "dense")
-    expected = logits(tmp_path / "dense")
-    torch.testing.assert_close(logits(tmp_path / "packed"), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits(tmp_path / "packed", QuantizedBackend()), expected, atol=1e-4, rtol=0)
+    expected = logits_of(tmp_path / "dense")
+    torch.testing.assert_close(logits_of(tmp_path / "packed"), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(tmp_path / "packed", QuantizedBackend()), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["llama-tied", "llama-biased", "phi3", "bloom"])
@@ -53,9 +41,9 @@ def test_logits_of_families(case: str, tmp_path: Path) -> None:
     model = TINY_MODELS[case].build()
     save_packed(model, PACKINGS["pack-quantized-4-asymmetric"], tmp_path / "packed")
     save(model, tmp_path / "dense")
-    expected = logits(tmp_path / "dense")
-    torch.testing.assert_close(logits(tmp_path / "packed"), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits(tmp_path / "packed", QuantizedBackend()), expected, atol=1e-4, rtol=0)
+    expected = logits_of(tmp_path / "dense")
+    torch.testing.assert_close(logits_of(tmp_path / "packed"), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(tmp_path / "packed", QuantizedBackend()), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("packing", ["gptq-8", "pack-quantized-4-asymmetric"])
@@ -64,9 +52,9 @@ def test_a_packed_output_projection(packing: str, tmp_path: Path) -> None:
     model = TINY_MODELS["llama"].build()
     save_packed(model, PACKINGS[packing], tmp_path / "packed", dense=frozenset())
     save(model, tmp_path / "dense")
-    assert isinstance(load(tmp_path / "packed", QuantizedBackend()).output.weight, QuantizedWeight)
-    expected = logits(tmp_path / "dense")
-    torch.testing.assert_close(logits(tmp_path / "packed", QuantizedBackend()), expected, atol=1e-4, rtol=0)
+    assert isinstance(weights_of(tmp_path / "packed", QuantizedBackend()).output.weight, QuantizedWeight)
+    expected = logits_of(tmp_path / "dense")
+    torch.testing.assert_close(logits_of(tmp_path / "packed", QuantizedBackend()), expected, atol=1e-4, rtol=0)
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
@@ -74,7 +62,7 @@ def test_what_is_kept(tmp_path: Path) -> None:
     model = TINY_MODELS["llama"].build()
     dense = frozenset({"lm_head", f"{ATTENTION}.v_proj", "model.layers.2.mlp.down_proj"})
     save_packed(model, PACKINGS["gptq-4"], tmp_path, dense)
-    kept = load(tmp_path, QuantizedBackend())
+    kept = weights_of(tmp_path, QuantizedBackend())
     first, second, third = kept.layers
     quantized = [first.qkv, first.attention_output, first.up, first.down, second.attention_output, third.qkv, third.up]
     for projection in quantized:
@@ -82,7 +70,7 @@ def test_what_is_kept(tmp_path: Path) -> None:
         assert (projection.weight.bits, projection.weight.zero, projection.weight.offsets) == (4, 8, None)
     for projection in (second.qkv, third.down, kept.output):
         assert isinstance(projection.weight, Tensor)
-    assert isinstance(load(tmp_path, load_backend(CPU, "reference")).layers[0].qkv.weight, Tensor)
+    assert isinstance(weights_of(tmp_path, load_backend(CPU, "reference")).layers[0].qkv.weight, Tensor)
 
 
 def test_parts_are_not_tensors_of_their_own(tmp_path: Path) -> None:
@@ -151,7 +139,7 @@ def test_damaged_layers_end_in_one_line(
     damage(tensors)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        load(tmp_path, load_backend(CPU, "reference"))
+        weights_of(tmp_path, load_backend(CPU, "reference"))
     assert named in str(caught.value)
     assert str(caught.value).isprintable()
 
