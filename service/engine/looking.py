@@ -3,7 +3,7 @@
 Everybody in a step waits for what one of them looks at: a logit lens on a single token takes as long as several tokens.
 So those who look take turns, one a step, and wait until the time that a look took from the others is given back: all
 of them together take no more of the time than half their part of the requests. The other half is left to the processes
-that put what was seen into words, which want the same cores. Where everybody looks, nobody waits.
+that write down what was seen, which want the same cores. Where everybody looks, nobody waits.
 """
 
 from bisect import bisect_left
@@ -14,9 +14,9 @@ from service.engine.roster import Roster
 from service.engine.steps import Step
 
 SHARE = 0.5
-"""The part of their time as requests that those who look may take for it from the others."""
+"""Time that looks may take, as a fraction of the lookers' part of all requests."""
 NEWEST_SHARE = 0.25
-"""The part of a newly measured duration in the usual one."""
+"""Weight of a newly measured duration in the moving average of usual ones."""
 
 
 class Looking:
@@ -25,18 +25,18 @@ class Looking:
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._owed = 0.0
-        """Seconds that looks have taken from the others and not given back."""
+        """Seconds that looks have taken from the others and that are not given back yet."""
         self._usual: float | None = None
         """Seconds of a usual step in which all decode and nobody looks; None until there was one."""
         self._position: float | None = None
-        """Seconds that it usually takes longer for each position that is looked at; None until one was."""
+        """Seconds by which a position that is looked at usually lengthens a step; None until one was measured."""
         self._looked = False
         """Whether anybody looked in the newest step that has landed."""
         self._turns = 0
         self._free = True
         """Whether all may look in the next step."""
         self._chosen: Request | None = None
-        """The request that may, if not all."""
+        """The one request that may look in the next step, where not all may; None: nobody may."""
 
     def begin(self, before: Step | None) -> None:
         """Choose who may look in the next step; `before` is the step in flight, if there is one."""
