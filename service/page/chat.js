@@ -41,9 +41,7 @@ function legend() {
     "p",
     { class: "legend" },
     h("span", {}, t("legend.entropy")),
-    h("span", {}, t("legend.sure")),
-    h("span", { class: "ramp unsure", "aria-hidden": "true" }),
-    h("span", {}, t("legend.unsure")),
+    h("span", { class: "ends" }, t("legend.sure"), h("span", { class: "ramp unsure", "aria-hidden": "true" }), t("legend.unsure")),
   );
 }
 
@@ -51,7 +49,7 @@ function renderTurns() {
   if (turns.length === 0) {
     const tries = ["chat.try1", "chat.try2", "chat.try3"].map((name) => button(t(name), () => send(t(name))));
     view.list.replaceChildren(
-      h("div", { class: "empty" }, h("h2", {}, t("chat.empty")), h("p", {}, t("chat.empty.help")), h("div", { class: "row" }, tries)),
+      h("div", { class: "empty" }, h("h2", {}, t("chat.empty")), h("p", {}, t("chat.empty.help")), h("div", { class: "row" }, tries), h("a", { href: "#/walk" }, t("chat.walk"))),
     );
     return;
   }
