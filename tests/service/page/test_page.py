@@ -144,6 +144,23 @@ def test_settings_that_nobody_touched_draw_with_some_chance(browser: Browser, ur
     assert browser.texts(".detail .waterfall thead th") == ["Token", "model", "temperature", "top-p"]
 
 
+def test_a_part_of_a_character_that_is_opened_shows_what_it_and_others_complete(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/chat", language="ko")
+    choose(browser, temperature=0, repetition_penalty=1, max_tokens=12)
+    ask(browser, "바다에 대해 두 줄 써 줘.")
+    ends = browser.run(
+        "return [...document.querySelectorAll('.token')]"
+        ".findIndex(token => /^[0-9a-f ]+ → [가-힣],/.test(token.ariaLabel))"
+    )
+    token = browser.all(".token")[ends]
+    syllable = token.text
+    token.click()
+    assert browser.one(".detail h2").text.endswith(f"→ {syllable}")
+    others = [name for name in browser.texts(".detail .bars .name") if "→" in name]
+    assert len(others) > 1
+    assert f"→ {syllable}" in browser.one(".detail .waterfall .marked").text
+
+
 def test_an_answer_that_may_grow_too_long_for_its_stages_is_still_an_answer(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/chat", language="en")
     choose(browser, temperature=0, max_tokens=4000)
@@ -218,9 +235,8 @@ def test_tokens_are_shown_with_their_bytes_and_in_other_spellings(browser: Brows
     rows = [cells[start : start + 4] for start in range(0, len(cells), 4)]
     expected = [(token["id"], bytes(token["bytes"]).hex(" "), token["offsets"]) for token in told["tokens"]]
     assert [(int(row[1]), row[2], [int(end) for end in row[3].split("–")]) for row in rows] == expected
-    for token, row in zip(told["tokens"], rows, strict=True):
-        # Half a character has no text, so that its bytes stand for it.
-        assert row[0] == (row[2] if "\ufffd" in token["text"] else token["text"].replace(" ", "␣"))
+    # Half a character has no text, so that its bytes stand for it; the part that ends it shows it.
+    assert [row[0] for row in rows] == ["The", "␣teacher", "␣gave", "20 ec", "b1", "85 → 책", "."]
     names = browser.run("return [...document.querySelectorAll('[data-spelling]')].map(card => card.dataset.spelling)")
     assert names == [other["name"] for other in told["spellings"]]
     known = {token["id"] for token in told["tokens"]}
