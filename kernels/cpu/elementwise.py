@@ -71,7 +71,7 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
                 for i in range(size):
                     normed[i] = (stream[i] - centre) * scale * weight[i]
             if rounds:
-                round_row(group, low, split, count, unit, row, r[6] + at, size, r[9], r[10])
+                round_row(group, low, split, count, unit, row, rows, r[6] + at, size, r[9], r[10])
         return 0
 
     return run
@@ -235,7 +235,7 @@ def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
                 out[i] = _act(constant, gate[i]) * up[i]
             if rounds:
                 place = r[2] + row * size * 4
-                round_row(group, low, split, count, unit, row, place, size, r[4], r[5])
+                round_row(group, low, split, count, unit, row, rows, place, size, r[4], r[5])
         return 0
 
     return run
