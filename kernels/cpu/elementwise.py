@@ -295,3 +295,24 @@ def _code(bits: int, unsigned: int, group: int, at: int, lane: int, i: int) -> A
     if bits == 16:
         return from_bits(np.int32(halves(at, group * LANES)[i * LANES + lane]) << np.int32(16))
     return floats(at, group * LANES)[i * LANES + lane]
+
+
+def define_keep() -> Function:
+    """Copy the rows that the step names.
+
+    Record: step, x, out, size. x is [rows, size] float32, and out [kept, size].
+    """
+
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 4)
+        step, size = words(r[0], 11), r[3]
+        if chunk < 0:
+            return 1
+        places = words(step[10], step[9])
+        for row in range(len(places)):
+            x, out = floats(r[1] + places[row] * size * 4, size), floats(r[2] + row * size * 4, size)
+            for i in range(size):
+                out[i] = x[i]
+        return 0
+
+    return run
