@@ -348,6 +348,13 @@ class RecordingBackend(Backend, Protocol):
         """
         ...
 
-    def replay(self, program: Any, tokens: Tensor, layout: BatchLayout) -> None:
-        """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with."""
+    def keep(self, x: Tensor, rows: int) -> Tensor:
+        """Copies [rows, ...] of rows of x [tokens, ...] float32 that `replay` names. Only while recording."""
+        ...
+
+    def replay(self, program: Any, tokens: Tensor, layout: BatchLayout, places: Tensor | None = None) -> None:
+        """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with.
+
+        `places` [kept] int64 are the tokens whose rows are kept; None: those of none.
+        """
         ...

@@ -5,6 +5,7 @@ requests or sampling.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,17 +20,31 @@ Logits = Callable[[Tensor], Tensor]
 """Makes logits [rows, vocab] float32 of rows [rows, hidden]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A tensor with a row for each token of a batch, or only for some. Later operations may overwrite it."""
+
+    tensor: Tensor
+    kept: Tensor | None = None
+    """[tokens] int64: the index of each token's row in the tensor, where it has one; None: each has its own index."""
+
+    def at(self, places: Tensor) -> Tensor:
+        """Copies of the rows of the tokens at `places`, int64."""
+        return self.tensor.index_select(0, places if self.kept is None else self.kept[places])
+
+
 class Probe(Protocol):
-    """Looks at a forward pass while it runs. It must copy what it keeps: later operations may overwrite the tensors.
+    """Looks at some tokens of a forward pass while it runs."""
 
-    Behind the rows of the batch's tokens there may be others, which mean nothing.
-    """
+    @property
+    def places(self) -> Tensor:
+        """[wanted] int64, on the CPU: indices in the batch of the tokens that are looked at."""
 
-    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
-        """Queries [tokens, heads, head_dim] of a layer, once all keys are in the cache and before values are added."""
+    def attention(self, layer: int, q: Rows, cache: LayerCache, options: AttentionOptions) -> None:
+        """Queries [heads, head_dim] of a layer, once all keys are in the cache and before values are added."""
 
-    def stream(self, residual: Tensor) -> None:
-        """The residual stream [tokens, hidden]: the embedding, then the stream after each attention and each MLP."""
+    def stream(self, residual: Rows) -> None:
+        """The residual stream [hidden]: the embedding, then the stream after each attention and each MLP."""
 
 
 class Decoder:
@@ -67,7 +82,7 @@ class Decoder:
             x, residual = self._add_norm(x, residual, weights.attention_norm, probe)
             q = self._queries(x, spec, weights, rotations, layer_cache, layout)
             if probe is not None:
-                probe.attention(layer, q, layer_cache, self._options[layer])
+                probe.attention(layer, Rows(q), layer_cache, self._options[layer])
             x = self._attention(q, weights, self._options[layer], layer_cache, layout)
             x, residual = self._add_norm(x, residual, weights.mlp_norm, probe)
             x = self._mlp(x, weights)
@@ -96,7 +111,7 @@ class Decoder:
     def _add_norm(self, x: Tensor, residual: Tensor | None, norm: Norm, probe: Probe | None) -> tuple[Tensor, Tensor]:
         x, residual = self._norm(x, residual, norm)
         if probe is not None:
-            probe.stream(residual)
+            probe.stream(Rows(residual))
         return x, residual
 
     def _queries(

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.backend import AttentionOptions, Backend, LayerCache, LayerQueries
 from model.attention_maps import SLICE_BYTES, Maps, reduced_maps
 from model.contract import Chunk, Trace
-from model.decoder import Probe
+from model.decoder import Probe, Rows
 from model.seen import Array, Inside, TokenLogprobs
 from model.transfer import stage
 
@@ -22,9 +22,9 @@ class Recorder:
     def __init__(self, chunk: Chunk, trace: Trace, begin: int, block_size: int, backend: Backend) -> None:
         """`begin` is the row of the chunk's first token in the batch."""
         self._trace = trace
-        self._places = torch.tensor([begin + position - chunk.start for position in trace.positions])
+        self.places = torch.tensor([begin + position - chunk.start for position in trace.positions])
         self._staged: Tensor | None = None
-        """`_places` on the device."""
+        """`places` on the device."""
         self._positions = torch.tensor(trace.positions)
         self._blocks = torch.tensor(chunk.blocks[: trace.positions[-1] // block_size + 1], dtype=torch.int32)
         self._block_size = block_size
@@ -46,21 +46,21 @@ class Recorder:
         self._passed = 0
         """Number of streams that have been shown."""
 
-    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+    def attention(self, layer: int, q: Rows, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`. The weights themselves are computed later, of many layers at once."""
         if not (heads := self._heads.get(layer)):
             return
-        rows = self._rows(q)
+        rows = self._looked_at(q)
         self._queries[layer] = LayerQueries(rows, cache, heads, options)
         self._row_bytes += 4 * len(heads) * len(self._blocks) * self._block_size
         self._query_bytes += rows.nbytes
         if self._row_bytes + self._query_bytes > SLICE_BYTES:
             self.weigh()
 
-    def stream(self, residual: Tensor) -> None:
+    def stream(self, residual: Rows) -> None:
         """See `Probe.stream`."""
         if self._trace.stream or (self._trace.lens is not None and self._passed % 2 == 0):
-            self._streams.append(self._rows(residual))
+            self._streams.append(self._looked_at(residual))
         self._passed += 1
 
     def lens_rows(self) -> Tensor | None:
@@ -87,11 +87,11 @@ class Recorder:
         self._layers += self._queries
         self._queries, self._row_bytes, self._query_bytes = {}, 0, 0
 
-    def _rows(self, tensor: Tensor) -> Tensor:
-        """The rows of the trace's positions in a tensor that has a row for each token of the batch."""
+    def _looked_at(self, rows: Rows) -> Tensor:
+        """Copies of the rows of the trace's positions."""
         if self._staged is None:
-            (self._staged,) = stage([self._places], tensor.device)
-        return tensor.index_select(0, self._staged)
+            (self._staged,) = stage([self.places], rows.tensor.device)
+        return rows.at(self._staged)
 
     @property
     def probe(self) -> Probe | None:
@@ -134,13 +134,14 @@ class Probes:
 
     def __init__(self, probes: Sequence[Probe]) -> None:
         self._probes = probes
+        self.places = torch.cat([probe.places for probe in probes])
 
-    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+    def attention(self, layer: int, q: Rows, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`."""
         for probe in self._probes:
             probe.attention(layer, q, cache, options)
 
-    def stream(self, residual: Tensor) -> None:
+    def stream(self, residual: Rows) -> None:
         """See `Probe.stream`."""
         for probe in self._probes:
             probe.stream(residual)

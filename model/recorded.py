@@ -9,40 +9,44 @@ import torch
 from torch import Tensor
 
 from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache, RecordingBackend
-from model.decoder import Decoder, Probe
+from model.decoder import Decoder, Probe, Rows
 
-SEEN_TOKENS = 64
-"""Tokens of the largest batch whose inside stays in memory; in larger ones the calls take little of the time."""
+KEPT_ROWS = 64
+"""Limit of tokens whose inside is kept by a replayed pass; with more of them the calls take little of the time."""
 
 
 class Kept:
-    """`model.decoder.Probe` that keeps all that it is shown, so that a recording does not use its memory again."""
+    """`model.decoder.Probe` that has a recording keep the rows of some tokens, which are named at each replay."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: RecordingBackend) -> None:
+        self.places = torch.empty(0, dtype=torch.int64)
+        self._backend = backend
         self._attention: list[tuple[int, Tensor, LayerCache, AttentionOptions]] = []
         self._streams: list[Tensor] = []
 
-    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+    def attention(self, layer: int, q: Rows, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`."""
-        self._attention.append((layer, q, cache, options))
+        self._attention.append((layer, self._backend.keep(q.tensor, KEPT_ROWS), cache, options))
 
-    def stream(self, residual: Tensor) -> None:
+    def stream(self, residual: Rows) -> None:
         """See `Probe.stream`."""
-        self._streams.append(residual)
+        self._streams.append(self._backend.keep(residual.tensor, KEPT_ROWS))
 
-    def show(self, probe: Probe) -> None:
-        """Show another probe what the tensors hold now. The cache has all of the batch's keys already."""
+    def show(self, probe: Probe, tokens: int) -> None:
+        """Show a probe its rows of a batch with so many tokens. The cache has all of the batch's keys already."""
+        kept = torch.zeros(tokens, dtype=torch.int64)
+        kept[probe.places] = torch.arange(len(probe.places))
         for layer, q, cache, options in self._attention:
-            probe.attention(layer, q, cache, options)
+            probe.attention(layer, Rows(q, kept), cache, options)
         for residual in self._streams:
-            probe.stream(residual)
+            probe.stream(Rows(residual, kept))
 
 
 class RecordedDecoder:
     """A decoder whose forward pass over one cache is recorded, for batches of up to `max_tokens` tokens.
 
-    A second recording, for small batches, leaves its inside in memory, where a probe looks at it afterwards. It makes
-    the same numbers, so that nobody else in the batch notices that somebody looks.
+    A second recording keeps the inside of some tokens, at which a probe looks afterwards. It makes the same numbers, so
+    that nobody else in the batch notices that somebody looks.
     """
 
     def __init__(self, decoder: Decoder, backend: RecordingBackend, cache: KVCache, max_tokens: int) -> None:
@@ -54,8 +58,8 @@ class RecordedDecoder:
         self._decoder = decoder
         self._cache = cache
         self._program, self._hidden = self._record(max_tokens, None)
-        self._kept = Kept()
-        self._seen_program, self._seen_hidden = self._record(min(SEEN_TOKENS, max_tokens), self._kept)
+        self._kept = Kept(backend)
+        self._seen_program, self._seen_hidden = self._record(max_tokens, self._kept)
 
     def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, Tensor]:
         """The program of a forward pass, and its hidden rows [tokens, hidden].
@@ -78,12 +82,13 @@ class RecordedDecoder:
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
         """See `Decoder.forward`. The next call overwrites the returned tensor."""
-        program, hidden = self._program, self._hidden
-        if probe is not None:
-            program, hidden = self._seen_program, self._seen_hidden
-        if cache is not self._cache or len(tokens) > len(hidden):
+        if cache is not self._cache or len(tokens) > len(self._hidden):
             return self._decoder.forward(tokens, layout, cache, probe)
-        self.backend.replay(program, tokens, layout)
-        if probe is not None:
-            self._kept.show(probe)
-        return hidden[: len(tokens)]
+        if probe is None:
+            self.backend.replay(self._program, tokens, layout)
+            return self._hidden[: len(tokens)]
+        if len(probe.places) > KEPT_ROWS:
+            return self._decoder.forward(tokens, layout, cache, probe)
+        self.backend.replay(self._seen_program, tokens, layout, probe.places)
+        self._kept.show(probe, len(tokens))
+        return self._seen_hidden[: len(tokens)]

@@ -9,6 +9,8 @@ DEPTH = 32
 """Inputs in a step of the matrix unit's sums: bfloat16 numbers in a row of a register."""
 TOKENS = REGISTER_ROWS
 """Limit of tokens in a register of the matrix unit."""
+TILE = 8
+"""Limit of tokens that are multiplied at once without the matrix unit."""
 LOW_BITS = {4: 4, 8: 8}
 """Number of bits in the lower part of an activation's code, by the weights' bits; the upper part has 8 bits.
 

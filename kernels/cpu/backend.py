@@ -41,6 +41,7 @@ from kernels.cpu.operations import (
     attend_operation,
     embed_operation,
     gated_operation,
+    keep_operation,
     logprobs_operation,
     multiply_operation,
     norm_operation,
@@ -57,6 +58,7 @@ from kernels.cpu.target import path_name
 
 STEP_WORDS = 16
 ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKEN_IDS = range(9)
+KEPT, PLACES = 9, 10
 """Indices of the words of a step, which are counts and addresses."""
 
 Step = tuple[Operation, Sequence[int]]
@@ -284,8 +286,17 @@ class CpuBackend:
         finally:
             self._recording = None
 
-    def replay(self, program: Program, tokens: Tensor, layout: BatchLayout) -> None:
-        self._workers.run(program, lambda: self._write(tokens, {TOKEN_IDS: tokens, **_words(layout)}))
+    def keep(self, x: Tensor, rows: int) -> Tensor:
+        assert self._recording is not None, "rows are kept by recordings alone"
+        out = self._empty(rows, *x.shape[1:])
+        self._run(keep_operation(), (self._rows, x.data_ptr(), out.data_ptr(), math.prod(x.shape[1:])))
+        return out
+
+    def replay(self, program: Program, tokens: Tensor, layout: BatchLayout, places: Tensor | None = None) -> None:
+        words = {TOKEN_IDS: tokens, **_words(layout), KEPT: 0}
+        if places is not None:
+            words |= {KEPT: len(places), PLACES: places}
+        self._workers.run(program, lambda: self._write(tokens, words))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         # The system maps new memory for every large tensor, page by page, which takes longer than filling it.

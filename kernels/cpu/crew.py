@@ -1,8 +1,8 @@
 """How many threads run programs: fewer than there are where other processes want the cores.
 
 A thread that loses its core in the middle of a chunk keeps all others waiting, so that two threads on a busy machine
-may take twice as long as one. Nothing but time tells: for a while programs run with one thread more or fewer, and the
-faster number is kept.
+may take twice as long as one. Nothing but time tells: in a trial, programs run in turn with one thread more or fewer,
+and the faster number is kept.
 """
 
 import resource
@@ -11,14 +11,18 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
-SAMPLE = 0.25
-"""Seconds of runs with either number of threads in a trial."""
+SAMPLE = 0.15
+"""Seconds of runs with either number of threads in a trial, at least."""
+RUNS = 2
+"""Runs of the same work with either number of threads, at least; the time of a single one says little."""
+GIVEN_UP = 1.0
+"""Seconds of all runs of a trial, after which it ends without them."""
 GAIN = 0.95
 """Share of the time that another number of threads must stay below to be taken."""
-PAUSE = 2.0
+PAUSE = 3.0
 """Seconds between trials."""
 CONTENDED = 30.0
-"""Switches a second, of threads that would have run on, from which on others are taken to want the cores."""
+"""Switches in a second of runs, of threads that would have run on, from which on others are taken to want the cores."""
 
 Sample = Mapping[int, list[float]]
 """Seconds of runs by the work of their programs."""
@@ -43,52 +47,60 @@ class Crew:
         self._most = most
         self._clock = clock
         self._switches = switches
-        self._since, self._switched = clock(), switches()
         self._down = False
         self._samples: dict[int, Sample] = {}
-        """Each number of threads in a trial with its runs, in the order in which they have their turn; {}: no trial."""
+        """Each number of threads in a trial with its runs; {}: no trial."""
+        self._rest()
 
-    def choose(self) -> int:
-        """Number of threads for the next run."""
+    def choose(self, work: int) -> int:
+        """Number of threads for the next run, of a program with `work` chunks."""
         if self._most == 1:
             return 1
         if not self._samples and self._clock() - self._since > PAUSE:
             self._begin()
-        return next((threads for threads, sample in self._samples.items() if _seconds(sample) < SAMPLE), self.size)
+        self._before = self._switches()
+        # Runs of the same work take turns, since what others do to the machine changes while a trial lasts.
+        return min(self._samples, key=lambda threads: len(self._samples[threads][work]), default=self.size)
 
     def took(self, work: int, threads: int, seconds: float) -> None:
-        """Count the time of a run; runs with the same `work`, a program's number of chunks, are compared."""
+        """Count the time of a run; runs with the same `work` are compared."""
+        if self._most == 1:
+            return
+        self._ran += seconds
+        self._switched += self._switches() - self._before
         if threads in self._samples:
             self._samples[threads][work].append(seconds)
-            if all(_seconds(sample) >= SAMPLE for sample in self._samples.values()):
-                self._decide()
+            self._decide()
+
+    def _rest(self) -> None:
+        """Begin to count what others do, until the next trial."""
+        self._since, self._ran, self._switched, self._samples = self._clock(), 0.0, 0, {}
 
     def _begin(self) -> None:
         """Begin a trial, unless all threads run and nobody else wants the cores."""
-        now, switched = self._clock(), self._switches()
-        contended = switched - self._switched > CONTENDED * (now - self._since)
-        self._since, self._switched = now, switched
+        contended = self._switched > CONTENDED * self._ran
+        self._rest()
         if self.size < self._most or contended:
             self._down = self.size == self._most or (contended and not self._down and self.size > 1)
             other = self.size + (-1 if self._down else 1)
             self._samples = {self.size: defaultdict(list), other: defaultdict(list)}
 
     def _decide(self) -> None:
+        """Keep the faster number of threads once that is known, or the one there was where nothing tells."""
+        seconds = [sum(map(sum, sample.values())) for sample in self._samples.values()]
         now, other = self._samples
-        if _ratio(self._samples[other], self._samples[now]) < GAIN:
+        ratio = _ratio(self._samples[other], self._samples[now])
+        if (ratio is None or min(seconds) < SAMPLE) and sum(seconds) < GIVEN_UP:
+            return
+        if ratio is not None and ratio < GAIN:
             self.size = other
-        self._since, self._switched, self._samples = self._clock(), self._switches(), {}
+        self._rest()
 
 
-def _seconds(sample: Sample) -> float:
-    return sum(map(sum, sample.values()))
-
-
-def _ratio(one: Sample, other: Sample) -> float:
-    """The time of one sample's runs as a share of the other's, for work that both have done; 1 if there is none."""
-    shared = one.keys() & other.keys()
-    counts = {work: len(other[work]) for work in shared}
+def _ratio(one: Sample, other: Sample) -> float | None:
+    """The time of one sample's runs as a share of the other's, for work that both have done; None if there is none."""
+    shared = [work for work in one.keys() & other.keys() if min(len(one[work]), len(other[work])) >= RUNS]
     if not shared:
-        return 1.0
-    mine, theirs = (sum(counts[work] * fmean(sample[work]) for work in shared) for sample in (one, other))
+        return None
+    mine, theirs = (sum(len(other[work]) * fmean(sample[work]) for work in shared) for sample in (one, other))
     return mine / theirs

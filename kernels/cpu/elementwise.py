@@ -71,7 +71,7 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
                 for i in range(size):
                     normed[i] = (stream[i] - centre) * scale * weight[i]
             if rounds:
-                round_row(group, low, split, count, unit, row, r[6] + at, size, r[9], r[10])
+                round_row(group, low, split, count, unit, row, rows, r[6] + at, size, r[9], r[10])
         return 0
 
     return run
@@ -235,7 +235,7 @@ def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
                 out[i] = _act(constant, gate[i]) * up[i]
             if rounds:
                 place = r[2] + row * size * 4
-                round_row(group, low, split, count, unit, row, place, size, r[4], r[5])
+                round_row(group, low, split, count, unit, row, rows, place, size, r[4], r[5])
         return 0
 
     return run
@@ -295,3 +295,24 @@ def _code(bits: int, unsigned: int, group: int, at: int, lane: int, i: int) -> A
     if bits == 16:
         return from_bits(np.int32(halves(at, group * LANES)[i * LANES + lane]) << np.int32(16))
     return floats(at, group * LANES)[i * LANES + lane]
+
+
+def define_keep() -> Function:
+    """Copy the rows that the step names.
+
+    Record: step, x, out, size. x is [rows, size] float32, and out [kept, size].
+    """
+
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        r = words(arguments, 4)
+        step, size = words(r[0], 11), r[3]
+        if chunk < 0:
+            return 1
+        places = words(step[10], step[9])
+        for row in range(len(places)):
+            x, out = floats(r[1] + places[row] * size * 4, size), floats(r[2] + row * size * 4, size)
+            for i in range(size):
+                out[i] = x[i]
+        return 0
+
+    return run

@@ -4,7 +4,7 @@ from typing import Any
 
 from numba import njit
 
-from kernels.cpu.activations import DEPTH, SUMS_BYTES, TOKENS, Rounding, parts
+from kernels.cpu.activations import DEPTH, SUMS_BYTES, TILE, TOKENS, Rounding, parts
 from kernels.cpu.instructions import floats, words
 from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, STEPS, configure, multiply_panels
 from kernels.cpu.matrix_unit import release
@@ -19,7 +19,7 @@ CHUNK_BYTES = 12 * 1024
 
 def _most_tokens(form: Format) -> int:
     """Limit of tokens in a tile: their accumulators must leave enough registers for a group's weights."""
-    return 8 if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else 4
+    return TILE if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else TILE // 2
 
 
 def define_multiply(rounding: Rounding) -> Function:
@@ -51,20 +51,21 @@ def define_multiply(rounding: Rounding) -> Function:
             if rounded:
                 place = row // TOKENS * groups * TOKENS + row % TOKENS
                 x, sums = r[2] + place * group_input_bytes, sums + place * SUMS_BYTES
-            tokens = most if rows - row >= most else min(4, rows - row)
+            tokens = 1
+            # Rounded activations are as many as fill a tile, and one large tile takes less time than two.
+            while tokens < most and (tokens < rows - row if rounded else 2 * tokens <= rows - row):
+                tokens *= 2
             for index in range(first, last):
                 panel = r[4] + index * groups * group_bytes
                 if tokens == 8:
                     multiply_tile(bits, group, offsets, 8, panel, x, stride, sums, groups, scratch)
                 elif tokens == 4:
                     multiply_tile(bits, group, offsets, 4, panel, x, stride, sums, groups, scratch)
-                elif tokens == 3:
-                    multiply_tile(bits, group, offsets, 3, panel, x, stride, sums, groups, scratch)
                 elif tokens == 2:
                     multiply_tile(bits, group, offsets, 2, panel, x, stride, sums, groups, scratch)
                 else:
                     multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
-                _write(scratch, tokens, row, index, outputs, r[5], r[6])
+                _write(scratch, min(tokens, rows - row), row, index, outputs, r[5], r[6])
             row += tokens
         return 0
 

@@ -17,6 +17,7 @@ attend_operation: Callable[[int, int, int, bool], Operation] = operation("attent
 weights_operation: Callable[[int, int, int, bool], Operation] = operation("attention_weights:define_weights")
 activation_operation: Callable[[ActivationKind], Operation] = operation("elementwise:define_activation")
 gated_operation: Callable[[ActivationKind, Rounding | None], Operation] = operation("elementwise:define_gated")
+keep_operation: Callable[[], Operation] = operation("elementwise:define_keep")
 sample_operation: Callable[[], Operation] = operation("sampling:define_sample")
 logprobs_operation: Callable[[], Operation] = operation("logprobs:define_logprobs")
 weigh_operation: Callable[[], Operation] = operation("stages:define_weigh")

@@ -1,5 +1,7 @@
 """Memory for weights, in a few large pieces, so that they are in large pages."""
 
+from threading import Lock
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,13 @@ ALIGNMENT = 64
 
 
 class Pages:
-    """Copies tensors into large pieces of memory, one behind the other. A piece lives as long as any tensor in it."""
+    """Copies tensors into large pieces of memory, one behind the other. A piece lives as long as any tensor in it.
+
+    Several threads may do so at once.
+    """
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._piece = torch.empty(0, dtype=torch.uint8)
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -22,8 +28,9 @@ class Pages:
         size = tensor.numel() * tensor.itemsize
         if size == 0:
             return tensor
-        if size > len(self._piece):
-            self._piece = large_pages(max(size, PIECE_BYTES))
-        place = self._piece[:size].view(tensor.dtype).view(tensor.shape)
-        self._piece = self._piece[-(-size // ALIGNMENT) * ALIGNMENT :]
-        return place.copy_(tensor)
+        with self._lock:
+            if size > len(self._piece):
+                self._piece = large_pages(max(size, PIECE_BYTES))
+            place = self._piece[:size]
+            self._piece = self._piece[-(-size // ALIGNMENT) * ALIGNMENT :]
+        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)

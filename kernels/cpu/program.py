@@ -74,7 +74,7 @@ class Workers:
             prepare()
         run = program.address, program.tickets_address, program.length, self._epoch, self._place(0)
         work = self._open(*run)
-        threads = self._crew.choose()
+        threads = self._crew.choose(work)
         began = time.perf_counter()
         self._current = program, self._epoch
         for semaphore in self._wake[: threads - 1]:

@@ -2,8 +2,8 @@
 
 from numba import njit
 
-from kernels.cpu.activations import DEPTH, SUMS_BYTES, TOKENS, Rounding
-from kernels.cpu.instructions import words
+from kernels.cpu.activations import DEPTH, SUMS_BYTES, TILE, TOKENS, Rounding
+from kernels.cpu.instructions import floats, words
 from kernels.cpu.matrix_tile import round_inputs
 from kernels.cpu.operation import Function
 from kernels.cpu.target import REGISTER_BYTES
@@ -21,12 +21,16 @@ def round_row(
     count: int,
     unit: int,
     row: int,
+    rows: int,
     x: int,
     columns: int,
     rounded: int,
     sums: int,
 ) -> None:
-    """Round a token, whose activations [columns] float32 are at x; the first five arguments are `constants`."""
+    """Round the token `row` of `rows`, with activations [columns] float32 at x; the first five are `constants`.
+
+    The sums of tokens that fill the last tile become zeros, since chance numbers may be ones that take long to add.
+    """
     if unit:
         tile = rounded + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
         for step in range(columns // DEPTH):
@@ -36,6 +40,10 @@ def round_row(
         for g in range(groups):
             at = (row // TOKENS * groups + g) * TOKENS + row % TOKENS
             quantize_group(group, low, split, x + 4 * g * group, rounded + at * group * 2, sums + at * SUMS_BYTES)
+            if row == rows - 1:
+                beyond = floats(sums + at * SUMS_BYTES, 2 * TILE)
+                for i in range(2, 2 * (TILE - row % TILE)):
+                    beyond[i] = 0.0
 
 
 def define_round(rounding: Rounding) -> Function:
@@ -52,7 +60,7 @@ def define_round(rounding: Rounding) -> Function:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             x = r[1] + 4 * columns * row
-            round_row(group, low, split, count, unit, row, x, columns, r[3], r[4])
+            round_row(group, low, split, count, unit, row, rows, x, columns, r[3], r[4])
         return 0
 
     return run

@@ -169,6 +169,7 @@ class _HeaderReader:
         self._path = path
         self.position = 0
         self.file_size = os.fstat(file.fileno()).st_size
+        self._end = min(self.file_size, LARGEST_HEADER)
 
     def counts(self) -> tuple[int, int]:
         """Numbers of tensors and of metadata entries, from the first 24 bytes of the file."""
@@ -230,7 +231,7 @@ class _HeaderReader:
         if kind == ValueType.ARRAY:
             item_kind, count = self._uint32(), self._uint64()
             if item_kind == ValueType.STRING:
-                return [self._string() for _ in range(count)]
+                return self._strings(count)
             return self._numbers(item_kind, count, key)
         return self._numbers(kind, 1, key)[0]
 
@@ -243,12 +244,22 @@ class _HeaderReader:
         values: list[Any] = np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
         return values
 
-    def _string(self) -> str:
-        data = self._take(self._uint64())
+    def _strings(self, count: int) -> list[str]:
+        """Strings one behind the other. Vocabularies have 100,000 and more, so nothing else is called for each."""
+        read, unpack, most, position = self._file.read, UINT64.unpack, self._end, self.position
+        strings = []
         try:
-            return data.decode()
+            for _ in range(count):
+                position += UINT64.size
+                size = unpack(read(UINT64.size))[0] if position <= most else 0
+                position += size
+                if position > most:
+                    break
+                strings.append(read(size).decode())
         except UnicodeDecodeError:
-            raise self._error(f"a string before byte {self.position} is not UTF-8") from None
+            raise self._error(f"a string before byte {position} is not UTF-8") from None
+        self._advance(position)
+        return strings
 
     def _uint32(self) -> int:
         number: int = UINT32.unpack(self._take(4))[0]
@@ -258,14 +269,21 @@ class _HeaderReader:
         number: int = UINT64.unpack(self._take(8))[0]
         return number
 
+    def _string(self) -> str:
+        (string,) = self._strings(1)
+        return string
+
     def _take(self, count: int) -> bytes:
-        end = self.position + count
-        if end > self.file_size:
-            raise self._error(f"truncated or corrupt: byte {end} is wanted, and it has {self.file_size}")
-        if end > LARGEST_HEADER:
-            raise self._error(f"its header is larger than {LARGEST_HEADER >> 20} MiB")
-        self.position = end
+        self._advance(self.position + count)
         return self._file.read(count)
+
+    def _advance(self, position: int) -> None:
+        """Note that the header goes on at a position, in bytes of the file, which nothing was read beyond."""
+        if position > self.file_size:
+            raise self._error(f"truncated or corrupt: byte {position} is wanted, and it has {self.file_size}")
+        if position > LARGEST_HEADER:
+            raise self._error(f"its header is larger than {LARGEST_HEADER >> 20} MiB")
+        self.position = position
 
     def _error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: {what}")

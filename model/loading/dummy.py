@@ -1,5 +1,6 @@
 """Random weights in place of a checkpoint's, for tests and for measuring a model's speed and memory without a file."""
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +28,7 @@ def dummy_weights(
     family.
     """
     names = {family.name: family.names for family in FAMILIES}[spec.family]
-    generator = torch.Generator(device).manual_seed(0)
-    return assemble_weights(
-        spec, names, _RandomReader(device, dtype, generator, names.norm_offset), backend, rounding=rounding
-    )
+    return assemble_weights(spec, names, _RandomReader(device, dtype, names.norm_offset), backend, rounding=rounding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,6 @@ class _RandomReader:
 
     device: torch.device
     dtype: torch.dtype
-    generator: torch.Generator
     norm_offset: float
     """Number that the loader adds to norm weights after reading them (`TensorNames.norm_offset`)."""
 
@@ -57,11 +54,13 @@ class _RandomReader:
 
     def load(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) > 1:
-            return self._normal(shape, 0.0, shape[-1] ** -0.5)
-        return self._normal(shape, 0.0 if name.endswith(".bias") else 1.0 - self.norm_offset, SPREAD)
+            return self._normal(name, shape, 0.0, shape[-1] ** -0.5)
+        return self._normal(name, shape, 0.0 if name.endswith(".bias") else 1.0 - self.norm_offset, SPREAD)
 
     def read_quantized(self, name: str, shape: tuple[int, int]) -> Quantized | None:
         return None
 
-    def _normal(self, shape: tuple[int, ...], mean: float, deviation: float) -> Tensor:
-        return self.empty(*shape).normal_(mean, deviation, generator=self.generator)
+    def _normal(self, name: str, shape: tuple[int, ...], mean: float, deviation: float) -> Tensor:
+        # Tensors are read in any order, by several threads.
+        generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
+        return self.empty(*shape).normal_(mean, deviation, generator=generator)

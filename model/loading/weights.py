@@ -1,9 +1,10 @@
-"""Loads a decoder's weights one projection at a time, so that no two copies exist at once."""
+"""Loads a decoder's weights one projection at a time in each of a few threads, so that no two whole copies exist."""
 
 import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,8 @@ from model.weights import DecoderWeights, LayerWeights, Norm
 
 ROWS_AT_ONCE = 1024
 """Rows of a matrix that are converted to float32 at a time to compute its digest."""
+AT_ONCE = 2
+"""Layers that are read at the same time, since most of what it takes to read one uses a single core."""
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +86,8 @@ def assemble_weights(
 ) -> DecoderWeights:
     """The weights of `spec`, read from `tensors` under `names` and packed by `backend`; `rounding` as above.
 
-    Dense tensors are read one at a time, straight into their place in a stack. Raises the errors of `tensors`.
+    Dense tensors are read straight into their place in a stack. `tensors` and `backend` are used by several threads.
+    Raises the errors of `tensors`.
     """
     return _WeightLoader(spec, names, tensors, backend, rounding).decoder()
 
@@ -110,10 +114,19 @@ class _WeightLoader:
             embedding=embedding,
             position_embedding=position_embedding,
             embedding_norm=self._norm(names.prefix + names.embedding_norm) if spec.embedding_norm else None,
-            layers=[self._layer(names.prefix + names.layer.format(index)) for index in range(len(spec.layers))],
+            layers=self._layers(),
             final_norm=self._norm(names.prefix + names.final_norm),
             output=self._output(embedding),
         )
+
+    def _layers(self) -> list[LayerWeights]:
+        names = self.names
+        prefixes = [names.prefix + names.layer.format(index) for index in range(len(self.spec.layers))]
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            return [*pool.map(self._layer, prefixes)]
+        finally:
+            pool.shutdown(cancel_futures=True)  # After an error the other layers are not wanted.
 
     def _embedding(self) -> Tensor | Linear:
         name = self._embedding_name()

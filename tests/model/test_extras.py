@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from kernels.backend import Backend, RecordingBackend
 from kernels.load import load_backend
 from model.contract import Chunk, SamplingParams, Trace, Wanted
+from model.decoder import Rows
 from model.inside import Recorder
-from model.recorded import SEEN_TOKENS, RecordedDecoder
+from model.recorded import KEPT_ROWS, RecordedDecoder
 from model.runner import ModelRunner
 from model.seen import Array, Distribution, Inside, TokenLogprobs
 from service.engine.core import EngineCore
@@ -198,9 +199,12 @@ def test_the_compiled_backend_shows_what_the_reference_shows(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-@pytest.mark.parametrize("budget", [8, SEEN_TOKENS + 6])
-def test_a_recorded_forward_pass_shows_the_same_and_changes_nothing(family: str, budget: int, tmp_path: Path) -> None:
-    """Whether a batch is small enough for the recording that keeps its inside, or has to be computed call by call."""
+@pytest.mark.parametrize(("budget", "kept"), [(8, KEPT_ROWS), (70, KEPT_ROWS), (70, 4)])
+def test_a_recorded_forward_pass_shows_the_same_and_changes_nothing(
+    family: str, budget: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether few enough positions are looked at for the recording that keeps rows, or all is computed call by call."""
+    monkeypatch.setattr("model.recorded.KEPT_ROWS", kept)
     backend = load_backend(CPU, "cpu")
     assert isinstance(backend, RecordingBackend)
     engine = Engine(family, tmp_path, token_budget=budget, backend=backend)
@@ -293,7 +297,7 @@ def test_a_lens_reads_the_streams_behind_whole_layers(norms: bool) -> None:
     recorder = Recorder(Chunk([7, 8], 2, [0]), trace, 5, 16, load_backend(CPU, "reference"))
     for number in range(7):
         # The position is that of the batch's row 6; behind the rows of its tokens others may stand.
-        recorder.stream(torch.arange(9.0)[:, None].expand(9, 4) + 100 * number)
+        recorder.stream(Rows(torch.arange(9.0)[:, None].expand(9, 4) + 100 * number))
     rows = recorder.lens_rows()
     assert rows is not None
     assert rows.tolist() == [[6.0 + 100 * number] * 4 for number in (0, 2, 4, 6)]

@@ -12,36 +12,45 @@ from kernels.cpu.backend import CpuBackend
 from model.batch import batch_layout
 from model.checkpoint.source import open_checkpoint
 from model.contract import Chunk
-from model.decoder import Decoder
+from model.decoder import Decoder, Rows
 from model.families.reader import read_spec
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
-from model.recorded import SEEN_TOKENS, RecordedDecoder
+from model.recorded import KEPT_ROWS, RecordedDecoder
 from tests.model.loading.test_load import CONFIG
 
 CPU = torch.device("cpu")
 
 
 class Notes:
-    """A probe that keeps a copy of everything that belongs to so many tokens."""
+    """A probe that keeps a copy of everything that belongs to some tokens."""
 
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+    def __init__(self, places: Tensor) -> None:
+        self.places = places
         self.queries: list[tuple[int, Tensor]] = []
         self.streams: list[Tensor] = []
 
-    def attention(self, layer: int, q: Tensor, cache: LayerCache, options: AttentionOptions) -> None:
+    def attention(self, layer: int, q: Rows, cache: LayerCache, options: AttentionOptions) -> None:
         """See `Probe.attention`."""
-        self.queries.append((layer, q[: self._tokens].clone()))
+        self.queries.append((layer, q.at(self.places)))
 
-    def stream(self, residual: Tensor) -> None:
+    def stream(self, residual: Rows) -> None:
         """See `Probe.stream`."""
-        self.streams.append(residual[: self._tokens].clone())
+        self.streams.append(residual.at(self.places))
 
 
-@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1, 9), (1, SEEN_TOKENS), (60,)])
+@pytest.mark.parametrize(
+    ("sizes", "places"),
+    [
+        ((1,), [0]),
+        ((1, 1, 1, 9), [0, 2, 11]),
+        ((60,), [*range(59, -1, -1)]),
+        ((1, KEPT_ROWS), [3, 0, KEPT_ROWS]),
+        ((1, KEPT_ROWS), [*range(KEPT_ROWS + 1)]),
+    ],
+)
 def test_a_replayed_pass_shows_all_that_the_decoder_would(
-    sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[int, ...], places: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
     spec = read_spec(open_checkpoint(tmp_path, weights=False), None)
@@ -51,12 +60,12 @@ def test_a_replayed_pass_shows_all_that_the_decoder_would(
     recorded = RecordedDecoder(decoder, backend, cache, 80)
     chunks = [Chunk([*range(1, size + 1)], 3, tuple(range(5 * n, 5 * n + 5))) for n, size in enumerate(sizes)]
     layout, tokens = batch_layout(chunks, 16, CPU), torch.cat([torch.arange(1, size + 1) for size in sizes])
-    expected, found = Notes(len(tokens)), Notes(len(tokens))
+    expected, found = Notes(torch.tensor(places)), Notes(torch.tensor(places))
     for layer in cache.layers:
         layer.keys.zero_()
         layer.values.zero_()
     hidden = decoder.forward(tokens, layout, cache, expected)
-    if len(tokens) <= SEEN_TOKENS:
+    if len(places) <= KEPT_ROWS:
         monkeypatch.delattr(Decoder, "forward")  # Nothing is left to the decoder's own calls.
     assert torch.equal(recorded.forward(tokens, layout, cache), hidden)
     assert torch.equal(recorded.forward(tokens, layout, cache, found), hidden)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, LayerQueries, QuantizedWeight
 from kernels.cpu import backend, pages
-from kernels.cpu.activations import serves
+from kernels.cpu.activations import TOKENS, Rounding, serves
 from kernels.cpu.backend import CpuBackend
+from kernels.cpu.operations import round_operation
 from kernels.cpu.panels import Format
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
 from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of
@@ -356,6 +357,17 @@ def test_a_row_of_a_projection_depends_on_no_other_in_any_bit() -> None:
         packed, x = CPU.pack(weight, None), torch.randn(11, 64)
         rows = torch.cat([CPU.linear(row[None], packed) for row in x])
         assert torch.equal(CPU.linear(x, packed), rows)
+
+
+def test_rows_that_fill_a_tile_add_zeros() -> None:
+    """Chance numbers may be too small for the processor to add quickly: 13 tokens took longer than 16."""
+    rounding, rows, groups = Rounding(Format(4, 32, 2), unit=False), 13, 2
+    x, sums = torch.randn(rows, 32 * groups), torch.full((groups, TOKENS, 2), 1e-40)
+    rounded = torch.empty(groups, TOKENS, 2, 32, dtype=torch.int8)
+    CPU._set(x)
+    CPU._run(round_operation(rounding), (CPU._rows, x.data_ptr(), x.shape[1], rounded.data_ptr(), sums.data_ptr()))
+    assert sums[:, :rows, 0].min() > 1e-6
+    assert not sums[:, rows:].any()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

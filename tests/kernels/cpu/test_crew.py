@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kernels.cpu.crew import CONTENDED, Crew
+from kernels.cpu.crew import CONTENDED, GIVEN_UP, PAUSE, Crew
 
 WORK = 500
 
@@ -22,7 +22,7 @@ class Machine:
         """The numbers of threads of all runs until a time; `seconds` tells how long each number takes."""
         sizes = []
         while self.now < until:
-            threads = crew.choose()
+            threads = crew.choose(work)
             self.now += seconds(threads)
             self.switches += self.rate * seconds(threads)
             crew.took(work, threads, seconds(threads))
@@ -67,6 +67,38 @@ def test_trials_that_change_nothing_are_rare() -> None:
     machine.rate = 2 * CONTENDED
     sizes = machine.run(crew_of(2, machine), quiet, 100)
     assert 0 < sizes.count(1) * quiet(1) < 0.1 * 100
+
+
+def test_what_others_do_between_runs_does_not_count() -> None:
+    """While a server starts, and before a request comes, other processes may take any number of cores."""
+    machine = Machine()
+    crew = crew_of(2, machine)
+    sizes = []
+    for _ in range(100):
+        machine.now += 1
+        machine.switches += 10 * CONTENDED
+        sizes += machine.run(crew, quiet, machine.now + 0.02)
+    assert set(sizes) == {2}
+
+
+def test_a_run_that_took_long_by_chance_changes_nothing() -> None:
+    """The first run of a program reads all weights from the disk's cache, and may take ten times its usual time."""
+    machine = Machine()
+    machine.rate = 2 * CONTENDED
+    crew = crew_of(2, machine)
+    machine.run(crew, quiet, PAUSE)
+    machine.run(crew, lambda threads: 1.1 * GIVEN_UP, machine.now + 0.1)
+    assert crew.size == 2
+    machine.run(crew, quiet, 20)
+    assert crew.size == 2
+
+
+def test_runs_of_a_trial_take_turns() -> None:
+    machine = Machine()
+    machine.rate = 2 * CONTENDED
+    crew = crew_of(2, machine)
+    machine.run(crew, quiet, PAUSE)
+    assert machine.run(crew, quiet, machine.now + 0.1)[-4:] == [2, 1, 2, 1]
 
 
 def test_runs_of_other_work_are_not_compared() -> None:
