@@ -30,7 +30,8 @@ async def never_reads(server: Running, **fields: object) -> socket.socket:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_takes_nothing_is_left(stream: bool) -> None:
     """The answer that is not streamed is long by its echo, so that the kernel's buffers cannot take all of it."""
-    async with serving(write_timeout=1, max_running=1, max_waiting=0, max_body=2**24) as server:
+    bounds = {"max_body": 2**24, "max_request_tokens": 2**24}
+    async with serving(write_timeout=1, max_running=1, max_waiting=0, **bounds) as server:
         server.engine.limits = replace(server.engine.limits, max_context=2**24, num_blocks=2**20)
         fields = (
             {"stream": True}
