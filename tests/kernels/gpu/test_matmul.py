@@ -200,6 +200,15 @@ def test_lean_codes_are_the_same_numbers(form: Form, dtype: torch.dtype) -> None
     assert torch.equal(project(x, weight, projecting=Projecting(lean=True)), project(x, weight))
 
 
+@forms
+def test_steps_of_several_tiles_are_the_same_sums(form: Form) -> None:
+    """A row has several steps, each with scales of its own."""
+    weight = quantized(form, 20, 8 * tile_of(form))
+    x = random(3, weight.shape[1], seed=1)
+    with splits_of(8):
+        assert torch.equal(project(x, weight, projecting=Projecting(step=2)), project(x, weight))
+
+
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     form=st.sampled_from(FORMS + MORE_FORMS),
