@@ -42,20 +42,24 @@ FORMS: Mapping[str, Maker] = {
 
 
 def measure_matmul(bench: Bench) -> None:
-    """Measure the quantised projections of a layer.
-
-    The floor is the time to read the weight or the time for the arithmetic in the model's dtype, whichever is longer;
-    FP8 tensor cores may be faster than it.
-    """
-    for name, out, width in _projections(bench):
+    """Measure the quantised projections of a layer. FP8 tensor cores may be faster than the floor."""
+    for name, out, width in projections(bench):
         for form, make in FORMS.items():
             case = f"{name} {form}"
             bench.attempt(case, partial(_measure_quantized, bench, case, make, out, width))
 
 
+def floor_of(bench: Bench, weight: QuantizedWeight | Fp8Weight, rows: int) -> float:
+    """Seconds to read a weight, or for its products with `rows` tokens in the model's dtype, whichever is longer."""
+    codes = weight.numbers if isinstance(weight, Fp8Weight) else weight.codes
+    out, width = weight.shape
+    products = 2.0 * rows * out * width
+    return max(bench.rates.moving(codes.nbytes + weight.scales.nbytes), bench.rates.computing(products))
+
+
 def measure_batch_invariance(bench: Bench) -> None:
     """Measure the dense projections of a layer, batch-invariant against torch's."""
-    for name, out, width in _projections(bench):
+    for name, out, width in projections(bench):
         bench.attempt(f"batch-invariant {name}", partial(_measure_invariant, bench, name, out, width))
 
 
@@ -63,12 +67,10 @@ def _measure_quantized(bench: Bench, name: str, make: Maker, out: int, width: in
     dense = bench.random(out, width)
     weight = make(out, width, bench.device)
     packed = bench.backend.pack(weight, None)
-    codes = weight.numbers if isinstance(weight, Fp8Weight) else weight.codes
-    stored = codes.nbytes + weight.scales.nbytes
     for count in (*ROWS, 2048):
         rows = bench.sizes.tokens(count)
         x = bench.random(rows, width)
-        floor = max(bench.rates.moving(stored), bench.rates.computing(2.0 * rows * out * width))
+        floor = floor_of(bench, weight, rows)
         seconds = bench.timer.cold(partial(bench.backend.linear, x, packed))
         row = Row("matmul", f"{name}, {count} tokens", MICROSECONDS, seconds, floor)
         bench.report.add(row)
@@ -90,7 +92,7 @@ def _measure_invariant(bench: Bench, name: str, out: int, width: int) -> None:
         bench.report.add(row)
 
 
-def _projections(bench: Bench) -> list[tuple[str, int, int]]:
+def projections(bench: Bench) -> list[tuple[str, int, int]]:
     """(name, out, in) of each projection of a layer."""
     sizes = bench.sizes
     attended = sizes.heads * sizes.head_dim

@@ -8,7 +8,12 @@ from benchmarks.bench import Bench
 from benchmarks.elementwise import measure_elementwise, measure_sampling
 from benchmarks.end_to_end import measure_end_to_end, measure_transformers
 from benchmarks.matmul import measure_batch_invariance, measure_matmul
-from benchmarks.variants import measure_decode_variants, measure_prefill_variants, measure_sampling_variants
+from benchmarks.variants import (
+    measure_decode_variants,
+    measure_matmul_variants,
+    measure_prefill_variants,
+    measure_sampling_variants,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +43,6 @@ VARIANTS: dict[str, Section] = {
     "sampling": Section(measure_sampling_variants, 240),
     "decode": Section(measure_decode_variants, 300),
     "prefill": Section(measure_prefill_variants, 240),
+    "matmul": Section(measure_matmul_variants, 300),
 }
 """Kernel -> the section of `--variants` that measures it in every size that could be chosen for it."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from triton import next_power_of_2
 
 from benchmarks.attention import (
     Entry,
@@ -17,10 +19,13 @@ from benchmarks.attention import (
 from benchmarks.attention_case import FP8, make_case
 from benchmarks.bench import Bench, Sizes
 from benchmarks.elementwise import DRAWS, FILTERS, SPREAD, draws
+from benchmarks.matmul import FORMS, floor_of, projections
 from benchmarks.report import MICROSECONDS, Row
+from kernels.backend import QuantizedWeight
 from kernels.gpu.attention import attend
 from kernels.gpu.decode import DECODING, DecodeTiles, Decoding, Splitting
 from kernels.gpu.launch import JitLauncher, device_target
+from kernels.gpu.matmul import PROJECTING, Projecting, Tiling, linear, pack
 from kernels.gpu.prefill import PrefillTiles
 from kernels.gpu.sampling import Tuning, sample
 
@@ -72,6 +77,35 @@ PREFILL_TILES = {
     128: (PrefillTiles(64, 128, 4, 2), PrefillTiles(128, 64, 8, 3), PrefillTiles(128, 128, 8, 2)),
 }
 """Tokens in a block of the cache -> the tiles to try, with those that an H200 is served with among them."""
+FEW_TOKENS = (
+    Projecting(step=2),
+    Projecting(lean=True),
+    Projecting(step=2, lean=True),
+    Projecting(Tiling(16, 16, 1, 3), 4, True),
+    Projecting(Tiling(32, 16, 2, 3), 1, True),
+    Projecting(Tiling(32, 16, 2, 3), 2, True),
+    Projecting(Tiling(32, 16, 2, 3), 4, True),
+    Projecting(Tiling(32, 16, 2, 5), 1, True),
+    Projecting(Tiling(32, 16, 2, 3, 8), 2, True),
+    Projecting(Tiling(64, 16, 2, 3), 2, True),
+    Projecting(Tiling(64, 16, 4, 3), 2, True),
+    Projecting(Tiling(64, 16, 4, 2), 4, True),
+    Projecting(Tiling(64, 16, 4, 4, 4), 1, True),
+)
+MANY_TOKENS = (
+    Projecting(lean=True),
+    Projecting(Tiling(64, 32, 4, 3), 1, True),
+    Projecting(Tiling(64, 64, 4, 2), 1, True),
+    Projecting(Tiling(128, 32, 8, 2), 1, True),
+    Projecting(Tiling(128, 32, 8, 3), 1, True),
+    Projecting(Tiling(128, 64, 8, 2), 1, True),
+    Projecting(Tiling(128, 64, 8, 2, 1), 1, True),
+    Projecting(Tiling(128, 64, 8, 2), 2, True),
+    Projecting(Tiling(128, 128, 8, 2), 1, True),
+)
+"""Ways of projecting to try beside that served. A tile has fewer tokens where there are fewer."""
+NARROWEST = 8
+"""Tokens in the smallest tile that a GPU's tensor cores take."""
 SMOKE_CASES = 2
 """Cases of a smoke run."""
 
@@ -172,6 +206,65 @@ def _measure_tables(bench: Bench, tables: Sequence[Table]) -> None:
                 row = partial(Row, table.section, entry.case, entry.unit, floor=floor, work=work, variant=variant)
                 run = partial(start, launch, case.q, case.cache, case.layout, case.options)
                 bench.attempt(f"{table.section}: {entry.case}, {variant}", partial(_measure, bench, row, run))
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTable:
+    """Ways of multiplying quantised weights over the same cases."""
+
+    section: str
+    tokens: tuple[int, ...]
+    projections: tuple[str, ...]
+    variants: Mapping[str, Projecting | None]
+    """None: torch's product with a dense weight."""
+
+
+def _products(choices: Sequence[Projecting]) -> dict[str, Projecting | None]:
+    return {"torch dense": None, "served": PROJECTING} | {_product_name(choice): choice for choice in choices}
+
+
+def _product_name(choice: Projecting) -> str:
+    tiles = ",".join(str(size) for size in choice.tiling or () if size is not None)
+    return ", ".join(
+        filter(None, (tiles and f"tiles {tiles}", f"step {choice.step}" * (choice.step > 1), "lean" * choice.lean))
+    )
+
+
+MATMUL_TABLES = (
+    ProductTable("matmul variants, few tokens", (1, 16), ("gate and up", "qkv", "down"), _products(FEW_TOKENS)),
+    ProductTable("matmul variants, many tokens", (64, 32, 128, 256), ("gate and up",), _products(MANY_TOKENS)),
+)
+
+
+def measure_matmul_variants(bench: Bench) -> None:
+    """Measure products with 4-bit and 8-bit weights in every size of tiles, and with codes read in either way."""
+    for table in MATMUL_TABLES:
+        shapes = {name: (out, width) for name, out, width in projections(bench)}
+        cases = [(name, form, count) for count in table.tokens for name in table.projections for form in ("W4", "W8")]
+        for name, form, count in cases[:SMOKE_CASES] if bench.report.smoke else cases:
+            _measure_products(bench, table, f"{name} {form}, {count} tokens", form, count, *shapes[name])
+
+
+def _measure_products(
+    bench: Bench, table: ProductTable, case: str, form: str, count: int, out: int, width: int
+) -> None:
+    launch, rows = JitLauncher(device_target(bench.device)), bench.sizes.tokens(count)
+    dense, weight, x = bench.random(out, width), FORMS[form](out, width, bench.device), bench.random(rows, width)
+    assert isinstance(weight, QuantizedWeight)
+    packed, floor = pack(weight, None), floor_of(bench, weight, rows)
+    for variant, choice in table.variants.items():
+        row = partial(Row, table.section, case, MICROSECONDS, floor=floor, variant=variant)
+        run = partial(F.linear, x, dense)
+        if choice is not None:
+            run = partial(linear, launch, x, packed, batch_invariant=False, projecting=_fitted(choice, rows))
+        bench.attempt(f"{table.section}: {case}, {variant}", partial(_measure, bench, row, run))
+
+
+def _fitted(choice: Projecting, rows: int) -> Projecting:
+    if choice.tiling is None:
+        return choice
+    tokens = min(choice.tiling.tokens, max(NARROWEST, next_power_of_2(rows)))
+    return choice._replace(tiling=choice.tiling._replace(tokens=tokens))
 
 
 def _measure(bench: Bench, row: Callable[[float], Row], run: Callable[[], object]) -> None:

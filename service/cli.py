@@ -185,9 +185,11 @@ def _further(written: str | None) -> dict[str, Any]:
 
 
 def fetch(**flags: Any) -> None:
-    """Bring a model to this machine, if it is not there, and print its path."""
+    """Bring a model to this machine, and a draft model if one is set, if they are not there, and print their paths."""
     settings = load_settings(**flags)
-    print(resolve(settings.model, settings.home_path).path)
+    for name in (settings.model, settings.draft_model):
+        if name is not None:
+            print(resolve(name, settings.home_path).path)
 
 
 def models(**flags: Any) -> None:
@@ -282,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--npz", metavar="FILE", help="write the arrays to a file of NumPy's instead")
     command.add_argument("--html", metavar="FILE", help="write a page that needs no server instead")
 
-    command = _command(commands, "fetch", fetch, ("home",))
+    command = _command(commands, "fetch", fetch, ("home", "draft_model"))
     _add_model(command, positional=True)
 
     _command(commands, "models", models, ("home",))

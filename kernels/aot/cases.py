@@ -34,6 +34,7 @@ from kernels.backend import (
 from kernels.gpu.backend import TritonBackend
 from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import Target
+from kernels.gpu.matmul import PROJECTING, Projecting, Tiling
 
 Feature = Literal["window", "softcap", "alibi", "sinks"]
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -51,6 +52,7 @@ class Case:
     """Whether a model family needs it in the dtype it is published in. Other cases are compiled only with --all."""
     batch_invariant: bool = False
     decoding: Decoding = DECODING
+    projecting: Projecting = PROJECTING
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,11 @@ FORMS: tuple[tuple[Literal[4, 8], int, bool], ...] = (
 """(bits, group size, whether there are offsets) of GGUF's blocks and the group-quantised formats."""
 FP8_BLOCKS = ((128, 128), (None, None), (1, None), (64, 128))
 """(outputs, inputs) that share a scale in e4m3 weights, as published, and of a stack of parts; None: all."""
+PROJECTINGS = {
+    "narrow": Projecting(Tiling(32, 16, 2, 3), step=2, lean=True),
+    "wide": Projecting(Tiling(128, 32, 8, 2), lean=True),
+}
+"""Ways of projecting that are not served, for few tokens and for many. With 64 tokens, an A100 would spill."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
 TIGHTEST = frozenset(
     {
@@ -142,7 +149,14 @@ def record(target: Target, only: str = "", extent: Extent = "served") -> list[Va
         wanted = {"tightest": case.name in TIGHTEST, "served": case.served, "all": True}[extent]
         if wanted and only in case.name:
             launcher.label = case.name
-            case.run(TritonBackend(launcher, batch_invariant=case.batch_invariant, decoding=case.decoding))
+            case.run(
+                TritonBackend(
+                    launcher,
+                    batch_invariant=case.batch_invariant,
+                    decoding=case.decoding,
+                    projecting=case.projecting,
+                )
+            )
     return list(launcher.variants.values())
 
 
@@ -297,6 +311,9 @@ def _matmul() -> Iterator[Case]:
             run = partial(_quantized, bits, group_size, offsets, dtype)
             yield Case(f"linear {form} {_name(dtype)}", run, served)
             yield Case(f"linear {form} {_name(dtype)} invariant", run, False, batch_invariant=True)
+            if served and not offsets:
+                for name, projecting in PROJECTINGS.items():
+                    yield Case(f"linear {form} {_name(dtype)} {name}", run, projecting=projecting)
         for height, width in FP8_BLOCKS:
             run = partial(_fp8, height, width, dtype)
             form = f"W8 e4m3 {height or 'all'}x{width or 'all'}"

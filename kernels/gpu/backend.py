@@ -25,7 +25,7 @@ from kernels.gpu.activation import activation, gated_activation
 from kernels.gpu.attention import attend
 from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import JitLauncher, Launcher, device_target
-from kernels.gpu.matmul import linear, pack
+from kernels.gpu.matmul import PROJECTING, Projecting, linear, pack
 from kernels.gpu.norm import add_layer_norm, add_rms_norm
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
@@ -44,10 +44,18 @@ class TritonBackend:
     block_size = 64
     capturable = True
 
-    def __init__(self, launch: Launcher, *, batch_invariant: bool = False, decoding: Decoding = DECODING) -> None:
+    def __init__(
+        self,
+        launch: Launcher,
+        *,
+        batch_invariant: bool = False,
+        decoding: Decoding = DECODING,
+        projecting: Projecting = PROJECTING,
+    ) -> None:
         """With `batch_invariant`, no bit of a row's result depends on the other rows. This makes projections slower."""
         self._launch = launch
         self._decoding = decoding
+        self._projecting = projecting
         self._batch_invariant = batch_invariant
 
     def pack(self, weight: Tensor | QuantizedWeight | Fp8Weight, bias: Tensor | None) -> Linear:
@@ -65,7 +73,7 @@ class TritonBackend:
         if isinstance(weight.weight, Fp8Weight):
             invariant = self._batch_invariant
             return fp8_matmul.linear(self._launch, x, weight.weight, weight.bias, batch_invariant=invariant)
-        return linear(self._launch, x, weight, batch_invariant=self._batch_invariant)
+        return linear(self._launch, x, weight, batch_invariant=self._batch_invariant, projecting=self._projecting)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return add_rms_norm(self._launch, x, residual, weight, eps)

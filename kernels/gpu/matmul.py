@@ -14,7 +14,7 @@ depends on the weight and the chip. Each split is summed alone, and the sums are
 kernel or by a program that computes all splits itself; the bits are the same.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ the codes again for every tile of tokens."""
 PROGRAMS_PER_MULTIPROCESSOR = 3
 """The number of programs that splitting aims at: enough loads in flight to keep the memory busy."""
 OUTPUTS = 64
-"""Outputs that a program of `_matmul` computes. With more, a tile of 64 tokens does not fit into the registers."""
+"""Outputs that a program of `_matmul` computes. With more, four warps have no registers for a tile of 64 tokens."""
 VALUES_UNDER_WAY = 128
 """Inputs of each row that are loaded ahead while a program computes, if shared memory has room for them."""
 TILES_PER_SPLIT = 4
@@ -41,14 +41,37 @@ MOST_SPLITS = 8
 """The largest number of splits. It keeps the sums of the splits small compared with the weight."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """The tile of tokens and the launch options of `_matmul`."""
+class Tiling(NamedTuple):
+    """The tile of results and the launch options of `_matmul`."""
 
+    outputs: int
     tokens: int
-    """Tokens that a program computes OUTPUTS outputs for."""
     num_warps: int
     num_stages: int
+    programs: int | None = None
+    """Programs on a multiprocessor that splitting aims at; None for PROGRAMS_PER_MULTIPROCESSOR."""
+
+
+class Projecting(NamedTuple):
+    """A choice of how to multiply quantised weights; `python -m benchmarks --variants` measures others.
+
+    Neither a larger `step` nor `lean` has run on a GPU yet.
+    """
+
+    tiling: Tiling | None = None
+    """None for that of `_tiling`, up to FUSED_TOKENS tokens."""
+    step: int = 1
+    """Tiles that a program multiplies at a time, where a row has a multiple of it.
+
+    Scales are loaded one step ahead, so that no step takes less time than memory takes to answer. A step of one tile of
+    8-bit codes has little else to do.
+    """
+    lean: bool = False
+    """Whether `integers` has its LEAN form, which changes no bit."""
+
+
+PROJECTING = Projecting()
+"""The choice that is served."""
 
 
 def pack(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
@@ -56,22 +79,31 @@ def pack(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Linear:
     return Linear(rearrange(weight) if isinstance(weight, QuantizedWeight) else weight, bias)
 
 
-def linear(launch: Launcher, x: Tensor, weight: Linear, *, batch_invariant: bool) -> Tensor:
+def linear(
+    launch: Launcher, x: Tensor, weight: Linear, *, batch_invariant: bool, projecting: Projecting = PROJECTING
+) -> Tensor:
     """X W^T + bias, [tokens, in] -> [tokens, out], in x's dtype; sums are float32. A dense weight has x's dtype.
 
-    With `batch_invariant`, no bit of a row's result depends on the number of rows or on the other rows.
+    With `batch_invariant`, no bit of a row's result depends on the number of rows or on the other rows, unless
+    `projecting` has a tiling.
     """
     packed = weight.weight
     assert isinstance(packed, Tensor | QuantizedWeight), "another backend packed this weight"
-    if batch_invariant or (isinstance(packed, PackedWeight) and len(x) <= FUSED_TOKENS):
-        return _project(launch, x, packed, weight.bias, batch_invariant)
+    fused = len(x) <= FUSED_TOKENS or projecting.tiling is not None
+    if batch_invariant or (isinstance(packed, PackedWeight) and fused):
+        return _project(launch, x, packed, weight.bias, batch_invariant, projecting)
     dense = dequantize(launch, packed, x.dtype) if isinstance(packed, PackedWeight) else packed
     assert isinstance(dense, Tensor), "pack() has not seen this weight"
     return F.linear(x, dense, weight.bias)
 
 
 def _project(
-    launch: Launcher, x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None, batch_invariant: bool
+    launch: Launcher,
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    bias: Tensor | None,
+    batch_invariant: bool,
+    projecting: Projecting,
 ) -> Tensor:
     """`linear` computed by the kernel `_matmul`."""
     x = x.contiguous()
@@ -89,9 +121,13 @@ def _project(
         form = {"BITS": 16, "ZERO": 0, "GROUP": 64, "WIDTH": 64}
     tile = 16 // form["BITS"] * form["WIDTH"]
     offset = operands[2] is not None
-    tiling = _tiling(tokens, form["BITS"], form["WIDTH"], offset, x.dtype, launch.target, batch_invariant)
-    rows, columns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(tokens, tiling.tokens)
-    tiles_per_split, splits = split_inputs(rows, triton.cdiv(inputs, tile), launch.target)
+    tiling = projecting.tiling or _tiling(
+        tokens, form["BITS"], form["WIDTH"], offset, x.dtype, launch.target, batch_invariant
+    )
+    rows, columns = triton.cdiv(outputs, tiling.outputs), triton.cdiv(tokens, tiling.tokens)
+    tiles = triton.cdiv(inputs, tile)
+    step = projecting.step if tiles % projecting.step == 0 else 1
+    tiles_per_split, splits = split_inputs(rows, tiles, launch.target, tiling.programs, step)
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
     sums = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device) if apart else y
     launch(
@@ -107,9 +143,11 @@ def _project(
         tiles_per_split,
         1 if apart else splits,
         **form,
-        OUTPUTS=OUTPUTS,
+        OUTPUTS=tiling.outputs,
         TOKENS=tiling.tokens,
         WHOLE_TILES=inputs % tile == 0,
+        STEP=step,
+        LEAN=projecting.lean,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -134,16 +172,20 @@ def _tiling(
     widest = 32 if bits == 4 and (batch_invariant or crowded) else 64
     wide = widest if batch_invariant else min(max(narrowest, triton.next_power_of_2(tokens)), widest)
     if dtype == torch.float32:
-        return Tiling(16, num_warps=8, num_stages=2)
+        return Tiling(OUTPUTS, 16, num_warps=8, num_stages=2)
     num_stages = 2 if target.shared_memory < 100_000 else min(1 + VALUES_UNDER_WAY // width, 6)
-    return Tiling(wide, 4 if wide <= target.warp_size // 2 else 8, num_stages)
+    return Tiling(OUTPUTS, wide, 4 if wide <= target.warp_size // 2 else 8, num_stages)
 
 
-def split_inputs(rows: int, tiles: int, target: Target) -> tuple[int, int]:
-    """(tiles in a split, splits) for a weight of `rows` blocks of outputs, with `tiles` tiles in each row."""
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * target.multiprocessors // rows
+def split_inputs(rows: int, tiles: int, target: Target, programs: int | None = None, step: int = 1) -> tuple[int, int]:
+    """(tiles in a split, splits) for a weight of `rows` blocks of outputs, with `tiles` tiles in each row.
+
+    Splitting aims at `programs` on a multiprocessor, by default PROGRAMS_PER_MULTIPROCESSOR. A split has a multiple of
+    `step` tiles if a row has.
+    """
+    wanted = (programs or PROGRAMS_PER_MULTIPROCESSOR) * target.multiprocessors // rows
     splits = max(1, min(wanted, tiles // TILES_PER_SPLIT, MOST_SPLITS))
-    tiles_per_split = triton.cdiv(tiles, splits)
+    tiles_per_split = triton.cdiv(triton.cdiv(tiles, splits), step) * step
     return tiles_per_split, triton.cdiv(tiles, tiles_per_split)
 
 
@@ -186,6 +228,8 @@ def _matmul(
     OUTPUTS: tl.constexpr,
     TOKENS: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
+    STEP: tl.constexpr,
+    LEAN: tl.constexpr,
 ):
     """y[t, n] = sum over k of w[n, k] x[t, k] + bias[n], for the inputs k of some splits.
 
@@ -209,7 +253,7 @@ def _matmul(
         else:
             total += _sum_quantized(
                 x, weight, scales, offsets, n, t, tokens, outputs, inputs, begin, end,
-                BITS, ZERO, GROUP, WIDTH, WHOLE_TILES,
+                BITS, ZERO, GROUP, WIDTH, WHOLE_TILES, STEP, LEAN,
             )  # fmt: skip
     if bias is not None:
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[:, None]
@@ -274,8 +318,12 @@ def _sum_quantized(
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     WHOLE_TILES: tl.constexpr,
+    STEP: tl.constexpr,
+    LEAN: tl.constexpr,
 ):
     """W x^T, [OUTPUTS, TOKENS] float32, of a `PackedWeight` over the input tiles `begin` to `end` - 1.
+
+    Their number is a multiple of STEP.
 
     sum(w x) = sum over groups of (scale * sum((code - zero) x) + offset * sum(x))
 
@@ -285,7 +333,8 @@ def _sum_quantized(
     precision: tl.constexpr = "ieee" if dtype == tl.float32 else "tf32"
     TILE: tl.constexpr = 16 // BITS * WIDTH
     WORDS: tl.constexpr = WIDTH // 2
-    GROUPS: tl.constexpr = TILE // GROUP if TILE > GROUP else 1
+    SPAN: tl.constexpr = STEP * TILE
+    GROUPS: tl.constexpr = SPAN // GROUP if SPAN > GROUP else 1
 
     row = codes + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * (tl.cdiv(inputs, TILE) * WORDS)  # [OUTPUTS, 1]
     token = x + t.to(tl.int64)[:, None] * inputs  # [TOKENS, 1]
@@ -294,19 +343,22 @@ def _sum_quantized(
     # dots share one copy of the values.
     ones = tl.join(one, one).reshape(n.shape[0], WIDTH)  # [OUTPUTS, WIDTH]
     total = tl.zeros([n.shape[0], t.shape[0]], tl.float32)  # [OUTPUTS, TOKENS]
-    # The compiler pipelines only loads that feed a dot, so scales and offsets are loaded one tile ahead by hand.
+    # The compiler pipelines only loads that feed a dot, and only in a loop that carries nothing for longer than to the
+    # next turn, so scales and offsets are loaded one step ahead by hand.
     next_scales = _groups(scales, begin * TILE // GROUP, n, outputs, GROUPS)  # GROUPS times [OUTPUTS]
     if offsets is not None:
         next_offsets = _groups(offsets, begin * TILE // GROUP, n, outputs, GROUPS)  # GROUPS times [OUTPUTS]
-    for tile in range(begin, end):
-        words = tl.load(row + (tile * WORDS + tl.arange(0, WORDS))[None, :])  # [OUTPUTS, WORDS]
-        ahead = tl.minimum(tile + 1, end - 1) * TILE // GROUP
-        tile_scales = next_scales
+    for tile in range(begin, end, STEP):
+        ahead = tl.minimum(tile + STEP, end - STEP) * TILE // GROUP
+        step_scales = next_scales
         next_scales = _groups(scales, ahead, n, outputs, GROUPS)
         if offsets is not None:
-            tile_offsets = next_offsets
+            step_offsets = next_offsets
             next_offsets = _groups(offsets, ahead, n, outputs, GROUPS)
-        for start in tl.static_range(0, TILE, WIDTH):
+        for start in tl.static_range(0, SPAN, WIDTH):
+            if start % TILE == 0:
+                word = (tile + start // TILE) * WORDS + tl.arange(0, WORDS)  # [WORDS]
+                words = tl.load(row + word[None, :])  # [OUTPUTS, WORDS]
             k = (tile * TILE + start + tl.arange(0, WIDTH))[None, :]  # [1, WIDTH]
             if WHOLE_TILES:
                 values = tl.trans(tl.load(token + k, mask=(t < tokens)[:, None], other=0.0))  # [WIDTH, TOKENS]
@@ -315,15 +367,15 @@ def _sum_quantized(
             if start % GROUP == 0:
                 part = tl.zeros_like(total)  # [OUTPUTS, TOKENS]
                 values_sum = tl.zeros_like(total)  # [OUTPUTS, TOKENS]
-            numbers = integers(words, start // WIDTH, BITS, ZERO, dtype)  # [OUTPUTS, WIDTH]
+            numbers = integers(words, start % TILE // WIDTH, BITS, ZERO, dtype, LEAN)  # [OUTPUTS, WIDTH]
             part = tl.dot(numbers, values, part, input_precision=precision, out_dtype=tl.float32)
             if offsets is not None:
                 # A dot with ones: the tensor cores are not busy, and a sum across the lanes of a warp would be slower.
                 values_sum = tl.dot(ones, values, values_sum, input_precision=precision, out_dtype=tl.float32)
-            if (start + WIDTH) % GROUP == 0 or start + WIDTH == TILE:
-                total += (tile_scales[start // GROUP].to(tl.float32) * code_unit(dtype))[:, None] * part
+            if (start + WIDTH) % GROUP == 0 or start + WIDTH == SPAN:
+                total += (step_scales[start // GROUP].to(tl.float32) * code_unit(dtype))[:, None] * part
                 if offsets is not None:
-                    total += tile_offsets[start // GROUP].to(tl.float32)[:, None] * values_sum
+                    total += step_offsets[start // GROUP].to(tl.float32)[:, None] * values_sum
     return total
 
 

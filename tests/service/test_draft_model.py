@@ -37,6 +37,12 @@ def test_it_guesses_and_the_completion_is_the_same(tmp_path: Path) -> None:
     assert counters.accepted_tokens == counters.drafted_tokens > 30 > counters.steps - counters.drafts
 
 
+def test_it_is_fetched_with_the_model(tmp_path: Path, smollm2: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    dummy(tmp_path)
+    assert cli.main(["fetch", str(tmp_path), "--draft-model", "smollm2-135m-instruct"]) == 0
+    assert capfd.readouterr().out == f"{tmp_path}\n{smollm2}\n"
+
+
 def test_what_cannot_guess_for_a_model_is_one_line(
     tmp_path: Path, smollm2: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

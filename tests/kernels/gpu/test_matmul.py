@@ -15,7 +15,7 @@ from kernels.aot.cases import FORMS
 from kernels.backend import QuantizedWeight
 from kernels.gpu import matmul
 from kernels.gpu.launch import TARGETS, JitLauncher, Target, device_target
-from kernels.gpu.matmul import FUSED_TOKENS, linear, pack
+from kernels.gpu.matmul import FUSED_TOKENS, PROJECTING, Projecting, Tiling, linear, pack
 from kernels.gpu.packed import dequantize, rearrange
 from kernels.reference import ReferenceBackend
 from kernels.reference import dequantize as reference_dequantize
@@ -112,8 +112,10 @@ def project(
     *,
     batch_invariant: bool = False,
     target: Target = LAUNCH.target,
+    projecting: Projecting = PROJECTING,
 ) -> Tensor:
-    return linear(JitLauncher(target), x, pack(weight, bias), batch_invariant=batch_invariant)
+    launch = JitLauncher(target)
+    return linear(launch, x, pack(weight, bias), batch_invariant=batch_invariant, projecting=projecting)
 
 
 @forms
@@ -187,6 +189,46 @@ def test_quantised(
     bias = random(outputs, dtype=dtype, seed=2) if biased else None
     with splits_of(tiles_per_split):
         got = project(x, weight, bias, batch_invariant=batch_invariant, target=TARGETS[chip])
+    assert_projected(got, x, weight, bias)
+
+
+@forms
+@dtypes
+def test_lean_codes_are_the_same_numbers(form: Form, dtype: torch.dtype) -> None:
+    weight = quantized(form, 70, 3 * tile_of(form))
+    x = random(5, weight.shape[1], dtype=dtype, seed=1)
+    assert torch.equal(project(x, weight, projecting=Projecting(lean=True)), project(x, weight))
+
+
+@forms
+def test_steps_of_several_tiles_are_the_same_sums(form: Form) -> None:
+    """A row has several steps, each with scales of its own."""
+    weight = quantized(form, 20, 8 * tile_of(form))
+    x = random(3, weight.shape[1], seed=1)
+    with splits_of(8):
+        assert torch.equal(project(x, weight, projecting=Projecting(step=2)), project(x, weight))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    form=st.sampled_from(FORMS + MORE_FORMS),
+    tokens=st.integers(1, 40),
+    outputs=st.integers(1, 70),
+    tiles=st.integers(1, 6),
+    tiling=st.sampled_from([None, Tiling(16, 16, 1, 2), Tiling(32, 16, 2, 2, 6), Tiling(128, 32, 8, 2)]),
+    step=st.sampled_from([1, 2, 4]),
+    lean=st.booleans(),
+)
+def test_other_ways_of_projecting(
+    form: Form, tokens: int, outputs: int, tiles: int, tiling: Tiling | None, step: int, lean: bool
+) -> None:
+    """Also with a last tile that is not whole, and with numbers of tiles that are no multiple of the step."""
+    tile = tile_of(form)
+    inputs = tiles * tile - (tile // 2 if tile > form[1] else 0)
+    weight = quantized(form, outputs, -(-inputs // form[1]) * form[1])
+    x, bias = random(tokens, weight.shape[1], dtype=torch.float16, seed=1), random(outputs, dtype=torch.float16, seed=2)
+    with splits_of(1):
+        got = project(x, weight, bias, projecting=Projecting(tiling, step, lean))
     assert_projected(got, x, weight, bias)
 
 
