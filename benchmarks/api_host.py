@@ -74,7 +74,7 @@ async def measure(requests: int, seconds: float, profile: cProfile.Profile | Non
                 "engine_ms": 1000 * (cpu_seconds(client.pid) - engine) / steps,
             }
             clients.kill()
-        server.should_exit = True
+        server.drain()  # Which waits until it has seen that the clients left.
         await serving
     await keeper.stop()
     return told

@@ -259,9 +259,12 @@ class Settings(BaseSettings):
     )
     max_body: Bytes = Field(4 * 2**20, description="Size of a request body in bytes.")
     max_n: Count = Field(64, description="Largest n of a request.")
-    max_prompts: Count = Field(64, description="Prompts in one request.")
-    max_choices: Count = Field(128, description="Prompts times n of one request.")
-    max_request_tokens: Count = Field(2**20, description="Prompts times n times max_tokens of one request.")
+    max_prompts: Count = Field(64, description="Prompts, texts to embed or pairs to judge in one request.")
+    max_choices: Count = Field(128, description="Prompts times n of one request; a pair to judge counts twice.")
+    max_request_tokens: Count = Field(
+        2**20,
+        description="Tokens of all prompts of one request; and, apart from them, prompts times n times max_tokens.",
+    )
     max_messages: Count = Field(4096, le=8192, description="Messages in one chat request.")
     max_parts: Count = Field(1024, le=8192, description="Parts of one message.")
     max_tools: Count = Field(128, le=1024, description="Tools of one chat request, and calls in one message.")

@@ -6,8 +6,11 @@ milliseconds, where compiling takes seconds, and without Numba unless it calls a
 
 import ctypes
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -22,6 +25,8 @@ from kernels.cpu.target import SETTINGS, cpu, path_name
 SOURCES = Path(__file__).parent
 """The folder of the sources that are compiled, and of what they import of this project."""
 CHECKSUM_BYTES = 32
+KEPT_SECONDS = 30 * 24 * 3600.0
+"""Time for which what another version compiled is kept, from the last start of a process that used it."""
 NEVER_CALLED = (
     *("NRT_Free", "NRT_MemInfo_call_dtor", "numba_do_raise", "numba_gil_ensure", "numba_gil_release"),
     *("numba_runtime_build_excinfo_struct", "numba_unpickle"),
@@ -58,7 +63,7 @@ def address_of(name: str, compile: Callable[[], MachineCode]) -> int:
 def check_compiler() -> None:
     """Import Numba where it will be needed, since nothing is kept that it compiled. Raises ImportError."""
     folder = _folder()
-    if folder is None or not any(folder.iterdir()):
+    if folder is None or not any(folder.glob("*")):
         import numba  # noqa: F401
 
 
@@ -68,10 +73,24 @@ def _folder() -> Path | None:
     try:
         folder = Path("~/.cache/headlight/kernels", _version()).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)  # Used now.
+        _remove_unused(folder)
     except (OSError, RuntimeError):
         # The user may have no home, or one that cannot be written.
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folders beside `folder` that no process has used for long. Raises OSError if they cannot be listed.
+
+    Others may do the same at this moment. A process whose folder goes compiles what it has not loaded yet.
+    """
+    longest_ago = time.time() - KEPT_SECONDS
+    for other in folder.parent.iterdir():
+        with suppress(OSError):
+            if other != folder and other.stat().st_mtime < longest_ago:
+                shutil.rmtree(other)
 
 
 def _version() -> str:

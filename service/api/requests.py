@@ -145,7 +145,7 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
     encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
     _check_prompts("input", encoded, context)
-    lengths = [_resolve_length(len(prompt), 0, None, context.client.limits, param="input") for prompt in encoded]
+    lengths = _resolve_lengths(encoded, 0, None, context, param="input")
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -177,7 +177,7 @@ async def judgement_job(
     masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
     prompts = [await judgement_prompt(body, pair, context) for pair in pairs]
     _check_prompts("documents", prompts, context)
-    lengths = [_resolve_length(len(prompt), 1, None, limits, param="documents") for prompt in prompts]
+    lengths = _resolve_lengths(prompts, 1, None, context, param="documents")
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -210,7 +210,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     _check_prompts(sent, [prompt], context)
     check_spellings(body, context)
     limits = context.client.limits
-    length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
+    (length,) = _resolve_lengths([prompt], body.max_tokens, None, context, param=sent)
     defaults = replace(context.sampling, temperature=0.0)
     params = sampling_params(body, defaults, context)
     trace = trace_of(body, len(prompt), context)
@@ -335,7 +335,7 @@ def _job(
     ends = drawable((*end_tokens, *body.stop_token_ids), limits)
     search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
-    lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
+    lengths = _resolve_lengths(prompts, max_tokens, default_max_tokens, context)
     if body.min_tokens > min(lengths):
         raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
     if tries * sum(lengths) > context.settings.max_request_tokens:
@@ -401,9 +401,20 @@ def _cache_salt(body: GenerationBody | EmbeddingBody | JudgementBody | None, con
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
 
 
-def _resolve_length(
-    prompt: int, wanted: int | None, default: int | None, limits: ModelLimits, param: str = "prompt"
-) -> int:
+def _resolve_lengths(
+    prompts: Sequence[Sequence[int]],
+    wanted: int | None,
+    default: int | None,
+    context: JobContext,
+    param: str = "prompt",
+) -> list[int]:
+    """Number of tokens to generate after each prompt. Raises ApiError if one does not fit, or all are too many."""
+    lengths = [_resolve_length(len(prompt), wanted, default, context.client.limits, param) for prompt in prompts]
+    check_at_most(param, sum(map(len, prompts)), context.settings.max_request_tokens, "tokens of all prompts")
+    return lengths
+
+
+def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits: ModelLimits, param: str) -> int:
     """Number of tokens to generate after a prompt of `prompt` tokens. Raises ApiError if they do not fit."""
     room = limits.capacity
     reason = (

@@ -28,7 +28,7 @@ from model.contract import DeviceLostError, PendingStep, Runner, StepPlan, StepR
 from service.engine.block_events import BlockEvent, BlockEvents
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits
-from service.engine.drafts import Guess, look_up
+from service.engine.drafts import NO_DRAFTS, DraftPolicy
 from service.engine.grammars import Grammars, Vocabulary
 from service.engine.messages import Cancel, Delta, EngineStats, News, Report, Submit
 from service.engine.pace import Pace
@@ -66,9 +66,7 @@ class EngineCore:
         token_budget: int,
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
-        draft_tokens: int = 0,
-        draft_running: int = 1,
-        guess: Guess = look_up,
+        drafts: DraftPolicy = NO_DRAFTS,
         clock: Callable[[], float] = time.perf_counter,
         announce: Callable[[float | None], None] = lambda seconds: None,
         read_vocabulary: Callable[[], Vocabulary] | None = None,
@@ -80,7 +78,7 @@ class EngineCore:
 
         `publish` gets the prefix cache's events of each step; it must not wait, and returns False if it dropped them.
 
-        `guess` makes drafts, as in `Scheduler`. Raises ValueError as that does.
+        `drafts` and the limits are the `Scheduler`'s. Raises ValueError as that does.
         """
         limits = runner.limits
         self._runner = runner
@@ -96,9 +94,7 @@ class EngineCore:
             token_budget=token_budget,
             max_running=max_running,
             caller_limits=caller_limits,
-            draft_tokens=draft_tokens,
-            draft_running=draft_running,
-            guess=guess,
+            drafts=drafts,
         )
         self._grammars = Grammars(read_vocabulary, limits.vocab_size) if read_vocabulary else None
         self._in_flight: deque[_Started] = deque()

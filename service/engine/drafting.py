@@ -5,7 +5,7 @@ It does not know how tokens are guessed.
 
 from collections.abc import Sequence
 
-from service.engine.drafts import Guess
+from service.engine.drafts import DraftPolicy
 from service.engine.messages import Counters
 from service.engine.request import Request
 from service.engine.roster import Roster
@@ -14,18 +14,16 @@ from service.engine.roster import Roster
 class Drafting:
     """Gives requests drafts while few run: in a larger batch, wrong drafts cost others more than right ones save."""
 
-    def __init__(self, roster: Roster, counters: Counters, most: int, running: int, guess: Guess) -> None:
-        """A request gets up to `most` drafts in a step, while no more than `running` requests run."""
+    def __init__(self, roster: Roster, counters: Counters, policy: DraftPolicy) -> None:
+        """`counters` count the drafts."""
         self._roster = roster
         self._counters = counters
-        self._most = most
-        self._running = running
-        self._guess = guess
+        self._policy = policy
 
     @property
     def active(self) -> bool:
         """Whether few enough requests run for any to get drafts."""
-        return self._most > 0 and len(self._roster.running) <= self._running
+        return self._policy.tokens > 0 and len(self._roster.running) <= self._policy.running
 
     def allows(self, request: Request) -> bool:
         """Whether a request may get drafts now. It then waits for its own draw before its next chunk is planned.
@@ -44,8 +42,8 @@ class Drafting:
             return
         pool = self._roster.pool
         for request in decoding:
-            most = min(budget, self._most, request.reach, request.params.max_tokens - request.drawn - 1)
-            drafts = self._guess(request, most) if most > 0 and self.allows(request) else ()
+            most = min(budget, self._policy.tokens, request.reach, request.params.max_tokens - request.drawn - 1)
+            drafts = self._policy.guess(request, most) if most > 0 and self.allows(request) else ()
             if not drafts:
                 continue
             if pool.grow(request, len(drafts)):

@@ -6,6 +6,7 @@ generated.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from model.contract import INVALID_TOKEN
 from service.engine.request import Request
@@ -15,6 +16,17 @@ WIDTH = 3
 
 Guess = Callable[[Request, int], Sequence[int]]
 """Guesses up to so many of the tokens that will follow a request's known ones, all of which are computed but one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftPolicy:
+    """Who makes drafts, how many, and when."""
+
+    guess: Guess
+    tokens: int
+    """Drafts of a request in a step at most."""
+    running: int
+    """Requests that may own blocks while there are drafts; with more there are none."""
 
 
 def look_up(request: Request, most: int) -> Sequence[int]:
@@ -34,3 +46,6 @@ def look_up(request: Request, most: int) -> Sequence[int]:
 def leave_open(request: Request, most: int) -> Sequence[int]:
     """Leave `most` drafts to the runner, which needs a draft model for them."""
     return [INVALID_TOKEN] * most
+
+
+NO_DRAFTS = DraftPolicy(guess=look_up, tokens=0, running=0)

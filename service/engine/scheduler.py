@@ -16,7 +16,7 @@ from service.engine.blocks import BlockPool
 from service.engine.budget import Budget
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.drafting import Drafting
-from service.engine.drafts import Guess, look_up
+from service.engine.drafts import NO_DRAFTS, DraftPolicy
 from service.engine.grammar_source import GrammarError
 from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
 from service.engine.landing import Landing
@@ -55,14 +55,11 @@ class Scheduler:
         token_budget: int,
         max_running: int,
         caller_limits: CallerLimits = NO_LIMITS,
-        draft_tokens: int = 0,
-        draft_running: int = 1,
-        guess: Guess = look_up,
+        drafts: DraftPolicy = NO_DRAFTS,
     ) -> None:
         """`token_budget` is the most tokens a step computes, `max_running` the most requests that own blocks.
 
-        A decoding request gets up to `draft_tokens` drafts in a step, which `guess` makes, while no more than
-        `draft_running` requests own blocks.
+        `drafts` says what decoding requests get beside their next token.
 
         Raises ValueError if the budget does not give every running request a token.
         """
@@ -72,7 +69,7 @@ class Scheduler:
         self._pool = pool
         self._roster = Roster(pool, self.counters, max_running, caller_limits)
         self._searches = Searches(self._roster)
-        drafting = Drafting(self._roster, self.counters, draft_tokens, draft_running, guess)
+        drafting = Drafting(self._roster, self.counters, drafts)
         self._looking = Looking(self._roster)
         self._budget = Budget(self._roster, drafting, self._looking, token_budget)
         self._landing = Landing(self._roster, self._searches, drafting, self.counters)

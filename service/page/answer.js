@@ -13,9 +13,11 @@ let count = 0;
 
 /** What is known of one token of an answer. */
 export class Token {
-  constructor(entry, text, inspection) {
+  /** `before` are the bytes of a character that earlier tokens have begun. */
+  constructor(entry, text, before, inspection) {
     this.entry = entry;
     this.text = text;
+    this.before = before;
     this.distribution = inspection?.distribution ?? null;
     this.isEnd = false;
   }
@@ -25,7 +27,7 @@ export class Token {
   }
 
   get name() {
-    return spelled({ text: this.entry.token, bytes: this.bytes });
+    return spelled({ text: this.entry.token, bytes: this.bytes, before: this.before });
   }
 
   get probability() {

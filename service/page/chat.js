@@ -3,7 +3,7 @@
 import { stream } from "./api.js";
 import { Token, TokenRow } from "./answer.js";
 import { detail } from "./detail.js";
-import { button, h } from "./dom.js";
+import { begun, button, h } from "./dom.js";
 import { t } from "./language.js";
 import { sampling, samplingForm, systemMessage } from "./sampling.js";
 import { failure, loading } from "./states.js";
@@ -41,9 +41,7 @@ function legend() {
     "p",
     { class: "legend" },
     h("span", {}, t("legend.entropy")),
-    h("span", {}, t("legend.sure")),
-    h("span", { class: "ramp unsure", "aria-hidden": "true" }),
-    h("span", {}, t("legend.unsure")),
+    h("span", { class: "ends" }, t("legend.sure"), h("span", { class: "ramp unsure", "aria-hidden": "true" }), t("legend.unsure")),
   );
 }
 
@@ -51,7 +49,7 @@ function renderTurns() {
   if (turns.length === 0) {
     const tries = ["chat.try1", "chat.try2", "chat.try3"].map((name) => button(t(name), () => send(t(name))));
     view.list.replaceChildren(
-      h("div", { class: "empty" }, h("h2", {}, t("chat.empty")), h("p", {}, t("chat.empty.help")), h("div", { class: "row" }, tries)),
+      h("div", { class: "empty" }, h("h2", {}, t("chat.empty")), h("p", {}, t("chat.empty.help")), h("div", { class: "row" }, tries), h("a", { href: "#/walk" }, t("chat.walk"))),
     );
     return;
   }
@@ -221,7 +219,8 @@ function take(turn, choice, decoder) {
   const entries = choice.logprobs?.content ?? [];
   for (const [index, entry] of entries.entries()) {
     const text = decoder.decode(new Uint8Array(entry.bytes), { stream: true });
-    const token = new Token(entry, text, index === entries.length - 1 ? choice.inspection : null);
+    const before = begun(turn.tokens.slice(-3).flatMap(({ bytes }) => bytes));
+    const token = new Token(entry, text, before, index === entries.length - 1 ? choice.inspection : null);
     token.isEnd = choice.finish_reason === "stop" && index === entries.length - 1 && !choice.delta.content;
     turn.tokens.push(token);
     turn.view.push(token);

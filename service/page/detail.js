@@ -34,7 +34,7 @@ export function detail(token, close) {
     alternatives(token),
     h("h3", {}, t("waterfall")),
     token.distribution
-      ? [h("p", { class: "help" }, t("waterfall.help")), waterfall(token.distribution)]
+      ? [h("p", { class: "help" }, t("waterfall.help")), waterfall(token.distribution, { before: token.before })]
       : absent(t(isMissing(CHAT, "inspect") ? "waterfall.missing" : "waterfall.none")),
   );
   return place;
@@ -42,7 +42,7 @@ export function detail(token, close) {
 
 function alternatives(token) {
   const isChosen = ({ bytes }) => String(bytes) === String(token.bytes);
-  const row = (entry) => ({ text: spelled({ ...entry, text: entry.token }), value: Math.exp(entry.logprob), mark: isChosen(entry) });
+  const row = (entry) => ({ text: spelled({ ...entry, text: entry.token, before: token.before }), value: Math.exp(entry.logprob), mark: isChosen(entry) });
   const known = token.alternatives.map(row);
   if (!token.alternatives.some(isChosen)) known.push(row(token.entry));
   const rest = 1 - known.reduce((sum, { value }) => sum + value, 0);

@@ -24,8 +24,11 @@ function share(value) {
   return value > 0 ? percent(value) : "–";
 }
 
-/** The table of stages of a distribution as /v1/inspect answers it: its candidates down, its stages across. */
-export function waterfall(distribution, label = t("waterfall")) {
+/** The table of stages of a distribution as /v1/inspect answers it: its candidates down, its stages across.
+ *
+ * `before` are the bytes of a character that the text before it has begun.
+ */
+export function waterfall(distribution, { label = t("waterfall"), before = [] } = {}) {
   const { stages, candidates, drawn } = distribution;
   const stageName = ({ name }) => h("th", { scope: "col" }, t(`stage.${name}`));
   const summary = (title, value) =>
@@ -48,7 +51,7 @@ export function waterfall(distribution, label = t("waterfall")) {
           h(
             "tr",
             { class: id === drawn ? "marked" : null },
-            h("th", { scope: "row", class: "token-text" }, spelled({ text, bytes }), id === drawn && h("span", { class: "badge" }, t("drawn"))),
+            h("th", { scope: "row", class: "token-text" }, spelled({ text, bytes, before }), id === drawn && h("span", { class: "badge" }, t("drawn"))),
             probabilities.map((probability) =>
               h(
                 "td",

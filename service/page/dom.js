@@ -31,9 +31,31 @@ export function shown(text) {
   });
 }
 
-/** A token's text, but a part of a character in numbers, where its bytes are known. */
-export function spelled({ text, bytes }) {
-  return bytes && text.includes("\uFFFD") ? hexadecimal(bytes) : shown(text);
+/** A token's text, but a part of a character in numbers, where its bytes are known.
+ *
+ * With the bytes `before` it that began the character, the part that ends it also shows the whole.
+ */
+export function spelled({ text, bytes, before = [] }) {
+  if (!bytes || !text.includes("\uFFFD")) return shown(text);
+  const whole = new TextDecoder().decode(new Uint8Array([...before, ...bytes]));
+  return whole.includes("\uFFFD") ? hexadecimal(bytes) : `${hexadecimal(bytes)} → ${shown(whole)}`;
+}
+
+/** The tokens of a text in order, each with the bytes `before` it of a character that it goes on with. */
+export function inOrder(tokens) {
+  let before = [];
+  return tokens.map((token) => {
+    const placed = { ...token, before };
+    before = begun([...before, ...(token.bytes ?? [])]);
+    return placed;
+  });
+}
+
+/** The bytes at the end that begin a character of UTF-8 and do not end it. */
+export function begun(bytes) {
+  const start = bytes.findLastIndex((byte) => byte >> 6 !== 0b10);
+  const size = [0xf0, 0xe0, 0xc0].findIndex((lead) => bytes[start] >= lead);
+  return size >= 0 && bytes.length - start < 4 - size ? bytes.slice(start) : [];
 }
 
 /** Bytes as numbers of two digits. */

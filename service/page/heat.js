@@ -1,14 +1,15 @@
 // Tables of numbers as shades, each with a legend and a line that reads the cell which is pointed at.
 
 import { h, s } from "./dom.js";
-import { number, t } from "./language.js";
+import { number, percent, t } from "./language.js";
 
 /** A table of shades.
  *
  * `rows` and `columns` are labels as they are shown, `value(row, column)` a share of 1 or null for no cell, `read(row, column)` the
- * sentence about a cell, `text(row, column)` what is written in it, if anything. `choose(row)` makes rows a choice.
+ * sentence about a cell, `text(row, column)` what is written in it, by default its share for a screen reader alone. `unit` is what
+ * the shares are of. `choose(row)` makes rows a choice.
  */
-export function heat({ label, rows, columns, value, read, text, chosen, choose, wide = false, corner = "" }) {
+export function heat({ label, unit, rows, columns, value, read, text, chosen, choose, wide = false, corner = "" }) {
   const line = h("p", { class: "reading", role: "status" }, t("reading.hint"));
   const cells = rows.map((_, row) => columns.map((_, column) => cell(row, column)));
   const body = rows.map((name, row) =>
@@ -19,7 +20,7 @@ export function heat({ label, rows, columns, value, read, text, chosen, choose, 
     { class: "scroll", tabindex: "0", role: "region", "aria-label": label, on: { keydown: move, pointerover: point, click: point } },
     h(
       "table",
-      { class: wide ? "heat wide" : "heat" },
+      { class: wide ? "heat wide" : "heat", style: { "--columns": columns.length } },
       h("caption", { class: "unseen" }, label),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, corner), columns.map((name) => h("th", { scope: "col" }, h("span", {}, name))))),
       h("tbody", {}, body),
@@ -30,7 +31,11 @@ export function heat({ label, rows, columns, value, read, text, chosen, choose, 
   function cell(row, column) {
     const share = value(row, column);
     if (share === null) return h("td", { class: "none" });
-    return h("td", { "data-value": share, "data-at": `${row},${column}`, style: { "--share": shade(share) } }, text?.(row, column));
+    return h("td", { "data-value": share, "data-at": `${row},${column}`, style: { "--share": shade(share) } }, (text ?? unseen)(row, column));
+  }
+
+  function unseen(row, column) {
+    return h("span", { class: "unseen" }, percent(value(row, column)));
   }
 
   function rowButton(name, row) {
@@ -60,7 +65,7 @@ export function heat({ label, rows, columns, value, read, text, chosen, choose, 
     if (at) cells[at[0]][at[1]].scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
-  return h("figure", { class: wide ? "heat-figure wide" : "heat-figure" }, place, legend(), line);
+  return h("figure", { class: wide ? "heat-figure wide" : "heat-figure" }, place, legend(unit), line);
 }
 
 /** Small shares would hardly be seen, so a shade grows with the square root. */
@@ -68,12 +73,13 @@ function shade(share) {
   return Math.sqrt(Math.min(Math.max(share, 0), 1));
 }
 
-/** The scale of the shades. */
-export function legend() {
+/** The scale of the shades of what `unit` names. */
+export function legend(unit) {
   const marks = [0, 0.05, 0.25, 0.5, 1];
   return h(
     "div",
     { class: "scale", "aria-hidden": "true" },
+    h("span", {}, unit),
     h("span", { class: "ramp" }),
     h("div", { class: "marks" }, marks.map((mark) => h("span", { style: { "--place": shade(mark) } }, `${number(100 * mark)}%`))),
   );

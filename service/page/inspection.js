@@ -1,7 +1,7 @@
 // One look inside, whose numbers are in the document itself: the page that `headlight inspect --html` writes.
 
 import { waterfall } from "./distribution.js";
-import { h, select, spelled } from "./dom.js";
+import { h, inOrder, select, spelled } from "./dom.js";
 import { language, t } from "./language.js";
 import { paint, preferences } from "./preferences.js";
 import { chips } from "./steps/chips.js";
@@ -15,6 +15,7 @@ import { nearest } from "./steps/nearest.js";
 import { bytes, spellings } from "./steps/tokens.js";
 
 const answer = JSON.parse(document.getElementById("answer").textContent);
+answer.tokens = inOrder(answer.tokens);
 /** What the steps of the walk take. */
 const base = { ...answer, layers: answer.residual ? answer.residual.added.shape[0] / 2 : 0 };
 const chosen = { map: 0, position: answer.positions.at(-1) };
@@ -147,7 +148,7 @@ function distributionView(distribution) {
   const { position, setting } = distribution;
   const label = t("softmax.label", { token: spelled(answer.tokens[position]) });
   const title = setting === undefined ? label : t("softmax.setting", { title: label, setting });
-  return [h("h2", {}, title), h("p", { class: "help" }, t("waterfall.help")), waterfall(distribution, t("waterfall.at", { title, position }))];
+  return [h("h2", {}, title), h("p", { class: "help" }, t("waterfall.help")), waterfall(distribution, { label: t("waterfall.at", { title, position }) })];
 }
 
 paint();

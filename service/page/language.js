@@ -33,8 +33,10 @@ export function percent(probability) {
   return `${number(100 * probability, digits)}%`;
 }
 
+/** A number with so many digits behind the point. A minus is as wide as a digit, and zero has none. */
 export function number(value, digits = 0) {
-  return value.toLocaleString(current, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const format = { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" };
+  return value.toLocaleString(current, format).replace("-", "−");
 }
 
 /** An entropy, given in nats, in bits. */

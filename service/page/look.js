@@ -1,6 +1,7 @@
 // Looks inside the model at one prompt. Each thing is asked for when it is first needed, and kept.
 
 import { get, post } from "./api.js";
+import { inOrder } from "./dom.js";
 
 const PATH = "v1/inspect";
 /** Tokens of a prompt that fit into the pictures. */
@@ -25,7 +26,7 @@ export class Look {
   base() {
     return this._once("base", async () => {
       const answer = await this._ask({ prompt: this.prompt, residual: true, details: true, spellings: true });
-      return { ...answer, ids: answer.tokens.map(({ id }) => id), layers: (answer.residual.stream.shape[0] - 1) / 2 };
+      return { ...answer, tokens: inOrder(answer.tokens), ids: answer.tokens.map(({ id }) => id), layers: (answer.residual.stream.shape[0] - 1) / 2 };
     });
   }
 

@@ -16,7 +16,10 @@ const FIELDS = [
   ["seed", 0, 2 ** 31, 1],
 ];
 
-const values = JSON.parse(sessionStorage.getItem(STORED) ?? '{"max_tokens": 256}');
+/** Some chance, so that another answer is another one and the stages have something to show. */
+const FIRST = { temperature: 0.7, top_p: 0.9, max_tokens: 256 };
+
+const values = JSON.parse(sessionStorage.getItem(STORED)) ?? FIRST;
 
 /** The fields of a request that the person has filled in. */
 export function sampling() {

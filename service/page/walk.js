@@ -18,9 +18,14 @@ import { tokens } from "./steps/tokens.js";
 
 const STEPS = { purpose, tokens, embedding, position, attention, heads, feedforward, lens, softmax, choosing, scale };
 const NAMES = Object.keys(STEPS);
-const EXAMPLE = "The teacher gave the student a book because the";
+/** Prompts to begin with, by what they are written in. */
+const EXAMPLES = {
+  english: "The teacher gave the student a book because the",
+  korean: "선생님이 학생에게 책을",
+  code: "def add(a, b):\n    return a",
+};
 
-let look = new Look(EXAMPLE);
+let look = new Look(EXAMPLES.english);
 /** What the person chose to look at; the steps share it. */
 let chosen = {};
 
@@ -65,9 +70,11 @@ function contents(step) {
 }
 
 function promptForm(step, place) {
-  const input = h("textarea", { id: "prompt", rows: 2 }, look.prompt);
+  const input = h("textarea", { id: "prompt", rows: 2, "aria-describedby": "prompt-said" }, look.prompt);
+  const said = h("p", { class: "said", id: "prompt-said", role: "status" });
   function take() {
-    if (input.value.trim() === "" || input.value === look.prompt) return;
+    said.textContent = input.value.trim() === "" ? t("prompt.empty") : "";
+    if (said.textContent || input.value === look.prompt) return;
     look.close();
     look = new Look(input.value);
     chosen = {};
@@ -78,11 +85,18 @@ function promptForm(step, place) {
     event.preventDefault();
     take();
   });
+  const example = ([name, prompt]) =>
+    button(t(`tokens.${name}`), () => {
+      input.value = prompt;
+      take();
+    });
   return h(
     "div",
     { class: "prompt" },
     h("label", { for: "prompt" }, t("prompt")),
     h("div", { class: "composer" }, input, button(t("look"), take, { class: "primary" })),
+    said,
+    h("div", { class: "row actions", role: "group", "aria-label": t("examples") }, h("span", { class: "help", "aria-hidden": "true" }, t("examples")), Object.entries(EXAMPLES).map(example)),
   );
 }
 
@@ -95,7 +109,6 @@ function show(step, place) {
       if (base.tokens.length > MOST_TOKENS) return absent(t("prompt.long", { count: base.tokens.length, most: MOST_TOKENS }));
       chosen.position ??= base.tokens.length - 1;
       chosen.layer ??= Math.floor(base.layers / 2);
-      chosen.head ??= 0;
       const made = await STEPS[step]({ look, base, chosen, redraw: () => show(step, place) });
       if (focused) requestAnimationFrame(() => refocus(focused));
       return made;

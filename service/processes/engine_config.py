@@ -18,9 +18,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Configuration of an engine process. It travels as JSON on the command line, so it holds no secrets."""
 
     runner: RunnerConfig
+    draft_tokens: int
+    draft_running: int
     caller_limits: CallerLimits = NO_LIMITS
-    draft_tokens: int = 0
-    draft_running: int = 1
     events: EventsConfig | None = None
     """The publisher of the prefix cache's events; None: nobody is told of them."""
     log_level: str = "info"

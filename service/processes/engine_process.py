@@ -26,7 +26,7 @@ from model.checkpoint.source import open_checkpoint
 from model.contract import DeviceLostError, Runner
 from model.runner_config import RunnerConfig
 from service.engine.core import EngineCore
-from service.engine.drafts import leave_open, look_up
+from service.engine.drafts import DraftPolicy, leave_open, look_up
 from service.engine.endpoint import endpoint
 from service.engine.event_publisher import EventPublisher
 from service.engine.grammars import Vocabulary
@@ -58,9 +58,11 @@ def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) ->
             token_budget=config.runner.token_budget,
             max_running=config.runner.max_running,
             caller_limits=config.caller_limits,
-            draft_tokens=config.draft_tokens,
-            draft_running=config.draft_running,
-            guess=look_up if config.runner.draft_model is None else leave_open,
+            drafts=DraftPolicy(
+                guess=look_up if config.runner.draft_model is None else leave_open,
+                tokens=config.draft_tokens,
+                running=config.draft_running,
+            ),
             read_vocabulary=partial(read_vocabulary, config.runner),
             publish=publisher.publish if publisher else None,
         )

@@ -13,6 +13,8 @@ from tests.deploy.tools import DEPLOY, tool
 
 ADAPTER = yaml.safe_load((DEPLOY / "autoscaling" / "prometheus-adapter.yaml").read_text())
 SECRETS = [{"parameter": "bearerToken", "name": "prometheus", "key": "token"}]
+FALLBACK = {"failureThreshold": 3, "replicas": 4}
+TRIGGERS = [{"type": "cron", "metadata": {"desiredReplicas": "1"}}]
 REF = {"kind": "ClusterTriggerAuthentication", "name": "prometheus"}
 
 
@@ -39,9 +41,8 @@ def test_prometheus_is_asked_by_whoever_may() -> None:
 
 
 def test_no_series_are_no_reason_to_scale_down_where_there_is_a_fallback() -> None:
-    fallback = {"failureThreshold": 3, "replicas": 4}
     assert not any("ignoreNullValues" in trigger["metadata"] for trigger in triggers())
-    for trigger in triggers(**{"keda.fallback": fallback}):
+    for trigger in triggers(**{"keda.fallback": FALLBACK}):
         assert trigger["metadata"]["ignoreNullValues"] == "false"
     # Where there may be no pod, no series are nothing out of the way.
     to_zero = render("examples/autoscaling-keda-to-zero.yaml").of("ScaledObject")["spec"]
@@ -55,6 +56,11 @@ def test_no_series_are_no_reason_to_scale_down_where_there_is_a_fallback() -> No
     [
         ({"kind": "keda", "minReplicas": 0}, "minReplicas 0 needs a trigger"),
         ({"kind": "hpa", "minReplicas": 0}, "/autoscaling/minReplicas"),
+        ({"kind": "hpa", "keda.authentication.modes": "bearer"}, "keda.authentication is for autoscaling.kind keda"),
+        ({"kind": "hpa", "keda.authentication.secrets": SECRETS}, "keda.authentication is for autoscaling.kind keda"),
+        ({"kind": "hpa", "keda.triggers": TRIGGERS}, "keda.triggers is for autoscaling.kind keda"),
+        ({"kind": "hpa", "keda.fallback": FALLBACK}, "keda.fallback is for autoscaling.kind keda"),
+        ({"kind": "keda", "hpa.metrics": [{"type": "Pods"}]}, "hpa.metrics is for autoscaling.kind hpa"),
         ({"keda.authentication.modes": "bearer"}, "modes, and secrets or ref, go together"),
         ({"keda.authentication.ref": REF}, "modes, and secrets or ref, go together"),
         ({"keda.authentication": {"modes": "bearer", "ref": REF, "secrets": SECRETS}}, "secrets or ref, not both"),

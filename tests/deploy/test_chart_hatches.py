@@ -374,6 +374,25 @@ def test_it_is_a_part_of_an_umbrella_chart(tmp_path: Path, enabled: bool) -> Non
 
 
 @pytest.mark.parametrize(
+    ("repository", "mirrored"),
+    [
+        ("headlight", "mirror.example.com/headlight"),
+        ("team/headlight", "mirror.example.com/team/headlight"),
+        ("ghcr.io/team/headlight", "mirror.example.com/team/headlight"),
+        ("localhost/headlight", "mirror.example.com/headlight"),
+        ("registry:5000/team/headlight", "mirror.example.com/team/headlight"),
+    ],
+)
+def test_images_come_from_the_umbrellas_registry(repository: str, mirrored: str) -> None:
+    image = {"repository": repository, "digest": DIGEST}
+    picker = {"inferencePool.picker.image": f"{repository}:v1"}
+    flags = set_json(**{"global.imageRegistry": "mirror.example.com", "image": image, **picker})
+    pods = render("examples/inference-extension.yaml", *flags).pods()
+    images = {c["image"] for pod in pods for c in [*pod.get("initContainers", []), *pod["containers"]]}
+    assert images == {f"{mirrored}@{DIGEST}", f"{mirrored}:v1"}
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"extraEnv": [{"name": "HEADLIGHT_MODEL"}]}, "/extraEnv/0/name"),

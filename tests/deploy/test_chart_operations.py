@@ -22,6 +22,8 @@ VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 THRESHOLDS: dict[str, float] = VALUES["alerts"]["thresholds"]
 RUNBOOKS = (DEPLOY / "runbooks" / "README.md").read_text()
 NAMES = [rule["alert"] for rule in RULES]
+OWN = 'namespace="llm", job="headlight"'
+"""The labels of the series of `render`'s release."""
 
 
 def alerts(**values: Any) -> dict[str, dict[str, Any]]:
@@ -31,6 +33,11 @@ def alerts(**values: Any) -> dict[str, dict[str, Any]]:
     return {rule["alert"]: rule for rule in group["rules"]}
 
 
+def of_every_release(rule: dict[str, Any]) -> dict[str, Any]:
+    """A rule of the chart about any series, as the repository's are."""
+    return {**rule, "expr": re.sub(r"{}", "", re.sub(f"{OWN}(, )?", "", rule["expr"]))}
+
+
 def test_the_thresholds_of_the_values_are_those_of_the_rules() -> None:
     marked = re.findall(r"([\d.]+) # (\w+)$", "\n".join(rule["expr"] for rule in RULES), re.MULTILINE)
     assert {name: float(number) for number, name in marked} == THRESHOLDS
@@ -38,7 +45,7 @@ def test_the_thresholds_of_the_values_are_those_of_the_rules() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(schema["properties"]["alerts"]["properties"]["thresholds"]["properties"]) == set(THRESHOLDS)
     assert schema["$defs"]["alert"]["enum"] == NAMES
-    assert list(alerts().values()) == RULES
+    assert [of_every_release(rule) for rule in alerts().values()] == RULES
 
 
 @pytest.mark.parametrize("first", [7, 0.125])
@@ -47,7 +54,7 @@ def test_every_threshold_is_where_it_must_be_and_nowhere_else(first: float, tmp_
     rules = list(alerts(thresholds=thresholds).values())
     for new, old in zip(rules, RULES, strict=True):
         expected = re.sub(r"[\d.]+ # (\w+)", lambda marked: f"{thresholds[marked[1]]} # {marked[1]}", old["expr"])
-        assert new["expr"] == expected
+        assert of_every_release(new)["expr"] == expected
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]}))
     done = subprocess.run(
         [tool("promtool"), "check", "rules", tmp_path / "rules.yaml"], capture_output=True, check=False
@@ -68,6 +75,48 @@ def test_rules_have_other_times_and_severities_and_runbooks_and_may_be_left_out(
     assert [*changed] == NAMES[1:]
     for name, rule in changed.items():
         assert rule["annotations"]["runbook_url"] == url + name.lower()
+
+
+def test_every_series_of_an_alert_is_the_releases_own() -> None:
+    for rule in alerts().values():
+        series = re.findall(r"headlight_\w+", rule["expr"])
+        assert series
+        assert re.findall(r"headlight_\w+(?={" + OWN + ")", rule["expr"]) == series
+
+
+def test_alerts_of_a_release_fire_for_its_servers_as_the_repositorys_do(tmp_path: Path) -> None:
+    text = (DEPLOY / "alerts" / "tests.yaml").read_text()
+    text = text.replace('job="h"', OWN).replace("job: h,", "namespace: llm, job: headlight,")
+    text = text.replace(
+        "exp_labels: {severity: critical}", "exp_labels: {severity: critical, namespace: llm, job: headlight}"
+    )
+    judge(tmp_path, text)
+
+
+@pytest.mark.parametrize("other", ['namespace="llm", job="another"', 'namespace="another", job="headlight"'])
+def test_alerts_of_a_release_are_silent_about_others(tmp_path: Path, other: str) -> None:
+    """Series for which the repository's alerts fire; that the release's own are missing is all there is to say."""
+    text = (DEPLOY / "alerts" / "tests.yaml").read_text().replace('job="h"', other)
+    silence = [
+        {"expr": 'ALERTS{alertname!="HeadlightMissing"}', "eval_time": f"{minutes}m", "exp_samples": []}
+        for minutes in range(1, 30)
+    ]
+    # As strings: 0x40 is a number to YAML.
+    told = yaml.load(text, yaml.BaseLoader)
+    for test in told["tests"]:
+        test.pop("alert_rule_test", None)
+        test["promql_expr_test"] = silence
+    judge(tmp_path, yaml.safe_dump(told))
+
+
+def judge(folder: Path, tests: str) -> None:
+    """Have promtool judge the chart's rules by tests of the repository's."""
+    rules = {"groups": [{"name": "g", "rules": [*alerts().values()]}]}
+    (folder / "headlight.rules.yaml").write_text(yaml.safe_dump(rules))
+    (folder / "tests.yaml").write_text(tests)
+    command = [tool("promtool"), "test", "rules", folder / "tests.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_nobody_is_missed_who_may_be_away() -> None:

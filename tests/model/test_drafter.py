@@ -17,7 +17,7 @@ from model.graphs import GraphedDecoder
 from model.runner import ModelRunner
 from model.spec import DecoderSpec, LayerSpec
 from service.engine.core import EngineCore
-from service.engine.drafts import leave_open
+from service.engine.drafts import DraftPolicy, leave_open
 from service.engine.messages import Counters, Delta, EngineRequest, Submit
 from tests.dummies import SMALL, RerunCapture, empty_cache, make_decoder
 
@@ -47,6 +47,7 @@ class Engine:
         draft: DecoderSpec | None = None,
         blocks: int = 80,
         draft_tokens: int = 4,
+        draft_running: int = 8,
         graphed: bool = False,
         **settings: int,
     ) -> None:
@@ -63,9 +64,8 @@ class Engine:
         quick = self.graphed(self.target, self.cache) if graphed else self.target
         self.core = EngineCore(
             ModelRunner(quick, self.cache, SMALL.max_context, drafter),
-            **{"token_budget": 64, "max_running": 8, "draft_running": 8, **settings},
-            draft_tokens=draft_tokens if drafter else 0,
-            guess=leave_open,
+            **{"token_budget": 64, "max_running": 8, **settings},
+            drafts=DraftPolicy(guess=leave_open, tokens=draft_tokens if drafter else 0, running=draft_running),
         )
         self.submitted = 0
 

@@ -9,6 +9,7 @@ import pytest
 from model.contract import SamplingParams
 from model.runner import ModelRunner
 from service.engine.core import EngineCore
+from service.engine.drafts import DraftPolicy, look_up
 from service.engine.messages import Counters, Delta, EngineRequest, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 
@@ -24,8 +25,7 @@ def completed(prompts: Sequence[list[int]], draft_tokens: int, **params: Any) ->
         runner,
         token_budget=1024,
         max_running=len(prompts),
-        draft_tokens=draft_tokens,
-        draft_running=len(prompts),
+        drafts=DraftPolicy(guess=look_up, tokens=draft_tokens, running=len(prompts)),
     )
     for id, prompt in enumerate(prompts):
         core.submit(Submit(id, EngineRequest(prompt, SamplingParams(**({"max_tokens": 24, "seed": id} | params)))))

@@ -1,6 +1,8 @@
 """Real server processes for tests that speak HTTP to them."""
 
 import json
+import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -10,7 +12,10 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 from urllib.parse import urlsplit
+
+import pytest
 
 from tests.byte_tokenizer import save_byte_tokenizer
 
@@ -55,9 +60,7 @@ def serving(*flags: str, log: Path | None = None) -> Iterator[tuple[str, subproc
     ):
         try:
             url = f"http://127.0.0.1:{port}"
-            # The answers are not free either, and a start takes seconds.
-            wait_until(lambda: process.poll() is not None or status(f"{url}/ready") == 200, every=0.1)
-            assert process.poll() is None, output.seek(0) or output.read()
+            _wait_until_ready(url, process, output)
             yield url, process
         finally:
             process.terminate()
@@ -65,6 +68,20 @@ def serving(*flags: str, log: Path | None = None) -> Iterator[tuple[str, subproc
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[str], output: IO[str]) -> None:
+    """Fail with what the server wrote if it ends or takes too long: all tests that share it get this one message."""
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        if status(f"{url}/ready") == 200:
+            return
+        time.sleep(0.1)  # The answers are not free either, and a start takes seconds.
+    ended = process.poll() is not None
+    problem = f"ended with status {process.returncode}" if ended else f"was not ready within {PATIENCE:.0f} s"
+    # The server goes on writing at the place that it shares with `output`.
+    said = os.pread(output.fileno(), 2**20, 0).decode(errors="replace")
+    pytest.fail(f"the server {problem}: {shlex.join(process.args)}\nIt wrote:\n{said or 'nothing'}", pytrace=False)
 
 
 def status(url: str) -> int:

@@ -54,7 +54,8 @@ def test_a_draft_model_guesses_four_tokens_if_nobody_says_how_many(smollm2: Path
     settings = Settings(model=str(smollm2), draft_model=str(smollm2))
     config = engine_config(settings, locate(settings))
     assert config.draft_tokens == 4
-    assert engine_config(settings.model_copy(update={"draft_tokens": 7}), locate(settings)).draft_tokens == 7
+    said = engine_config(settings.model_copy(update={"draft_tokens": 7, "draft_running": 9}), locate(settings))
+    assert (said.draft_tokens, said.draft_running) == (7, 9)
     alone = Settings(model=str(smollm2))
     assert engine_config(alone, locate(alone)).draft_tokens == 0
 

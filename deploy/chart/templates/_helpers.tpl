@@ -66,9 +66,17 @@ replicas: {{ int .spec.replicas }}
 {{- end -}}
 {{- end -}}
 
+{{/* An `image` by its name, from `root`'s global.imageRegistry if there is one, and not from the registry that it names. */}}
+{{- define "headlight.mirrored" -}}
+{{- with (.root.Values.global | default dict).imageRegistry -}}
+{{- printf "%s/%s" . (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $.image "") -}}
+{{- else -}}
+{{- .image -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "headlight.image" -}}
-{{- $registry := (.Values.global | default dict).imageRegistry -}}
-{{- $repository := empty $registry | ternary .Values.image.repository (printf "%s/%s" $registry .Values.image.repository) -}}
+{{- $repository := include "headlight.mirrored" (dict "root" . "image" .Values.image.repository) -}}
 {{- with .Values.image -}}
 {{- $tag := .tag | default (printf "%s-%s" $.Chart.AppVersion .variant) -}}
 {{ empty .digest | ternary (printf "%s:%s" $repository $tag) (printf "%s@%s" $repository .digest) | quote }}
@@ -125,7 +133,15 @@ replicas: {{ int .spec.replicas }}
 {{- end -}}
 {{- end -}}
 
-{{/* A `rule` of deploy/alerts as an item of a list, with the values' thresholds and times; nothing if it is left out. */}}
+{{/* What PromQL selects the release's own series by, with the labels that its ServiceMonitor gives them. */}}
+{{- define "headlight.seriesLabels" -}}
+{{- printf "namespace=%q, job=%q" .Release.Namespace (include "headlight.name" .) -}}
+{{- end -}}
+
+{{/*
+A `rule` of deploy/alerts as an item of a list, about the release's own servers alone, with the values' thresholds and times;
+nothing if it is left out.
+*/}}
 {{- define "headlight.alert" -}}
 {{- $alerts := .root.Values.alerts -}}
 {{- $rule := .rule -}}
@@ -136,6 +152,8 @@ replicas: {{ int .spec.replicas }}
 {{- end -}}
 {{- end -}}
 {{- if not (has $rule.alert $disabled) -}}
+{{- $selector := printf "{%s}" (include "headlight.seriesLabels" .root) -}}
+{{- $_ := set $rule "expr" (regexReplaceAll "\\bheadlight_\\w+" $rule.expr (printf "${0}%s" $selector) | replace "}{" ", ") -}}
 {{- range $name, $value := $alerts.thresholds -}}
 {{- $_ := set $rule "expr" (regexReplaceAll (printf "[0-9.]+ # %s\\b" $name) $rule.expr (printf "%v # %s" $value $name)) -}}
 {{- end -}}
@@ -175,6 +193,16 @@ persistentVolumeClaim:
 
 {{- define "headlight.check" -}}
 {{- with .Values.autoscaling }}
+{{- if and (eq .kind "keda") .hpa.metrics }}
+{{- fail "autoscaling.hpa.metrics is for autoscaling.kind hpa; this is keda, whose own are autoscaling.keda.triggers" }}
+{{- end }}
+{{- if eq .kind "hpa" }}
+{{- range $name, $value := dict "fallback" .keda.fallback "triggers" .keda.triggers "authentication" (values .keda.authentication | compact) }}
+{{- if $value }}
+{{- fail (printf "autoscaling.keda.%s is for autoscaling.kind keda; this is hpa" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if and (ne .kind "none") (gt (int .minReplicas) (int .maxReplicas)) }}
 {{- fail (printf "autoscaling.minReplicas (%d) is more than maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) }}
 {{- end }}

@@ -5,6 +5,7 @@ import { heat } from "../heat.js";
 import { percent, t } from "../language.js";
 import { eventually } from "../states.js";
 import { headPicker, layerPicker, positionPicker } from "./controls.js";
+import { liveliest } from "./heads.js";
 import { matrix } from "./matrix.js";
 import { parameters } from "./parameters.js";
 
@@ -12,6 +13,7 @@ export async function attention(state) {
   const { look, base, chosen, redraw } = state;
   const [maps, { size }] = await Promise.all([look.attention(chosen.layer), look.model()]);
   const names = base.tokens.map(spelled);
+  chosen.head ??= liveliest(maps);
   const weights = maps[chosen.head];
   chosen.form ??= "matrix";
   const form = (name) =>
@@ -33,7 +35,7 @@ export async function attention(state) {
 
 /** Keys on the left, queries on the right; the chosen query's lines stand out. */
 function lines(names, weights, position) {
-  const [height, left, right] = [28, 150, 350];
+  const [height, left, right, width] = [28, 126, 234, 360];
   const y = (index) => height * (index + 0.5);
   const label = (name, index, x, anchor) => s("text", { x, y: y(index) + 5, "text-anchor": anchor, class: index === position && anchor === "start" ? "marked" : null }, name.slice(0, 14));
   return h(
@@ -44,7 +46,7 @@ function lines(names, weights, position) {
       { class: "scroll", tabindex: "0", role: "region", "aria-label": t("attention.lines") },
       s(
         "svg",
-        { class: "lines", viewBox: `0 0 500 ${height * names.length}`, role: "img", "aria-label": t("attention.lines.label", { query: names[position] }) },
+        { class: "lines", viewBox: `0 0 ${width} ${height * names.length}`, role: "img", "aria-label": t("attention.lines.label", { query: names[position] }) },
         weights[position].slice(0, position + 1).map((weight, key) =>
           s("line", { x1: left, x2: right, y1: y(key), y2: y(position), style: { "--share": Math.sqrt(weight) } }, s("title", {}, `${names[key]}: ${percent(weight)}`)),
         ),
@@ -67,6 +69,7 @@ function through(names, layers, { chosen }) {
   const rows = layers.map((_, layer) => t("layer.short", { layer }));
   return heat({
     label: t("attention.through.label"),
+    unit: t("attention.weight"),
     rows,
     columns: keys,
     chosen: chosen.layer,

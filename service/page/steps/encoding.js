@@ -28,13 +28,18 @@ function dials({ layers, magnitude, frequencies, angles }, row) {
           { "data-value": angle },
           h("span", { class: "name" }, t("encoding.pair", { pair })),
           dial(angle),
-          h("span", { class: "amount" }, t("degrees", { value: number(angle * DEGREES, 1) })),
+          h("span", { class: "amount" }, degrees(angle * DEGREES)),
           h("span", { class: "note" }, t("encoding.turn", { count: turn(frequencies[pair]) })),
         ),
       ),
     ),
     magnitude !== 1 && h("p", { class: "help" }, t("encoding.magnitude", { factor: number(magnitude, 3) })),
   ].filter(Boolean);
+}
+
+/** An angle; the slow pairs turn by less than a tenth of a degree. */
+function degrees(angle) {
+  return t("degrees", { value: number(angle, Math.abs(angle) < 1 ? 3 : 1) });
 }
 
 /** Tokens until a pair has turned once. */

@@ -10,7 +10,7 @@ export async function heads(state) {
   const [maps, { size }] = await Promise.all([look.attention(chosen.layer), look.model()]);
   return [
     facts([
-      [t("purpose.heads"), number(size.heads)],
+      [t("heads.count"), number(size.heads)],
       [t("heads.keys"), number(size.kv_heads)],
       [t("heads.width"), number(size.head_dim)],
     ]),
@@ -18,7 +18,7 @@ export async function heads(state) {
     h("h2", {}, t("heads.grid", { layer: chosen.layer, count: maps.length })),
     h("p", { class: "help" }, t("heads.help")),
     h("div", { class: "heads" }, maps.map((weights, head) => tile(weights, head, chosen))),
-    legend(),
+    legend(t("attention.weight")),
   ];
 }
 
@@ -34,6 +34,12 @@ function tile(weights, head, chosen) {
     h("span", {}, t("heads.head", { head })),
     h("span", { class: "help" }, t(habit(weights))),
   );
+}
+
+/** The head that looks least at the first token, where heads look that have nothing to do. */
+export function liveliest(maps) {
+  const idle = maps.map((weights) => weights.reduce((sum, row) => sum + row[0], 0));
+  return idle.indexOf(Math.min(...idle));
 }
 
 /** A plain description of where a head's weight goes on average. */

@@ -21,6 +21,7 @@ export function grid(tokens, { positions, lens: stages }) {
   const share = ({ likeliest: [first] }) => Math.exp(first.logprob);
   const figure = heat({
     label: t("lens.label"),
+    unit: t("probability"),
     wide: true,
     rows: order.map((_, row) => name(row)),
     columns: names,

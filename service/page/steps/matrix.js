@@ -13,6 +13,7 @@ export function matrix({ tokens, positions }, weights, label, { chosen, redraw }
   const queries = positions.map((position) => spelled(tokens[position]));
   const figure = heat({
     label,
+    unit: t("attention.weight"),
     corner: t("attention.corner"),
     rows: queries,
     columns: keys,

@@ -18,7 +18,7 @@ export async function softmax(state) {
     h("div", { class: "row controls" }, positionPicker(state, t("softmax.after"))),
     h("h2", {}, t("softmax.label", { token: spelled(base.tokens[chosen.position]) })),
     raw && h("p", { class: "help" }, t("softmax.entropy", { entropy: bits(raw.entropy), count: number(raw.kept) })),
-    bars(rows, { label: t("softmax.bars"), full: Math.max(...rows.map(({ value }) => value)) }),
     h("p", { class: "help" }, t("softmax.unit")),
+    bars(rows, { label: t("softmax.bars"), full: Math.max(...rows.map(({ value }) => value)) }),
   ].filter(Boolean);
 }

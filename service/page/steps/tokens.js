@@ -28,8 +28,8 @@ export function tokens({ base }) {
 /** The table of tokens with the bytes that they spell, and their place in the text. */
 export function bytes(list) {
   const names = ["token", "tokens.id", "bytes", "tokens.place"];
-  const row = ({ id, text, bytes, offsets: [start, end] }) =>
-    h("tr", {}, h("th", { scope: "row", class: "token-text" }, spelled({ text, bytes })), h("td", { class: "amount" }, id), h("td", { class: "token-text" }, hexadecimal(bytes)), h("td", { class: "amount" }, `${start}–${end}`));
+  const row = ({ id, text, bytes, before, offsets: [start, end] }) =>
+    h("tr", {}, h("th", { scope: "row", class: "token-text" }, spelled({ text, bytes, before })), h("td", { class: "amount" }, id), h("td", { class: "token-text" }, hexadecimal(bytes)), h("td", { class: "amount" }, `${start}–${end}`));
   return scrolled(
     t("tokens.bytes"),
     h(

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -95,6 +96,47 @@ def test_a_disk_that_takes_nothing_is_no_error(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "write_bytes", full)
     assert call(address_of("successor", compile_successor), 1) == 2
     assert [*folder.iterdir()] == []
+
+
+def age(folder: Path, days: float) -> None:
+    moment = time.time() - days * 24 * 3600
+    os.utime(folder, (moment, moment))
+
+
+def test_what_other_versions_compiled_goes_once_it_is_unused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address_of("successor", compile_successor)
+    beside = {days: folder.parent / f"version-{days}" for days in (0, 29, 31, 400)}
+    for path in beside.values():
+        path.mkdir()
+        (path / "file").write_bytes(b"code")
+    for days, path in [*beside.items(), (400, folder)]:
+        age(path, days)
+    machine_code._folder.cache_clear()
+    assert machine_code._folder() == folder
+    assert [days for days, path in beside.items() if path.exists()] == [0, 29]
+    assert time.time() - folder.stat().st_mtime < 60
+    forget(monkeypatch)
+    assert call(address_of("successor", refuse), 41) == 42
+
+
+def test_processes_that_start_together_may_remove_the_same(folder: Path) -> None:
+    old = [folder.parent / f"old-{number}" for number in range(300)]
+    for path in old:
+        path.mkdir()
+        (path / "file").write_bytes(b"code")
+        age(path, 31)
+    code = "from kernels.cpu import machine_code; assert machine_code._folder()"
+    starts = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3]) for _ in range(3)]
+    assert [start.wait() for start in starts] == [0, 0, 0]
+    assert [*folder.parent.iterdir()] == [folder]
+
+
+def test_a_process_whose_folder_was_removed_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address_of("successor", compile_successor)
+    shutil.rmtree(folder)
+    forget(monkeypatch)
+    machine_code.check_compiler()
+    assert call(address_of("successor", compile_successor), 41) == 42
 
 
 def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,37 @@ async def test_what_does_not_fit_is_refused_by_name(path: str, fields: dict[str,
         assert not caller.engine.streams
 
 
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [({}, 64), ({"max_prompts": 99}, 64), ({"max_prompts": 9}, 9), ({"max_choices": 11}, 5)],
+    ids=str,
+)
+async def test_pairs_are_as_many_as_the_settings_say(settings: dict[str, int], most: int) -> None:
+    """A pair is a prompt by max_prompts, and two choices by max_choices."""
+    async with calling(engine=Judge(), max_waiting=512, **settings) as caller:
+        for pairs, status in ((most, 200), (most + 1, 400)):
+            body = {**WORDS, "system": "", "template": "{query}{document}", "queries": "a", "documents": ["b"] * pairs}
+            answer = await caller.http.post("/v1/score", json=body)
+            assert answer.status_code == status, answer.text
+        assert f"{most + 1} texts are more than the {most}" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/rerank"])
+async def test_the_tokens_of_all_pairs_are_bounded(path: str) -> None:
+    query = {"queries" if path == "/v1/score" else "query": "a"}
+    body = {**WORDS, **query, "system": "", "template": "{query}{document}", "documents": ["a", "b"]}
+    async with calling(engine=Judge()) as caller:
+        tokens = (await caller.http.post(path, json=body)).json()["usage"]["prompt_tokens"]
+    for bound, status in ((tokens, 200), (tokens - 1, 400)):
+        async with calling(engine=Judge(), max_request_tokens=bound) as caller:
+            answer = await caller.http.post(path, json=body)
+            assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == "documents"
+    assert f"{tokens} tokens of all prompts are more than the {tokens - 1}" in error["message"]
+    assert not caller.engine.streams
+
+
 async def test_a_model_without_a_template_judges_nothing() -> None:
     async with calling(None, engine=Judge()) as caller:
         answer = await caller.http.post("/v1/score", json={**WORDS, "queries": "a", "documents": "b"})

@@ -295,6 +295,30 @@ async def test_what_does_not_fit_is_refused_by_name(route: str, cases: list[tupl
         assert caller.engine.streams == []
 
 
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("completions", {"prompt": [[1] * 50, [1] * 50], "max_tokens": 1}, "prompt"),
+        ("completions", {"prompt": [1] * 100, "n": 3, "max_tokens": 1}, "prompt"),
+        ("chat/completions", {"messages": HI, "max_tokens": 1}, "prompt"),
+        ("embeddings", {"input": [[1] * 50, [1] * 50]}, "input"),
+        ("inspect", {"tokens": [1] * 100, "attention": "all"}, "tokens"),
+    ],
+)
+async def test_the_tokens_of_all_prompts_are_bounded(route: str, body: dict[str, Any], param: str) -> None:
+    async with calling() as caller:
+        assert (await caller.http.post(f"/v1/{route}", json=body)).status_code == 200
+        tokens = sum({id(stream.prompt): len(stream.prompt) for stream in caller.engine.streams}.values())
+    for bound, status in ((tokens, 200), (tokens - 1, 400)):
+        async with calling(max_request_tokens=bound) as caller:
+            answer = await caller.http.post(f"/v1/{route}", json=body)
+            assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert f"{tokens} tokens of all prompts are more than the {tokens - 1}" in error["message"]
+    assert caller.engine.streams == []
+
+
 WRONG = [
     *("", "x", "x" * 2000, True, 1.5, -1, -3, 0, 300, -(2**70), 2**70, 10**400, 1e300, -1e300),
     *([], [[]], ["x"], [1.5], [-1, "x"], [[1.5]], [{}], [{"type": "text"}], [{"role": 1}], [{"role": "user"}]),

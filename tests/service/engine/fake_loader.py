@@ -25,7 +25,9 @@ EXIT, SEGFAULT, HANG = 100, 101, 102
 def fake_config(script: Path) -> EngineConfig:
     """An engine that the script commands; its process has to find this module, below `ROOT`."""
     runner = RunnerConfig(model=str(script), token_budget=64, max_running=32)
-    return EngineConfig(runner=runner, loader="tests.service.engine.fake_loader:load_runner")
+    return EngineConfig(
+        runner=runner, draft_tokens=0, draft_running=0, loader="tests.service.engine.fake_loader:load_runner"
+    )
 
 
 def command(script: Path, order: str) -> None:

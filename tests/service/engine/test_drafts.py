@@ -8,7 +8,7 @@ from scipy import stats
 
 from model.contract import ChunkResult, SamplingParams, StepPlan, StepResult
 from service.engine.blocks import BlockPool
-from service.engine.drafts import WIDTH, look_up
+from service.engine.drafts import WIDTH, DraftPolicy, look_up
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
@@ -72,7 +72,8 @@ def drawn(plan: StepPlan) -> StepResult:
 def test_tokens_are_distributed_as_the_model_says_whatever_is_guessed(draft_tokens: int) -> None:
     """Pairs of neighbouring tokens by the first of them, in many completions of a prompt with much to look up."""
     pool = BlockPool(512, 4)
-    scheduler = Scheduler(pool, token_budget=256, max_running=64, draft_tokens=draft_tokens, draft_running=64)
+    drafts = DraftPolicy(guess=look_up, tokens=draft_tokens, running=64)
+    scheduler = Scheduler(pool, token_budget=256, max_running=64, drafts=drafts)
     requests = [
         Request(seed, [0, 1, 2, 0, 1, 2, 3, 0, 1, 2], SamplingParams(max_tokens=8, seed=seed)) for seed in range(1500)
     ]

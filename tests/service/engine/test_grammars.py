@@ -18,6 +18,7 @@ from model.contract import NOTHING, SamplingParams, Wanted
 from model.runner import ModelRunner
 from service.engine import grammar_source
 from service.engine.core import EngineCore
+from service.engine.drafts import DraftPolicy, look_up
 from service.engine.grammar_source import GrammarError, compiled, to_llguidance
 from service.engine.grammar_trial import Trial
 from service.engine.grammars import Grammars, Guide, _Tokens, wait_for_masks
@@ -73,8 +74,8 @@ def fake_core(blocks: int = 64, lookahead: int = 0) -> EngineCore:
         FakeRunner(blocks, 4, lookahead),
         token_budget=16,
         max_running=8,
-        draft_tokens=4,  # Requests with a grammar step aside, which the runner holds them to.
-        draft_running=8,
+        # Requests with a grammar step aside, which the runner holds them to.
+        drafts=DraftPolicy(guess=look_up, tokens=4, running=8),
         read_vocabulary=lambda: LETTERS,
     )
 

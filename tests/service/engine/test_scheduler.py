@@ -7,7 +7,7 @@ import pytest
 
 from model.contract import INVALID_TOKEN, ChunkResult, SamplingParams, StepPlan, StepResult
 from service.engine.blocks import BlockPool
-from service.engine.drafts import leave_open
+from service.engine.drafts import DraftPolicy, leave_open
 from service.engine.messages import Delta, deltas_of
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
@@ -570,9 +570,8 @@ def drafting(draft_running: int, lookahead: int = 0) -> Bench:
             tokens.append(right if place < request.prompt[0] else (right + 1) % VOCAB_SIZE)
         return tokens[request.known :]
 
-    bench.scheduler = Scheduler(
-        bench.pool, token_budget=64, max_running=8, draft_tokens=16, draft_running=draft_running, guess=guess
-    )
+    drafts = DraftPolicy(guess=guess, tokens=16, running=draft_running)
+    bench.scheduler = Scheduler(bench.pool, token_budget=64, max_running=8, drafts=drafts)
     return bench
 
 
@@ -613,9 +612,8 @@ def test_drafting_ends_under_load_and_begins_again(lookahead: int) -> None:
 
 def test_drafts_left_open_count_as_the_runner_guessed_them() -> None:
     bench = Bench(64, 4)
-    bench.scheduler = Scheduler(
-        bench.pool, token_budget=64, max_running=8, draft_tokens=4, draft_running=8, guess=leave_open
-    )
+    drafts = DraftPolicy(guess=leave_open, tokens=4, running=8)
+    bench.scheduler = Scheduler(bench.pool, token_budget=64, max_running=8, drafts=drafts)
     requests = [bench.add([first, 1], max_tokens=40) for first in range(4)]
     bench.finish()
     for request in requests:

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from model.contract import Chunk, SamplingParams, StepPlan, Wanted
 from service.engine.blocks import BlockPool
-from service.engine.drafts import Guess, leave_open
+from service.engine.drafts import DraftPolicy, Guess, leave_open
 from service.engine.messages import Delta, deltas_of
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
@@ -76,9 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.pool,
             token_budget=self.budget,
             max_running=max_running,
-            draft_tokens=draft_tokens,
-            draft_running=draft_running,
-            guess=guess,
+            drafts=DraftPolicy(guess=guess, tokens=draft_tokens, running=draft_running),
         )
 
     @property

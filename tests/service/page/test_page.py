@@ -134,13 +134,40 @@ def test_a_token_is_pointed_at_and_opened_to_its_stages(browser: Browser, url: s
     browser.settled()
 
 
+def test_settings_that_nobody_touched_draw_with_some_chance(browser: Browser, url: str) -> None:
+    """Without chance another answer would be the same, and the stages would have nothing to show."""
+    browser.open(f"{url}/#/chat", language="en")
+    browser.run("sessionStorage.clear()")
+    browser.driver.refresh()
+    ask(browser, "Name three fruits.")
+    browser.all(".token")[0].click()
+    assert browser.texts(".detail .waterfall thead th") == ["Token", "model", "temperature", "top-p"]
+
+
+def test_a_part_of_a_character_that_is_opened_shows_what_it_and_others_complete(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/chat", language="ko")
+    choose(browser, temperature=0, repetition_penalty=1, max_tokens=12)
+    ask(browser, "바다에 대해 두 줄 써 줘.")
+    ends = browser.run(
+        "return [...document.querySelectorAll('.token')]"
+        ".findIndex(token => /^[0-9a-f ]+ → [가-힣],/.test(token.ariaLabel))"
+    )
+    token = browser.all(".token")[ends]
+    syllable = token.text
+    token.click()
+    assert browser.one(".detail h2").text.endswith(f"→ {syllable}")
+    others = [name for name in browser.texts(".detail .bars .name") if "→" in name]
+    assert len(others) > 1
+    assert f"→ {syllable}" in browser.one(".detail .waterfall .marked").text
+
+
 def test_an_answer_that_may_grow_too_long_for_its_stages_is_still_an_answer(browser: Browser, url: str) -> None:
     browser.open(f"{url}/#/chat", language="en")
     choose(browser, temperature=0, max_tokens=4000)
     ask(browser, QUESTION)
     browser.settled()
     browser.all(".token")[0].click()
-    assert "fewer most tokens" in browser.one(".detail").text
+    assert "lower the max tokens" in browser.one(".detail").text
     browser.one("#setting-max_tokens").clear()
     browser.one("#setting-max_tokens").send_keys("8")
     ask(browser, QUESTION)
@@ -173,6 +200,25 @@ def test_the_cells_of_attention_are_the_numbers_of_the_api(browser: Browser, url
         for query, row in enumerate(rows):
             assert row == pytest.approx(weights[query][: query + 1], abs=1e-4)
             assert sum(row) == pytest.approx(1, abs=1e-3)
+    # Who does not see the shades hears the shares.
+    heard = browser.run("return [...document.querySelectorAll('#attention-matrix td')].map(cell => cell.textContent)")
+    assert [text for text in heard if text] == [percent(weight) for row in rows for weight in row]
+
+
+def percent(share: float) -> str:
+    """A share as the page writes it in English."""
+    if 0 < share < 0.0001:
+        return "<0.01%"
+    return f"{100 * share:.{1 if share >= 0.1 else 2}f}%"
+
+
+def test_the_first_head_that_is_shown_is_one_that_looks_around(browser: Browser, url: str) -> None:
+    """Most heads of the middle layer look at the first token alone, which teaches a visitor nothing."""
+    browser.open(f"{url}/#/walk/attention", language="en")
+    chosen = int(browser.one("#head").get_attribute("value") or "")
+    maps = inspected(url, prompt=PROMPT, attention=[[15, head] for head in range(9)])["attention"]["data"]
+    idle = [sum(row[0] for row in weights) for weights in maps]
+    assert idle[chosen] == pytest.approx(min(idle), abs=1e-2)
 
 
 def inspected(url: str, **fields: object) -> dict[str, Any]:
@@ -189,9 +235,8 @@ def test_tokens_are_shown_with_their_bytes_and_in_other_spellings(browser: Brows
     rows = [cells[start : start + 4] for start in range(0, len(cells), 4)]
     expected = [(token["id"], bytes(token["bytes"]).hex(" "), token["offsets"]) for token in told["tokens"]]
     assert [(int(row[1]), row[2], [int(end) for end in row[3].split("–")]) for row in rows] == expected
-    for token, row in zip(told["tokens"], rows, strict=True):
-        # Half a character has no text, so that its bytes stand for it.
-        assert row[0] == (row[2] if "\ufffd" in token["text"] else token["text"].replace(" ", "␣"))
+    # Half a character has no text, so that its bytes stand for it; the part that ends it shows it.
+    assert [row[0] for row in rows] == ["The", "␣teacher", "␣gave", "20 ec", "b1", "85 → 책", "."]
     names = browser.run("return [...document.querySelectorAll('[data-spelling]')].map(card => card.dataset.spelling)")
     assert names == [other["name"] for other in told["spellings"]]
     known = {token["id"] for token in told["tokens"]}
@@ -212,6 +257,20 @@ def test_no_token_of_a_korean_text_is_shown_as_a_character_that_it_is_not(browse
         browser.settled()
         assert "\ufffd" not in browser.run("return document.querySelector('main').textContent"), step
         assert browser.run("return document.documentElement.scrollWidth") <= 375, step
+
+
+def test_a_prompt_may_be_an_example_but_not_be_empty(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/#/walk/tokens", language="en")
+    browser.settled()
+    before = browser.texts(".chips")
+    browser.one("#prompt").clear()
+    browser.one("#prompt").send_keys("  ", Keys.ENTER)
+    assert "no text yet" in browser.one("#prompt-said").text
+    assert browser.texts(".chips") == before
+    browser.button("Code").click()
+    browser.until(lambda: "print" not in browser.one(".chips").text and "def" in browser.one(".chips").text)
+    assert not browser.one("#prompt-said").text
+    assert (browser.one("#prompt").get_attribute("value") or "").startswith("def add")
 
 
 def look_at(browser: Browser, prompt: str) -> None:
@@ -256,7 +315,7 @@ def test_the_angles_are_those_that_the_chosen_position_got(browser: Browser, url
         Select(browser.one("#position")).select_by_value(str(position))
         browser.until(lambda position=position: f"position {position}," in browser.one("main").text)
         assert browser.numbers(".dials li") == pytest.approx(rotary["angles"]["data"][position], abs=1e-4)
-        angles = [float(angle.strip("°")) for angle in browser.texts(".dials .amount")]
+        angles = [float(angle.strip("°").replace("−", "-")) for angle in browser.texts(".dials .amount")]
         expected = [math.degrees(angle) for angle in rotary["angles"]["data"][position]]
         assert angles == pytest.approx(expected, abs=0.06)
     turns = [float(note.split()[2].replace(",", "")) for note in browser.texts(".dials .note")]
