@@ -4,7 +4,6 @@ It knows the mathematics of a transformer (Vaswani et al., arXiv 1706.03762, pre
 requests or sampling.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +14,6 @@ from kernels.backend import AttentionOptions, Backend, BatchLayout, HeadNorms, K
 from model.positions import alibi_slopes, rope_frequencies
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from model.weights import DecoderWeights, LayerWeights, Norm
-
-Logits = Callable[[Tensor], Tensor]
-"""Makes logits [rows, vocab] float32 of rows [rows, hidden]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The composition root of the HTTP side: builds the app from its parts."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
@@ -85,39 +85,14 @@ def create_app(
     Raises SettingsError if traces are asked for and their libraries are not installed, and if one of the server's own
     paths begins with root_path.
     """
-    keys = ApiKeys(settings)
     root_path = settings.root_path or ""
-    hosts, origins = listed(settings.allowed_hosts), listed(settings.allowed_origins)
-    is_open = page.is_of_page if settings.page else no_path
     traces = _open_traces(settings.otlp_endpoint, served.model_name) if settings.otlp_endpoint else None
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(watch_loop(metrics.loop_lag.observe))
-        try:
-            yield
-        finally:
-            client.stop()
-            watch.cancel()
-            if traces is not None:
-                await traces.close()
-
     app = FastAPI(
         title="Headlight",
         version=version_of("headlight"),
         description=_DESCRIPTION,
-        lifespan=lifespan,
-        middleware=[
-            Middleware(PlainPath, root_path),
-            Middleware(Leftovers),
-            Middleware(Observe, metrics, traces.export if traces else None),
-            *([Middleware(RequireHost, hosts)] if hosts else []),
-            # Before the keys, because a browser sends no key with a preflight, which asks whether it may send one.
-            *([Middleware(AllowOrigins, origins)] if origins else []),
-            *([Middleware(RequireKey, keys, is_open)] if keys.required else []),
-            Middleware(HeadAsGet),
-            Middleware(BodyLimit, settings.max_body),
-        ],
+        lifespan=_lifespan(client, metrics, traces),
+        middleware=_middleware(settings, metrics, traces),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -139,12 +114,47 @@ def create_app(
     landing = page.router_of(root_path) if settings.page else _landing(root_path, served.model_name)
     for router in (*ROUTERS, route.router_of(metrics), landing):
         app.include_router(router)
-
     if root_path and any(f"{route.path}/".startswith(f"{root_path}/") for route in iter_route_contexts(app.routes)):
         raise SettingsError(f"root_path: paths of the server's own begin with {root_path}, so that it says nothing")
-
     app.openapi = lambda: _schema(app, root_path)  # type: ignore[method-assign]
     return app
+
+
+def _lifespan(
+    client: EngineClient, metrics: Metrics, traces: "Traces | None"
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The work beside requests: the event loop's lag is watched, and at the end client and traces are closed."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(watch_loop(metrics.loop_lag.observe))
+        try:
+            yield
+        finally:
+            client.stop()
+            watch.cancel()
+            if traces is not None:
+                await traces.close()
+
+    return lifespan
+
+
+def _middleware(settings: Settings, metrics: Metrics, traces: "Traces | None") -> list[Middleware]:
+    """The middleware that the settings ask for, the outermost first."""
+    keys = ApiKeys(settings)
+    hosts, origins = listed(settings.allowed_hosts), listed(settings.allowed_origins)
+    is_open = page.is_of_page if settings.page else no_path
+    return [
+        Middleware(PlainPath, settings.root_path or ""),
+        Middleware(Leftovers),
+        Middleware(Observe, metrics, traces.export if traces else None),
+        *([Middleware(RequireHost, hosts)] if hosts else []),
+        # Before the keys, because a browser sends no key with a preflight, which asks whether it may send one.
+        *([Middleware(AllowOrigins, origins)] if origins else []),
+        *([Middleware(RequireKey, keys, is_open)] if keys.required else []),
+        Middleware(HeadAsGet),
+        Middleware(BodyLimit, settings.max_body),
+    ]
 
 
 def _landing(root_path: str, model_name: str) -> APIRouter:

@@ -43,7 +43,7 @@ class GenerationRequest:
     """One completion to generate. Its values are valid and fit the engine's limits."""
 
     sent: EngineRequest
-    """The part of it that the engine gets."""
+    """The part of the request that the engine gets."""
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     """Keep the stop string, or the stop token's text, at the end of the completion."""
@@ -59,9 +59,9 @@ class Piece:
     text: str
     """Text that is certain by now; empty while a character or a possible stop string is incomplete."""
     token: int | None
-    """None in the one piece of a completion without tokens, for which nothing was to be generated."""
+    """The drawn token; None in the only piece of a completion for which no token was to be generated."""
     logprobs: TokenLogprobs | None
-    """None if not asked for."""
+    """The token's log-probabilities; None if they were not asked for."""
     finish_reason: Literal["stop", "length"] | None
     scores: Sequence[TokenLogprobs] = ()
     """In the first piece, the log-probabilities of the prompt's tokens but the first, if they are wanted."""
@@ -74,7 +74,7 @@ class Piece:
     silent: bool = False
     """Whether the token is a stop token that ended the completion and is left out of its text."""
     followed: bool = False
-    """Whether the next piece is here already, so that both may be told at once."""
+    """Whether the next piece has arrived already, so that both may be sent to the client together."""
 
 
 class Generation:

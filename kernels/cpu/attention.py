@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kernels.cpu.arguments import AttendArguments, AttentionWeightsArguments, StepWords
 from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS, serves, unit_bytes
 from kernels.cpu.attention_tile import (
     ROWS_AT_ONCE,
@@ -19,20 +20,21 @@ from kernels.cpu.attention_tile import (
     multiply_rows,
     take_exp,
 )
-from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, words
+from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, unpack, words
 from kernels.cpu.matrix_attention import add_tile, begin_tile, score_tile
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.target import REGISTER_ROWS
 
 UNIT_ROWS = 48
-"""The same as `ROWS` where the matrix unit multiplies, which has less to gain from sharing them."""
+"""Rows in a tile where the matrix unit multiplies: fewer than `ROWS`, since sharing keys saves the unit less time."""
 LOWEST = np.float32(-3.0e38)
 """Initial peak of scores; unlike -inf, it leaves no NaN when it is subtracted from itself."""
 SEQUENCES_A_THREAD = 4
-"""Sequences for each thread from which on a decoding token's KV heads are computed together.
+"""With at least this many sequences for each thread, one chunk computes several KV heads of a decoding token.
 
-Memory is read faster in its order; with fewer sequences there would be too few chunks."""
+Memory is then read in its order, which is faster; with fewer sequences there would be too few chunks for all threads.
+"""
 MOST_ROWS, MOST_VECTORS = ROWS_AT_ONCE[0], VECTORS_AT_ONCE[0]
 
 
@@ -42,9 +44,7 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
     A `plain` operation has neither soft cap nor ALiBi. Each chunk of work is the tokens of one tile for one KV head, or
     a decoding sequence's one token for several KV heads, whose keys and values lie side by side in memory.
 
-    Record: step, queries, heads, kv_heads, keys, values, key scales (0: none), value scales, scale (float32 bits),
-    window (0: none), softcap (float32 bits; 0: none), ALiBi slopes (0: none), sinks (0: none), out, threads. Queries
-    and out are [tokens, heads, dim] float32; keys and values are [blocks, block, kv_heads, dim].
+    Its arguments are `AttendArguments`.
 
     A row's sums have one order, whatever its batch: tiles of keys begin at multiples of `KEYS`, and keys that a row
     does not see have the weight 0.
@@ -54,77 +54,88 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
     most = UNIT_ROWS if unit else ROWS
     own_bytes = unit_bytes(dim, REGISTER_ROWS) if unit else 0
 
+    @njit(inline="always")
+    def take_keys(
+        args: AttendArguments,
+        kv_head: int,
+        position: int,
+        rows: Any,
+        present: int,
+        places: int,
+        state: int,
+        scores: int,
+        own: int,
+    ) -> None:
+        """Add the `present` keys of a tile, at `places`, and their values to the state of a KV head's rows.
+
+        `position` is as in `_find_peaks`. `scores` [rows, KEYS] float32 and the memory at `own` are for this alone.
+        """
+        vectors = (present + LANES - 1) // LANES
+        keys, values = own, own + 4 * KEYS * dim
+        peaks, masses, shrinks, queries, sums = _state(state, _padded(rows), dim)
+        if unit:
+            score_tile(dim, rows, present, words(places, KEYS), args.kv_heads * dim * stored, own, scores)
+        else:
+            _load(stored, dim, width, present, places, keys, values)
+            multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
+        _find_peaks(flag, args, kv_head, position, rows, vectors, scores, peaks, shrinks)
+        _take_exps(rows, vectors, scores, peaks, masses, shrinks)
+        if unit:
+            _shrink(rows, dim, sums, shrinks)
+            _clear(rows, vectors, scores)
+            add_tile(dim, rows, present, words(places + 8 * KEYS, KEYS), own, scores, sums)
+        else:
+            lanes = width // LANES
+            multiply(rows, lanes, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
+
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 15)
-        step, heads, kv_heads = words(r[0], 9), r[2], r[3]
-        starts, contexts = integers(step[2], step[1] + 1), integers(step[3], step[1])
-        group = heads // kv_heads
-        tokens = max(1, most // group)
-        together = 1
-        if step[1] >= SEQUENCES_A_THREAD * r[14]:
+        args: AttendArguments = unpack(AttendArguments, arguments)
+        step: StepWords = unpack(StepWords, args.step)
+        kv_heads, group = args.kv_heads, args.heads // args.kv_heads
+        starts, contexts = integers(step.query_starts, step.sequences + 1), integers(step.context_lens, step.sequences)
+        tokens, together = max(1, most // group), 1
+        if step.sequences >= SEQUENCES_A_THREAD * args.threads:
             together = max(1, min(kv_heads, most // _padded(group)))
         if chunk < 0:
-            return _count_chunks(starts, step[1], tokens, kv_heads, together)
-        sequence, tile, kv_head = _find_chunk(starts, step[1], tokens, kv_heads, together, chunk)
-        first = starts[sequence] + tile * tokens
+            return _count_chunks(starts, step.sequences, tokens, kv_heads, together)
+        sequence, first, kv_head, many = _find_chunk(starts, step.sequences, tokens, kv_heads, together, chunk)
         rows = min(tokens, starts[sequence + 1] - first) * group
-        many = 1
-        if starts[sequence + 1] - starts[sequence] == 1:
-            many = min(together, kv_heads - kv_head)
         # The position of the tile's first token, and the end of what its last one sees.
         position = contexts[sequence] - (starts[sequence + 1] - first)
         end = min(contexts[sequence], position + rows // group)
 
         padded = _padded(rows)
-        places, coming = scratch, scratch + PLACES_BYTES
-        begun = scratch + 2 * PLACES_BYTES
+        places, coming, states = scratch, scratch + PLACES_BYTES, scratch + 2 * PLACES_BYTES
+        state_bytes = 4 * padded * (3 + dim + width)
         # Scores are those of the head at work.
-        state = 4 * padded * (3 + dim + width)
-        scores = begun + many * state
+        scores = states + many * state_bytes
         own = scores + 4 * padded * KEYS
-        keys, values = own, own + 4 * KEYS * dim
         for head in range(many):
-            peaks, masses, _, queries, sums = _state(begun + head * state, padded, dim)
-            _begin(r, first, kv_head + head, dim, width, rows, queries, sums, peaks, masses)
+            peaks, masses, _, queries, sums = _state(states + head * state_bytes, padded, dim)
+            _begin(args, first, kv_head + head, dim, width, rows, queries, sums, peaks, masses)
             if unit:
                 begin_tile(dim, rows, queries, own + head * own_bytes)
-        table = integers(step[4] + sequence * step[5] * 4, step[5])
-        begin = 0 if r[9] == 0 else max(0, position - r[9] + 1) // KEYS * KEYS
+        table = integers(step.block_table + sequence * step.table_width * 4, step.table_width)
+        begin = 0 if args.window == 0 else max(0, position - args.window + 1) // KEYS * KEYS
         if begin < end:
-            locate(stored, dim, block, r, table, begin, end, kv_head, places)
+            locate(stored, dim, block, args, table, begin, end, kv_head, places)
             fetch(places, 0, KEYS, many * dim * stored)
         for base in range(begin, end, KEYS):
             present = min(KEYS, end - base)
-            vectors = (present + LANES - 1) // LANES
             if base + KEYS < end:
-                locate(stored, dim, block, r, table, base + KEYS, end, kv_head, coming)
+                locate(stored, dim, block, args, table, base + KEYS, end, kv_head, coming)
             for head in range(many):
                 if base + KEYS < end:
                     fetch(coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
-                peaks, masses, shrinks, queries, sums = _state(begun + head * state, padded, dim)
-                if unit:
-                    mine = own + head * own_bytes
-                    score_tile(dim, rows, present, words(places, KEYS), kv_heads * dim * stored, mine, scores)
-                else:
-                    _load(stored, dim, width, present, places, keys, values)
-                    multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
-                _find_peaks(flag, r, kv_head + head, position - base, rows, vectors, scores, peaks, shrinks)
-                _take_exps(rows, vectors, scores, peaks, masses, shrinks)
-                if unit:
-                    _shrink(rows, dim, sums, shrinks)
-                    _clear(rows, vectors, scores)
-                    add_tile(dim, rows, present, words(places + 8 * KEYS, KEYS), mine, scores, sums)
-                else:
-                    multiply(
-                        rows, width // LANES, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1
-                    )
+                state, mine = states + head * state_bytes, own + head * own_bytes
+                take_keys(args, kv_head + head, position - base, rows, present, places, state, scores, mine)
                 _advance(places, dim * stored)
             places, coming = coming, places
         if unit:
             release(0)
         for head in range(many):
-            _, masses, _, _, sums = _state(begun + head * state, padded, dim)
-            _end(r, first, kv_head + head, dim, width, rows, sums, masses)
+            _, masses, _, _, sums = _state(states + head * state_bytes, padded, dim)
+            _end(args, first, kv_head + head, dim, width, rows, sums, masses)
         return 0
 
     return run
@@ -162,7 +173,7 @@ def _count_chunks(starts: Any, sequences: int, tokens: int, kv_heads: int, toget
 
 @njit(inline="always")
 def _find_chunk(starts: Any, sequences: int, tokens: int, kv_heads: int, together: int, index: int) -> Any:
-    """The sequence of a chunk, the index of its tile within the sequence, and its first KV head.
+    """The sequence of a chunk, its first token in the batch, its first KV head, and its number of KV heads.
 
     A batch has its sequences with most tokens last, and their last tiles see most keys; these are computed first.
     """
@@ -173,36 +184,58 @@ def _find_chunk(starts: Any, sequences: int, tokens: int, kv_heads: int, togethe
             break
         index -= chunks
         sequence -= 1
+    tile, kv_head, many = chunks // kv_heads - 1 - index // kv_heads, index % kv_heads, 1
     if starts[sequence + 1] - starts[sequence] == 1:
-        return sequence, 0, index * together
-    return sequence, chunks // kv_heads - 1 - index // kv_heads, index % kv_heads
+        tile, kv_head = 0, index * together
+        many = min(together, kv_heads - kv_head)
+    return sequence, starts[sequence] + tile * tokens, kv_head, many
 
 
 @njit(inline="always", fastmath=FLAGS)
 def _begin(
-    r: Any, first: int, kv_head: int, dim: int, width: int, rows: int, queries: int, sums: int, peaks: int, masses: int
+    args: AttendArguments,
+    first: int,
+    kv_head: int,
+    dim: int,
+    width: int,
+    rows: int,
+    queries: int,
+    sums: int,
+    peaks: int,
+    masses: int,
 ) -> None:
     """Scale the tile's queries into `queries` [rows, dim], and begin its sums [rows, width], peaks and masses."""
-    heads, group = r[2], r[2] // r[3]
-    scale = from_bits(np.int32(r[8]))
-    if r[6] != 0:
-        scale *= floats(r[6], r[3])[kv_head]
+    heads, group = args.heads, args.heads // args.kv_heads
+    scale = from_bits(np.int32(args.scale))
+    if args.key_scales != 0:
+        scale *= floats(args.key_scales, args.kv_heads)[kv_head]
     for row in range(rows):
         head = kv_head * group + row % group
-        source = floats(r[1] + ((first + row // group) * heads + head) * dim * 4, dim)
+        source = floats(args.queries + ((first + row // group) * heads + head) * dim * 4, dim)
         query, total = floats(queries + 4 * row * dim, dim), floats(sums + 4 * row * width, width)
         for d in range(dim):
             query[d] = source[d] * scale
         for d in range(width):
             total[d] = np.float32(0)
         floats(peaks, rows)[row], floats(masses, rows)[row] = LOWEST, np.float32(0)
-        if r[12] != 0:
-            floats(peaks, rows)[row], floats(masses, rows)[row] = max(LOWEST, floats(r[12], heads)[head]), np.float32(1)
+        if args.sinks != 0:
+            floats(peaks, rows)[row], floats(masses, rows)[row] = (
+                max(LOWEST, floats(args.sinks, heads)[head]),
+                np.float32(1),
+            )
 
 
 @njit(inline="always")
 def locate(
-    stored: int, dim: int, block: int, r: Any, table: Any, base: int, end: int, kv_head: int, places: int
+    stored: int,
+    dim: int,
+    block: int,
+    args: AttendArguments | AttentionWeightsArguments,
+    table: Any,
+    base: int,
+    end: int,
+    kv_head: int,
+    places: int,
 ) -> None:
     """Write the addresses of a tile's keys and values to `places`, [2, KEYS] int64.
 
@@ -211,8 +244,8 @@ def locate(
     keys, values = words(places, KEYS), words(places + 8 * KEYS, KEYS)
     for j in range(KEYS):
         at = min(base + j, end - 1)
-        offset = ((table[at // block] * block + at % block) * r[3] + kv_head) * dim * stored
-        keys[j], values[j] = r[4] + offset, r[5] + offset
+        offset = ((table[at // block] * block + at % block) * args.kv_heads + kv_head) * dim * stored
+        keys[j], values[j] = args.keys + offset, args.values + offset
 
 
 @njit(inline="always")
@@ -244,21 +277,34 @@ def _load(stored: int, dim: int, width: int, present: int, places: int, keys: in
 
 @njit(inline="always", fastmath=FLAGS)
 def _find_peaks(
-    plain: int, r: Any, kv_head: int, position: int, rows: int, vectors: int, scores: int, peaks: int, shrinks: int
+    plain: int,
+    args: AttendArguments,
+    kv_head: int,
+    position: int,
+    rows: int,
+    vectors: int,
+    scores: int,
+    peaks: int,
+    shrinks: int,
 ) -> None:
     """Hide what rows do not see in their scores [rows, KEYS], and raise the peaks; `shrinks` how far, as a negative.
 
     `position` is that of the first row's token, counted from the tile's first key.
     """
-    group, window, cap, slope = r[2] // r[3], r[9], from_bits(np.int32(r[10])), np.float32(0)
+    group, window, cap, slope = (
+        args.heads // args.kv_heads,
+        args.window,
+        from_bits(np.int32(args.softcap)),
+        np.float32(0),
+    )
     before, changes = floats(peaks, rows), floats(shrinks, rows)
     for token in range(rows // group):
         seen = position + token + 1
         low = seen - window if window != 0 else 0
         for head in range(group):
             row = token * group + head
-            if r[11] != 0:
-                slope = floats(r[11], r[2])[kv_head * group + head]
+            if args.slopes != 0:
+                slope = floats(args.slopes, args.heads)[kv_head * group + head]
             peak: Any = find_peak(plain, scores + 4 * KEYS * row, vectors, low, seen, before[row], cap, slope, seen - 1)
             changes[row] = before[row] - peak
             before[row] = peak
@@ -321,14 +367,16 @@ def multiply(
 
 
 @njit(inline="always", fastmath=FLAGS)
-def _end(r: Any, first: int, kv_head: int, dim: int, width: int, rows: int, sums: int, masses: int) -> None:
+def _end(
+    args: AttendArguments, first: int, kv_head: int, dim: int, width: int, rows: int, sums: int, masses: int
+) -> None:
     """Divide the tile's sums by their masses, and write them to their rows of out."""
-    heads, group = r[2], r[2] // r[3]
+    heads, group = args.heads, args.heads // args.kv_heads
     scale = np.float32(1)
-    if r[7] != 0:
-        scale = floats(r[7], r[3])[kv_head]
+    if args.value_scales != 0:
+        scale = floats(args.value_scales, args.kv_heads)[kv_head]
     for row in range(rows):
-        out = floats(r[13] + ((first + row // group) * heads + kv_head * group + row % group) * dim * 4, dim)
+        out = floats(args.out + ((first + row // group) * heads + kv_head * group + row % group) * dim * 4, dim)
         total, mass = floats(sums + 4 * row * width, width), floats(masses, rows)[row]
         factor = scale / mass if mass != 0 else np.float32(0)
         for d in range(dim):

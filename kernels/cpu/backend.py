@@ -1,7 +1,7 @@
 """`kernels.backend.Backend` for CPUs: operations compiled for this machine's CPU, run by a pool of threads.
 
-Activations are float32. Operations find a step's tokens, positions and cache blocks through one array of words,
-`_step`, so that a recorded program serves batches of any shape.
+Activations are float32. Operations find a step's tokens, positions and cache blocks through one array, the words of
+the step, so that a recorded program serves batches of any shape.
 """
 
 import math
@@ -31,6 +31,23 @@ from kernels.backend import (
 )
 from kernels.cpu.activations import TOKENS, Rounding, parts, serves
 from kernels.cpu.arena import LARGE, Arena
+from kernels.cpu.arguments import (
+    ActivationArguments,
+    AnglesArguments,
+    AttendArguments,
+    AttentionWeightsArguments,
+    EmbedArguments,
+    GatedArguments,
+    KeepArguments,
+    LogprobsArguments,
+    MultiplyArguments,
+    NormArguments,
+    RotateArguments,
+    RoundArguments,
+    SampleArguments,
+    StepWords,
+    WeighArguments,
+)
 from kernels.cpu.attention_memory import scratch_bytes, scratch_bytes_of_weights
 from kernels.cpu.cache_forms import STORED
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
@@ -56,20 +73,20 @@ from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.target import path_name
 
-STEP_WORDS = 16
-ROWS, SEQUENCES, QUERY_STARTS, CONTEXT_LENS, BLOCK_TABLE, TABLE_WIDTH, SLOTS, POSITIONS, TOKEN_IDS = range(9)
-KEPT, PLACES = 9, 10
-"""Indices of the words of a step, which are counts and addresses."""
+WORD = {name: index for index, name in enumerate(StepWords._fields)}
+"""The index of each word of a step."""
 
-Step = tuple[Operation, Sequence[int]]
+Words = dict[str, Tensor | int]
+"""Some words of a step by their names in `StepWords`: numbers, and tensors that stand for their addresses."""
+Call = tuple[Operation, Sequence[int]]
 """One operation of a program, and its arguments."""
 
 
 class Maker(NamedTuple):
-    """An operation that can round the activations that it makes; arguments for the rounding follow its own."""
+    """An operation that can round the activations that it makes."""
 
     operation: Callable[[Rounding | None], Operation]
-    arguments: Sequence[int]
+    arguments: NormArguments | GatedArguments
     out: int
     """Address of the activations."""
 
@@ -87,9 +104,10 @@ class CpuBackend:
     def __init__(self, threads: int) -> None:
         self.name = f"cpu ({path_name()})"
         self._workers = Workers(threads)
-        self._step = np.zeros(STEP_WORDS, np.int64)
-        self._rows = self._step.ctypes.data
-        self._recording: list[Step] | None = None
+        self._words = np.zeros(len(WORD), np.int64)
+        self._step = self._words.ctypes.data
+        """Address of the words of the step."""
+        self._recording: list[Call] | None = None
         self._maker: Maker | None = None
         self._arena = Arena()
         self._pages = Pages()
@@ -105,10 +123,15 @@ class CpuBackend:
     ) -> Tensor:
         panels = _panels(table)
         out = self._empty(len(tokens), panels.columns)
-        self._set(tokens, {TOKEN_IDS: tokens, POSITIONS: positions})
-        arguments = (
-            *(self._rows, panels.data.data_ptr(), panels.data.shape[1], _bits(scale)),
-            *(_address(learned), out.data_ptr(), panels.columns),
+        self._set(tokens, {"token_ids": tokens, "positions": positions})
+        arguments = EmbedArguments(
+            step=self._step,
+            panels=panels.data.data_ptr(),
+            groups=panels.data.shape[1],
+            scale=_bits(scale),
+            learned=_address(learned),
+            out=out.data_ptr(),
+            size=panels.columns,
         )
         self._run(embed_operation(panels.form), arguments)
         return out
@@ -127,23 +150,30 @@ class CpuBackend:
         if rounding.needed:
             rounded = self._empty(len(x) + TOKENS, parts(form) * groups * form.group, dtype=torch.int16)
             sums = self._empty(len(x) + TOKENS, groups, 2)
-            self._round(x, rounding, (panels.columns, rounded.data_ptr(), sums.data_ptr()))
+            self._round(x, rounding, panels.columns, rounded.data_ptr(), sums.data_ptr())
         self._set(x)
-        arguments = (
-            *(self._rows, x.data_ptr(), rounded.data_ptr(), sums.data_ptr(), panels.data.data_ptr()),
-            *(_address(weight.bias), out.data_ptr(), groups, panels.rows),
+        arguments = MultiplyArguments(
+            step=self._step,
+            x=x.data_ptr(),
+            rounded=rounded.data_ptr(),
+            sums=sums.data_ptr(),
+            panels=panels.data.data_ptr(),
+            bias=_address(weight.bias),
+            out=out.data_ptr(),
+            groups=groups,
+            outputs=panels.rows,
         )
         self._run(multiply_operation(rounding), arguments)
         return out[:rows]
 
-    def _round(self, x: Tensor, rounding: Rounding, arguments: Sequence[int]) -> None:
+    def _round(self, x: Tensor, rounding: Rounding, columns: int, rounded: int, sums: int) -> None:
         """Round x, within the operation that makes it if that has just been recorded."""
         maker = self._maker
         if self._recording and maker is not None and maker.out == x.data_ptr():
-            self._recording[-1] = maker.operation(rounding), (*maker.arguments, *arguments[1:])
+            self._recording[-1] = maker.operation(rounding), maker.arguments._replace(rounded=rounded, sums=sums)
             return
         self._set(x)
-        self._run(round_operation(rounding), (self._rows, x.data_ptr(), *arguments))
+        self._run(round_operation(rounding), RoundArguments(self._step, x.data_ptr(), columns, rounded, sums))
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return self._norm(x, residual, weight, None, eps)
@@ -160,9 +190,16 @@ class CpuBackend:
         normed = self._empty(rows, size)
         stream = x if residual is None else self._empty(rows, size)
         self._set(x)
-        arguments = (
-            *(self._rows, x.data_ptr(), _address(residual), weight.data_ptr(), _address(bias), _bits(eps)),
-            *(normed.data_ptr(), stream.data_ptr(), size),
+        arguments = NormArguments(
+            step=self._step,
+            x=x.data_ptr(),
+            residual=_address(residual),
+            weight=weight.data_ptr(),
+            bias=_address(bias),
+            eps=_bits(eps),
+            normed=normed.data_ptr(),
+            stream=stream.data_ptr(),
+            size=size,
         )
         self._make(Maker(partial(norm_operation, bias is not None), arguments, normed.data_ptr()))
         return normed, stream
@@ -170,8 +207,15 @@ class CpuBackend:
     def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
         half = len(frequencies)
         cos, sin = self._empty(len(positions), half), self._empty(len(positions), half)
-        self._set(positions, {POSITIONS: positions})
-        arguments = (self._rows, frequencies.data_ptr(), _bits(magnitude), cos.data_ptr(), sin.data_ptr(), half)
+        self._set(positions, {"positions": positions})
+        arguments = AnglesArguments(
+            step=self._step,
+            frequencies=frequencies.data_ptr(),
+            magnitude=_bits(magnitude),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            half=half,
+        )
         self._run(angles_operation(), arguments)
         return Rotation(cos, sin)
 
@@ -186,14 +230,25 @@ class CpuBackend:
     ) -> Tensor:
         kv_heads, dim = cache.keys.shape[2:]
         queries = self._empty(len(qkv), heads, dim)
-        self._set(qkv, {SLOTS: slots})
-        arguments = (
-            *(self._rows, qkv.data_ptr(), heads, kv_heads, dim),
-            *((0, 0, 0) if norms is None else (norms.query.data_ptr(), norms.key.data_ptr(), _bits(norms.eps))),
-            *((0, 0, 0) if rotation is None else (rotation.cos.data_ptr(), rotation.sin.data_ptr())),
-            *(() if rotation is None else (rotation.cos.shape[1],)),
-            *(queries.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr()),
-            *(kv_heads * dim * cache.keys.itemsize, _address(cache.key_scales), _address(cache.value_scales)),
+        self._set(qkv, {"slots": slots})
+        arguments = RotateArguments(
+            step=self._step,
+            qkv=qkv.data_ptr(),
+            heads=heads,
+            kv_heads=kv_heads,
+            dim=dim,
+            query_norm=_address(norms and norms.query),
+            key_norm=_address(norms and norms.key),
+            eps=_bits(norms.eps if norms else 0.0),
+            cos=_address(rotation and rotation.cos),
+            sin=_address(rotation and rotation.sin),
+            half=rotation.cos.shape[1] if rotation else 0,
+            queries=queries.data_ptr(),
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            slot_bytes=kv_heads * dim * cache.keys.itemsize,
+            key_scales=_address(cache.key_scales),
+            value_scales=_address(cache.value_scales),
         )
         self._run(rotate_operation(STORED[cache.keys.dtype]), arguments)
         return queries
@@ -204,14 +259,24 @@ class CpuBackend:
             raise ValueError(f"{q.shape[1]} heads of {dim} with {kv_heads} KV heads are too large for the cpu backend")
         out = self._empty(*q.shape)
         self._set(q, _words(layout))
-        plain = options.softcap is None and options.alibi_slopes is None
-        arguments = (
-            *(self._rows, q.data_ptr(), q.shape[1], kv_heads, cache.keys.data_ptr(), cache.values.data_ptr()),
-            *(_address(cache.key_scales), _address(cache.value_scales), _bits(options.scale), options.window or 0),
-            *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out.data_ptr()),
-            self._workers.count,
+        arguments = AttendArguments(
+            step=self._step,
+            queries=q.data_ptr(),
+            heads=q.shape[1],
+            kv_heads=kv_heads,
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            key_scales=_address(cache.key_scales),
+            value_scales=_address(cache.value_scales),
+            scale=_bits(options.scale),
+            window=options.window or 0,
+            softcap=_bits(options.softcap or 0.0),
+            slopes=_address(options.alibi_slopes),
+            sinks=_address(options.sinks),
+            out=out.data_ptr(),
+            threads=self._workers.count,
         )
-        kind = STORED[cache.keys.dtype], dim, block, plain
+        kind = STORED[cache.keys.dtype], dim, block, _plain(options)
         if self._recording is not None:
             # Compiled now, so that nobody waits for it when somebody first looks at the weights.
             weights_operation(*kind)
@@ -224,36 +289,47 @@ class CpuBackend:
         queries = [layer.q.contiguous() for layer in layers]
         chosen = torch.tensor([head for layer in layers for head in layer.heads], dtype=torch.int32)
         out = self._empty(len(chosen), len(places), len(table) * layers[0].cache.keys.shape[1])
-        steps, heads, weights = [], chosen.data_ptr(), out.data_ptr()
+        calls, heads, weights = [], chosen.data_ptr(), out.data_ptr()
         head_bytes = out.stride(0) * out.itemsize
         for q, layer in zip(queries, layers, strict=True):
-            steps.append(_weights_step(self._rows, q, layer, heads, weights, out.shape[2]))
+            calls.append(_weights_call(self._step, q, layer, heads, weights, out.shape[2]))
             heads += chosen.itemsize * len(layer.heads)
             weights += head_bytes * len(layer.heads)
-        self._set(places, {POSITIONS: places, BLOCK_TABLE: table, TABLE_WIDTH: len(table)})
-        self._run_all(steps)
+        self._set(places, {"positions": places, "block_table": table, "table_width": len(table)})
+        self._run_all(calls)
         return out
 
     def activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         out = self._empty(*rows.shape)
         self._set(rows)
-        self._run(activation_operation(kind), (self._rows, rows.data_ptr(), out.data_ptr(), rows.shape[1]))
+        arguments = ActivationArguments(self._step, rows.data_ptr(), out.data_ptr(), rows.shape[1])
+        self._run(activation_operation(kind), arguments)
         return out.view(x.shape)
 
     def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = self._empty(rows, size)
         self._set(gate_up)
-        arguments = (self._rows, gate_up.data_ptr(), out.data_ptr(), size)
+        arguments = GatedArguments(self._step, gate_up.data_ptr(), out.data_ptr(), size)
         self._make(Maker(partial(gated_operation, kind), arguments, out.data_ptr()))
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = torch.empty(len(logits), dtype=torch.int64)
         self._set(logits)
-        columns = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seed, batch.counter, tokens)
-        arguments = (self._rows, logits.data_ptr(), logits.shape[1], *(column.data_ptr() for column in columns))
+        arguments = SampleArguments(
+            step=self._step,
+            logits=logits.data_ptr(),
+            vocab=logits.shape[1],
+            temperature=batch.temperature.data_ptr(),
+            top_k=batch.top_k.data_ptr(),
+            top_p=batch.top_p.data_ptr(),
+            min_p=batch.min_p.data_ptr(),
+            seed=batch.seed.data_ptr(),
+            counter=batch.counter.data_ptr(),
+            tokens=tokens.data_ptr(),
+        )
         self._run(sample_operation(), arguments)
         return tokens
 
@@ -262,17 +338,30 @@ class CpuBackend:
         rows, vocab = logits.shape
         found = Weighed(torch.empty(rows, vocab), torch.empty(rows, WEIGHED_FIGURES, dtype=torch.float64))
         self._set(logits)
-        columns = (logits, vocab, batch.temperature, batch.top_k, batch.top_p, batch.min_p, *found, *(before or (0, 0)))
-        addresses = [part if isinstance(part, int) else part.data_ptr() for part in columns]
-        self._run(weigh_operation(), (self._rows, *addresses))
+        arguments = WeighArguments(
+            step=self._step,
+            logits=logits.data_ptr(),
+            vocab=vocab,
+            temperature=batch.temperature.data_ptr(),
+            top_k=batch.top_k.data_ptr(),
+            top_p=batch.top_p.data_ptr(),
+            min_p=batch.min_p.data_ptr(),
+            weights=found.weights.data_ptr(),
+            figures=found.figures.data_ptr(),
+            weights_before=_address(before and before.weights),
+            figures_before=_address(before and before.figures),
+        )
+        self._run(weigh_operation(), arguments)
         return found
 
     def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
         out = torch.empty(len(logits), 2 + 2 * most, dtype=torch.float64)
         logits, tokens = logits.contiguous(), tokens.contiguous()
         self._set(logits)
-        arguments = (logits.data_ptr(), logits.shape[1], tokens.data_ptr(), most, out.data_ptr())
-        self._run(logprobs_operation(), (self._rows, *arguments))
+        arguments = LogprobsArguments(
+            self._step, logits.data_ptr(), logits.shape[1], tokens.data_ptr(), most, out.data_ptr()
+        )
+        self._run(logprobs_operation(), arguments)
         return out
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
@@ -289,13 +378,13 @@ class CpuBackend:
     def keep(self, x: Tensor, rows: int) -> Tensor:
         assert self._recording is not None, "rows are kept by recordings alone"
         out = self._empty(rows, *x.shape[1:])
-        self._run(keep_operation(), (self._rows, x.data_ptr(), out.data_ptr(), math.prod(x.shape[1:])))
+        self._run(keep_operation(), KeepArguments(self._step, x.data_ptr(), out.data_ptr(), math.prod(x.shape[1:])))
         return out
 
     def replay(self, program: Program, tokens: Tensor, layout: BatchLayout, places: Tensor | None = None) -> None:
-        words = {TOKEN_IDS: tokens, **_words(layout), KEPT: 0}
+        words = {"token_ids": tokens, **_words(layout), "kept": 0}
         if places is not None:
-            words |= {KEPT: len(places), PLACES: places}
+            words |= {"kept": len(places), "places": places}
         self._workers.run(program, lambda: self._write(tokens, words))
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -304,7 +393,7 @@ class CpuBackend:
             return torch.empty(shape, dtype=dtype)
         return self._arena.empty(shape, dtype)
 
-    def _set(self, rows: Tensor, words: dict[int, Tensor | int] | None = None) -> None:
+    def _set(self, rows: Tensor, words: Words | None = None) -> None:
         """Set the batch of the next operation: a row for each of its tokens, and words of the step.
 
         During a recording nothing is set, since `replay` sets the batch of the whole program.
@@ -312,7 +401,7 @@ class CpuBackend:
         if self._recording is None:
             self._pending = (rows, words or {})
 
-    def _make(self, maker: "Maker") -> None:
+    def _make(self, maker: Maker) -> None:
         """Run an operation that can round what it makes, should that be asked for next."""
         self._run(maker.operation(None), maker.arguments)
         self._maker = maker
@@ -320,49 +409,64 @@ class CpuBackend:
     def _run(self, operation: Operation, arguments: Sequence[int]) -> None:
         self._run_all([(operation, arguments)])
 
-    def _run_all(self, steps: Sequence[Step]) -> None:
+    def _run_all(self, calls: Sequence[Call]) -> None:
         self._maker = None
         if self._recording is not None:
-            self._recording += steps
+            self._recording += calls
             return
         rows, words = self._pending
-        self._workers.run(Program(steps), lambda: self._write(rows, words))
+        self._workers.run(Program(calls), lambda: self._write(rows, words))
 
-    def _write(self, rows: Tensor, words: dict[int, Tensor | int]) -> None:
-        self._step[ROWS] = len(rows)
-        for index, value in words.items():
-            self._step[index] = value if isinstance(value, int) else value.data_ptr()
+    def _write(self, rows: Tensor, words: Words) -> None:
+        self._words[WORD["rows"]] = len(rows)
+        for name, value in words.items():
+            self._words[WORD[name]] = value if isinstance(value, int) else value.data_ptr()
 
 
-def _weights_step(rows: int, q: Tensor, layer: LayerQueries, chosen: int, out: int, keys: int) -> Step:
-    """The operation that writes the attention weights [heads, rows, keys] float32 of a layer's wanted heads to `out`.
+def _plain(options: AttentionOptions) -> bool:
+    """Whether scores are changed by neither soft cap nor ALiBi."""
+    return options.softcap is None and options.alibi_slopes is None
 
-    `rows` is the address of the step, and `chosen` that of the heads, int32; q are the layer's queries, contiguous.
+
+def _weights_call(step: int, q: Tensor, layer: LayerQueries, chosen: int, out: int, width: int) -> Call:
+    """The operation that writes the attention weights [heads, rows, width] float32 of a layer's wanted heads to `out`.
+
+    `step`, `chosen` and `out` are addresses as in `AttentionWeightsArguments`; q are the layer's queries, contiguous.
     """
     _, cache, heads, options = layer
     _, block, kv_heads, dim = cache.keys.shape
     if scratch_bytes_of_weights(dim) > SCRATCH_BYTES:
         raise ValueError(f"heads of {dim} are too large for the cpu backend")
-    stored, plain = cache.keys.data_ptr(), options.softcap is None and options.alibi_slopes is None
-    arguments = (
-        # Values play no part here.
-        *(rows, q.data_ptr(), q.shape[1], kv_heads, stored, stored),
-        *(_address(cache.key_scales), 0, _bits(options.scale), options.window or 0),
-        *(_bits(options.softcap or 0.0), _address(options.alibi_slopes), _address(options.sinks), out),
-        *(chosen, len(heads), keys),
+    arguments = AttentionWeightsArguments(
+        step=step,
+        queries=q.data_ptr(),
+        heads=q.shape[1],
+        kv_heads=kv_heads,
+        keys=cache.keys.data_ptr(),
+        values=cache.keys.data_ptr(),
+        key_scales=_address(cache.key_scales),
+        scale=_bits(options.scale),
+        window=options.window or 0,
+        softcap=_bits(options.softcap or 0.0),
+        slopes=_address(options.alibi_slopes),
+        sinks=_address(options.sinks),
+        out=out,
+        chosen=chosen,
+        chosen_count=len(heads),
+        width=width,
     )
-    return weights_operation(STORED[cache.keys.dtype], dim, block, plain), arguments
+    return weights_operation(STORED[cache.keys.dtype], dim, block, _plain(options)), arguments
 
 
-def _words(layout: BatchLayout) -> dict[int, Tensor | int]:
+def _words(layout: BatchLayout) -> Words:
     return {
-        SEQUENCES: len(layout.context_lens),
-        QUERY_STARTS: layout.query_starts,
-        CONTEXT_LENS: layout.context_lens,
-        BLOCK_TABLE: layout.block_table,
-        TABLE_WIDTH: layout.block_table.shape[1],
-        SLOTS: layout.slots,
-        POSITIONS: layout.positions,
+        "sequences": len(layout.context_lens),
+        "query_starts": layout.query_starts,
+        "context_lens": layout.context_lens,
+        "block_table": layout.block_table,
+        "table_width": layout.block_table.shape[1],
+        "slots": layout.slots,
+        "positions": layout.positions,
     }
 
 

@@ -1,8 +1,4 @@
-"""Operations that treat each token by itself: embedding, norms, rotary angles and rotation, activations.
-
-Among an operation's arguments, `step` and `rows` are the address of the step's words (`backend.py`), the first of which
-is the number of tokens. Other names of arrays stand for their addresses.
-"""
+"""Operations that treat each token by itself: embedding, norms, rotary angles and rotation, activations."""
 
 import math
 from typing import Any
@@ -12,7 +8,28 @@ from numba import njit
 
 from kernels.backend import ActivationKind
 from kernels.cpu.activations import Rounding
-from kernels.cpu.instructions import FLAGS, exp, floats, from_bits, half_to_float, halves, octets, signed_octets, words
+from kernels.cpu.arguments import (
+    ActivationArguments,
+    AnglesArguments,
+    EmbedArguments,
+    GatedArguments,
+    KeepArguments,
+    NormArguments,
+    RotateArguments,
+    StepWords,
+)
+from kernels.cpu.instructions import (
+    FLAGS,
+    exp,
+    floats,
+    from_bits,
+    half_to_float,
+    halves,
+    octets,
+    signed_octets,
+    unpack,
+    words,
+)
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.rounding import round_row
@@ -29,30 +46,33 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
 
     The normed numbers are also rounded if there is a `rounding`.
 
-    Sources: Zhang and Sennrich, arXiv 1910.07467; Ba et al., arXiv 1607.06450.
+    Its arguments are `NormArguments`.
 
-    Record: rows, x, residual (0: none), weight, bias (0: none), eps (float32 bits), normed, stream, size; rounded and
-    sums as in `round_operation`. x, residual, normed and stream are [rows, size] float32, weight and bias [size].
+    Sources: Zhang and Sennrich, arXiv 1910.07467; Ba et al., arXiv 1607.06450.
     """
     rounds = rounding is not None
     group, low, split, count, unit = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 11)
-        rows, size = words(r[0], 1)[0], r[8]
+        args: NormArguments = unpack(NormArguments, arguments)
+        rows, size = unpack(StepWords, args.step).rows, args.size
         if chunk < 0:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
-        weight = floats(r[3], size)
-        bias = floats(r[4], size)
-        eps = from_bits(np.int32(r[5]))
+        weight = floats(args.weight, size)
+        bias = floats(args.bias, size)
+        eps = from_bits(np.int32(args.eps))
         for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             at = row * size * 4
-            x, normed, stream = floats(r[1] + at, size), floats(r[6] + at, size), floats(r[7] + at, size)
-            if r[2] != 0:
-                residual = floats(r[2] + at, size)
+            x, normed, stream = (
+                floats(args.x + at, size),
+                floats(args.normed + at, size),
+                floats(args.stream + at, size),
+            )
+            if args.residual != 0:
+                residual = floats(args.residual + at, size)
                 for i in range(size):
                     stream[i] = x[i] + residual[i]
-            elif r[1] != r[7]:
+            elif args.x != args.stream:
                 for i in range(size):
                     stream[i] = x[i]
             centre = np.float32(0)
@@ -64,14 +84,14 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
             for i in range(size):
                 total += (stream[i] - centre) * (stream[i] - centre)
             scale = np.float32(1) / np.float32(math.sqrt(total / np.float32(size) + eps))
-            if r[4] != 0:
+            if args.bias != 0:
                 for i in range(size):
                     normed[i] = (stream[i] - centre) * scale * weight[i] + bias[i]
             else:
                 for i in range(size):
                     normed[i] = (stream[i] - centre) * scale * weight[i]
             if rounds:
-                round_row(group, low, split, count, unit, row, rows, r[6] + at, size, r[9], r[10])
+                round_row(group, low, split, count, unit, row, rows, args.normed + at, size, args.rounded, args.sums)
         return 0
 
     return run
@@ -80,19 +100,18 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
 def define_angles() -> Function:
     """Cosine and sine of every token's rotary angles (Su et al., arXiv 2104.09864), times a magnitude.
 
-    Record: step, frequencies, magnitude (float32 bits), cos, sin, half. frequencies are [half] float32, in radians per
-    position; cos and sin are [tokens, half] float32.
+    Its arguments are `AnglesArguments`.
     """
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 6)
-        step, half = words(r[0], 8), r[5]
+        args: AnglesArguments = unpack(AnglesArguments, arguments)
+        step, half = unpack(StepWords, args.step), args.half
         if chunk < 0:
-            return (step[0] + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
-        frequencies, positions = floats(r[1], half), words(step[7], step[0])
-        magnitude = from_bits(np.int32(r[2]))
-        for row in range(chunk * TOKENS_A_CHUNK, min(step[0], chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
-            cos, sin = floats(r[3] + row * half * 4, half), floats(r[4] + row * half * 4, half)
+            return (step.rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
+        frequencies, positions = floats(args.frequencies, half), words(step.positions, step.rows)
+        magnitude = from_bits(np.int32(args.magnitude))
+        for row in range(chunk * TOKENS_A_CHUNK, min(step.rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
+            cos, sin = floats(args.cos + row * half * 4, half), floats(args.sin + row * half * 4, half)
             position = np.float32(positions[row])
             for i in range(half):
                 angle = position * frequencies[i]
@@ -127,38 +146,39 @@ def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos
 def define_rotate(stored: int) -> Function:
     """Norm and rotate queries and keys, and store keys and values in the cache in the form `stored` (`storage.py`).
 
-    Record: step, qkv, heads, kv_heads, head_dim, query norm (0: none), key norm, eps (float32 bits), cos, sin, half
-    (0: no rotation), queries, keys, values, token stride of the cache in bytes, key scales (0: none), value scales.
-    qkv is [tokens, (heads + 2 kv_heads) * head_dim] float32, queries [tokens, heads, head_dim] float32.
+    Its arguments are `RotateArguments`.
     """
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 17)
-        step = words(r[0], 8)
+        args: RotateArguments = unpack(RotateArguments, arguments)
+        step: StepWords = unpack(StepWords, args.step)
         if chunk < 0:
-            return (step[0] + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
-        heads, kv_heads, dim, half = r[2], r[3], r[4], r[10]
-        eps = from_bits(np.int32(r[7]))
-        slots = words(step[6], step[0])
+            return (step.rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
+        heads, kv_heads, dim, half = args.heads, args.kv_heads, args.dim, args.half
+        eps = from_bits(np.int32(args.eps))
+        slots = words(step.slots, step.rows)
         turned = floats(scratch, dim)
-        for row in range(chunk * TOKENS_A_CHUNK, min(step[0], chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
-            cos, sin = floats(r[8] + row * half * 4, half), floats(r[9] + row * half * 4, half)
-            qkv = r[1] + row * (heads + 2 * kv_heads) * dim * 4
+        for row in range(chunk * TOKENS_A_CHUNK, min(step.rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
+            cos, sin = floats(args.cos + row * half * 4, half), floats(args.sin + row * half * 4, half)
+            qkv = args.qkv + row * (heads + 2 * kv_heads) * dim * 4
             for head in range(heads):
-                query = floats(r[11] + (row * heads + head) * dim * 4, dim)
-                _normed_and_turned(floats(qkv + head * dim * 4, dim), query, dim, r[5], eps, cos, sin, half)
+                query = floats(args.queries + (row * heads + head) * dim * 4, dim)
+                _normed_and_turned(floats(qkv + head * dim * 4, dim), query, dim, args.query_norm, eps, cos, sin, half)
             if slots[row] < 0:
                 continue
             for head in range(kv_heads):
                 key = floats(qkv + (heads + head) * dim * 4, dim)
                 value = floats(qkv + (heads + kv_heads + head) * dim * 4, dim)
-                _normed_and_turned(key, turned, dim, r[6], eps, cos, sin, half)
-                at = slots[row] * r[14] + head * dim * stored
+                _normed_and_turned(key, turned, dim, args.key_norm, eps, cos, sin, half)
+                at = slots[row] * args.slot_bytes + head * dim * stored
                 key_scale, value_scale = np.float32(1), np.float32(1)
-                if r[15] != 0:
-                    key_scale, value_scale = floats(r[15], kv_heads)[head], floats(r[16], kv_heads)[head]
-                store(stored, turned, r[12] + at, dim, key_scale)
-                store(stored, value, r[13] + at, dim, value_scale)
+                if args.key_scales != 0:
+                    key_scale, value_scale = (
+                        floats(args.key_scales, kv_heads)[head],
+                        floats(args.value_scales, kv_heads)[head],
+                    )
+                store(stored, turned, args.keys + at, dim, key_scale)
+                store(stored, value, args.values + at, dim, value_scale)
         return 0
 
     return run
@@ -194,19 +214,16 @@ def _act(kind: int, x: Any) -> Any:
 
 
 def define_activation(kind: ActivationKind) -> Function:
-    """The activation function `kind` of every number.
-
-    Record: rows, x, out, size. x and out are [rows, size] float32.
-    """
+    """The activation function `kind` of every number. Its arguments are `ActivationArguments`."""
     constant = _KINDS[kind]
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 4)
-        rows, size = words(r[0], 1)[0], r[3]
+        args: ActivationArguments = unpack(ActivationArguments, arguments)
+        rows, size = unpack(StepWords, args.step).rows, args.size
         if chunk < 0:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
-            x, out = floats(r[1] + row * size * 4, size), floats(r[2] + row * size * 4, size)
+            x, out = floats(args.x + row * size * 4, size), floats(args.out + row * size * 4, size)
             for i in range(size):
                 out[i] = _act(constant, x[i])
         return 0
@@ -217,25 +234,27 @@ def define_activation(kind: ActivationKind) -> Function:
 def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
     """The activation function `kind` of the gate, times up (Shazeer, arXiv 2002.05202); rounded too, if so asked.
 
-    Record: rows, gate and up, out, size; rounded and sums as in `round_operation`. Gate and up are [rows, 2 * size]
-    float32, the gate first; out is [rows, size].
+    Its arguments are `GatedArguments`.
     """
     constant, rounds = _KINDS[kind], rounding is not None
     group, low, split, count, unit = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 6)
-        rows, size = words(r[0], 1)[0], r[3]
+        args: GatedArguments = unpack(GatedArguments, arguments)
+        rows, size = unpack(StepWords, args.step).rows, args.size
         if chunk < 0:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
-            gate, up = floats(r[1] + row * size * 8, size), floats(r[1] + row * size * 8 + size * 4, size)
-            out = floats(r[2] + row * size * 4, size)
+            gate, up = (
+                floats(args.gate_up + row * size * 8, size),
+                floats(args.gate_up + row * size * 8 + size * 4, size),
+            )
+            out = floats(args.out + row * size * 4, size)
             for i in range(size):
                 out[i] = _act(constant, gate[i]) * up[i]
             if rounds:
-                place = r[2] + row * size * 4
-                round_row(group, low, split, count, unit, row, rows, place, size, r[4], r[5])
+                place = args.out + row * size * 4
+                round_row(group, low, split, count, unit, row, rows, place, size, args.rounded, args.sums)
         return 0
 
     return run
@@ -244,24 +263,23 @@ def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
 def define_embed(form: Format) -> Function:
     """The tokens' rows of an embedding table in panels, times a scale, with learned position embeddings added.
 
-    Record: step, panels, groups, scale (float32 bits), position table (0: none), out, size. The position table is
-    [positions, size] float32, out is [tokens, size] float32.
+    Its arguments are `EmbedArguments`.
     """
     bits, group, offsets = form.bits, form.group, form.offsets
     group_bytes, codes_bytes, offsets_place = form.group_bytes, form.codes_bytes, form.offsets_place
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 7)
-        step, groups, size = words(r[0], 9), r[2], r[6]
+        args: EmbedArguments = unpack(EmbedArguments, arguments)
+        step, groups, size = unpack(StepWords, args.step), args.groups, args.size
         if chunk < 0:
-            return (step[0] + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
-        factor = from_bits(np.int32(r[3]))
-        for row in range(chunk * TOKENS_A_CHUNK, min(step[0], chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
-            token = words(step[8], step[0])[row]
+            return (step.rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
+        factor = from_bits(np.int32(args.scale))
+        for row in range(chunk * TOKENS_A_CHUNK, min(step.rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
+            token = words(step.token_ids, step.rows)[row]
             lane = token % LANES
-            out = floats(r[5] + row * size * 4, size)
+            out = floats(args.out + row * size * 4, size)
             for g in range(groups):
-                at = r[1] + (token // LANES * groups + g) * group_bytes
+                at = args.panels + (token // LANES * groups + g) * group_bytes
                 scale, offset = np.float32(1), np.float32(0)
                 if bits <= 8:
                     scale = half_to_float(halves(at + codes_bytes, LANES)[lane])
@@ -271,8 +289,8 @@ def define_embed(form: Format) -> Function:
                         offset = floats(at + offsets_place, LANES)[lane]
                 for i in range(min(group, size - g * group)):
                     out[g * group + i] = (scale * _code(bits, offsets, group, at, lane, i) + offset) * factor
-            if r[4] != 0:
-                learned = floats(r[4] + words(step[7], step[0])[row] * size * 4, size)
+            if args.learned != 0:
+                learned = floats(args.learned + words(step.positions, step.rows)[row] * size * 4, size)
                 for i in range(size):
                     out[i] += learned[i]
         return 0
@@ -298,19 +316,16 @@ def _code(bits: int, unsigned: int, group: int, at: int, lane: int, i: int) -> A
 
 
 def define_keep() -> Function:
-    """Copy the rows that the step names.
-
-    Record: step, x, out, size. x is [rows, size] float32, and out [kept, size].
-    """
+    """Copy the rows that the step names. Its arguments are `KeepArguments`."""
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 4)
-        step, size = words(r[0], 11), r[3]
+        args: KeepArguments = unpack(KeepArguments, arguments)
+        step, size = unpack(StepWords, args.step), args.size
         if chunk < 0:
             return 1
-        places = words(step[10], step[9])
+        places = words(step.places, step.kept)
         for row in range(len(places)):
-            x, out = floats(r[1] + places[row] * size * 4, size), floats(r[2] + row * size * 4, size)
+            x, out = floats(args.x + places[row] * size * 4, size), floats(args.out + row * size * 4, size)
             for i in range(size):
                 out[i] = x[i]
         return 0

@@ -70,6 +70,19 @@ def words(address: int, count: int) -> Any:
     return carray(_int64_at(address), count)
 
 
+@intrinsic
+def unpack(_: Any, arguments: Any, address: Any) -> Any:
+    """The words at `address` as named `arguments`, a class of `arguments.py`."""
+    kind = arguments.instance_class
+    words = types.NamedUniTuple(types.int64, len(kind._fields), kind)
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> v.Value:
+        fields = [v.load(builder, v.I64, values[1], 8 * index) for index in range(len(kind._fields))]
+        return context.make_tuple(builder, words, fields)
+
+    return words(arguments, types.int64), generate
+
+
 @njit(inline="always")
 def integers(address: int, count: int) -> Any:
     """The `count` int32 numbers at `address`."""

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kernels.cpu.arguments import LogprobsArguments, StepWords
 from kernels.cpu.exponentials import find_peak, mass_and_count
-from kernels.cpu.instructions import doubles, floats, from_bits, words
+from kernels.cpu.instructions import doubles, floats, from_bits, unpack, words
 from kernels.cpu.operation import Function
 
 BLOCK = 1024
@@ -25,17 +26,16 @@ LOWEST = np.finfo(np.float32).min
 def define_logprobs() -> Function:
     """A row of `Backend.log_probabilities` for each row of logits. Each chunk of work is a row.
 
-    Record: rows, logits, vocab, tokens, most, out. Logits are [rows, vocab] float32, tokens [rows] int64, and out is
-    [rows, 2 + 2 * most] float64.
+    Its arguments are `LogprobsArguments`.
     """
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 6)
-        rows, vocab, most = words(r[0], 1)[0], r[2], r[4]
+        args: LogprobsArguments = unpack(LogprobsArguments, arguments)
+        rows, vocab, most = unpack(StepWords, args.step).rows, args.vocab, args.most
         if chunk < 0:
             return rows
-        row, token = r[1] + 4 * vocab * chunk, words(r[3], rows)[chunk]
-        at = r[5] + 8 * (2 + 2 * most) * chunk
+        row, token = args.logits + 4 * vocab * chunk, words(args.tokens, rows)[chunk]
+        at = args.out + 8 * (2 + 2 * most) * chunk
         entry, tops, ids = doubles(at, 2), doubles(at + 16, most), doubles(at + 16 + 8 * most, most)
         chosen: Any = floats(row, vocab)[token]
         for index in range(most):

@@ -1,11 +1,10 @@
 """A projection in two operations: activations are rounded, then multiplied with panels of the weight."""
 
-from typing import Any
-
 from numba import njit
 
 from kernels.cpu.activations import DEPTH, SUMS_BYTES, TILE, TOKENS, Rounding, parts
-from kernels.cpu.instructions import floats, words
+from kernels.cpu.arguments import MultiplyArguments, StepWords
+from kernels.cpu.instructions import floats, unpack
 from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, STEPS, configure, multiply_panels
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
@@ -25,8 +24,7 @@ def _most_tokens(form: Format) -> int:
 def define_multiply(rounding: Rounding) -> Function:
     """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
-    Record: rows, x, rounded, sums, panels, bias (0: none), out, groups, outputs. x, rounded and sums are those of
-    `round_operation`; bias is [outputs] float32, and out is [rows, outputs] float32.
+    Its arguments are `MultiplyArguments`.
     """
     form, unit = rounding.form, int(rounding.unit)
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
@@ -34,29 +32,29 @@ def define_multiply(rounding: Rounding) -> Function:
     count, rounded = parts(form), int(rounding.needed)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 9)
-        rows, groups, outputs = words(r[0], 1)[0], r[7], r[8]
+        args: MultiplyArguments = unpack(MultiplyArguments, arguments)
+        rows, groups, outputs = unpack(StepWords, args.step).rows, args.groups, args.outputs
         panels = (outputs + LANES - 1) // LANES
         share = PANELS if unit else max(1, CHUNK_BYTES // (groups * group_bytes))
         if chunk < 0:
             return (panels + share - 1) // share
         first, last = chunk * share, min(panels, chunk * share + share)
         if unit:
-            _multiply_with_unit(bits, group, offsets, count, group_bytes, r, rows, first, last - 1, scratch)
+            _multiply_with_unit(bits, group, offsets, count, group_bytes, args, rows, first, last - 1, scratch)
             return 0
         stride = groups * group_input_bytes
         row = 0
         while row < rows:
-            x, sums = r[1] + row * stride, r[3]
+            x, sums = args.x + row * stride, args.sums
             if rounded:
                 place = row // TOKENS * groups * TOKENS + row % TOKENS
-                x, sums = r[2] + place * group_input_bytes, sums + place * SUMS_BYTES
+                x, sums = args.rounded + place * group_input_bytes, sums + place * SUMS_BYTES
             tokens = 1
             # Rounded activations are as many as fill a tile, and one large tile takes less time than two.
             while tokens < most and (tokens < rows - row if rounded else 2 * tokens <= rows - row):
                 tokens *= 2
             for index in range(first, last):
-                panel = r[4] + index * groups * group_bytes
+                panel = args.panels + index * groups * group_bytes
                 if tokens == 8:
                     multiply_tile(bits, group, offsets, 8, panel, x, stride, sums, groups, scratch)
                 elif tokens == 4:
@@ -65,7 +63,7 @@ def define_multiply(rounding: Rounding) -> Function:
                     multiply_tile(bits, group, offsets, 2, panel, x, stride, sums, groups, scratch)
                 else:
                     multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
-                _write(scratch, min(tokens, rows - row), row, index, outputs, r[5], r[6])
+                _write(scratch, min(tokens, rows - row), row, index, outputs, args.bias, args.out)
             row += tokens
         return 0
 
@@ -79,7 +77,7 @@ def _multiply_with_unit(
     offsets: int,
     count: int,
     group_bytes: int,
-    r: Any,
+    args: MultiplyArguments,
     rows: int,
     first: int,
     last: int,
@@ -87,21 +85,21 @@ def _multiply_with_unit(
 ) -> None:
     """Multiply all tokens with the panels `first` and `last`, which may be the same, by the matrix unit.
 
-    `r` is the record of `multiply_operation`, and `count` the number of parts of an activation.
+    `args` are `MultiplyArguments`, and `count` is the number of parts of an activation.
     """
-    groups, outputs = r[7], r[8]
+    groups, outputs = args.groups, args.outputs
     steps = groups * group // DEPTH
     tile_bytes = steps * count * REGISTER_BYTES
     whole = (first + PANELS) * LANES <= outputs
     for top in range(0, rows, MOST_ROWS):
         many = min(MOST_ROWS, rows - top)
-        out, out_stride = r[6] + 4 * (outputs * top + first * LANES), 4 * outputs
+        out, out_stride = args.out + 4 * (outputs * top + first * LANES), 4 * outputs
         if not whole:
             out, out_stride = scratch + REST, 4 * PANELS * LANES
-        begun, begun_stride = r[5] + 4 * first * LANES if whole and r[5] != 0 else 0, 0
+        begun, begun_stride = args.bias + 4 * first * LANES if whole and args.bias != 0 else 0, 0
         for step in range(0, steps, STEPS):
             size = min(STEPS, steps - step)
-            at = r[4] + (first * groups + step * (DEPTH // group)) * group_bytes
+            at = args.panels + (first * groups + step * (DEPTH // group)) * group_bytes
             beside = at + (last - first) * groups * group_bytes
             row = 0
             while row < many:
@@ -110,7 +108,7 @@ def _multiply_with_unit(
                     configure(scratch, min(left, TOKENS))
                 tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
                 tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
-                x = r[2] + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
+                x = args.rounded + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
                 before, place = begun + begun_stride * row, out + out_stride * row
                 # fmt: off
                 multiply_panels(
@@ -121,7 +119,7 @@ def _multiply_with_unit(
                 row += tokens
             begun, begun_stride = out, out_stride
         if not whole:
-            _copy(out, many, first * LANES, outputs, r[5], r[6] + 4 * outputs * top)
+            _copy(out, many, first * LANES, outputs, args.bias, args.out + 4 * outputs * top)
     release(0)
 
 

@@ -1,8 +1,9 @@
 """Operations: compiled functions whose work is divided into chunks that any thread may compute.
 
 The signature is (arguments, chunk, scratch) -> int64. `arguments` is the address of the arguments, up to `WORDS`
-integers; `chunk` is the index of the chunk to compute; `scratch` is the address of the calling thread's own memory. For
-chunk -1 an operation computes nothing, and returns its number of chunks. `program.py` runs operations.
+integers that `arguments.py` names; `chunk` is the index of the chunk to compute; `scratch` is the address of the
+calling thread's own memory. For chunk -1 an operation computes nothing, and returns its number of chunks. `program.py`
+runs operations.
 
 A definition makes the function to compile of compile-time constants. Numba and all definitions are imported only where
 machine code is missing: they take as long to import as a model of 100 MB takes to load.

@@ -1,4 +1,4 @@
-"""Every operation, and the place of its definition, whose docstring says which arguments the operation takes."""
+"""Every operation, and the place of its definition, whose docstring names the arguments that it takes."""
 
 from collections.abc import Callable
 

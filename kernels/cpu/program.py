@@ -22,7 +22,7 @@ CLOSED = 0
 
 
 class Program:
-    """Operations with their records, in the order in which they run."""
+    """Operations with their arguments, in the order in which they run."""
 
     def __init__(self, steps: Sequence[tuple[Operation, Sequence[int]]]) -> None:
         self.length = len(steps)

@@ -3,7 +3,8 @@
 from numba import njit
 
 from kernels.cpu.activations import DEPTH, SUMS_BYTES, TILE, TOKENS, Rounding
-from kernels.cpu.instructions import floats, words
+from kernels.cpu.arguments import RoundArguments, StepWords
+from kernels.cpu.instructions import floats, unpack
 from kernels.cpu.matrix_tile import round_inputs
 from kernels.cpu.operation import Function
 from kernels.cpu.target import REGISTER_BYTES
@@ -47,20 +48,17 @@ def round_row(
 
 
 def define_round(rounding: Rounding) -> Function:
-    """Round activations.
-
-    Record: rows, x, columns, rounded, sums. x is [rows, columns] float32, and columns are whole groups.
-    """
+    """Round activations. Its arguments are `RoundArguments`."""
     group, low, split, count, unit = rounding.constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 5)
-        rows, columns = words(r[0], 1)[0], r[2]
+        args: RoundArguments = unpack(RoundArguments, arguments)
+        rows, columns = unpack(StepWords, args.step).rows, args.columns
         if chunk < 0:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
-            x = r[1] + 4 * columns * row
-            round_row(group, low, split, count, unit, row, rows, x, columns, r[3], r[4])
+            x = args.x + 4 * columns * row
+            round_row(group, low, split, count, unit, row, rows, x, columns, args.rounded, args.sums)
         return 0
 
     return run

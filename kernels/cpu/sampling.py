@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import INFINITY, SIGNLESS, doubles, exp, floats, from_bits, integers, next_above, words
+from kernels.cpu.arguments import SampleArguments, StepWords
+from kernels.cpu.instructions import (
+    INFINITY,
+    SIGNLESS,
+    doubles,
+    exp,
+    floats,
+    from_bits,
+    integers,
+    next_above,
+    unpack,
+    words,
+)
 from kernels.cpu.operation import Function
 from kernels.cpu.race import run_race, weigh, winner_of
 
@@ -24,25 +36,24 @@ BLOCK = 1024
 def define_sample() -> Function:
     """A token of each row; -1 where the largest logit is not finite.
 
-    Record: rows, logits, vocab, temperature, top_k, top_p, min_p, seed, counter, tokens. Logits are [rows, vocab]
-    float32, the others [rows] in the dtypes of `SamplingBatch`, and tokens are int64. Each chunk of work is a row.
+    Each chunk of work is a row. Its arguments are `SampleArguments`.
     """
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 10)
-        rows, vocab = words(r[0], 1)[0], r[2]
+        args: SampleArguments = unpack(SampleArguments, arguments)
+        rows, vocab = unpack(StepWords, args.step).rows, args.vocab
         if chunk < 0:
             return rows
-        row, tokens = r[1] + 4 * vocab * chunk, words(r[9], rows)
+        row, tokens = args.logits + 4 * vocab * chunk, words(args.tokens, rows)
         peak: Any = find_peak(row, vocab)
-        temperature: Any = floats(r[3], rows)[chunk]
+        temperature: Any = floats(args.temperature, rows)[chunk]
         if peak - peak != np.float32(0):
             tokens[chunk] = -1
         elif temperature > 0:
-            top_k, top_p = words(r[4], rows)[chunk], floats(r[5], rows)[chunk]
+            top_k, top_p = words(args.top_k, rows)[chunk], floats(args.top_p, rows)[chunk]
             cut, last = find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
-            key: Any = _stream_key(words(r[7], rows)[chunk], words(r[8], rows)[chunk])
-            least: Any = floats(r[6], rows)[chunk]
+            key: Any = _stream_key(words(args.seed, rows)[chunk], words(args.counter, rows)[chunk])
+            least: Any = floats(args.min_p, rows)[chunk]
             tokens[chunk] = _draw(row, vocab, peak, temperature, cut, last, least, key)
         else:
             tokens[chunk] = find(row, vocab, peak, 1)

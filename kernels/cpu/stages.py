@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.cpu.instructions import FLAGS, doubles, exp, floats, next_above, words
+from kernels.cpu.arguments import StepWords, WeighArguments
+from kernels.cpu.instructions import FLAGS, doubles, exp, floats, next_above, unpack, words
 from kernels.cpu.operation import Function
 from kernels.cpu.operations import WEIGHED_FIGURES as FIGURES
 from kernels.cpu.sampling import BLOCK, find, find_cut, find_peak
@@ -24,27 +25,25 @@ LIFTED = np.float32(2.0**-64)
 def define_weigh() -> Function:
     """A row of `Backend.weigh` for each row of logits. Each chunk of work is a row.
 
-    Record: rows, logits, vocab, temperature, top_k, top_p, min_p, weights, figures, and the weights and figures of the
-    stage before (0: none). Logits and weights are [rows, vocab] float32, figures [rows, FIGURES] float64, the others
-    [rows] in the dtypes of `SamplingBatch`.
+    Its arguments are `WeighArguments`.
     """
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        r = words(arguments, 11)
-        rows, vocab = words(r[0], 1)[0], r[2]
+        args: WeighArguments = unpack(WeighArguments, arguments)
+        rows, vocab = unpack(StepWords, args.step).rows, args.vocab
         if chunk < 0:
             return rows
-        row, out = r[1] + 4 * vocab * chunk, r[7] + 4 * vocab * chunk
-        figures = doubles(r[8] + 8 * FIGURES * chunk, FIGURES)
-        before = 0 if r[9] == 0 else r[9] + 4 * vocab * chunk
+        row, out = args.logits + 4 * vocab * chunk, args.weights + 4 * vocab * chunk
+        figures = doubles(args.figures + 8 * FIGURES * chunk, FIGURES)
+        before = 0 if args.weights_before == 0 else args.weights_before + 4 * vocab * chunk
         peak: Any = find_peak(row, vocab)
         if peak - peak != np.float32(0):
             _clear(floats(out, vocab), figures)
             return 0
-        temperature: Any = floats(r[3], rows)[chunk]
-        least: Any = floats(r[6], rows)[chunk]
+        temperature: Any = floats(args.temperature, rows)[chunk]
+        least: Any = floats(args.min_p, rows)[chunk]
         if temperature > 0:
-            top_k, top_p = words(r[4], rows)[chunk], floats(r[5], rows)[chunk]
+            top_k, top_p = words(args.top_k, rows)[chunk], floats(args.top_p, rows)[chunk]
             cut, last = find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
         else:
             temperature, least = np.float32(1), np.float32(0)
@@ -54,7 +53,11 @@ def define_weigh() -> Function:
         _weigh_part(row, 0, last + 1, peak, temperature, cut, least, before, out, figures)
         _weigh_part(row, last + 1, vocab, peak, temperature, next_above(cut), least, before, out, figures)
         total = figures[0]
-        figures[2] = np.float64(1) if before == 0 else figures[2] / doubles(r[10] + 8 * FIGURES * chunk, FIGURES)[0]
+        figures[2] = (
+            np.float64(1)
+            if before == 0
+            else figures[2] / doubles(args.figures_before + 8 * FIGURES * chunk, FIGURES)[0]
+        )
         figures[3] = np.log(total) - figures[3] / total
         return 0
 

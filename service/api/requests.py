@@ -326,42 +326,34 @@ def _job(
     scores_echo: bool = False,
     message: MessageForm | None = None,
 ) -> Job:
+    """The job of a completion or chat whose `prompts` are encoded already. Raises ApiError."""
     message = message or MessageForm()
     tries = tries_of(body)
-    limits = context.client.limits
-    params = sampling_params(body, sampling_defaults(body, context.sampling), context)
-    allowed = allowed_mask(body.allowed_token_ids, limits)
-    end_tokens = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
-    ends = drawable((*end_tokens, *body.stop_token_ids), limits)
+    ends = _end_tokens(body, context)
+    params = replace(
+        sampling_params(body, sampling_defaults(body, context.sampling), context),
+        min_tokens=body.min_tokens,
+        stop_token_ids=ends,
+        allowed=allowed_mask(body.allowed_token_ids, context.client.limits),
+        bad_words=banned,
+        # The mean log-probability is what the best are chosen by.
+        logprobs=0 if logprobs is None and tries > body.n else logprobs,
+    )
     search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
-    scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     lengths = _resolve_lengths(prompts, max_tokens, default_max_tokens, context)
-    if body.min_tokens > min(lengths):
-        raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
-    if tries * sum(lengths) > context.settings.max_request_tokens:
-        raise refusal(
-            "max_tokens",
-            f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
-        )
-
+    _check_lengths(body, lengths, context)
     trace = None if body.inspect is None else trace_beside(body, context, lengths, prompts)
+    scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
+    drawing = [
+        (prompt, drawn)
+        for prompt, length in zip(prompts, lengths, strict=True)
+        for drawn in ([searching(search, length, ends)] if search else _tries(params, length, tries))
+    ]
     generations = [
         GenerationRequest(
             sent=EngineRequest(
                 prompt,
-                replace(
-                    params,
-                    max_tokens=length,
-                    min_tokens=body.min_tokens,
-                    stop_token_ids=ends,
-                    seed=(params.seed + index * _SEED_STRIDE) % 2**63,
-                    allowed=allowed,
-                    bad_words=banned,
-                    # The mean log-probability is what the best are chosen by.
-                    logprobs=0 if logprobs is None and tries > body.n else logprobs,
-                )
-                if search is None
-                else searching(search, length, ends),
+                drawn,
                 cache_salt=_cache_salt(body, context, envelope.caller),
                 caller=envelope.caller,
                 patience=envelope.patience,
@@ -374,8 +366,7 @@ def _job(
             skip_special_tokens=body.skip_special_tokens,
             kept_special=message.markers,
         )
-        for prompt, length in zip(prompts, lengths, strict=True)
-        for index in range(tries if search is None else 1)
+        for prompt, drawn in drawing
     ]
     options = body.stream_options
     return Job(
@@ -393,6 +384,28 @@ def _job(
         look=body.inspect,
         message=message,
     )
+
+
+def _end_tokens(body: GenerationBody, context: JobContext) -> tuple[int, ...]:
+    """The tokens that end a completion: the model's own unless the request ignores them, and the request's."""
+    model_ends = () if body.ignore_eos else tuple(context.tokenizer.eos_token_ids)
+    return drawable((*model_ends, *body.stop_token_ids), context.client.limits)
+
+
+def _check_lengths(body: GenerationBody, lengths: Sequence[int], context: JobContext) -> None:
+    """Refuse completions, of at most `lengths` tokens for each prompt, that are too short or too long together."""
+    if body.min_tokens > min(lengths):
+        raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
+    most = context.settings.max_request_tokens
+    if tries_of(body) * sum(lengths) > most:
+        raise refusal("max_tokens", f"times the number of choices is more than {most} tokens")
+
+
+def _tries(params: SamplingParams, length: int, count: int) -> list[SamplingParams]:
+    """The parameters of each completion of a prompt, of at most `length` tokens; their seeds lie far apart."""
+    return [
+        replace(params, max_tokens=length, seed=(params.seed + index * _SEED_STRIDE) % 2**63) for index in range(count)
+    ]
 
 
 def _cache_salt(body: GenerationBody | EmbeddingBody | JudgementBody | None, context: JobContext, caller: str) -> str:

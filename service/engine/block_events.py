@@ -11,9 +11,9 @@ from typing import Literal
 import msgspec
 
 MEDIUM = "GPU"
-"""vLLM's name for the cache that steps read, whatever it lies in; its other names are those of copies elsewhere."""
+"""vLLM's name for the cache that steps read, whatever memory it is in; its other names are for copies elsewhere."""
 RANK = 0
-"""Number of the engine among data-parallel ones; there are no others."""
+"""Number of the engine among data-parallel engines, of which there is only this one."""
 
 EventForm = Literal["map", "array"]
 """Events as maps of named fields, as vLLM sends them since 0.24, or as arrays, as it did before."""
@@ -99,5 +99,5 @@ class BlockEvents:
 
 
 def _digest(salt: str) -> str:
-    """The name of a salt that does not tell it: clients keep theirs to themselves."""
+    """A digest of a salt, which is told instead of the salt because clients may keep it secret."""
     return hashlib.sha256(salt.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from service.engine.roster import Roster
 from service.engine.steps import Step
 
 OLDEST_SHARE = 4
-"""The oldest prompt is certain of one part in this many of a step's budget for prompts: a quarter."""
+"""Divisor of a step's budget for prompts: at least a quarter of it goes to the oldest prompt."""
 
 
 class Budget:

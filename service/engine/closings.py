@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from llguidance import LLMatcher
 
 WATCHED = 256
-"""Tokens before the last one that a request may draw, from where on its text is kept short enough to be ended."""
+"""Number of tokens before max_tokens in which a text is kept short enough to be ended."""
 _NODES = 200
-"""Places that one search looks at for each bound on the number of tokens."""
+"""Number of places in the grammar that a search visits for each bound on the closing's length."""
 _TEXTS = '"}]} "}] "}} "]} "} "] " }} ]] } ] , ": : 0 1 "" {} [] null true false { [ -'.split(" ")
 """Texts that end JSON's values or begin short ones, in the order in which they are tried."""
 _OTHERS = 16
-"""Other tokens that are tried where none of these may come: half of them the shortest, half the longest."""
+"""Number of other tokens to try where none of `_TEXTS` may come: half are the shortest, half the longest."""
 
 
 def closing_after(matcher: LLMatcher, token: int, closing: Sequence[int], most: int) -> Sequence[int] | None:
@@ -37,7 +37,7 @@ def _closes(matcher: LLMatcher, closing: Sequence[int]) -> bool:
 
 
 class Closings:
-    """Finds closings: tokens after which a text may end. There may be shorter ones than it finds."""
+    """Finds closings: tokens after which a text may end. They are short, but not always the shortest ones."""
 
     def __init__(self, spelt: Sequence[bytes], ends: Sequence[int]) -> None:
         """`spelt` has the bytes of each token; `ends` are the tokens that end a completion."""

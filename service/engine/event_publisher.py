@@ -23,7 +23,7 @@ SUBSCRIBER_BATCHES = 100_000
 """Batches that may wait for one slow subscriber; ZeroMQ drops further ones, for it alone."""
 REPLAY_BATCHES = 10_000
 REPLAY_BYTES = 2**26
-"""The newest batches are kept for replay, up to this many and to so many bytes in all."""
+"""Limits of the newest batches that are kept for replay: their number, and their bytes in all."""
 END = (-1).to_bytes(8, "big", signed=True)
 _QUEUE = "inproc://batches"
 

@@ -68,11 +68,11 @@ class _State:
     alone: bool = False
     """Whether the matcher has a table of states of its own."""
     closing: Sequence[int] | None = None
-    """Tokens after which the text may end, if that matters already."""
+    """A closing from here, once so few tokens are left that one is needed."""
     approved: tuple[int, Sequence[int]] | None = None
     """A token that may come next, and the closing after it."""
     open: bool = False
-    """Whether no closing was found when it began to matter, so that the text may be cut."""
+    """Whether no closing was found when one was first needed, so that the text may be cut."""
 
 
 class Guide:
@@ -99,7 +99,7 @@ class Guide:
 
     @property
     def ready(self) -> bool:
-        """Whether the mask of the next draw is made."""
+        """Whether the mask of the next draw is ready."""
         return self._state.done() and self.failure is None
 
     @property

@@ -1,9 +1,10 @@
-"""Turns of the requests that look inside, beside requests that do not.
+"""Turns of the requests that look inside (lookers), so that they delay the other requests only a little.
 
-Everybody in a step waits for what one of them looks at: a logit lens on a single token takes as long as several tokens.
-So those who look take turns, one a step, and wait until the time that a look took from the others is given back: all
-of them together take no more of the time than half their part of the requests. The other half is left to the processes
-that write down what was seen, which want the same cores. Where everybody looks, nobody waits.
+All requests of a step wait for what one of them looks at: a logit lens on one token takes as long as several tokens.
+Lookers therefore take turns, one in each step. After a look nobody looks until the others have been given back the time
+that it took. If a quarter of all requests look, looks take an eighth of the time: half of their share (`SHARE`). The
+other half is left to the processes that write down what was seen, which need the same cores. Where all requests look,
+none of them waits.
 """
 
 from bisect import bisect_left
@@ -27,16 +28,16 @@ class Looking:
         self._owed = 0.0
         """Seconds that looks have taken from the others and that are not given back yet."""
         self._usual: float | None = None
-        """Seconds of a usual step in which all decode and nobody looks; None until there was one."""
+        """Usual seconds of a step in which all requests decode and none looks; None until there was one."""
         self._position: float | None = None
         """Seconds by which a position that is looked at usually lengthens a step; None until one was measured."""
         self._looked = False
-        """Whether anybody looked in the newest step that has landed."""
+        """Whether a request looked in the newest step that has landed."""
         self._turns = 0
         self._free = True
         """Whether all may look in the next step."""
         self._chosen: Request | None = None
-        """The one request that may look in the next step, where not all may; None: nobody may."""
+        """The one request that may look in the next step, where not all may; None: none may."""
 
     def begin(self, before: Step | None) -> None:
         """Choose who may look in the next step; `before` is the step in flight, if there is one."""
@@ -101,7 +102,7 @@ class Looking:
 
 
 def looks(step: Step) -> bool:
-    """Whether anybody looks inside in a step."""
+    """Whether a request of a step looks inside."""
     return any(_positions(chunk) for chunk in step.plan.others)
 
 

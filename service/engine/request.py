@@ -44,7 +44,7 @@ class Request:
     drafts: Sequence[int] = ()
     """Drafts in flight: guesses of the tokens that follow, whose fate the step in flight decides."""
     reach: int = 4
-    """The most drafts of its next step: twice as many as the last ones if all were right, else one more than were."""
+    """Limit of drafts in its next step: twice as many as the last ones if all were right, else one more than were."""
     computed: int = 0
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
     """Block table, in an array so that tables of steps are made of it without a look at each number."""
@@ -79,9 +79,9 @@ class Request:
     plain: bool = False
     """Whether it wanted tokens alone when it got its row."""
     turn: int = 0
-    """The number of its newest turn to look inside (`looking.py`)."""
+    """Number of its newest turn to look inside (`looking.py`)."""
     longest: int = field(init=False)
-    """Its length once the last of its tokens that another follows is known."""
+    """Number of tokens to compute in all: prompt and output without the last output token, which no other follows."""
     wishes: bool = field(init=False)
     """Whether anything is wanted of it beside drawn tokens."""
     looks: bool = field(init=False)
@@ -94,7 +94,7 @@ class Request:
 
     @property
     def addressee(self) -> int:
-        """Id of the client's request that its news belong to."""
+        """Id of the client's request to which its news are sent."""
         return self.id if self.search is None else self.search
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, LayerQueries, QuantizedWeight
 from kernels.cpu import backend, pages
 from kernels.cpu.activations import TOKENS, Rounding, serves
+from kernels.cpu.arguments import RoundArguments
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.operations import round_operation
 from kernels.cpu.panels import Format
@@ -365,7 +366,8 @@ def test_rows_that_fill_a_tile_add_zeros() -> None:
     x, sums = torch.randn(rows, 32 * groups), torch.full((groups, TOKENS, 2), 1e-40)
     rounded = torch.empty(groups, TOKENS, 2, 32, dtype=torch.int8)
     CPU._set(x)
-    CPU._run(round_operation(rounding), (CPU._rows, x.data_ptr(), x.shape[1], rounded.data_ptr(), sums.data_ptr()))
+    arguments = RoundArguments(CPU._step, x.data_ptr(), x.shape[1], rounded.data_ptr(), sums.data_ptr())
+    CPU._run(round_operation(rounding), arguments)
     assert sums[:, :rows, 0].min() > 1e-6
     assert not sums[:, rows:].any()
 
