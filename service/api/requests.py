@@ -128,7 +128,9 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         envelope,
         [encoded],
         echo=[""],
+        prompt_name="messages",
         max_tokens=given(body.max_completion_tokens, body.max_tokens),
+        max_tokens_name="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
@@ -145,7 +147,7 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
     encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
     _check_prompts("input", encoded, context)
-    lengths = [_resolve_length(len(prompt), 0, None, context.client.limits, param="input") for prompt in encoded]
+    lengths = [_resolve_length(len(prompt), 0, None, context.client.limits, prompt_name="input") for prompt in encoded]
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -177,7 +179,7 @@ async def judgement_job(
     masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
     prompts = [await judgement_prompt(body, pair, context) for pair in pairs]
     _check_prompts("documents", prompts, context)
-    lengths = [_resolve_length(len(prompt), 1, None, limits, param="documents") for prompt in prompts]
+    lengths = [_resolve_length(len(prompt), 1, None, limits, prompt_name="documents") for prompt in prompts]
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -210,7 +212,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     _check_prompts(sent, [prompt], context)
     check_spellings(body, context)
     limits = context.client.limits
-    length = _resolve_length(len(prompt), body.max_tokens, None, limits, param=sent)
+    length = _resolve_length(len(prompt), body.max_tokens, None, limits, prompt_name=sent)
     defaults = replace(context.sampling, temperature=0.0)
     params = sampling_params(body, defaults, context)
     trace = trace_of(body, len(prompt), context)
@@ -325,6 +327,8 @@ def _job(
     banned: tuple[tuple[int, ...], ...],
     scores_echo: bool = False,
     message: MessageForm | None = None,
+    prompt_name: str = "prompt",
+    max_tokens_name: str = "max_tokens",
 ) -> Job:
     message = message or MessageForm()
     tries = tries_of(body)
@@ -335,12 +339,15 @@ def _job(
     ends = drawable((*end_tokens, *body.stop_token_ids), limits)
     search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
-    lengths = [_resolve_length(len(prompt), max_tokens, default_max_tokens, limits) for prompt in prompts]
+    lengths = [
+        _resolve_length(len(prompt), max_tokens, default_max_tokens, limits, prompt_name, max_tokens_name)
+        for prompt in prompts
+    ]
     if body.min_tokens > min(lengths):
-        raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
+        raise refusal("min_tokens", f"is above {max_tokens_name}, which is {min(lengths)} here")
     if tries * sum(lengths) > context.settings.max_request_tokens:
         raise refusal(
-            "max_tokens",
+            max_tokens_name,
             f"times the number of choices is more than {context.settings.max_request_tokens} tokens",
         )
 
@@ -402,29 +409,37 @@ def _cache_salt(body: GenerationBody | EmbeddingBody | JudgementBody | None, con
 
 
 def _resolve_length(
-    prompt: int, wanted: int | None, default: int | None, limits: ModelLimits, param: str = "prompt"
+    prompt: int,
+    wanted: int | None,
+    default: int | None,
+    limits: ModelLimits,
+    prompt_name: str = "prompt",
+    max_tokens_name: str = "max_tokens",
 ) -> int:
-    """Number of tokens to generate after a prompt of `prompt` tokens. Raises ApiError if they do not fit."""
+    """Number of tokens to generate after a prompt of `prompt` tokens; the names are those of the request's fields.
+
+    Raises ApiError if they do not fit, in OpenAI's and vLLM's words, by which clients know that a text has to be cut.
+    """
     room = limits.capacity
-    reason = (
-        f"the model's context of {room} tokens"
-        if room == limits.max_context
-        else f"the server's KV cache, which holds {room} tokens"
-    )
     if prompt == 0:
-        raise refusal(param, "has no tokens")
+        raise refusal(prompt_name, "has no tokens")
+    bound = f"This model's maximum context length is {room} tokens"
+    if room < limits.max_context:
+        bound += " here, as many as the server's KV cache holds"
     if prompt > room or (prompt == room and wanted != 0):
+        full = ", which leaves no room for a completion" if wanted != 0 else ""
         raise ApiError(
             400,
-            f"The prompt of {prompt} tokens leaves no room for a completion in {reason}.",
-            param=param,
+            f"{bound}. However, your {prompt_name} resulted in {prompt} tokens{full}.",
+            param=prompt_name,
             code="context_length_exceeded",
         )
     if wanted is not None and prompt + wanted > room:
         raise ApiError(
             400,
-            f"The prompt of {prompt} tokens and max_tokens of {wanted} are more than {reason}.",
-            param="max_tokens",
+            f"{bound}. However, you requested {prompt + wanted} tokens ({prompt} in the {prompt_name}, {wanted} in the "
+            f"completion). Please reduce the length of the {prompt_name}, or {max_tokens_name}.",
+            param=max_tokens_name,
             code="context_length_exceeded",
         )
     return min(room - prompt, default or room) if wanted is None else wanted
