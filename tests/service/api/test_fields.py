@@ -132,7 +132,7 @@ async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: A
         ("top_n_sigma", 2, 2.0),
         ("min_p", 0.1, 0.1),
         ("seed", 2**63 - 1, 2**63 - 1),
-        ("seed", -1, 2**63 - 1),
+        ("seed", -2, 2**63 - 2),
         ("presence_penalty", -2, -2.0),
         ("frequency_penalty", 2, 2.0),
         ("repetition_penalty", 1.1, 1.1),
@@ -157,8 +157,10 @@ async def test_defaults_are_those_of_openai() -> None:
         await caller.complete()
         first = caller.engine.params
         assert (first.max_tokens, first.temperature, first.top_p, first.logprobs) == (16, 1.0, 1.0, None)
-        await caller.complete()
-        assert caller.engine.params.seed != first.seed
+        for unseeded in ({}, {"seed": -1}, {"seed": -1}):
+            await caller.complete(**unseeded)
+        seeds = [stream.params.seed for stream in caller.engine.streams]
+        assert len(set(seeds)) == len(seeds)
         await caller.chat()
         assert caller.engine.params.max_tokens == 256 - len("user:hi|assistant:")
         await caller.complete(prompt="x" * 250)
