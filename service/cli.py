@@ -167,8 +167,10 @@ def _positions(written: str | None) -> list[int] | None:
         return None
     if not re.fullmatch(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*", written, re.ASCII):
         raise CommandError(f"positions: {written!r} are not numbers or ranges, such as 0,3-5")
-    ends = ([int(end) for end in part.split("-")] for part in written.split(","))
-    return [position for first, *last in ends for position in range(first, (last or [first])[0] + 1)]
+    ends = [[int(end) for end in part.split("-")] for part in written.split(",")]
+    if any(pair[0] > pair[-1] for pair in ends):
+        raise CommandError(f"positions: {written!r} has a range that ends before it begins")
+    return [position for pair in ends for position in range(pair[0], pair[-1] + 1)]
 
 
 def _further(written: str | None) -> dict[str, Any]:

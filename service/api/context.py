@@ -67,6 +67,11 @@ class Context(JobContext):
     large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a large body is read in a thread."""
 
+    @property
+    def max_model_len(self) -> int | None:
+        """Most tokens of a prompt and its completion; None while the model is loading."""
+        return self.client.limits.capacity if self.client.health().state == "ready" else None
+
     def check_ready(self) -> None:
         """Raise ApiError: 503 while the engine is loading, draining or dead, 429 while the queue is full."""
         self.admission.check()

@@ -65,7 +65,6 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 _EVENTS = {"content": {"text/event-stream": {"schema": {"type": "object", "required": ["type"]}}}}
 
 _NAMES = (
-    (r"^prompt$", "messages"),
     (r"^max_completion_tokens$", "max_tokens"),
     (r"^stop\b", "stop_sequences"),
     (r"^response_format(\.json_schema)?", "output_config.format"),

@@ -27,7 +27,7 @@ def _card(name: str, context: Context) -> ModelCard:
     return ModelCard(
         id=name,
         created=context.started,
-        max_model_len=None if limits is None else limits.capacity,
+        max_model_len=context.max_model_len,
         size=None if limits is None else _size(limits),
     )
 

@@ -6,6 +6,7 @@ response formats.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from model.contract import SamplingParams, Wanted
 from model.limits import ModelLimits
@@ -41,6 +42,16 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
+
+
+class FieldNames(NamedTuple):
+    """Names under which a request sent its texts and a limit of tokens, for refusals that tell of them."""
+
+    prompt: str = "prompt"
+    max_tokens: str = "max_tokens"
+
+
+PLAIN_NAMES = FieldNames()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +139,7 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         envelope,
         [encoded],
         echo=[""],
+        names=FieldNames("messages", "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"),
         max_tokens=given(body.max_completion_tokens, body.max_tokens),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -145,7 +157,7 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
     encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
     _check_prompts("input", encoded, context)
-    lengths = _resolve_lengths(encoded, 0, None, context, param="input")
+    lengths = _resolve_lengths(encoded, 0, None, context, FieldNames("input"))
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -177,7 +189,7 @@ async def judgement_job(
     masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
     prompts = [await judgement_prompt(body, pair, context) for pair in pairs]
     _check_prompts("documents", prompts, context)
-    lengths = _resolve_lengths(prompts, 1, None, context, param="documents")
+    lengths = _resolve_lengths(prompts, 1, None, context, FieldNames("documents"))
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -210,7 +222,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     _check_prompts(sent, [prompt], context)
     check_spellings(body, context)
     limits = context.client.limits
-    (length,) = _resolve_lengths([prompt], body.max_tokens, None, context, param=sent)
+    (length,) = _resolve_lengths([prompt], body.max_tokens, None, context, FieldNames(sent))
     defaults = replace(context.sampling, temperature=0.0)
     params = sampling_params(body, defaults, context)
     trace = trace_of(body, len(prompt), context)
@@ -325,6 +337,7 @@ def _job(
     banned: tuple[tuple[int, ...], ...],
     scores_echo: bool = False,
     message: MessageForm | None = None,
+    names: FieldNames = PLAIN_NAMES,
 ) -> Job:
     """The job of a completion or chat whose `prompts` are encoded already. Raises ApiError."""
     message = message or MessageForm()
@@ -340,8 +353,8 @@ def _job(
         logprobs=0 if logprobs is None and tries > body.n else logprobs,
     )
     search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
-    lengths = _resolve_lengths(prompts, max_tokens, default_max_tokens, context)
-    _check_lengths(body, lengths, context)
+    lengths = _resolve_lengths(prompts, max_tokens, default_max_tokens, context, names)
+    _check_lengths(body, lengths, context, names)
     trace = None if body.inspect is None else trace_beside(body, context, lengths, prompts)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     drawing = [
@@ -392,13 +405,13 @@ def _end_tokens(body: GenerationBody, context: JobContext) -> tuple[int, ...]:
     return drawable((*model_ends, *body.stop_token_ids), context.client.limits)
 
 
-def _check_lengths(body: GenerationBody, lengths: Sequence[int], context: JobContext) -> None:
+def _check_lengths(body: GenerationBody, lengths: Sequence[int], context: JobContext, names: FieldNames) -> None:
     """Refuse completions, of at most `lengths` tokens for each prompt, that are too short or too long together."""
     if body.min_tokens > min(lengths):
-        raise refusal("min_tokens", f"is above max_tokens, which is {min(lengths)} here")
+        raise refusal("min_tokens", f"is above {names.max_tokens}, which is {min(lengths)} here")
     most = context.settings.max_request_tokens
     if tries_of(body) * sum(lengths) > most:
-        raise refusal("max_tokens", f"times the number of choices is more than {most} tokens")
+        raise refusal(names.max_tokens, f"times the number of choices is more than {most} tokens")
 
 
 def _tries(params: SamplingParams, length: int, count: int) -> list[SamplingParams]:
@@ -419,36 +432,41 @@ def _resolve_lengths(
     wanted: int | None,
     default: int | None,
     context: JobContext,
-    param: str = "prompt",
+    names: FieldNames,
 ) -> list[int]:
     """Number of tokens to generate after each prompt. Raises ApiError if one does not fit, or all are too many."""
-    lengths = [_resolve_length(len(prompt), wanted, default, context.client.limits, param) for prompt in prompts]
-    check_at_most(param, sum(map(len, prompts)), context.settings.max_request_tokens, "tokens of all prompts")
+    lengths = [_resolve_length(len(prompt), wanted, default, context.client.limits, names) for prompt in prompts]
+    check_at_most(names.prompt, sum(map(len, prompts)), context.settings.max_request_tokens, "tokens of all prompts")
     return lengths
 
 
-def _resolve_length(prompt: int, wanted: int | None, default: int | None, limits: ModelLimits, param: str) -> int:
-    """Number of tokens to generate after a prompt of `prompt` tokens. Raises ApiError if they do not fit."""
+def _resolve_length(
+    prompt: int, wanted: int | None, default: int | None, limits: ModelLimits, names: FieldNames
+) -> int:
+    """Number of tokens to generate after a prompt of `prompt` tokens.
+
+    Raises ApiError if they do not fit, in OpenAI's and vLLM's words, by which clients know that a text has to be cut.
+    """
     room = limits.capacity
-    reason = (
-        f"the model's context of {room} tokens"
-        if room == limits.max_context
-        else f"the server's KV cache, which holds {room} tokens"
-    )
     if prompt == 0:
-        raise refusal(param, "has no tokens")
+        raise refusal(names.prompt, "has no tokens")
+    bound = f"This model's maximum context length is {room} tokens"
+    if room < limits.max_context:
+        bound += " here, as many as the server's KV cache holds"
     if prompt > room or (prompt == room and wanted != 0):
+        full = ", which leaves no room for a completion" if wanted != 0 else ""
         raise ApiError(
             400,
-            f"The prompt of {prompt} tokens leaves no room for a completion in {reason}.",
-            param=param,
+            f"{bound}. However, your {names.prompt} resulted in {prompt} tokens{full}.",
+            param=names.prompt,
             code="context_length_exceeded",
         )
     if wanted is not None and prompt + wanted > room:
         raise ApiError(
             400,
-            f"The prompt of {prompt} tokens and max_tokens of {wanted} are more than {reason}.",
-            param="max_tokens",
+            f"{bound}. However, you requested {prompt + wanted} tokens ({prompt} in the {names.prompt}, {wanted} in "
+            f"the completion). Please reduce the length of the {names.prompt}, or {names.max_tokens}.",
+            param=names.max_tokens,
             code="context_length_exceeded",
         )
     return min(room - prompt, default or room) if wanted is None else wanted

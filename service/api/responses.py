@@ -54,7 +54,7 @@ router = APIRouter(tags=["responses"], route_class=EngineRoute)
 stored = APIRouter(tags=["responses"])
 
 _NAMES = (
-    (r"^messages.*$|^prompt$", "input"),
+    (r"^messages.*$", "input"),
     (r"^max_(completion_)?tokens$", "max_output_tokens"),
     (r"^response_format(\.json_schema)?", "text.format"),
     (r"^reasoning_effort$", "reasoning.effort"),

@@ -17,6 +17,9 @@ from service.api.schemas.sampling import Sampling
 _GREEDY_BELOW = 1e-5
 """Temperatures below this count as 0: dividing logits by them leaves nothing to draw, or overflows."""
 
+_RANDOM = -1
+"""The seed that asks for none, as in vLLM and llama.cpp, whose clients send it by default."""
+
 T = TypeVar("T")
 
 
@@ -34,7 +37,7 @@ def sampling_params(body: Sampling, defaults: SamplingDefaults, context: JobCont
         typical_p=body.typical_p,
         top_n_sigma=max(body.top_n_sigma, 0.0),
         filter_order=context.settings.filter_order,
-        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
+        seed=secrets.randbits(63) if body.seed is None or body.seed == _RANDOM else body.seed % 2**63,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=given(body.repetition_penalty, defaults.repetition_penalty),

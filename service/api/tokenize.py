@@ -21,7 +21,7 @@ router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 async def tokenize(body: TokenizeBody, request: Request, context: Served) -> Response:
     """The ids that a completion or chat request would make of the same input."""
     tokens = await tokenized(body, context, record_of(request.scope))
-    answer = Tokens(tokens=tokens, count=len(tokens))
+    answer = Tokens(tokens=tokens, count=len(tokens), max_model_len=context.max_model_len)
     if body.return_offsets:
         answer.offsets = await places_of(tokens, body, context)
     return await _written(context, answer, len(tokens))
@@ -38,13 +38,12 @@ async def detokenize(body: DetokenizeBody, request: Request, context: Served) ->
 async def tokenizer_info(context: Served) -> TokenizerInfo:
     """The tokenizer's special tokens and its chat template, as vLLM tells them."""
     tokenizer = context.tokenizer
-    ready = context.client.health().state == "ready"
     return TokenizerInfo(
         **tokenizer.named_tokens,
         tokenizer_class=tokenizer.tokenizer_class,
         additional_special_tokens=sorted(tokenizer.special_texts),
         chat_template=tokenizer.chat_template,
-        model_max_length=context.client.limits.capacity if ready else None,
+        model_max_length=context.max_model_len,
         vocab_size=tokenizer.vocab_size,
     )
 

@@ -85,7 +85,7 @@ def test_a_cache_beyond_the_machine(dummy_flags: tuple[str, ...], capfd: pytest.
         (("a\0b",), "NUL"),
         (("",), "no tokens"),
         (("hi " * 200,), "leaves no room"),
-        (("hi", "--max-tokens", "100"), "max_tokens of 100"),
+        (("hi", "--max-tokens", "100"), "100 in the completion"),
         (("hi", "--max-tokens", "0"), "max_tokens"),
         (("hi", "--max-tokens", "many"), "max_tokens: should be an integer"),
         (("hi", "--temperature", "3"), "temperature: should be"),

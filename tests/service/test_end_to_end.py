@@ -22,6 +22,7 @@ from openai import AsyncOpenAI, OpenAI
 from tests.service.servers import PATIENCE, get, save_dummy_llama, serving, status, wait_until
 
 MODEL = "smollm2-135m-instruct"
+README = (Path(__file__).parents[2] / "README.md").read_text()
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -36,6 +37,23 @@ def metric(url: str, name: str) -> float:
 def client(url: str) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE, max_retries=0) as client:
         yield client
+
+
+def test_the_requests_that_the_readme_shows_are_answered(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order in which a reader comes to them."""
+    names: dict[str, Any] = {}
+    for shown in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        if "client" in shown:
+            exec(shown.replace("http://127.0.0.1:8000", url), names)
+    said = capsys.readouterr().out
+    assert "Paris" in said
+    assert "'distribution'" in said
+    requests = re.findall(r"curl [^\n]*:8000(/\S+) [^\n]*-d '(.*?)'", README, re.DOTALL)
+    assert len(requests) == 2
+    for path, body in requests:
+        answer = httpx.post(f"{url}{path}", json=json.loads(body), timeout=PATIENCE)
+        assert answer.status_code == 200, answer.text
+        assert "Paris" in answer.text
 
 
 def test_chat_knows_paris(client: OpenAI) -> None:

@@ -322,6 +322,7 @@ class Tokens(BaseModel):
 
     tokens: list[int]
     count: int
+    max_model_len: int | None = Field(description="Tokens of a prompt and its completion; null while the model loads.")
     offsets: list[tuple[int, int]] | None = Field(
         None,
         description="The place of each token, [start, end) in characters: in the prompt, or for messages in the text "

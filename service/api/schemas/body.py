@@ -20,9 +20,9 @@ _MOST_FIELDS = 256
 
 
 class Body(BaseModel):
-    """An object of a request. Null means a field's default; types are never converted.
+    """An object of a request. Null means a field's default, and nothing where nobody knows the field.
 
-    Unknown fields are kept as the model's extras; `fields` decides what becomes of them.
+    Types are never converted. Unknown fields are kept as the model's extras; `fields` decides what becomes of them.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
@@ -43,10 +43,9 @@ class Body(BaseModel):
             raise PydanticCustomError("too_many_fields", f"has more than {_MOST_FIELDS} fields")
         kept = {}
         for name, value in data.items():
-            if name in cls.model_fields:
-                if value is not None:
-                    kept[name] = value
-            elif name not in UNSUPPORTED and name not in DECLARED:
+            if value is None:
+                continue
+            if name in cls.model_fields or not (name in UNSUPPORTED or name in DECLARED):
                 kept[name] = value
             elif not asks_for_nothing(value, UNSUPPORTED.get(name, cls.elsewhere.get(name, ()))):
                 problem = "is not supported by this server" if name in UNSUPPORTED else "does not belong here"

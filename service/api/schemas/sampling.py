@@ -44,7 +44,7 @@ class Sampling(Body):
         None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's.", examples=[0.05]
     )
     seed: Integer | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing.", examples=[7]
+        None, ge=-(2**63), lt=2**63, description="Same seed, same completion; random if missing or -1.", examples=[7]
     )
     presence_penalty: float = Field(
         0.0, ge=-2, le=2, description="Subtracted from the logit of every token generated so far.", examples=[0.5]

@@ -380,7 +380,8 @@ async def test_tokenize_and_back() -> None:
             ({"messages": HI, "add_generation_prompt": False}, [*b"user:hi|"]),
         ]:
             answer = (await caller.http.post("/tokenize", json=body)).json()
-            assert answer == {"tokens": tokens, "count": len(tokens)}
+            room = caller.engine.limits.capacity
+            assert answer == {"tokens": tokens, "count": len(tokens), "max_model_len": room}
         for body, offsets in [
             ({"prompt": "h한</s>"}, [[0, 0], [0, 1], [1, 1], [1, 1], [1, 2], [2, 6]]),
             ({"messages": HI, "add_generation_prompt": False}, [[place, place + 1] for place in range(8)]),

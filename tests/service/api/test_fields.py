@@ -1,6 +1,7 @@
 """What each field of a request does: what arrives at the engine, what comes back, what is refused."""
 
 import asyncio
+import re
 import threading
 from dataclasses import fields, replace
 from typing import Any
@@ -131,7 +132,7 @@ async def test_no_field_is_accepted_and_ignored(route: str, body: Any, needed: A
         ("top_n_sigma", 2, 2.0),
         ("min_p", 0.1, 0.1),
         ("seed", 2**63 - 1, 2**63 - 1),
-        ("seed", -1, 2**63 - 1),
+        ("seed", -2, 2**63 - 2),
         ("presence_penalty", -2, -2.0),
         ("frequency_penalty", 2, 2.0),
         ("repetition_penalty", 1.1, 1.1),
@@ -156,8 +157,10 @@ async def test_defaults_are_those_of_openai() -> None:
         await caller.complete()
         first = caller.engine.params
         assert (first.max_tokens, first.temperature, first.top_p, first.logprobs) == (16, 1.0, 1.0, None)
-        await caller.complete()
-        assert caller.engine.params.seed != first.seed
+        for unseeded in ({}, {"seed": -1}, {"seed": -1}):
+            await caller.complete(**unseeded)
+        seeds = [stream.params.seed for stream in caller.engine.streams]
+        assert len(set(seeds)) == len(seeds)
         await caller.chat()
         assert caller.engine.params.max_tokens == 256 - len("user:hi|assistant:")
         await caller.complete(prompt="x" * 250)
@@ -345,6 +348,33 @@ async def test_the_length_that_is_promised_is_the_one_that_holds(num_blocks: int
         assert f"{most} tokens" in response.json()["error"]["message"]
         assert (await caller.complete(prompt=[1] * (most - 14), max_tokens=14)).status_code == 200
         assert (await caller.complete(prompt=[1] * most)).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_what_does_not_fit_is_told_in_the_words_that_clients_look_for(name: str) -> None:
+    """By "maximum context length", and its numbers, agents know that a history has to be cut; not all read the code."""
+    async with calling() as caller:
+        hi = [{"role": "user", "content": "hi"}]
+        said = (await caller.chat(messages=hi, **{name: 250})).json()["error"]
+        found = re.match(
+            r"This model's maximum context length is (\d+) tokens\. However, you requested (\d+) tokens "
+            r"\((\d+) in the messages, (\d+) in the completion\)\.",
+            said["message"],
+        )
+        assert found, said
+        room, requested, prompt, wanted = map(int, found.groups())
+        assert (room, wanted, said["param"]) == (caller.engine.limits.capacity, 250, name)
+        assert requested == prompt + wanted > room
+        for call, name_of_text, text in (
+            (caller.chat, "messages", [{"role": "user", "content": "x" * 300}]),
+            (caller.complete, "prompt", "x" * 300),
+        ):
+            said = (await call(**{name_of_text: text})).json()["error"]
+            assert said["message"].startswith(f"This model's maximum context length is {room} tokens. However, your ")
+            assert said["param"] == name_of_text
+        read = (await caller.http.post("/v1/embeddings", json={"input": "x" * 300})).json()["error"]
+        assert read["message"].startswith("This model's maximum context length is")
+        assert "completion" not in read["message"]
 
 
 async def test_a_model_without_a_template_takes_no_chats() -> None:

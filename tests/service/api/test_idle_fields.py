@@ -115,7 +115,9 @@ async def test_an_answer_can_be_sent_back_as_history(nulls: bool) -> None:
     async with calling() as caller:
         own = (await caller.chat()).json()["choices"][0]["message"]
         assert own["refusal"] is None
-        for message in (given.model_dump(exclude_none=not nulls), own):
+        # A field that a later version of the package has beside them.
+        given_later = given.model_dump(exclude_none=not nulls) | ({"mood": None} if nulls else {})
+        for message in (given_later, own):
             assert (await caller.chat(messages=[*HI, message, *HI])).status_code == 200
 
 
@@ -187,7 +189,7 @@ async def test_hints_that_ask_for_something_are_named() -> None:
 
 
 WARNED: list[tuple[str, dict[str, Any], str]] = [
-    ("/v1/chat/completions", {"messages": HI, "colour": "red", "shade": None}, "colour, shade"),
+    ("/v1/chat/completions", {"messages": HI, "colour": "red", "shade": 0, "mood": None}, "colour, shade"),
     ("/v1/chat/completions", {"messages": [HI[0] | {"mood": "good"}]}, "messages[0].mood"),
     (
         "/v1/chat/completions",

@@ -155,6 +155,7 @@ def test_messages_are_written_by_the_template(
         (("a", "--attention", "3.5,"), "is not LAYER.HEAD"),
         (("a", "--attention", "3.0"), "attention: has a head beyond the model's 3 layers of 4 heads"),
         (("a", "--positions", "0-"), "positions: '0-' are not numbers or ranges"),
+        (("a", "--positions", "0,3-2"), "positions: '0,3-2' has a range that ends before it begins"),
         (("a", "--reduction", "sum"), "reduction: should be"),
         (("a", "--fields", "{"), "fields: not JSON"),
         (("a", "--fields", "[]"), "fields: not a JSON object"),
