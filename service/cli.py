@@ -6,7 +6,9 @@ Every setting is a flag of the same name. Every failure ends in one plain line a
 import argparse
 import asyncio
 import json
+import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -57,7 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(_parser().parse_args(argv))
     run = arguments.pop("run")
     try:
-        return int(run(**arguments) or 0)
+        status = int(run(**arguments) or 0)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output, such as head, has enough. What is left would fail again at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (CheckpointError, SettingsError, CommandError, EngineDead, ApiDead) as error:
         return _failed(str(error))
     except OSError as error:

@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +35,16 @@ def test_where_models_are(smollm2: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert "smollm2-135m-instruct" in capfd.readouterr().out
     assert cli.main(["fetch"]) == 0
     assert capfd.readouterr().out == f"{smollm2}\n"
+
+
+def test_a_reader_that_has_enough(smollm2: Path) -> None:
+    """A pipe into head is no failure that anything has to be said about."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [str(Path(sys.executable).with_name("headlight")), "models"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def failure(capfd: pytest.CaptureFixture[str], command: str, *arguments: str) -> str:
