@@ -211,15 +211,15 @@ def test_what_was_guessed_is_told_of_each_chunk() -> None:
 @pytest.mark.parametrize("draft", [SMALL, OTHER], ids=["itself", "other"])
 def test_tokens_are_distributed_as_the_model_says_whatever_is_guessed(draft: DecoderSpec) -> None:
     """The second token of many completions of one prompt, by the model's own probabilities of it."""
-    prompt, count = [5, 6, 7], 3000
+    prompt, count, temperature = [5, 6, 7], 3000, 2.0
     bias = ((1, 100.0), (2, 100.0), (3, 100.0), (4, 100.0))  # Four tokens alone, so that each is drawn often.
     engine = Engine(draft, blocks=2048, token_budget=512, max_running=64, draft_running=64)
-    completed = tokens(engine.complete([prompt] * count, temperature=1.0, max_tokens=3, logit_bias=bias))
+    completed = tokens(engine.complete([prompt] * count, temperature=temperature, max_tokens=3, logit_bias=bias))
     assert engine.counters.accepted_tokens > 0
     for first in range(1, 5):
         seconds = [each[1] for each in completed if each[0] == first]
         logits = logits_of(engine.target, [*prompt, first])[1:5]
-        chances = logits.softmax(-1).double()
+        chances = (logits / temperature).softmax(-1).double()
         seen = [seconds.count(token) for token in range(1, 5)]
         expected = (chances / chances.sum() * sum(seen)).tolist()
         assert min(expected) > 5
