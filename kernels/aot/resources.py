@@ -23,10 +23,11 @@ ASYNC_COPY = re.compile(r"LDGSTS|UTMALDG")
 LOCAL_MEMORY = re.compile(r"STL|LDL")
 """Stores to local memory and loads from it."""
 
-MOST_SPILLS = 32
+MOST_SPILLS = 48
 """Limit of spills outside of innermost loops, where each is paid a few times in the life of a program.
 
-Versions of NVIDIA's assembler differ by a few such spills. Within an innermost loop none is allowed.
+Versions of NVIDIA's assembler differ by such spills: the sampler has 43 on sm_100 with Triton 3.7.1, and none with 3.9.
+Within an innermost loop none is allowed.
 """
 
 SASS_OPCODE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
