@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read the output, such as head, has enough. What is left would fail again at the interpreter's end.
+        # Whoever read the output, such as head, has enough. The rest of it would fail again at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (CheckpointError, SettingsError, CommandError, EngineDead, ApiDead) as error:
