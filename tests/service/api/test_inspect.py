@@ -1,9 +1,7 @@
 """Looks inside, through the API: the form of answers, and the bounds on what may be asked."""
 
-import asyncio
 import base64
 import struct
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +18,7 @@ from service.api.schemas.inspect import InspectBody
 from service.api.traces import MOST_STAGES
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, FakeTokenizer, calling, events
+from tests.speed import slowness, turns_of_the_loop
 
 
 def array(*shape: int) -> Array:
@@ -501,15 +500,6 @@ def test_a_listed_token_has_bytes_where_its_text_does_not_tell_them() -> None:
     ]
 
 
-async def longest_stall(done: asyncio.Event) -> float:
-    """Seconds for which the loop did not come back to somebody who sleeps for a moment, at most."""
-    longest, began = 0.0, time.perf_counter()
-    while not done.is_set():
-        await asyncio.sleep(0.001)
-        longest, began = max(longest, time.perf_counter() - began), time.perf_counter()
-    return longest
-
-
 @pytest.mark.parametrize(
     ("max_weights", "words"),
     [
@@ -524,16 +514,15 @@ async def test_a_thousand_tokens_by_thirty_layers_of_nine_heads_are_refused_at_o
     async with calling(max_weights=max_weights) as caller:
         caller.engine.limits = replace(LIMITS, layers=30, heads=9, max_context=2048, num_blocks=256)
         every = [[layer, head] for layer in range(30) for head in range(9)]
-        done = asyncio.Event()
-        stall = asyncio.create_task(longest_stall(done))
-        for asked in ("all", every):
-            body = {"tokens": [65] * 1000, "attention": asked}
-            answer = await caller.http.post("/v1/inspect", json=body)
-            assert answer.status_code == 400
-            assert words in answer.json()["error"]["message"]
-            assert answer.json()["error"]["param"] == "attention"
-        done.set()
-        assert await stall < 0.5
+        turns: list[float] = []
+        async with turns_of_the_loop(turns):
+            for asked in ("all", every):
+                body = {"tokens": [65] * 1000, "attention": asked}
+                answer = await caller.http.post("/v1/inspect", json=body)
+                assert answer.status_code == 400
+                assert words in answer.json()["error"]["message"]
+                assert answer.json()["error"]["param"] == "attention"
+        assert max(turns) < 0.5 * slowness()
         assert caller.engine.streams == []
 
 

@@ -1,10 +1,9 @@
-import time
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.text.stop import StopMatcher
 from tests.service.text.training import deterministic
+from tests.speed import work_within
 
 letters = st.text("ab", max_size=30)
 stop_strings = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)
@@ -83,11 +82,10 @@ def test_strings_across_hidden_parts_end_the_text_where_they_begin(
 
 def test_hidden_text_costs_nothing_while_text_is_held_back() -> None:
     matcher = StopMatcher(["a" * 200 + "b", "a<x>b"], across=["a<x>b"])
-    start = time.process_time()
-    for _ in range(20_000):
-        matcher.push("a")
-        matcher.hide("<x>")
-    assert time.process_time() - start < 4
+    with work_within(4):
+        for _ in range(20_000):
+            matcher.push("a")
+            matcher.hide("<x>")
 
 
 def test_nothing_follows_a_stop_string() -> None:
@@ -99,7 +97,6 @@ def test_nothing_follows_a_stop_string() -> None:
 
 def test_repetitive_text_and_strings_take_linear_time() -> None:
     matcher = StopMatcher(["a" * length + "b" for length in (1000, 999, 998, 997)])
-    start = time.process_time()
-    for _ in range(2000):
-        matcher.push("aaaa")
-    assert time.process_time() - start < 2
+    with work_within(2):
+        for _ in range(2000):
+            matcher.push("aaaa")

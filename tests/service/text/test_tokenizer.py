@@ -1,6 +1,5 @@
 import codecs
 import json
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from service.text.spans import spans_of
 from service.text.tokenizer import InvalidTextError, VocabularyTokenizer, load_tokenizer
 from tests.service.text import training
 from tests.service.text.training import deterministic
+from tests.speed import work_within
 
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -359,9 +359,8 @@ def test_lone_surrogates_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("unit", ["a", " ", "한", "1", "\n ", "<", "<|im_start", "👩‍👩‍👧‍👦", "'"])
 def test_long_words_take_no_quadratic_time(kind: str, unit: str) -> None:
     text = unit * (200_000 // len(unit))
-    start = time.process_time()
-    tokenizer(kind).encode(text, add_special_tokens=True, parse_special=True)
-    assert time.process_time() - start < 3
+    with work_within(3):
+        tokenizer(kind).encode(text, add_special_tokens=True, parse_special=True)
 
 
 def word_pieces() -> HuggingFaceTokenizer:
