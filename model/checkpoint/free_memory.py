@@ -6,11 +6,25 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+LARGE_BYTES = 128 << 10
+"""Size from which on a piece of memory is worth a call of the system to get it, and another to give it back."""
+_M_MMAP_THRESHOLD = -3
+
 MAPPINGS = Path("/proc/self/smaps")
 """Linux's account of a process's memory: for each mapping a line with its addresses, then its fields."""
 _MAPPING = re.compile(r"^(?=[0-9a-f]+-[0-9a-f]+ )", re.MULTILINE)
 _FILE_TO_READ = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-\S\S \S+ \S+ [1-9]\d* +/(?!dev/)")
 _WRITTEN = re.compile(r"^(?:Anonymous|Swap): +[1-9]", re.MULTILINE)
+
+
+def return_large_pieces_at_once() -> None:
+    """Have glibc's allocator give large pieces of memory back as soon as they are freed, for the rest of the process.
+
+    By itself it takes pieces of up to 32 MB for small ones after the first was freed, and keeps what loading used.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def return_free_memory() -> None:

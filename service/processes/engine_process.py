@@ -22,6 +22,7 @@ import msgspec
 import zmq
 
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.free_memory import return_large_pieces_at_once
 from model.checkpoint.source import open_checkpoint
 from model.contract import DeviceLostError, Runner
 from model.runner_config import RunnerConfig
@@ -120,6 +121,7 @@ def main() -> None:
     # A service manager or a terminal may signal every process of the server, but the parent decides when to leave.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    return_large_pieces_at_once()
     Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
     faulthandler.enable()
     configure(config.log_format, config.log_level, "engine")

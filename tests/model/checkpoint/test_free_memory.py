@@ -28,6 +28,28 @@ print(before - megabytes())
 assert torch.equal(torch.eye(3) @ torch.ones(3, 3), torch.ones(3, 3))
 """
 
+LARGE_PIECES = """
+import ctypes, re, sys
+from model.checkpoint.free_memory import LARGE_BYTES, return_large_pieces_at_once
+
+def kilobytes():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+if sys.argv[1] == "at once":
+    return_large_pieces_at_once()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+# The allocator learns from the first free piece that pieces of its size are not worth a call.
+libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(16 << 20))))
+before = kilobytes()
+pieces = [libc.malloc(ctypes.c_size_t(LARGE_BYTES)) for _ in range(160)]
+for piece in pieces:
+    ctypes.memset(piece, 1, LARGE_BYTES)
+for piece in pieces[:-1]:
+    libc.free(ctypes.c_void_p(piece))
+print(kilobytes() - before)
+"""
+
 
 def resident(path: Path) -> int:
     """The resident bytes of a file's mappings in this process."""
@@ -66,6 +88,12 @@ def test_written_pages_stay_though_they_can_only_be_read_now(tmp_path: Path) -> 
 def test_torchs_libraries_leave_and_go_on_to_work() -> None:
     done = subprocess.run([sys.executable, "-c", AFTER_TORCH], capture_output=True, text=True, check=True)
     assert float(done.stdout) > 30
+
+
+@pytest.mark.parametrize(("when", "kept"), [("at once", False), ("later", True)])
+def test_large_pieces_are_given_back_at_once(when: str, kept: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE_PIECES, when], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 10_000) == kept
 
 
 def test_a_system_without_the_account_gives_back_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
