@@ -37,7 +37,7 @@ def load_backend(
                 check_compiler()
             except ImportError as error:
                 raise ValueError(f"the cpu backend needs Numba, which cannot be used here: {error}") from None
-            return CpuBackend(threads)
+            return CpuBackend(threads, batch_invariant=batch_invariant)
         case "reference":
             from kernels.reference import ReferenceBackend
 

@@ -11,6 +11,12 @@ TOKENS = REGISTER_ROWS
 """Limit of tokens in a register of the matrix unit."""
 TILE = 8
 """Limit of tokens that are multiplied at once without the matrix unit."""
+UNIT_FROM = 5
+"""Number of tokens from which on the matrix unit multiplies with weights of up to 8 bits.
+
+It wants them unpacked to bfloat16, which for few tokens takes longer than all the rest: on two threads of a Xeon a step
+of SmolLM2-135M takes 12 ms with it for 1 token as for 4, and 4.4 and 9 ms without it; 8 tokens take 14 and 16 ms.
+"""
 LOW_BITS = {4: 4, 8: 8}
 """Number of bits in the lower part of an activation's code, by the weights' bits; the upper part has 8 bits.
 
@@ -31,19 +37,29 @@ class Rounding:
     """
 
     form: Format
-    unit: bool
-    """Whether the matrix unit multiplies."""
+    unit_from: int
+    """Number of tokens from which on the matrix unit multiplies; 0 if it never does."""
 
     @property
     def needed(self) -> bool:
         """Whether the activations have another form than float32."""
-        return self.unit or self.form.bits <= 8
+        return self.unit_from > 0 or self.form.bits <= 8
 
     @property
     def constants(self) -> tuple[int, int, int, int, int]:
         """Numbers that `round_row` needs at compile time."""
         form = self.form
-        return form.group, LOW_BITS.get(form.bits, 0), int(form.bits == 4), parts(form), int(self.unit)
+        return form.group, LOW_BITS.get(form.bits, 0), int(form.bits == 4), parts(form), self.unit_from
+
+
+def rounding_for(form: Format, groups: int, *, batch_invariant: bool) -> Rounding:
+    """The rounding for a product with a weight of `form` in so many groups.
+
+    With `batch_invariant`, the matrix unit multiplies any number of tokens or none, since its sums have other bits.
+    """
+    if not serves(form, groups):
+        return Rounding(form, 0)
+    return Rounding(form, 1 if batch_invariant or form.bits > 8 else UNIT_FROM)
 
 
 def serves(form: Format, groups: int) -> bool:

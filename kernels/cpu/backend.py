@@ -29,7 +29,7 @@ from kernels.backend import (
     SamplingBatch,
     Weighed,
 )
-from kernels.cpu.activations import TOKENS, Rounding, parts, serves
+from kernels.cpu.activations import TOKENS, Rounding, parts, rounding_for
 from kernels.cpu.arena import LARGE, Arena
 from kernels.cpu.arguments import (
     ActivationArguments,
@@ -101,7 +101,12 @@ class CpuBackend:
     block_size = 16
     capturable = False
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, batch_invariant: bool = False) -> None:
+        """With `batch_invariant`, no bit of a row's result depends on the other rows.
+
+        It always is so without a matrix unit (AMX). With one, steps of few tokens become slower.
+        """
+        self._batch_invariant = batch_invariant
         self.name = f"cpu ({path_name()})"
         self._workers = Workers(threads)
         self._words = np.zeros(len(WORD), np.int64)
@@ -139,9 +144,9 @@ class CpuBackend:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         panels = _panels(weight)
         form, groups = panels.form, panels.data.shape[1]
-        rounding = Rounding(form, serves(form, groups))
+        rounding = rounding_for(form, groups, batch_invariant=self._batch_invariant)
         rows = len(x)
-        if rounding.unit and self._recording is None and rows > TOKENS:
+        if rounding.unit_from and self._recording is None and rows > TOKENS:
             # Tokens that fill no register need registers of another shape, and changing it takes longer than padding.
             x = F.pad(x, (0, 0, 0, -rows % TOKENS))
         out = self._empty(len(x), panels.rows)

@@ -37,7 +37,7 @@ from kernels.cpu.storage import store
 
 TOKENS_A_CHUNK = 2
 """Number of tokens in a chunk of work."""
-UNROUNDED = Rounding(Format(4, 32, True), False)
+UNROUNDED = Rounding(Format(4, 32, True), 0)
 """A rounding that stands for none where constants are needed."""
 
 
@@ -51,7 +51,7 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
     Sources: Zhang and Sennrich, arXiv 1910.07467; Ba et al., arXiv 1607.06450.
     """
     rounds = rounding is not None
-    group, low, split, count, unit = (rounding or UNROUNDED).constants
+    group, low, split, count, unit_from = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: NormArguments = unpack(NormArguments, arguments)
@@ -91,7 +91,8 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
                 for i in range(size):
                     normed[i] = (stream[i] - centre) * scale * weight[i]
             if rounds:
-                round_row(group, low, split, count, unit, row, rows, args.normed + at, size, args.rounded, args.sums)
+                place = args.normed + at
+                round_row(group, low, split, count, unit_from, row, rows, place, size, args.rounded, args.sums)
         return 0
 
     return run
@@ -237,7 +238,7 @@ def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
     Its arguments are `GatedArguments`.
     """
     constant, rounds = _KINDS[kind], rounding is not None
-    group, low, split, count, unit = (rounding or UNROUNDED).constants
+    group, low, split, count, unit_from = (rounding or UNROUNDED).constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: GatedArguments = unpack(GatedArguments, arguments)
@@ -254,7 +255,7 @@ def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
                 out[i] = _act(constant, gate[i]) * up[i]
             if rounds:
                 place = args.out + row * size * 4
-                round_row(group, low, split, count, unit, row, rows, place, size, args.rounded, args.sums)
+                round_row(group, low, split, count, unit_from, row, rows, place, size, args.rounded, args.sums)
         return 0
 
     return run

@@ -26,7 +26,7 @@ def define_multiply(rounding: Rounding) -> Function:
 
     Its arguments are `MultiplyArguments`.
     """
-    form, unit = rounding.form, int(rounding.unit)
+    form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
     group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
     count, rounded = parts(form), int(rounding.needed)
@@ -35,6 +35,7 @@ def define_multiply(rounding: Rounding) -> Function:
         args: MultiplyArguments = unpack(MultiplyArguments, arguments)
         rows, groups, outputs = unpack(StepWords, args.step).rows, args.groups, args.outputs
         panels = (outputs + LANES - 1) // LANES
+        unit = unit_from and rows >= unit_from
         share = PANELS if unit else max(1, CHUNK_BYTES // (groups * group_bytes))
         if chunk < 0:
             return (panels + share - 1) // share

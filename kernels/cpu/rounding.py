@@ -20,7 +20,7 @@ def round_row(
     low: int,
     split: int,
     count: int,
-    unit: int,
+    unit_from: int,
     row: int,
     rows: int,
     x: int,
@@ -30,9 +30,11 @@ def round_row(
 ) -> None:
     """Round the token `row` of `rows`, with activations [columns] float32 at x; the first five are `constants`.
 
+    With `unit_from` tokens or more they are rounded for the matrix unit, unless that is 0.
+
     The sums of tokens that fill the last tile become zeros, since chance numbers may be ones that take long to add.
     """
-    if unit:
+    if unit_from and rows >= unit_from:
         tile = rounded + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
         for step in range(columns // DEPTH):
             round_inputs(count, x + 4 * DEPTH * step, tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH)
@@ -49,7 +51,7 @@ def round_row(
 
 def define_round(rounding: Rounding) -> Function:
     """Round activations. Its arguments are `RoundArguments`."""
-    group, low, split, count, unit = rounding.constants
+    group, low, split, count, unit_from = rounding.constants
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: RoundArguments = unpack(RoundArguments, arguments)
@@ -58,7 +60,7 @@ def define_round(rounding: Rounding) -> Function:
             return (rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
         for row in range(chunk * TOKENS_A_CHUNK, min(rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
             x = args.x + 4 * columns * row
-            round_row(group, low, split, count, unit, row, rows, x, columns, args.rounded, args.sums)
+            round_row(group, low, split, count, unit_from, row, rows, x, columns, args.rounded, args.sums)
         return 0
 
     return run

@@ -17,7 +17,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import OpenAI
 
 from tests.service.servers import PATIENCE, get, save_dummy_llama, serving, status, wait_until
 
@@ -127,18 +127,6 @@ def test_logprobs_of_greedy_tokens_are_the_highest(client: OpenAI) -> None:
     assert all(len(top) >= 2 for top in logprobs.top_logprobs)
 
 
-def test_n_gives_different_choices_and_a_seed_the_same_again(client: OpenAI) -> None:
-    def ask() -> list[str]:
-        answer = client.completions.create(
-            model=MODEL, prompt="My favourite animal is", n=4, seed=7, temperature=1.2, max_tokens=16
-        )
-        return [choice.text for choice in sorted(answer.choices, key=lambda choice: choice.index)]
-
-    first = ask()
-    assert len(set(first)) == 4
-    assert ask() == first
-
-
 def test_stop_strings_end_the_text_before_them(client: OpenAI) -> None:
     asked = {"model": MODEL, "prompt": "1, 2, 3, 4, 5, 6,", "temperature": 0, "max_tokens": 40}
     free = client.completions.create(**asked).choices[0].text
@@ -211,24 +199,6 @@ def test_a_call_that_has_to_be_made_is_made_and_valid(
 def test_bad_requests_are_refused_by_name(client: OpenAI, change, error, word: str) -> None:
     with pytest.raises(error, match=word):
         client.chat.completions.create(**({"model": MODEL, "messages": QUESTION, "max_tokens": 4} | change))
-
-
-async def test_sixteen_at_once_answer_as_each_alone(url: str) -> None:
-    """Greedy and seeded alike; the batch a request finds itself in must not be seen in its answer."""
-    subjects = ["rain", "bread", "the sea", "a clock", "Seoul", "chess", "iron", "owls"]
-    requests = [
-        {"prompt": f"A short text about {subject}:", "temperature": temperature, "seed": 11, "max_tokens": 12}
-        for subject in subjects
-        for temperature in (0, 0.9)
-    ]
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE, max_retries=0) as client:
-
-        async def ask(request) -> str:
-            return (await client.completions.create(model=MODEL, **request)).choices[0].text
-
-        together = await asyncio.gather(*(ask(request) for request in requests))
-        alone = [await ask(request) for request in requests]
-    assert together == alone
 
 
 @pytest.mark.parametrize("stream", [True, False])

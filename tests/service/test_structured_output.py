@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any
 
@@ -122,19 +121,3 @@ def test_what_cannot_be_followed_is_a_400(client: OpenAI, fields: dict[str, Any]
         ask(client, stream=stream, **fields)
     assert refused.value.param == param
     assert refused.value.code == "invalid_grammar"
-
-
-def test_neighbours_in_a_batch_get_what_they_get_alone(client: OpenAI) -> None:
-    settings: list[dict[str, Any]] = [
-        {"response_format": CITY_FORMAT},
-        {"logprobs": True, "top_logprobs": 2, "max_tokens": 30},
-        {"presence_penalty": 1.0, "frequency_penalty": 0.5, "max_tokens": 30},
-        {"max_tokens": 30},
-    ]
-
-    def text(fields: dict[str, Any]) -> str:
-        return str(ask(client, **fields).choices[0].message.content)
-
-    alone = [text(fields) for fields in settings]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(text, settings)) == alone

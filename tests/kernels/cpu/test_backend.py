@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, LayerQueries, QuantizedWeight
 from kernels.cpu import backend, pages
-from kernels.cpu.activations import TOKENS, Rounding, serves
+from kernels.cpu.activations import TOKENS, UNIT_FROM, Rounding, rounding_for
 from kernels.cpu.arguments import RoundArguments
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.operations import round_operation
@@ -26,6 +26,7 @@ from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attent
 
 REFERENCE = ReferenceBackend()
 CPU = CpuBackend(2)
+INVARIANT = CpuBackend(2, batch_invariant=True)
 CUT = 0.65 * 2.0**-7
 """Largest relative error of a weight that has been unpacked to bfloat16."""
 RAGGED: Lengths = [PADDING, (0, 1), (37, 1), (200, 1), (0, 5), (130, 9), (3, 70), (0, 150)]
@@ -57,6 +58,7 @@ def close(got: Tensor, expected: Tensor, error: float) -> None:
     form=st.sampled_from([(4, 32, True), (4, 32, False), (8, 32, False), (8, 16, True), (4, 128, True)]),
     zero=st.sampled_from([None, 7]),
     biased=st.booleans(),
+    invariant=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
@@ -66,19 +68,23 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
     form: tuple[int, int, bool],
     zero: int | None,
     biased: bool,
+    invariant: bool,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
     bits, group, offsets = form
+    backend = INVARIANT if invariant else CPU
     weight = quantized(outputs, groups * group, bits, group, offsets, zero)
     bias = torch.randn(outputs) if biased else None
     x = torch.randn(rows, groups * group) + 20 * torch.randn(rows, groups).repeat_interleave(group, 1)
-    got = CPU.linear(x, CPU.pack(weight, bias))
+    got = backend.linear(x, backend.pack(weight, bias))
     dense = dequantize(weight).double()
-    if not serves(Format(bits, min(group, 32), 2), groups * group // min(group, 32)):
+    own = min(group, 32)
+    unit_from = rounding_for(Format(bits, own, 2), groups * group // own, batch_invariant=invariant).unit_from
+    if not unit_from or rows < unit_from:
         # A group's inputs are rounded by half a step; the steps are the largest input over the largest code.
         largest = {4: 2039, 8: 32639}[bits]
-        steps = x.view(rows, -1, min(group, 32)).abs().amax(-1).repeat_interleave(min(group, 32), 1) / largest
+        steps = x.view(rows, -1, own).abs().amax(-1).repeat_interleave(own, 1) / largest
         bound = steps.double() / 2 @ dense.abs().T + 1e-3
     else:
         bound = (CUT + 2.0**-9) * (x.double().abs() @ dense.abs().T) + 1e-3
@@ -88,10 +94,20 @@ def test_quantized_projection_keeps_the_weights_and_rounds_inputs(
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_projection_of_many_tokens_has_the_bits_of_each_alone(bits: int) -> None:
-    weight = CPU.pack(quantized(40, 64 * 11, bits, 32, bits == 4), torch.randn(40))
+    weight = INVARIANT.pack(quantized(40, 64 * 11, bits, 32, bits == 4), torch.randn(40))
     x = torch.randn(521, 64 * 11)
-    parts = torch.cat([CPU.linear(part, weight) for part in x.split(7)])
-    assert torch.equal(CPU.linear(x, weight), parts)
+    parts = torch.cat([INVARIANT.linear(part, weight) for part in x.split(7)])
+    assert torch.equal(INVARIANT.linear(x, weight), parts)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_few_tokens_have_the_bits_of_each_alone_and_many_those_of_batch_invariance(bits: int) -> None:
+    """The matrix unit multiplies from some number of tokens on, and by its own arithmetic."""
+    weight, x = CPU.pack(quantized(40, 64, bits, 32, bits == 4), None), torch.randn(3 * UNIT_FROM, 64)
+    few = x[: UNIT_FROM - 1]
+    assert torch.equal(CPU.linear(few, weight), torch.cat([CPU.linear(row[None], weight) for row in few]))
+    for many in (x[:UNIT_FROM], x):
+        assert torch.equal(CPU.linear(many, weight), INVARIANT.linear(many, weight))
 
 
 def test_offsets_are_exact() -> None:
@@ -355,14 +371,14 @@ def test_attention_of_what_is_not_a_number_or_unbounded() -> None:
 
 def test_a_row_of_a_projection_depends_on_no_other_in_any_bit() -> None:
     for weight in (quantized(24, 64, 4, 32, True), quantized(24, 64, 8, 32, False), torch.randn(24, 64)):
-        packed, x = CPU.pack(weight, None), torch.randn(11, 64)
-        rows = torch.cat([CPU.linear(row[None], packed) for row in x])
-        assert torch.equal(CPU.linear(x, packed), rows)
+        packed, x = INVARIANT.pack(weight, None), torch.randn(11, 64)
+        rows = torch.cat([INVARIANT.linear(row[None], packed) for row in x])
+        assert torch.equal(INVARIANT.linear(x, packed), rows)
 
 
 def test_rows_that_fill_a_tile_add_zeros() -> None:
     """Chance numbers may be too small for the processor to add quickly: 13 tokens took longer than 16."""
-    rounding, rows, groups = Rounding(Format(4, 32, 2), unit=False), 13, 2
+    rounding, rows, groups = Rounding(Format(4, 32, 2), unit_from=0), 13, 2
     x, sums = torch.randn(rows, 32 * groups), torch.full((groups, TOKENS, 2), 1e-40)
     rounded = torch.empty(groups, TOKENS, 2, 32, dtype=torch.int8)
     CPU._set(x)
@@ -435,13 +451,13 @@ def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pyt
 MASKED = """
 import torch
 from kernels.cpu.target import path_name
-from tests.kernels.cpu.test_backend import CPU, FP8, PLAIN, RAGGED, attention_case, quantized
+from tests.kernels.cpu.test_backend import CPU, FP8, INVARIANT, PLAIN, RAGGED, attention_case, quantized
 torch.manual_seed(0)
 print(path_name())
 for bits, group, offsets in ((4, 32, True), (8, 32, False)):
-    x, weight = torch.randn(23, 64), CPU.pack(quantized(44, 64, bits, group, offsets), None)
-    out = CPU.linear(x, weight)
-    assert torch.equal(out, torch.cat([CPU.linear(row[None], weight) for row in x])), (bits, group)
+    x, weight = torch.randn(23, 64), INVARIANT.pack(quantized(44, 64, bits, group, offsets), None)
+    out = INVARIANT.linear(x, weight)
+    assert torch.equal(out, torch.cat([INVARIANT.linear(row[None], weight) for row in x])), (bits, group)
     print(out.double().abs().sum().item())
 from tests.kernels.cpu.test_logprobs import check
 from tests.kernels.cpu.test_sampling import batch, sample
