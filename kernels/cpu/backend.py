@@ -152,10 +152,11 @@ class CpuBackend:
         out = self._empty(len(x), panels.rows)
         x = x.contiguous()
         rounded, sums = x, x
+        before: list[Call] = []
         if rounding.needed:
             rounded = self._empty(len(x) + TOKENS, parts(form) * groups * form.group, dtype=torch.int16)
             sums = self._empty(len(x) + TOKENS, groups, 2)
-            self._round(x, rounding, panels.columns, rounded.data_ptr(), sums.data_ptr())
+            before = self._rounding_calls(x, rounding, panels.columns, rounded.data_ptr(), sums.data_ptr())
         self._set(x)
         arguments = MultiplyArguments(
             step=self._step,
@@ -168,17 +169,16 @@ class CpuBackend:
             groups=groups,
             outputs=panels.rows,
         )
-        self._run(multiply_operation(rounding), arguments)
+        self._run_all([*before, (multiply_operation(rounding), arguments)])
         return out[:rows]
 
-    def _round(self, x: Tensor, rounding: Rounding, columns: int, rounded: int, sums: int) -> None:
-        """Round x, within the operation that makes it if that has just been recorded."""
+    def _rounding_calls(self, x: Tensor, rounding: Rounding, columns: int, rounded: int, sums: int) -> list[Call]:
+        """The call that rounds x; none if the operation that makes x has just been recorded, which does it then."""
         maker = self._maker
         if self._recording and maker is not None and maker.out == x.data_ptr():
             self._recording[-1] = maker.operation(rounding), maker.arguments._replace(rounded=rounded, sums=sums)
-            return
-        self._set(x)
-        self._run(round_operation(rounding), RoundArguments(self._step, x.data_ptr(), columns, rounded, sums))
+            return []
+        return [(round_operation(rounding), RoundArguments(self._step, x.data_ptr(), columns, rounded, sums))]
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return self._norm(x, residual, weight, None, eps)
