@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, Literal, Self, TypeVar
 
 from model.checkpoint.source import DEFAULT_MODEL
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.answers import Format, chosen, usage_of
 from service.api.chat import ChatFormat
 from service.api.completions import CompletionFormat

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
 from service.api.context import JobContext, Served

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.seen import Distribution, Inside
+from model.inspection import Distribution, InspectionResult
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_json, to_numpy
 from service.api.attention import heaviest, joined, rollout
@@ -70,7 +70,7 @@ class Seen(NamedTuple):
 
     tokens: list[int]
     """The generated ones."""
-    insides: Sequence[Inside]
+    inspections: Sequence[InspectionResult]
     distributions: Sequence[Distribution]
 
     @classmethod
@@ -79,7 +79,10 @@ class Seen(NamedTuple):
         drawn = [piece for piece in pieces if piece.token is not None]
         return cls(
             tokens=[piece.token for piece in drawn if piece.token is not None],
-            insides=[*generation.insides, *(piece.inside for piece in drawn if piece.inside is not None)],
+            inspections=[
+                *generation.inspections,
+                *(piece.inspection for piece in drawn if piece.inspection is not None),
+            ],
             distributions=[*generation.distributions, *(shown for piece in drawn for shown in piece.distributions)],
         )
 
@@ -100,21 +103,19 @@ class View:
         self._model = context.model_name
         self._looks = Looks(body, context.tokenizer, context.client.limits)
         self._prompt, self._generated = job.sent.prompt, seen.tokens
-        self._insides, self._shown = seen.insides, seen.distributions
-        assert job.sent.wanted.trace is not None
-        self._trace = job.sent.wanted.trace
+        self._inspections, self._shown = seen.inspections, seen.distributions
+        assert job.sent.wanted.inspect is not None
+        self._asked = job.sent.wanted.inspect
         drawn_from = range(len(self._prompt) - 1, len(self._prompt) - 1 + len(self._generated))
-        self._positions = sorted({*self._trace.positions, *drawn_from})
+        self._positions = sorted({*self._asked.positions, *drawn_from})
 
     @property
     def numbers(self) -> int:
         """About how many numbers the answer has."""
-        arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
+        arrays = [array for part in self._inspections for array in (part.attention, part.stream) if array]
         candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
-        arrays += [inside.encoding.learned for inside in self._insides if inside.encoding and inside.encoding.learned]
-        arrays += [
-            inside.embedding.vectors for inside in self._insides if inside.embedding and inside.embedding.vectors
-        ]
+        arrays += [part.encoding.learned for part in self._inspections if part.encoding and part.encoding.learned]
+        arrays += [part.embedding.vectors for part in self._inspections if part.embedding and part.embedding.vectors]
         lens = 40 * len(self._positions) * (self._body.lens or 0)
         spelt = 40 * len(self._body.prompt) if self._body.spellings and self._body.prompt else 0
         return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates + spelt
@@ -130,14 +131,14 @@ class View:
             answer.offsets = spans_of(self._tokenizer, ids)
         if self._body.spellings:
             answer.spellings = self._spellings()
-        if self._body.attention and self._insides:
+        if self._body.attention and self._inspections:
             answer.attention = self._attention()
-        if self._body.residual and self._insides:
+        if self._body.residual and self._inspections:
             answer.residual = InspectedResidual(stream=self._joined("stream"), added=self._joined("added"))
-        embedded = [inside.embedding for inside in self._insides if inside.embedding is not None]
+        embedded = [part.embedding for part in self._inspections if part.embedding is not None]
         if embedded:
             answer.embedding = self._looks.embedding(embedded)
-        encodings = [inside.encoding for inside in self._insides if inside.encoding is not None]
+        encodings = [part.encoding for part in self._inspections if part.encoding is not None]
         if encodings:
             answer.position_encoding = self._looks.encoding(encodings)
         if self._body.lens is not None:
@@ -165,7 +166,7 @@ class View:
         return Respelling(name=name, text=text, tokens=tokens)
 
     def _attention(self) -> InspectedAttention:
-        attention = joined(self._insides)
+        attention = joined(self._inspections)
         if self._body.reduction == "rollout":
             attention = attention._replace(weights=rollout(attention.weights))
             if self._body.top_keys is not None:
@@ -174,18 +175,18 @@ class View:
 
     def _joined(self, name: str) -> Numbers:
         return self._looks.numbers(
-            np.concatenate([to_numpy(getattr(inside, name)) for inside in self._insides], axis=1)
+            np.concatenate([to_numpy(getattr(part, name)) for part in self._inspections], axis=1)
         )
 
     def _distributions(self) -> list[InspectedDistribution]:
         """The distributions of the trials, then of the generated tokens."""
-        named = range(len(self._body.settings)) if self._body.settings else [None] * len(self._trace.settings)
-        settings = [*named] * len(self._trace.positions) + [None] * len(self._generated)
+        named = range(len(self._body.settings)) if self._body.settings else [None] * len(self._asked.settings)
+        settings = [*named] * len(self._asked.positions) + [None] * len(self._generated)
         return [self._looks.distribution(shown, setting) for shown, setting in zip(self._shown, settings, strict=True)]
 
     def _lens(self) -> list[list[LensEntry]]:
         """[stages][positions]."""
-        parts = [inside.lens for inside in self._insides if inside.lens is not None]
+        parts = [part.lens for part in self._inspections if part.lens is not None]
         stages = [[entry for part in parts for entry in part[stage]] for stage in range(len(parts[0]) if parts else 0)]
         last = len(self._prompt) + len(self._generated) - 1
         return [

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.inspection import Distribution, Embedded, InspectionResult, PositionEncoding
 from model.limits import ModelLimits
-from model.seen import Distribution, Embedded, Inside, PositionEncoding, TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined
 from service.api.logprobs import finite
@@ -69,25 +70,25 @@ class Looks:
         """The look at the place where a piece's token was drawn; None for a piece without a token."""
         if piece.token is None:
             return None
-        inside, shown = piece.inside, piece.distributions[-1] if piece.distributions else None
-        position = inside.positions[-1] if inside is not None else shown.position if shown is not None else None
+        inspection, shown = piece.inspection, piece.distributions[-1] if piece.distributions else None
+        position = inspection.positions[-1] if inspection is not None else shown.position if shown is not None else None
         assert position is not None
         answer = TokenInspection(position=position, token=piece.token)
-        if inside is not None:
-            self._add(answer, inside)
+        if inspection is not None:
+            self._add(answer, inspection)
         if shown is not None:
             answer.distribution = self.distribution(shown)
         return answer
 
-    def _add(self, answer: TokenInspection, inside: Inside) -> None:
+    def _add(self, answer: TokenInspection, inspection: InspectionResult) -> None:
         """Add what is seen of the last position."""
-        if inside.attention is not None:
-            answer.attention = self.attention(joined([inside]).last())
-        if inside.stream is not None and inside.added is not None:
-            stream, added = (self.numbers(to_numpy(array)[:, -1]) for array in (inside.stream, inside.added))
+        if inspection.attention is not None:
+            answer.attention = self.attention(joined([inspection]).last())
+        if inspection.stream is not None and inspection.added is not None:
+            stream, added = (self.numbers(to_numpy(array)[:, -1]) for array in (inspection.stream, inspection.added))
             answer.residual = InspectedResidual(stream=stream, added=added)
-        if inside.lens is not None:
-            answer.lens = [self.lens_entry(stage[-1], followed=True) for stage in inside.lens]
+        if inspection.lens is not None:
+            answer.lens = [self.lens_entry(stage[-1], followed=True) for stage in inspection.lens]
 
     def attention(self, attention: Attention) -> InspectedAttention:
         """Weights whose first axis are the heads that the request names, or their layers if it reduces them."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from model.contract import SamplingParams, Wanted
+from model.contract import Wanted
 from model.limits import ModelLimits
+from model.sampling_params import SamplingParams
 from service.api.beam_search import beam_search, searching
 from service.api.bounds import check_at_most, check_token_ids
 from service.api.context import JobContext
@@ -225,7 +226,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     (length,) = _resolve_lengths([prompt], body.max_tokens, None, context, FieldNames(sent))
     defaults = replace(context.sampling, temperature=0.0)
     params = sampling_params(body, defaults, context)
-    trace = trace_of(body, len(prompt), context)
+    asked = trace_of(body, len(prompt), context)
     return GenerationRequest(
         sent=EngineRequest(
             prompt,
@@ -233,7 +234,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
             cache_salt=_cache_salt(None, context, envelope.caller),
             caller=envelope.caller,
             patience=envelope.patience,
-            wanted=Wanted(trace=replace(trace, settings=trials_of(body, defaults, context))),
+            wanted=Wanted(inspect=replace(asked, settings=trials_of(body, defaults, context))),
         ),
         include_stop=True,
         skip_special_tokens=False,
@@ -355,7 +356,7 @@ def _job(
     search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
     lengths = _resolve_lengths(prompts, max_tokens, default_max_tokens, context, names)
     _check_lengths(body, lengths, context, names)
-    trace = None if body.inspect is None else trace_beside(body, context, lengths, prompts)
+    asked = None if body.inspect is None else trace_beside(body, context, lengths, prompts)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     drawing = [
         (prompt, drawn)
@@ -370,7 +371,7 @@ def _job(
                 cache_salt=_cache_salt(body, context, envelope.caller),
                 caller=envelope.caller,
                 patience=envelope.patience,
-                wanted=Wanted(prompt_logprobs=max(scored, default=None), trace=trace),
+                wanted=Wanted(prompt_logprobs=max(scored, default=None), inspect=asked),
                 grammar=grammar,
                 beams=search,
             ),

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import SamplingParams, Trace
+from model.inspection import InspectionRequest
+from model.sampling_params import SamplingParams
 from service.api.bounds import check_at_most, check_size
 from service.api.context import JobContext
 from service.api.errors import refusal
@@ -24,7 +25,7 @@ TOKEN_BYTES = 80
 """About the size of a token in an answer."""
 
 
-def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
+def trace_of(body: InspectBody, prompt: int, context: JobContext) -> InspectionRequest:
     """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
     if body.reduction == "rollout" and body.positions is not None:
         raise refusal("positions", "do not go with rollout, which is of all positions")
@@ -59,7 +60,9 @@ def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     )
 
 
-def trace_beside(body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]) -> Trace:
+def trace_beside(
+    body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]
+) -> InspectionRequest:
     """The trace of a request that looks where tokens are drawn. Raises ApiError; fewer max_tokens may help."""
     assert body.inspect is not None
     if not (body.inspect.attention or body.inspect.residual) and body.inspect.lens == body.inspect.distribution is None:
@@ -84,7 +87,7 @@ def trials_of(body: InspectBody, defaults: SamplingDefaults, context: JobContext
     return [sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, context) for change in changes]
 
 
-def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:
+def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> InspectionRequest:
     """The trace that a request asks for, without positions. Raises ApiError.
 
     `rows` is the number of positions that it will be, `cells` that of the attention weights of a head there.
@@ -107,7 +110,7 @@ def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str 
         raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
     check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
     check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
-    return Trace(
+    return InspectionRequest(
         heads=heads,
         reduction="mean" if look.reduction == "rollout" else look.reduction,
         top_keys=None if look.reduction == "rollout" else look.top_keys,

@@ -68,11 +68,11 @@ class Looking:
 
     def most(self, request: Request) -> int:
         """Limit of a request's tokens in the next step: a long look at a prompt is cut, lest the step stall."""
-        trace = request.wanted.trace
-        if self._free or trace is None:
+        asked = request.wanted.inspect
+        if self._free or asked is None:
             return request.behind
         begin = max(request.computed, request.collected)
-        later = trace.positions[bisect_left(trace.positions, begin) :]
+        later = asked.positions[bisect_left(asked.positions, begin) :]
         count = 1
         if self._usual is not None and self._position:
             count = max(1, int(self._usual / self._position))
@@ -108,7 +108,7 @@ def looks(step: Step) -> bool:
 
 def _positions(chunk: Chunk) -> int:
     """The number of positions that are looked at in a chunk, trials counted as such."""
-    return (0 if chunk.trace is None else len(chunk.trace.positions)) + len(chunk.trials)
+    return (0 if chunk.inspect is None else len(chunk.inspect.positions)) + len(chunk.trials)
 
 
 def _mean(usual: float | None, newest: float) -> float:

@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model.contract import NOTHING, Draw, SamplingParams, Wanted
+from model.contract import NOTHING, Draw, Wanted
+from model.sampling_params import SamplingParams
 from service.engine.grammars import Guide
 from service.engine.messages import FinishReason, RequestTimes
 
@@ -90,7 +91,7 @@ class Request:
     def __post_init__(self) -> None:
         self.longest = len(self.prompt) + max(0, self.params.max_tokens - 1)
         self.wishes = self.wanted.first(len(self.prompt)) is not None
-        self.looks = self.wanted.trace is not None
+        self.looks = self.wanted.inspect is not None
 
     @property
     def addressee(self) -> int:
@@ -179,8 +180,8 @@ class Request:
         They refer to `prompt` and `output` and copy neither.
         """
         allowed = None if self.guide is None else self.guide.mask
-        trace = self.wanted.trace if self.wishes else None
-        candidates = trace.distribution if trace is not None and trace.generated else None
+        asked = self.wanted.inspect if self.wishes else None
+        candidates = asked.distribution if asked is not None and asked.generated else None
         first = len(self.output) + self.promised
         return [
             Draw(self.params, self.prompt, self.output, index, self.row, self.fresh, allowed, candidates)

@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.contract import SamplingParams, StepPlan, Trace, Wanted
+from model.contract import StepPlan, Wanted
+from model.inspection import InspectionRequest
+from model.sampling_params import SamplingParams
 from service.engine.blocks import BlockPool
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 from tests.service.engine.fakes import FakeRunner, output_alone
 
-GENERATED = Wanted(trace=Trace(generated=True, lens=1))
+GENERATED = Wanted(inspect=InspectionRequest(generated=True, lens=1))
 
 
 class Clocked:
@@ -45,7 +47,7 @@ class Clocked:
 
 
 def looked(plan: StepPlan) -> int:
-    return sum(len(chunk.trace.positions) for chunk in plan.others if chunk.trace is not None)
+    return sum(len(chunk.inspect.positions) for chunk in plan.others if chunk.inspect is not None)
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.5, 3.0])
@@ -83,7 +85,7 @@ def test_those_who_look_take_turns() -> None:
 
 def test_a_look_at_a_long_prompt_is_cut_beside_others_alone() -> None:
     positions = range(0, 200, 2)
-    wanted = Wanted(trace=Trace(positions=positions, lens=1))
+    wanted = Wanted(inspect=InspectionRequest(positions=positions, lens=1))
     bench = Clocked(0.25)
     bench.add(wanted, prompt=201, tokens=1)
     plan, _ = bench.step()
@@ -114,7 +116,11 @@ def test_one_who_looks_goes_on_where_nobody_else_can() -> None:
 )
 def test_all_end_with_what_they_get_alone(kinds: list[str], cost: float, budget: int) -> None:
     bench = Clocked(cost, budget=budget)
-    wishes = {"plain": None, "looks": GENERATED, "prompt": Wanted(trace=Trace(positions=[0, 3, 50], lens=1))}
+    wishes = {
+        "plain": None,
+        "looks": GENERATED,
+        "prompt": Wanted(inspect=InspectionRequest(positions=[0, 3, 50], lens=1)),
+    }
     for number, kind in enumerate(kinds):
         bench.add(wishes[kind], prompt=60 + number, tokens=1 + number)
     for _ in range(2000):

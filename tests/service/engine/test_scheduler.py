@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from model.contract import INVALID_TOKEN, ChunkResult, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, ChunkResult, StepPlan, StepResult
+from model.sampling_params import SamplingParams
 from service.engine.blocks import BlockPool
 from service.engine.drafts import DraftPolicy, leave_open
 from service.engine.messages import Delta, deltas_of
