@@ -66,7 +66,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
         {"torch", "zmq", "transformers"},
     ),
     ("service", {"service", "model.runner_config", "model.checkpoint"} | CONTRACT, {"torch", "transformers"}),
-    ("headlight", {"service.offline", "service.inside.arrays"}, {"torch", "fastapi", "zmq"}),
+    ("headlight", {"service.offline", "service.inspection.arrays"}, {"torch", "fastapi", "zmq"}),
     ("loadtests", {"loadtests"}, {"torch", "fastapi", "zmq"}),
 ]
 

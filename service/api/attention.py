@@ -1,4 +1,4 @@
-"""Attention maps of consecutive looks as one, and attention rollout, which needs all of them."""
+"""Attention maps of consecutive inspections as one, and attention rollout, which needs all of them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Attention(NamedTuple):
 
 
 def joined(inspections: Iterable[InspectionResult]) -> Attention:
-    """The attention of looks at consecutive positions; there is at least one. Keys that some do not reach weigh 0."""
+    """The attention of consecutive inspections, at least one. Keys that some do not reach weigh 0."""
     parts = [(to_numpy(part.attention), part.attention_keys) for part in inspections if part.attention]
     width = max(weights.shape[2] for weights, _ in parts)
     wide = [np.pad(weights, ((0, 0), (0, 0), (0, width - weights.shape[2]))) for weights, _ in parts]

@@ -21,7 +21,7 @@ from service.api.bodies import EngineRoute
 from service.api.context import Context, JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
-from service.api.looks import Looks
+from service.api.inspection_writer import InspectionWriter
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.prompts import off_loop
 from service.api.requests import inspect_job
@@ -57,15 +57,15 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     job = await inspect_job(body, context, envelope)
     envelope.record.id = f"insp-{uuid4().hex}"
     try:
-        seen = await while_connected(request.receive, _look(context, job, envelope.record))
+        parts = await while_connected(request.receive, _inspected(context, job, envelope.record))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    view = View(body, context, job, seen)
-    text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: to_json(view.inspection()))
+    builder = InspectionBuilder(body, context, job, parts)
+    text = await off_loop(context, builder.numbers * CHARACTERS_A_NUMBER, lambda: to_json(builder.inspection()))
     return Response(text, media_type="application/json")
 
 
-class Seen(NamedTuple):
+class InspectionParts(NamedTuple):
     """The engine's news of a request."""
 
     tokens: list[int]
@@ -74,7 +74,7 @@ class Seen(NamedTuple):
     distributions: Sequence[Distribution]
 
     @classmethod
-    def of(cls, generation: Generation, pieces: Sequence[Piece]) -> "Seen":
+    def of(cls, generation: Generation, pieces: Sequence[Piece]) -> "InspectionParts":
         """The news of an ended generation whose pieces these are."""
         drawn = [piece for piece in pieces if piece.token is not None]
         return cls(
@@ -87,23 +87,23 @@ class Seen(NamedTuple):
         )
 
 
-async def _look(context: Context, job: GenerationRequest, record: RequestRecord) -> Seen:
+async def _inspected(context: Context, job: GenerationRequest, record: RequestRecord) -> InspectionParts:
     with open_generations(context, [job], record) as generations:
         async with aclosing(observed(record, generations)) as arriving:
             pieces = [piece async for _, piece in arriving]
-        return Seen.of(generations[0], pieces)
+        return InspectionParts.of(generations[0], pieces)
 
 
-class View:
-    """The answer to one request, made of looks at consecutive positions."""
+class InspectionBuilder:
+    """Makes the answer to one request of the results for consecutive positions."""
 
-    def __init__(self, body: InspectBody, context: JobContext, job: GenerationRequest, seen: Seen) -> None:
+    def __init__(self, body: InspectBody, context: JobContext, job: GenerationRequest, parts: InspectionParts) -> None:
         self._body = body
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
-        self._looks = Looks(body, context.tokenizer, context.client.limits)
-        self._prompt, self._generated = job.sent.prompt, seen.tokens
-        self._inspections, self._shown = seen.inspections, seen.distributions
+        self._writer = InspectionWriter(body, context.tokenizer, context.client.limits)
+        self._prompt, self._generated = job.sent.prompt, parts.tokens
+        self._inspections, self._shown = parts.inspections, parts.distributions
         assert job.sent.wanted.inspect is not None
         self._asked = job.sent.wanted.inspect
         drawn_from = range(len(self._prompt) - 1, len(self._prompt) - 1 + len(self._generated))
@@ -123,7 +123,9 @@ class View:
     def inspection(self) -> Inspection:
         """The whole answer."""
         ids = [*self._prompt, *self._generated]
-        tokens = [InspectedToken(**self._looks.token(id), generated=p >= len(self._prompt)) for p, id in enumerate(ids)]
+        tokens = [
+            InspectedToken(**self._writer.token(id), generated=p >= len(self._prompt)) for p, id in enumerate(ids)
+        ]
         answer = Inspection(object="inspection", model=self._model, tokens=tokens, positions=self._positions)
         if self._body.details:
             answer.text = self._add_details(ids, tokens)
@@ -137,10 +139,10 @@ class View:
             answer.residual = InspectedResidual(stream=self._joined("stream"), added=self._joined("added"))
         embedded = [part.embedding for part in self._inspections if part.embedding is not None]
         if embedded:
-            answer.embedding = self._looks.embedding(embedded)
+            answer.embedding = self._writer.embedding(embedded)
         encodings = [part.encoding for part in self._inspections if part.encoding is not None]
         if encodings:
-            answer.position_encoding = self._looks.encoding(encodings)
+            answer.position_encoding = self._writer.encoding(encodings)
         if self._body.lens is not None:
             answer.lens = self._lens()
         if self._body.distribution is not None:
@@ -160,7 +162,7 @@ class View:
     def _respelling(self, name: Spelling, text: str) -> Respelling:
         frame = self._body.add_special_tokens is not False
         ids = self._tokenizer.encode(text, add_special_tokens=frame, parse_special=True)
-        tokens = [SpeltToken(**self._looks.token(id)) for id in ids]
+        tokens = [SpeltToken(**self._writer.token(id)) for id in ids]
         if self._body.details:
             self._add_details(ids, tokens)
         return Respelling(name=name, text=text, tokens=tokens)
@@ -171,10 +173,10 @@ class View:
             attention = attention._replace(weights=rollout(attention.weights))
             if self._body.top_keys is not None:
                 attention = heaviest(attention.weights, self._body.top_keys)
-        return self._looks.attention(attention)
+        return self._writer.attention(attention)
 
     def _joined(self, name: str) -> Numbers:
-        return self._looks.numbers(
+        return self._writer.numbers(
             np.concatenate([to_numpy(getattr(part, name)) for part in self._inspections], axis=1)
         )
 
@@ -182,7 +184,7 @@ class View:
         """The distributions of the trials, then of the generated tokens."""
         named = range(len(self._body.settings)) if self._body.settings else [None] * len(self._asked.settings)
         settings = [*named] * len(self._asked.positions) + [None] * len(self._generated)
-        return [self._looks.distribution(shown, setting) for shown, setting in zip(self._shown, settings, strict=True)]
+        return [self._writer.distribution(shown, setting) for shown, setting in zip(self._shown, settings, strict=True)]
 
     def _lens(self) -> list[list[LensEntry]]:
         """[stages][positions]."""
@@ -191,7 +193,7 @@ class View:
         last = len(self._prompt) + len(self._generated) - 1
         return [
             [
-                self._looks.lens_entry(entry, followed=position < last)
+                self._writer.lens_entry(entry, followed=position < last)
                 for position, entry in zip(self._positions, entries, strict=True)
             ]
             for entries in stages

@@ -80,18 +80,18 @@ class Request:
     plain: bool = False
     """Whether it wanted tokens alone when it got its row."""
     turn: int = 0
-    """Number of its newest turn to look inside (`looking.py`)."""
+    """Number of its newest turn to look inside (`inspection_turns.py`)."""
     longest: int = field(init=False)
     """Number of tokens to compute in all: prompt and output without the last output token, which no other follows."""
     wishes: bool = field(init=False)
     """Whether anything is wanted of it beside drawn tokens."""
-    looks: bool = field(init=False)
+    inspects: bool = field(init=False)
     """Whether it looks inside."""
 
     def __post_init__(self) -> None:
         self.longest = len(self.prompt) + max(0, self.params.max_tokens - 1)
         self.wishes = self.wanted.first(len(self.prompt)) is not None
-        self.looks = self.wanted.inspect is not None
+        self.inspects = self.wanted.inspect is not None
 
     @property
     def addressee(self) -> int:

@@ -1,4 +1,4 @@
-"""Looks inside, through the API: the form of answers, and the bounds on what may be asked."""
+"""Inspections, through the API: the form of answers, and the bounds on what may be asked."""
 
 import base64
 import struct
@@ -15,9 +15,9 @@ from model.limits import ModelSize
 from model.sampling.orders import ORDERS
 from model.sampling.transforms import TRANSFORMS
 from model.token_logprobs import TokenLogprobs
-from service.api.looks import Looks
+from service.api.inspection_requests import MOST_STAGES
+from service.api.inspection_writer import InspectionWriter
 from service.api.schemas.inspect import InspectBody
-from service.api.traces import MOST_STAGES
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, FakeTokenizer, calling, events
 from tests.speed import slowness, turns_of_the_loop
@@ -28,8 +28,8 @@ def array(*shape: int) -> Array:
     return Array(shape, struct.pack(f"<{count}f", *(index / 8 for index in range(count))))
 
 
-def look(positions: list[int], keys: int, heads: int = 1) -> InspectionResult:
-    """A look whose lens says the position's own number everywhere."""
+def result(positions: list[int], keys: int, heads: int = 1) -> InspectionResult:
+    """A result whose lens says the position's own number everywhere."""
     lens = [[TokenLogprobs(-1.0, [65], [-0.5], 7) for _ in positions] for _ in range(LIMITS.layers + 1)]
     stages = 2 * LIMITS.layers
     return InspectionResult(
@@ -56,9 +56,9 @@ async def test_looks_of_several_chunks_are_one_answer() -> None:
     async with calling() as caller:
         scripted(
             caller,
-            Delta(0, [], None, inspection=look([0, 1], 2), times=TIMES),
-            Delta(0, [72], None, inspection=look([2], 3), times=TIMES),
-            Delta(0, [73], None, "length", inspection=look([3], 4), times=TIMES),
+            Delta(0, [], None, inspection=result([0, 1], 2), times=TIMES),
+            Delta(0, [72], None, inspection=result([2], 3), times=TIMES),
+            Delta(0, [73], None, "length", inspection=result([3], 4), times=TIMES),
         )
         body = await inspect(caller, attention=[[1, 0]], residual=True, lens=1, max_tokens=2)
     assert [(token["text"], token["generated"]) for token in body["tokens"]] == [
@@ -89,7 +89,7 @@ async def test_looks_of_several_chunks_are_one_answer() -> None:
 
 async def test_numbers_may_come_as_half_precision() -> None:
     async with calling() as caller:
-        scripted(caller, Delta(0, [], None, "length", inspection=look([2], 3, 6), times=TIMES))
+        scripted(caller, Delta(0, [], None, "length", inspection=result([2], 3, 6), times=TIMES))
         body = await inspect(caller, attention="all", positions=[2], encoding_format="base64")
     heads = [[layer, head] for layer in range(LIMITS.layers) for head in range(LIMITS.heads)]
     assert body["attention"]["heads"] == heads
@@ -100,7 +100,7 @@ async def test_numbers_may_come_as_half_precision() -> None:
 
 
 def reduced(positions: list[int], keys: int, top: int | None = None) -> InspectionResult:
-    """A look at one map for each layer, or at its heaviest keys, which are the position and those before it."""
+    """A result with one map for each layer, or at its heaviest keys, which are the position and those before it."""
     if top is None:
         return InspectionResult(positions=positions, attention=array(LIMITS.layers, len(positions), keys))
     shape = (LIMITS.layers, len(positions), top)
@@ -245,7 +245,7 @@ def floats(*numbers: float) -> Array:
 
 
 async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> None:
-    def seen(positions: list[int]) -> InspectionResult:
+    def inputs(positions: list[int]) -> InspectionResult:
         count = len(positions)
         rotary = [
             RotaryAngles(layers=layers, magnitude=1.5, frequencies=floats(1, 1e-6), angles=array(count, 2))
@@ -264,8 +264,8 @@ async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> No
     async with calling() as caller:
         scripted(
             caller,
-            Delta(0, [], None, inspection=seen([0, 1]), times=TIMES),
-            Delta(0, [], None, "length", inspection=seen([2]), times=TIMES),
+            Delta(0, [], None, inspection=inputs([0, 1]), times=TIMES),
+            Delta(0, [], None, "length", inspection=inputs([2]), times=TIMES),
         )
         body = await inspect(caller, embedding=2, embedding_vectors=True, position_encoding=True)
         near = [{"id": 66, "text": "B", "cosine": 0.5}, {"id": 67, "text": "C", "cosine": -0.25}]
@@ -418,7 +418,7 @@ def drawing(caller: Caller) -> None:
                 [token],
                 None,
                 "length" if place == 2 else None,
-                inspection=look([4 + place], 5 + place),
+                inspection=result([4 + place], 5 + place),
                 distributions=[shown(4 + place, token)],
                 times=TIMES,
             )
@@ -427,7 +427,7 @@ def drawing(caller: Caller) -> None:
     )
 
 
-def check_seen(seen: list[dict[str, Any]]) -> None:
+def check_inspections(seen: list[dict[str, Any]]) -> None:
     assert [(one["position"], one["token"]) for one in seen] == [(4, 0xC3), (5, 0xA9), (6, 74)]
     for one in seen:
         keys = one["position"] + 1
@@ -453,8 +453,8 @@ async def test_generation_is_looked_at_token_by_token(route: str) -> None:
         drawing(caller)
         (plain,) = (await send(max_tokens=3)).json()["choices"]
     assert done is None
-    check_seen(whole["inspection"])
-    check_seen([chunk["choices"][0]["inspection"] for chunk in chunks if "inspection" in chunk["choices"][0]])
+    check_inspections(whole["inspection"])
+    check_inspections([chunk["choices"][0]["inspection"] for chunk in chunks if "inspection" in chunk["choices"][0]])
     assert "inspection" not in plain
     asked = [stream.wanted.inspect for stream in caller.engine.streams]
     assert asked[0] == asked[1]
@@ -495,7 +495,7 @@ def test_a_listed_token_has_bytes_where_its_text_does_not_tell_them() -> None:
     body = InspectBody(prompt="a", embedding=2)
     tokens = [0xC3, 65]
     near = [[(token, 0.5) for token in tokens]]
-    told = Looks(body, FakeTokenizer(), LIMITS).embedding([Embedded(norms=array(1), nearest=near)])
+    told = InspectionWriter(body, FakeTokenizer(), LIMITS).embedding([Embedded(norms=array(1), nearest=near)])
     assert told.nearest[0] == [
         {"id": 0xC3, "text": "\ufffd", "bytes": [0xC3], "cosine": 0.5},
         {"id": 65, "text": "A", "cosine": 0.5},
