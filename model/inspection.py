@@ -14,7 +14,8 @@
 | distribution | a draw's probabilities, in stages from the model's own to those that the token is drawn from |
 | trial | a draw that is made for its distribution alone |
 
-A trace is something else: OpenTelemetry's spans of an HTTP request (`service.observability.traces`).
+Traces are OpenTelemetry's spans of HTTP requests (`service.observability.traces`); the probes of `service.api` are
+Kubernetes' own.
 
 Like `model.contract`, whose chunks and results carry them, this module imports the standard library alone.
 """
