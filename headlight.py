@@ -1,6 +1,6 @@
 """Headlight as a library: `from headlight import LLM, SamplingParams`."""
 
-from service.inside.arrays import DrawnInspection, Inspection
+from service.inspection.arrays import DrawnInspection, Inspection
 from service.offline import LLM, CompletionOutput, RequestError, RequestOutput, SamplingParams
 
 __all__ = [

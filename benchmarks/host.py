@@ -22,13 +22,14 @@ import torch
 import zmq
 
 from model.batch import make_batch
-from model.contract import Draws, Runner, SamplingParams, StepPlan, StepResult
+from model.contract import Draws, Runner, StepPlan, StepResult
 from model.limits import ModelLimits, RunnerInfo
 from model.runner import chunk_results
 from model.runner_config import RunnerConfig
 from model.sampling.choice import Choice
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings, settings_of
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.endpoint import endpoint
 from service.engine.messages import EngineRequest, Ready, Report, Submit

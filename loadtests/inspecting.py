@@ -18,19 +18,19 @@ from loadtests.client import Client, ServerError, Target
 from loadtests.sse import Answer
 from loadtests.workloads import words
 
-LOOK = {"attention": "all", "reduction": "mean", "residual": True, "lens": 5, "distribution": 5}
+INSPECT = {"attention": "all", "reduction": "mean", "residual": True, "lens": 5, "distribution": 5}
 PROMPT_TOKENS = 128
 
 
-def neighbours(target: Target, others: int, output_tokens: int, look: dict[str, Any] | None) -> list[Answer]:
-    """The answers of `others` requests beside one more, which looks inside unless `look` is None."""
+def neighbours(target: Target, others: int, output_tokens: int, inspect: dict[str, Any] | None) -> list[Answer]:
+    """The answers of `others` requests beside one more, which looks inside unless `inspect` is None."""
     rng = random.Random()
     answers: dict[int, Answer] = {}
 
     def decode(place: int) -> None:
         body = target.completion(words(rng, PROMPT_TOKENS), output_tokens) | {"temperature": 0}
-        if place == 0 and look is not None:
-            body["inspect"] = look
+        if place == 0 and inspect is not None:
+            body["inspect"] = inspect
         with Client(target.url) as client:
             answers[place] = client.stream("/v1/completions", body)[0]
 
@@ -51,13 +51,13 @@ def figures(answers: list[Answer]) -> dict[str, float]:
 
 
 def measure(target: Target, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The figures of all rounds together, without a look and with one."""
-    looks = {"without": None, "with": json.loads(args.look)}
-    answers: dict[str, list[Answer]] = {name: [] for name in looks}
-    neighbours(target, args.others, args.output_tokens, looks["with"])  # Compiles what is compiled when first used.
+    """The figures of all rounds together, without an inspection and with one."""
+    fields = {"without": None, "with": json.loads(args.inspect)}
+    answers: dict[str, list[Answer]] = {name: [] for name in fields}
+    neighbours(target, args.others, args.output_tokens, fields["with"])  # Compiles what is compiled when first used.
     for _ in range(args.rounds):
-        for name, look in looks.items():
-            answers[name] += neighbours(target, args.others, args.output_tokens, look)
+        for name, inspect in fields.items():
+            answers[name] += neighbours(target, args.others, args.output_tokens, inspect)
     return {name: figures(found) for name, found in answers.items()}
 
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=7, help="requests beside the one that looks inside")
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--look", default=json.dumps(LOOK), help="the field inspect, as JSON")
+    parser.add_argument("--inspect", default=json.dumps(INSPECT), help="the field inspect, as JSON")
     args = parser.parse_args()
     try:
         with Client(args.url) as client:
@@ -78,9 +78,8 @@ def main() -> None:
     except ServerError as error:
         raise SystemExit(str(error)) from None
     for name, row in found.items():
-        print(
-            f"{name:8} a look: " + ", ".join(f"{key} {value:7.2f}" for key, value in row.items()) + " ms between tokens"
-        )
+        told = ", ".join(f"{key} {value:7.2f}" for key, value in row.items())
+        print(f"{name:8} inspect: {told} ms between tokens")
     growth = {key: 100 * (found["with"][key] / found["without"][key] - 1) for key in found["with"]}
     print("growth: " + ", ".join(f"{key} {percent:+.1f}%" for key, percent in growth.items()))
 

@@ -1,4 +1,4 @@
-"""Attention maps as a trace asks for them: reduced over heads, and to the heaviest keys of each row."""
+"""Attention maps as an inspection request asks for them: reduced over heads, and to the heaviest keys of each row."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple

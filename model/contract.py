@@ -8,105 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, overload
 
+from model.array import Array
+from model.inspection import Distribution, InspectionRequest, InspectionResult
 from model.limits import ModelLimits, RunnerInfo
-from model.seen import Array, Distribution, Inside, TokenLogprobs
-
-FilterOrder = Literal["transformers", "vllm", "llama.cpp"]
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 
 INVALID_TOKEN = -1
 """The entry of `ChunkResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """The settings by which one request draws its tokens and ends. Its values have been validated before.
-
-    A temperature of 0 is greedy decoding. Every filter and penalty is off at its default.
-    """
-
-    max_tokens: int
-    """Limit of generated tokens; a request that reaches it ends with the reason "length"."""
-    min_tokens: int = 0
-    """Number of tokens that must be generated before any of `stop_token_ids` can be drawn."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the request when drawn; they include the model's end tokens unless the request ignores those."""
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    top_n_sigma: float = 0.0
-    """Number of standard deviations below the highest logit within which tokens are kept; 0 keeps all."""
-    filter_order: FilterOrder = "transformers"
-    """Whose order the filters come in; `model.sampling.orders` has each."""
-    seed: int = 0
-    """Seed of the random numbers, 0 <= seed < 2**63. Token i of a request depends on (seed, i) and its logits alone."""
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    allowed: bytes | None = None
-    """Mask of the tokens that may be drawn, as in `Draw`."""
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    """Sequences of tokens, none empty, that the output never contains: the last of one is not drawn behind the others.
-    """
-    logprobs: int | None = None
-    """Number n of likeliest tokens whose log-probabilities are reported beside the drawn token's; None: report none."""
-
-    @property
-    def reads_output(self) -> bool:
-        """Whether a draw needs the request's earlier tokens themselves, and not only the logits that they led to."""
-        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        return penalties != (0, 0, 1) or any(len(word) > 1 for word in self.bad_words)
-
-    @property
-    def restricts(self) -> bool:
-        """Whether the request itself may leave no token to draw."""
-        return self.allowed is not None or bool(self.bad_words) or self.min_tokens > 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """A wish to look inside the decoder at positions of one request. Positions count from its first token."""
-
-    positions: Sequence[int] = ()
-    """Ascending positions of the prompt."""
-    generated: bool = False
-    """Whether the positions from whose logits tokens are drawn are recorded too, beginning with the prompt's last."""
-    heads: Sequence[tuple[int, int]] = ()
-    """(layer, head) pairs whose attention weights are recorded."""
-    reduction: Literal["mean", "max"] | None = None
-    """The way in which the named heads of a layer become one map; None: each keeps its own."""
-    top_keys: int | None = None
-    """Number of heaviest keys of each row that are recorded; None: all keys."""
-    stream: bool = False
-    """Whether the residual stream's norms are recorded, and those of what attention and MLP add to it."""
-    lens: int | None = None
-    """Number of likeliest tokens that each layer's residual stream would give; None: no such logit lens."""
-    embedding: int | None = None
-    """Number of tokens with the nearest embeddings that are told of each position's token; None: nothing is."""
-    vectors: bool = False
-    """Whether the embeddings themselves are told with `embedding`."""
-    encoding: bool = False
-    """Whether the encoding of positions is told."""
-    distribution: int | None = None
-    """Number of likeliest tokens that each `Distribution` follows; None: no distributions.
-
-    They are those of the draws if `generated` is set, and those of `settings`.
-    """
-    settings: Sequence[SamplingParams] = ()
-    """Settings by which a token is drawn on trial at each of `positions`, as the first behind a prompt that ends there.
-    """
-
-    @property
-    def probes(self) -> bool:
-        """Whether the forward pass itself is looked at, and not only what goes in and the logits that come of it."""
-        return bool(self.heads) or self.stream or self.lens is not None
-
-    @property
-    def shows(self) -> bool:
-        """Whether an `Inside` comes of it, and not distributions alone."""
-        return self.distribution is None or self.probes or self.embedding is not None or self.encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,20 +26,20 @@ class Wanted:
     """Number n of likeliest tokens that are reported beside each prompt token's own log-probability; None: nothing."""
     pooling: Literal["first", "last", "mean"] | None = None
     """The prompt's hidden rows that make up its embedding; None: no embedding."""
-    trace: Trace | None = None
+    inspect: InspectionRequest | None = None
 
     def first(self, prompt: int) -> int | None:
         """The first position that must be computed and not found in a cache, in a prompt of so many tokens.
 
         It is None if nothing is wanted of the prompt.
         """
-        if self.prompt_logprobs is None and self.pooling is None and self.trace is None:
+        if self.prompt_logprobs is None and self.pooling is None and self.inspect is None:
             return None
         needed = [0] if self.prompt_logprobs is not None or self.pooling in ("first", "mean") else []
-        if self.pooling == "last" or (self.trace is not None and self.trace.generated):
+        if self.pooling == "last" or (self.inspect is not None and self.inspect.generated):
             needed.append(prompt - 1)
-        if self.trace is not None:
-            needed += self.trace.positions[:1]
+        if self.inspect is not None:
+            needed += self.inspect.positions[:1]
         return min(needed, default=None)
 
 
@@ -214,8 +123,8 @@ class Chunk:
     """Known tokens whose log-probabilities are wanted."""
     pooled: tuple[int, int] | None = None
     """The range of `tokens` whose hidden rows are to be added up, as begin and end; None: no hidden rows are wanted."""
-    trace: Trace | None = None
-    """A look inside at those of the request's positions that are in this chunk."""
+    inspect: InspectionRequest | None = None
+    """A wish to look inside at those of the request's positions that are in this chunk."""
     trials: Sequence[Draw] = ()
     """Draws that only show their distribution, each from the logits of the chunk's token at `Draw.position`.
 
@@ -350,7 +259,7 @@ class ChunkResult:
     """Log-probabilities that `Chunk.scores` asked for, in the order of the tokens."""
     pooled: Array | None = None
     """[hidden]: the sum of the rows that `Chunk.pooled` names."""
-    inside: Inside | None = None
+    inspection: InspectionResult | None = None
     distributions: Sequence[Distribution] = ()
     """The distributions of the chunk's trials, then of its draws that ask for theirs."""
     drafts: Sequence[int] = ()

@@ -30,11 +30,11 @@ class Rows:
 
 
 class Probe(Protocol):
-    """Looks at some tokens of a forward pass while it runs."""
+    """Is shown some tokens of a forward pass while it runs."""
 
     @property
     def places(self) -> Tensor:
-        """[wanted] int64, on the CPU: indices in the batch of the tokens that are looked at."""
+        """[wanted] int64, on the CPU: indices in the batch of the tokens that are shown."""
 
     def attention(self, layer: int, q: Rows, cache: LayerCache, options: AttentionOptions) -> None:
         """Queries [heads, head_dim] of a layer, once all keys are in the cache and before values are added."""

@@ -1,4 +1,4 @@
-"""Wishes of chunks beside drawn tokens: scores of known tokens, hidden rows, looks inside the decoder.
+"""Wishes of chunks beside drawn tokens: scores of known tokens, hidden rows, inspections of the decoder.
 
 A plan without such wishes costs nothing here, and wishes do not change what is drawn.
 """
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from kernels.backend import Backend
 from model.batch import Batch
-from model.contract import Chunk, ChunkResult, Draw, StepPlan, Trace
+from model.contract import Chunk, ChunkResult, Draw, StepPlan
 from model.decoder import Probe
 from model.embedding_table import EmbeddingTable
-from model.inside import Probes, Recorder, to_array
+from model.inspection import Embedded, InspectionRequest, PositionEncoding
 from model.position_encoding import position_encoding
+from model.probes import ChunkProbe, JoinedProbes
 from model.sampling.choice import Choice, choose
 from model.sampling.logprobs import ROWS_AT_ONCE, logprob_table, read_table, score
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import settings_of
-from model.seen import Embedded, PositionEncoding
 from model.spec import DecoderSpec
-from model.transfer import stage, to_host
+from model.transfer import stage, to_array, to_host
 from model.weights import DecoderWeights
 
 TRIALS_AT_ONCE = 8
@@ -56,8 +56,8 @@ class ChunkExtras:
         """`begin` is the row of the chunk's first token in the batch."""
         self._chunk = chunk
         self._begin = begin
-        trace = chunk.trace
-        self.recorder = Recorder(chunk, trace, begin, block_size, backend) if trace and trace.shows else None
+        asked = chunk.inspect
+        self.probe = ChunkProbe(chunk, asked, begin, block_size, backend) if asked and asked.has_result else None
         self._scores: Tensor | None = None
         self._lens: Tensor | None = None
         self._lens_logits: Tensor | None = None
@@ -69,23 +69,23 @@ class ChunkExtras:
 
     def look_up(self, tokens: Tensor, table: EmbeddingTable, head: Head) -> None:
         """Look up what goes into the forward pass of the batch's `tokens` [tokens] int64."""
-        trace = self._chunk.trace
-        if trace is None:
+        asked = self._chunk.inspect
+        if asked is None:
             return
-        places, positions = stage([self._places(trace), torch.tensor(trace.positions)], tokens.device)
-        if trace.embedding is not None:
+        places, positions = stage([self._places(asked), torch.tensor(asked.positions)], tokens.device)
+        if asked.embedding is not None:
             mine = tokens.index_select(0, places + self._begin)
-            cosines, ids = table.nearest(mine, trace.embedding)
+            cosines, ids = table.nearest(mine, asked.embedding)
             self._embedded = to_host(table.norms[mine]), to_host(cosines), to_host(ids)
-            self._vectors = to_host(table.rows(mine)) if trace.vectors else None
-        if trace.encoding:
+            self._vectors = to_host(table.rows(mine)) if asked.vectors else None
+        if asked.encoding:
             rows = head.weights.position_embedding
             learned = None if rows is None else to_host(rows.index_select(0, positions))
-            self._encoding = partial(position_encoding, head.spec, trace.positions, learned)
+            self._encoding = partial(position_encoding, head.spec, asked.positions, learned)
 
     def lens_rows(self) -> Tensor | None:
         """The residual streams of the logit lens, [stages * positions, hidden]; None if there is none."""
-        return None if self.recorder is None else self.recorder.lens_rows()
+        return None if self.probe is None else self.probe.lens_rows()
 
     def give_lens(self, logits: Tensor) -> None:
         """Give the logits [stages * positions, vocab] of `lens_rows`, which `take` would otherwise compute."""
@@ -94,12 +94,12 @@ class ChunkExtras:
     def take(self, hidden: Tensor, drawn: Tensor, head: Head) -> None:
         """Compute what is wanted from the batch's hidden rows and the chunk's `drawn` tokens [draws]."""
         chunk = self._chunk
-        if self.recorder:
-            self.recorder.weigh()
+        if self.probe:
+            self.probe.weigh()
         mine = hidden[self._begin : self._begin + len(chunk.tokens)]
         if chunk.pooled:
             self._pooled = to_host(mine[slice(*chunk.pooled)].float().sum(0))
-        if chunk.scores or (chunk.trace and chunk.trace.lens is not None):
+        if chunk.scores or (chunk.inspect and chunk.inspect.lens is not None):
             following = self._following(drawn)
             if chunk.scores:
                 scored = slice(chunk.scores.first, len(chunk.tokens) - (chunk.next is None))
@@ -107,7 +107,7 @@ class ChunkExtras:
                     score(head.backend, head.logits, mine[scored], following[scored], chunk.scores.top)
                 )
             if (rows := self.lens_rows()) is not None:
-                self._lens = to_host(self._look(rows, following, head))
+                self._lens = to_host(self._lens_table(rows, following, head))
         for first in range(0, len(chunk.trials), TRIALS_AT_ONCE):
             self._trials.append(self._try(mine, chunk.trials[first : first + TRIALS_AT_ONCE], head))
 
@@ -116,21 +116,21 @@ class ChunkExtras:
         chunk = self._chunk
         scores = [] if self._scores is None or not chunk.scores else read_table(self._scores.tolist(), chunk.scores.top)
         lens = None
-        if self._lens is not None and chunk.trace:
-            lens = [read_table(rows, chunk.trace.lens or 0) for rows in self._lens.tolist()]
+        if self._lens is not None and chunk.inspect:
+            lens = [read_table(rows, chunk.inspect.lens or 0) for rows in self._lens.tolist()]
         pooled = None if self._pooled is None else to_array(self._pooled)
-        inside = None if self.recorder is None else self.recorder.inside(lens)
-        if inside is not None and (self._embedded or self._encoding):
+        inspection = None if self.probe is None else self.probe.result(lens)
+        if inspection is not None and (self._embedded or self._encoding):
             encoding = None if self._encoding is None else self._encoding()
-            inside = replace(inside, embedding=self._told_embedding(), encoding=encoding)
+            inspection = replace(inspection, embedding=self._told_embedding(), encoding=encoding)
         trials = [shown for choice in self._trials for shown in choice.distributions().values()]
         return replace(
-            result, scores=scores, pooled=pooled, inside=inside, distributions=[*trials, *result.distributions]
+            result, scores=scores, pooled=pooled, inspection=inspection, distributions=[*trials, *result.distributions]
         )
 
-    def _places(self, trace: Trace) -> Tensor:
+    def _places(self, asked: InspectionRequest) -> Tensor:
         """The places [positions] int64 in the chunk of the positions that are looked at, in host memory."""
-        return torch.tensor(trace.positions) - self._chunk.start
+        return torch.tensor(asked.positions) - self._chunk.start
 
     def _told_embedding(self) -> Embedded | None:
         if self._embedded is None:
@@ -156,17 +156,17 @@ class ChunkExtras:
         settings = settings_of(trials, mine.device)
         return choose(head.backend, head.logits(mine.index_select(0, places)), trials, memory, settings).to_host()
 
-    def _look(self, rows: Tensor, following: Tensor, head: Head) -> Tensor:
+    def _lens_table(self, rows: Tensor, following: Tensor, head: Head) -> Tensor:
         """The logit lens's table [stages, positions, columns] of the streams `rows` [stages * positions, hidden]."""
-        trace = self._chunk.trace
-        assert trace is not None
-        assert trace.lens is not None
-        (places,) = stage([self._places(trace)], following.device)
+        asked = self._chunk.inspect
+        assert asked is not None
+        assert asked.lens is not None
+        (places,) = stage([self._places(asked)], following.device)
         targets = following.index_select(0, places).repeat(len(rows) // len(places))
         if self._lens_logits is not None:
-            table = logprob_table(head.backend, self._lens_logits, targets, trace.lens)
+            table = logprob_table(head.backend, self._lens_logits, targets, asked.lens)
         else:
-            table = score(head.backend, lambda some: head.logits(head.final_norm(some)), rows, targets, trace.lens)
+            table = score(head.backend, lambda some: head.logits(head.final_norm(some)), rows, targets, asked.lens)
         return table.view(-1, len(places), table.shape[1])
 
 
@@ -178,15 +178,15 @@ class Extras:
         self._extras = {
             index: ChunkExtras(chunk, batch.begins[index], block_size, backend)
             for index, chunk in enumerate(plan.others)
-            if chunk.scores or chunk.pooled or chunk.trace or chunk.trials
+            if chunk.scores or chunk.pooled or chunk.inspect or chunk.trials
         }
 
     @property
     def probe(self) -> Probe | None:
         """The probe for the forward pass; None where nobody looks inside."""
-        probes = [extras.recorder.probe for extras in self._extras.values() if extras.recorder]
-        wanted = [probe for probe in probes if probe is not None]
-        return Probes(wanted) if wanted else None
+        probes = [extras.probe for extras in self._extras.values() if extras.probe is not None]
+        needed = [probe for probe in probes if probe.needed]
+        return JoinedProbes(needed) if needed else None
 
     def look_up(self, tokens: Tensor, table: EmbeddingTable, head: Head) -> None:
         """See `ChunkExtras.look_up`."""

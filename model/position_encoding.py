@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.inside import to_array
+from model.inspection import PositionEncoding, RotaryAngles
 from model.positions import alibi_slopes, rope_frequencies
-from model.seen import PositionEncoding, RotaryAngles
 from model.spec import DecoderSpec, RopeSpec
+from model.transfer import to_array
 
 
 def encoding_width(spec: DecoderSpec) -> int:

@@ -12,7 +12,7 @@ from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache, 
 from model.decoder import Decoder, Probe, Rows
 
 KEPT_ROWS = 64
-"""Limit of tokens whose inside is kept by a replayed pass; with more of them the calls take little of the time."""
+"""Limit of tokens whose rows a replayed pass keeps for a probe; with more of them the calls take little of the time."""
 
 
 class Kept:
@@ -45,8 +45,8 @@ class Kept:
 class RecordedDecoder:
     """A decoder whose forward pass over one cache is recorded, for batches of up to `max_tokens` tokens.
 
-    A second recording keeps the inside of some tokens, at which a probe looks afterwards. It makes the same numbers, so
-    that nobody else in the batch notices that somebody looks.
+    A second recording keeps the rows of some tokens, which are shown to a probe afterwards. It makes the same numbers,
+    so that nobody else in the batch notices the probe.
     """
 
     def __init__(self, decoder: Decoder, backend: RecordingBackend, cache: KVCache, max_tokens: int) -> None:
@@ -59,7 +59,7 @@ class RecordedDecoder:
         self._cache = cache
         self._program, self._hidden = self._record(max_tokens, None)
         self._kept = Kept(backend)
-        self._seen_program, self._seen_hidden = self._record(max_tokens, self._kept)
+        self._probed_program, self._probed_hidden = self._record(max_tokens, self._kept)
 
     def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, Tensor]:
         """The program of a forward pass, and its hidden rows [tokens, hidden].
@@ -89,6 +89,6 @@ class RecordedDecoder:
             return self._hidden[: len(tokens)]
         if len(probe.places) > KEPT_ROWS:
             return self._decoder.forward(tokens, layout, cache, probe)
-        self.backend.replay(self._seen_program, tokens, layout, probe.places)
+        self.backend.replay(self._probed_program, tokens, layout, probe.places)
         self._kept.show(probe, len(tokens))
-        return self._seen_hidden[: len(tokens)]
+        return self._probed_hidden[: len(tokens)]

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from model.array import Array
+
 ALIGNMENT = 16
 """Alignment of each staged tensor in bytes; for pointers with less, Triton would compile kernels a second time."""
 
@@ -55,6 +57,12 @@ def to_host(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cuda":
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy of a tensor in host memory, for the other side of the contract. Waits for the device."""
+    host = tensor.to("cpu", torch.float32).contiguous()
+    return Array(tuple(host.shape), host.numpy().astype("<f4", copy=False).tobytes())
 
 
 class Moment:

@@ -9,8 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from model.array import Array
+from model.inspection import Distribution, InspectionResult
 from model.limits import ModelLimits
-from model.seen import Array, Distribution, Inside, TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.engine.interface import EngineClient
 from service.engine.messages import Beam, EngineRequest, Refusal, RequestTimes
 from service.engine.status import EngineLost
@@ -65,8 +67,8 @@ class Piece:
     finish_reason: Literal["stop", "length"] | None
     scores: Sequence[TokenLogprobs] = ()
     """In the first piece, the log-probabilities of the prompt's tokens but the first, if they are wanted."""
-    inside: Inside | None = None
-    """The looks inside at the positions up to the one that the token was drawn from, since the piece before."""
+    inspection: InspectionResult | None = None
+    """The inspection of the positions up to the one that the token was drawn from, since the piece before."""
     distributions: Sequence[Distribution] = ()
     """The distributions that came with the token; its own is the last of them, if it is wanted."""
     stopped: str | None = None
@@ -98,8 +100,8 @@ class Generation:
         self.pooled: list[Array] = []
         """Parts of the prompt's embedding, as in `Delta`."""
         self._logprob = 0.0
-        self.insides: list[Inside] = []
-        """Looks inside the decoder that came before any token; those that come with a token are in its piece."""
+        self.inspections: list[InspectionResult] = []
+        """Inspections that came before any token; those that come with a token are in its piece."""
         self.distributions: list[Distribution] = []
         """The distributions of trial draws that came before any token."""
         self.alternatives: list[list[Piece]] = []
@@ -147,7 +149,7 @@ class Generation:
             if delta.pooled is not None:
                 self.pooled.append(delta.pooled)
             if not delta.tokens:
-                self.insides += [] if delta.inside is None else [delta.inside]
+                self.inspections += [] if delta.inspection is None else [delta.inspection]
                 self.distributions += delta.distributions
             if delta.beams:
                 first, *self.alternatives = [self._beam(beam) for beam in delta.beams]
@@ -163,7 +165,7 @@ class Generation:
                 if scores:
                     piece.scores, scores = scores, []
                 if index == 0:
-                    piece.inside, piece.distributions = delta.inside, delta.distributions
+                    piece.inspection, piece.distributions = delta.inspection, delta.distributions
                 if piece.finish_reason is not None:
                     # Cancel at once: the engine does not know of stop strings, and the piece's reader may take its
                     # time.

@@ -16,7 +16,7 @@ from service.api.bodies import read_body
 from service.api.context import JobContext
 from service.api.envelope import Envelope
 from service.api.errors import ApiError
-from service.api.inspect import Seen, View
+from service.api.inspect import InspectionBuilder, InspectionParts
 from service.api.requests import inspect_job
 from service.api.schemas.inspect import InspectBody
 from service.api.schemas.inspection import Inspection
@@ -98,7 +98,7 @@ async def inspected(context: JobContext, body: InspectBody) -> Inspection:
     """The answer to a request to look inside, with all digits. Raises ApiError, and as `Generation` does."""
     job = await inspect_job(body, context, envelope())
     [generation], [pieces] = await generated(context, [job])
-    return View(body, context, job, Seen.of(generation, pieces)).inspection()
+    return InspectionBuilder(body, context, job, InspectionParts.of(generation, pieces)).inspection()
 
 
 async def in_parallel(items: Iterable[T], at_once: int, work: Callable[[T], Awaitable[None]]) -> None:

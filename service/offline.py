@@ -13,20 +13,20 @@ from threading import Thread
 from typing import Any, Literal, Self, TypeVar
 
 from model.checkpoint.source import DEFAULT_MODEL
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.answers import Format, chosen, usage_of
 from service.api.chat import ChatFormat
 from service.api.completions import CompletionFormat
 from service.api.context import JobContext
 from service.api.errors import ApiError, describe
-from service.api.looks import Looks
+from service.api.inspection_writer import InspectionWriter
 from service.api.requests import Job, chat_job, completion_job
 from service.api.schemas.chat import ChatBody
 from service.api.schemas.completions import CompletionBody
 from service.api.schemas.inspect import InspectBody
 from service.engine.status import EngineDead
 from service.generation import GenerationError, GenerationRefused, Piece
-from service.inside.arrays import DrawnInspection, Inspection
+from service.inspection.arrays import DrawnInspection, Inspection
 from service.local_engine import body_of, envelope, generated, in_parallel, inspected, running_engine
 from service.progress import Progress
 from service.settings import OFFLINE_SETTINGS, SettingsError, load_settings
@@ -165,7 +165,7 @@ class LLM:
 
         async def job(fields: Mapping[str, Any], context: JobContext) -> tuple[Job, Format]:
             made = await completion_job(body_of(CompletionBody, fields, context.settings), context, envelope())
-            return made, CompletionFormat(replace(made, look=None), context)
+            return made, CompletionFormat(replace(made, inspect=None), context)
 
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         each: Any = [prompts] if alone else prompts
@@ -190,7 +190,7 @@ class LLM:
             if (top := fields.get("logprobs")) is not None:
                 fields = {**fields, "logprobs": True, "top_logprobs": top}
             made = await chat_job(body_of(ChatBody, fields, context.settings), context, envelope())
-            return made, ChatFormat(replace(made, look=None), context)
+            return made, ChatFormat(replace(made, inspect=None), context)
 
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         requests = _requests("messages", [[*each] for each in conversations], sampling_params, fields)
@@ -279,7 +279,7 @@ async def _answers(
 async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutput:
     generations, drawn = await generated(context, job.generations)
     pieces = chosen(job, generations, drawn)
-    looks = None if job.look is None else Looks(job.look, context.tokenizer, context.client.limits)
+    writer = None if job.inspect is None else InspectionWriter(job.inspect, context.tokenizer, context.client.limits)
     whole: Any = layout.whole(pieces, usage_of(job, generations))
     outputs = []
     for choice, own in zip(whole.choices, pieces, strict=True):
@@ -292,7 +292,7 @@ async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutpu
                 finish_reason=choice.finish_reason,
                 logprobs=[piece.logprobs for piece in own if piece.logprobs is not None] if job.logprobs else None,
                 message=message,
-                inspection=None if looks is None else _seen(looks, own),
+                inspection=None if writer is None else _inspections(writer, own),
             )
         )
     return RequestOutput(
@@ -303,8 +303,8 @@ async def _answer(context: JobContext, job: Job, layout: Format) -> RequestOutpu
     )
 
 
-def _seen(looks: Looks, pieces: Sequence[Piece]) -> list[DrawnInspection]:
-    return [DrawnInspection.of(seen) for piece in pieces if (seen := looks.of_token(piece)) is not None]
+def _inspections(writer: InspectionWriter, pieces: Sequence[Piece]) -> list[DrawnInspection]:
+    return [DrawnInspection.of(inspection) for piece in pieces if (inspection := writer.of_token(piece)) is not None]
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.checkpoint.source import DEFAULT_MODEL
-from model.contract import FilterOrder
 from model.runner_config import CPU_SHARE, GPU_SHARE, CacheDType, DType, LoadFormat, Rounding, RunnerConfig
+from model.sampling_params import FilterOrder
 
 PREFIX = "HEADLIGHT_"
 _RUNNER = RunnerConfig(model=DEFAULT_MODEL)

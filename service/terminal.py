@@ -1,4 +1,4 @@
-"""Chat, completion and looks inside in a terminal: the engine without HTTP, each token printed as it comes.
+"""Chat, completion and inspections in a terminal: the engine without HTTP, each token printed as it comes.
 
 A command's input is a body like any client's: it is read and checked where those are.
 """
@@ -21,10 +21,10 @@ from service.api.schemas.inspect import InspectBody
 from service.command_error import CommandError
 from service.conversation import Messages, changed, system_message
 from service.generation import Generation, GenerationError, GenerationRefused
-from service.inside.arrays import Inspection
-from service.inside.drawing import Canvas, drawn
-from service.inside.npz import write_npz
-from service.inside.page import page_of
+from service.inspection.arrays import Inspection
+from service.inspection.drawing import Canvas, drawn
+from service.inspection.npz import write_npz
+from service.inspection.page import page_of
 from service.local_engine import Schema, body_of, envelope, inspected, running_engine
 from service.settings import Settings
 
@@ -91,20 +91,20 @@ async def inspect_in_terminal(
     async with running_engine(settings) as context:
         with _plainly():
             answer = await inspected(context, body)
-            seen = Inspection.of(answer)
+            inspection = Inspection.of(answer)
             if npz is not None:
-                write_npz(Path(npz), seen)
+                write_npz(Path(npz), inspection)
             if html is not None:
                 Path(html).write_text(page_of(answer), "utf-8")
             if npz is html is None:
-                _draw(seen)
+                _draw(inspection)
 
 
-def _draw(seen: Inspection) -> None:
+def _draw(inspection: Inspection) -> None:
     on_terminal = sys.stdout.isatty()
     # A file or a pipe gets lines as wide as a terminal commonly is, unless COLUMNS says otherwise.
     canvas = Canvas(shutil.get_terminal_size().columns, coloured=on_terminal and not os.environ.get("NO_COLOR"))
-    for line in drawn(seen, canvas):
+    for line in drawn(inspection, canvas):
         print(line)
 
 

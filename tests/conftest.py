@@ -29,7 +29,7 @@ LONGEST = {
     "tests/service/api/test_large_bodies.py",
     "tests/model/test_smollm2.py",
     "tests/model/test_beam_search.py",
-    "tests/model/test_seen_alike.py",
+    "tests/model/test_inspection_alike.py",
     "tests/kernels/gpu/test_attention.py",
     "tests/kernels/test_aot.py",
 }

@@ -10,12 +10,13 @@ from torch import Tensor
 from kernels.backend import Backend, KVCache
 from kernels.gpu.launch import Target
 from kernels.load import load_backend
-from model.contract import Chunk, Draw, SamplingParams, StepResult
+from model.contract import Chunk, Draw, StepResult
 from model.decoder import Decoder
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
-from model.seen import TokenLogprobs
+from model.sampling_params import SamplingParams
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
+from model.token_logprobs import TokenLogprobs
 
 CPU = torch.device("cpu")
 GREEDY = SamplingParams(max_tokens=100, temperature=0.0)

@@ -16,7 +16,10 @@ PACKAGES = ("benchmarks", "kernels", "model", "service", "loadtests")
 CLIENT_SIDE = {"service.engine.interface", "service.engine.messages", "service.engine.status"}
 """What of the engine's package is for those who use an engine."""
 
-CONTRACT = {"model.contract", "model.limits", "model.seen"}
+REPORTED = {"model.array", "model.inspection", "model.sampling_params", "model.token_logprobs"}
+"""Parts of the contract between serving and the model: settings, requests and numbers."""
+
+CONTRACT = {"model.contract", "model.limits"} | REPORTED
 """Parts of the model's package that serving may know: the integers that cross between both, and its sizes."""
 
 # The first rule whose prefix fits a module holds for it: which of our own modules it may import, and which
@@ -27,9 +30,12 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("benchmarks.host", {"benchmarks", "model", "service.engine"}, {"fastapi", "tokenizers"}),
     ("benchmarks", {"benchmarks", "kernels", "model"}, {"fastapi", "zmq", "msgspec", "tokenizers"}),
     ("kernels", {"kernels"}, {"fastapi", "zmq", "msgspec", "tokenizers", "transformers"}),
-    ("model.contract", {"model.limits", "model.seen"}, {"torch", "numpy", "msgspec"}),
+    ("model.contract", {"model.limits"} | REPORTED, {"torch", "numpy", "msgspec"}),
     ("model.limits", set(), {"torch", "numpy", "msgspec"}),
-    ("model.seen", set(), {"torch", "numpy", "msgspec"}),
+    ("model.inspection", REPORTED, {"torch", "numpy", "msgspec"}),
+    ("model.array", set(), {"torch", "numpy", "msgspec"}),
+    ("model.sampling_params", set(), {"torch", "numpy", "msgspec"}),
+    ("model.token_logprobs", set(), {"torch", "numpy", "msgspec"}),
     ("model.runner_config", set(), {"torch", "numpy", "msgspec", "pydantic"}),
     ("model.spec", set(), {"torch", "numpy", "msgspec"}),
     ("model.loading.machine", set(), {"torch", "numpy", "msgspec"}),
@@ -60,7 +66,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
         {"torch", "zmq", "transformers"},
     ),
     ("service", {"service", "model.runner_config", "model.checkpoint"} | CONTRACT, {"torch", "transformers"}),
-    ("headlight", {"service.offline", "service.inside.arrays"}, {"torch", "fastapi", "zmq"}),
+    ("headlight", {"service.offline", "service.inspection.arrays"}, {"torch", "fastapi", "zmq"}),
     ("loadtests", {"loadtests"}, {"torch", "fastapi", "zmq"}),
 ]
 

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import torch
 
-from model.contract import Chunk, Draw, SamplingParams, StepPlan
+from model.contract import Chunk, Draw, StepPlan
 from model.limits import ModelLimits
 from model.loading.cache import DeviceMemory
 from model.loading.machine import available_memory
+from model.sampling_params import SamplingParams
 
 Probe = Callable[[torch.device, Callable[[], object]], DeviceMemory]
 """Runs a step on a device and measures the memory in use afterwards."""

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from kernels.backend import Backend
 from model.contract import INVALID_TOKEN, Draw, Draws
+from model.inspection import Distribution
 from model.sampling.logprobs import logprob_table, read_entry
 from model.sampling.memory import TokenMemory
 from model.sampling.settings import BatchSettings
 from model.sampling.waterfall import Waterfall, WaterfallTable
-from model.seen import Distribution, TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from model.transfer import to_host
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 
 ROWS_AT_ONCE = 64
 """Rows of logits that `score` computes at once, lest a long prompt's logits take gigabytes."""

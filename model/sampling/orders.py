@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from model.contract import FilterOrder, SamplingParams
+from model.sampling_params import FilterOrder, SamplingParams
 
 Asks = Callable[[SamplingParams], bool]
 """Whether a draw by these settings asks for something."""

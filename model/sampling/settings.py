@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from kernels.backend import SamplingBatch
-from model.contract import Draw, Draws, SamplingParams
+from model.contract import Draw, Draws
 from model.sampling.orders import BACKEND, TRANSFORMED
 from model.sampling.transforms import TRANSFORMS, Transform
+from model.sampling_params import SamplingParams
 from model.transfer import host_tensor, stage_named
 
 

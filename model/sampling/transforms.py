@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.contract import Draw, Draws, SamplingParams
+from model.contract import Draw, Draws
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import TRANSFORMED
+from model.sampling_params import SamplingParams
 from model.transfer import stage
 
 Entry = tuple[int, int, float]

@@ -14,9 +14,9 @@ from torch import Tensor
 from kernels.backend import Backend, SamplingBatch, Weighed
 from kernels.reference_sampling import exponentials, stream_keys, uniforms
 from model.contract import Draw
+from model.inspection import Distribution, Stage
 from model.sampling.orders import ASKED, BACKEND, TRANSFORMED
 from model.sampling.transforms import Transform
-from model.seen import Distribution, Stage
 from model.transfer import stage, to_host
 
 _OFF = {"top_k": 0, "top_p": 1, "min_p": 0}

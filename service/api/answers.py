@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from service.api.context import Context, JobContext
 from service.api.errors import ApiError
-from service.api.looks import Looks
+from service.api.inspection_writer import InspectionWriter
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import Job
 from service.api.schemas.answers import PromptTokensDetails, Usage
@@ -42,7 +42,9 @@ class Layout(ABC):
         self.id = f"{self.prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model = context.model_name
-        self.looks = Looks(job.look, context.tokenizer, context.client.limits) if job.look is not None else None
+        self.inspection_writer = (
+            InspectionWriter(job.inspect, context.tokenizer, context.client.limits) if job.inspect is not None else None
+        )
 
     @abstractmethod
     def begin(self, usage: Callable[[], Usage]) -> Iterator[bytes]:
@@ -98,7 +100,7 @@ class Format(Layout):
 
     def tells(self, piece: Piece) -> bool:
         """Whether a piece has something to tell beside its text."""
-        if piece.finish_reason is not None or self.looks is not None:
+        if piece.finish_reason is not None or self.inspection_writer is not None:
             return True
         return self.job.logprobs or self.job.return_token_ids
 
@@ -106,10 +108,10 @@ class Format(Layout):
         """Whether the chunk of a piece, in whichever place of the stream, has nothing but its text to tell."""
         return not (self.tells(piece) or self.job.continuous_usage or self.job.prompt_logprobs is not None)
 
-    def seen(self, pieces: Sequence[Piece]) -> list[TokenInspection]:
-        """The looks inside at the places where the tokens of some pieces were drawn; none if nobody asked."""
-        looks = self.looks
-        return [] if looks is None else [seen for piece in pieces if (seen := looks.of_token(piece)) is not None]
+    def inspections(self, pieces: Sequence[Piece]) -> list[TokenInspection]:
+        """The inspections of the places where the tokens of some pieces were drawn; none if nobody asked."""
+        writer = self.inspection_writer
+        return [] if writer is None else [found for piece in pieces if (found := writer.of_token(piece)) is not None]
 
     @abstractmethod
     def closing(self, usage: Usage) -> BaseModel:

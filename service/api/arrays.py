@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from model.seen import Array
+from model.array import Array
 from service.api.schemas.arrays import rounded
 
 _PIECE = 4096

@@ -1,4 +1,4 @@
-"""Attention maps of consecutive looks as one, and attention rollout, which needs all of them."""
+"""Attention maps of consecutive inspections as one, and attention rollout, which needs all of them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.seen import Inside
+from model.inspection import InspectionResult
 from service.api.arrays import to_numpy
 
 Weights = NDArray[np.float32]
@@ -24,9 +24,9 @@ class Attention(NamedTuple):
         return Attention(self.weights[:, -1], None if self.keys is None else self.keys[:, -1])
 
 
-def joined(insides: Iterable[Inside]) -> Attention:
-    """The attention of looks at consecutive positions; there is at least one. Keys that some do not reach weigh 0."""
-    parts = [(to_numpy(inside.attention), inside.attention_keys) for inside in insides if inside.attention]
+def joined(inspections: Iterable[InspectionResult]) -> Attention:
+    """The attention of consecutive inspections, at least one. Keys that some do not reach weigh 0."""
+    parts = [(to_numpy(part.attention), part.attention_keys) for part in inspections if part.attention]
     width = max(weights.shape[2] for weights, _ in parts)
     wide = [np.pad(weights, ((0, 0), (0, 0), (0, width - weights.shape[2]))) for weights, _ in parts]
     keys = [to_numpy(keys).astype(np.int32) for _, keys in parts if keys is not None]

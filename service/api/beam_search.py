@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.api.errors import refusal
 from service.api.schemas.generation import GenerationBody
 from service.engine.messages import BeamSearch, Grammar

@@ -79,8 +79,8 @@ class ChatFormat(Format):
         )
         if self.job.return_token_ids:
             choice.token_ids = [] if piece.token is None else [piece.token]
-        for seen in self.seen([piece]):
-            choice.inspection = seen
+        for inspection in self.inspections([piece]):
+            choice.inspection = inspection
         return self._chunk([choice], self.counts(usage) | self._scores(piece))
 
     def closing(self, usage: Usage) -> ChatChunk:
@@ -110,8 +110,8 @@ class ChatFormat(Format):
         )
         if self.job.return_token_ids:
             choice.token_ids = [piece.token for piece in pieces if piece.token is not None]
-        if self.looks is not None:
-            choice.inspection = self.seen(pieces)
+        if self.inspection_writer is not None:
+            choice.inspection = self.inspections(pieces)
         return choice
 
     def _read(self, index: int, piece: Piece) -> MessageDelta:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.answers import Format, answer
 from service.api.bodies import EngineRoute
 from service.api.context import JobContext, Served
@@ -60,8 +60,8 @@ class CompletionFormat(Format):
         self._told[index] = True
         echo = self.job.echo[index] if first and self.job.scores_echo else ""
         choice = self._choice(index, echo + piece.text, [piece], scored=first)
-        for seen in self.seen([piece]):
-            choice.inspection = seen
+        for inspection in self.inspections([piece]):
+            choice.inspection = inspection
         return self._chunk(choice, usage)
 
     def closing(self, usage: Usage) -> Completion:
@@ -74,9 +74,9 @@ class CompletionFormat(Format):
             )
             for index, own in enumerate(pieces)
         ]
-        if self.looks is not None:
+        if self.inspection_writer is not None:
             for choice, own in zip(choices, pieces, strict=True):
-                choice.inspection = self.seen(own)
+                choice.inspection = self.inspections(own)
         return self._envelope(choices, {"usage": usage})
 
     def _chunk(self, choice: CompletionChoice, usage: Usage | None) -> Completion:

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.seen import Distribution, Inside
+from model.inspection import Distribution, InspectionResult
 from service.api.answers import observed, open_generations
 from service.api.arrays import to_json, to_numpy
 from service.api.attention import heaviest, joined, rollout
@@ -21,7 +21,7 @@ from service.api.bodies import EngineRoute
 from service.api.context import Context, JobContext, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
-from service.api.looks import Looks
+from service.api.inspection_writer import InspectionWriter
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.prompts import off_loop
 from service.api.requests import inspect_job
@@ -57,64 +57,65 @@ async def inspect(body: InspectBody, request: Request, context: Served) -> Respo
     job = await inspect_job(body, context, envelope)
     envelope.record.id = f"insp-{uuid4().hex}"
     try:
-        seen = await while_connected(request.receive, _look(context, job, envelope.record))
+        parts = await while_connected(request.receive, _inspected(context, job, envelope.record))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    view = View(body, context, job, seen)
-    text = await off_loop(context, view.numbers * CHARACTERS_A_NUMBER, lambda: to_json(view.inspection()))
+    builder = InspectionBuilder(body, context, job, parts)
+    text = await off_loop(context, builder.numbers * CHARACTERS_A_NUMBER, lambda: to_json(builder.inspection()))
     return Response(text, media_type="application/json")
 
 
-class Seen(NamedTuple):
+class InspectionParts(NamedTuple):
     """The engine's news of a request."""
 
     tokens: list[int]
     """The generated ones."""
-    insides: Sequence[Inside]
+    inspections: Sequence[InspectionResult]
     distributions: Sequence[Distribution]
 
     @classmethod
-    def of(cls, generation: Generation, pieces: Sequence[Piece]) -> "Seen":
+    def of(cls, generation: Generation, pieces: Sequence[Piece]) -> "InspectionParts":
         """The news of an ended generation whose pieces these are."""
         drawn = [piece for piece in pieces if piece.token is not None]
         return cls(
             tokens=[piece.token for piece in drawn if piece.token is not None],
-            insides=[*generation.insides, *(piece.inside for piece in drawn if piece.inside is not None)],
+            inspections=[
+                *generation.inspections,
+                *(piece.inspection for piece in drawn if piece.inspection is not None),
+            ],
             distributions=[*generation.distributions, *(shown for piece in drawn for shown in piece.distributions)],
         )
 
 
-async def _look(context: Context, job: GenerationRequest, record: RequestRecord) -> Seen:
+async def _inspected(context: Context, job: GenerationRequest, record: RequestRecord) -> InspectionParts:
     with open_generations(context, [job], record) as generations:
         async with aclosing(observed(record, generations)) as arriving:
             pieces = [piece async for _, piece in arriving]
-        return Seen.of(generations[0], pieces)
+        return InspectionParts.of(generations[0], pieces)
 
 
-class View:
-    """The answer to one request, made of looks at consecutive positions."""
+class InspectionBuilder:
+    """Makes the answer to one request of the results for consecutive positions."""
 
-    def __init__(self, body: InspectBody, context: JobContext, job: GenerationRequest, seen: Seen) -> None:
+    def __init__(self, body: InspectBody, context: JobContext, job: GenerationRequest, parts: InspectionParts) -> None:
         self._body = body
         self._tokenizer: Tokenizer = context.tokenizer
         self._model = context.model_name
-        self._looks = Looks(body, context.tokenizer, context.client.limits)
-        self._prompt, self._generated = job.sent.prompt, seen.tokens
-        self._insides, self._shown = seen.insides, seen.distributions
-        assert job.sent.wanted.trace is not None
-        self._trace = job.sent.wanted.trace
+        self._writer = InspectionWriter(body, context.tokenizer, context.client.limits)
+        self._prompt, self._generated = job.sent.prompt, parts.tokens
+        self._inspections, self._shown = parts.inspections, parts.distributions
+        assert job.sent.wanted.inspect is not None
+        self._asked = job.sent.wanted.inspect
         drawn_from = range(len(self._prompt) - 1, len(self._prompt) - 1 + len(self._generated))
-        self._positions = sorted({*self._trace.positions, *drawn_from})
+        self._positions = sorted({*self._asked.positions, *drawn_from})
 
     @property
     def numbers(self) -> int:
         """About how many numbers the answer has."""
-        arrays = [array for inside in self._insides for array in (inside.attention, inside.stream) if array]
+        arrays = [array for part in self._inspections for array in (part.attention, part.stream) if array]
         candidates = sum(len(shown.candidates) * len(shown.stages) for shown in self._shown)
-        arrays += [inside.encoding.learned for inside in self._insides if inside.encoding and inside.encoding.learned]
-        arrays += [
-            inside.embedding.vectors for inside in self._insides if inside.embedding and inside.embedding.vectors
-        ]
+        arrays += [part.encoding.learned for part in self._inspections if part.encoding and part.encoding.learned]
+        arrays += [part.embedding.vectors for part in self._inspections if part.embedding and part.embedding.vectors]
         lens = 40 * len(self._positions) * (self._body.lens or 0)
         spelt = 40 * len(self._body.prompt) if self._body.spellings and self._body.prompt else 0
         return sum(len(array.data) // 4 for array in arrays) + lens + 5 * candidates + spelt
@@ -122,7 +123,9 @@ class View:
     def inspection(self) -> Inspection:
         """The whole answer."""
         ids = [*self._prompt, *self._generated]
-        tokens = [InspectedToken(**self._looks.token(id), generated=p >= len(self._prompt)) for p, id in enumerate(ids)]
+        tokens = [
+            InspectedToken(**self._writer.token(id), generated=p >= len(self._prompt)) for p, id in enumerate(ids)
+        ]
         answer = Inspection(object="inspection", model=self._model, tokens=tokens, positions=self._positions)
         if self._body.details:
             answer.text = self._add_details(ids, tokens)
@@ -130,16 +133,16 @@ class View:
             answer.offsets = spans_of(self._tokenizer, ids)
         if self._body.spellings:
             answer.spellings = self._spellings()
-        if self._body.attention and self._insides:
+        if self._body.attention and self._inspections:
             answer.attention = self._attention()
-        if self._body.residual and self._insides:
+        if self._body.residual and self._inspections:
             answer.residual = InspectedResidual(stream=self._joined("stream"), added=self._joined("added"))
-        embedded = [inside.embedding for inside in self._insides if inside.embedding is not None]
+        embedded = [part.embedding for part in self._inspections if part.embedding is not None]
         if embedded:
-            answer.embedding = self._looks.embedding(embedded)
-        encodings = [inside.encoding for inside in self._insides if inside.encoding is not None]
+            answer.embedding = self._writer.embedding(embedded)
+        encodings = [part.encoding for part in self._inspections if part.encoding is not None]
         if encodings:
-            answer.position_encoding = self._looks.encoding(encodings)
+            answer.position_encoding = self._writer.encoding(encodings)
         if self._body.lens is not None:
             answer.lens = self._lens()
         if self._body.distribution is not None:
@@ -159,38 +162,38 @@ class View:
     def _respelling(self, name: Spelling, text: str) -> Respelling:
         frame = self._body.add_special_tokens is not False
         ids = self._tokenizer.encode(text, add_special_tokens=frame, parse_special=True)
-        tokens = [SpeltToken(**self._looks.token(id)) for id in ids]
+        tokens = [SpeltToken(**self._writer.token(id)) for id in ids]
         if self._body.details:
             self._add_details(ids, tokens)
         return Respelling(name=name, text=text, tokens=tokens)
 
     def _attention(self) -> InspectedAttention:
-        attention = joined(self._insides)
+        attention = joined(self._inspections)
         if self._body.reduction == "rollout":
             attention = attention._replace(weights=rollout(attention.weights))
             if self._body.top_keys is not None:
                 attention = heaviest(attention.weights, self._body.top_keys)
-        return self._looks.attention(attention)
+        return self._writer.attention(attention)
 
     def _joined(self, name: str) -> Numbers:
-        return self._looks.numbers(
-            np.concatenate([to_numpy(getattr(inside, name)) for inside in self._insides], axis=1)
+        return self._writer.numbers(
+            np.concatenate([to_numpy(getattr(part, name)) for part in self._inspections], axis=1)
         )
 
     def _distributions(self) -> list[InspectedDistribution]:
         """The distributions of the trials, then of the generated tokens."""
-        named = range(len(self._body.settings)) if self._body.settings else [None] * len(self._trace.settings)
-        settings = [*named] * len(self._trace.positions) + [None] * len(self._generated)
-        return [self._looks.distribution(shown, setting) for shown, setting in zip(self._shown, settings, strict=True)]
+        named = range(len(self._body.settings)) if self._body.settings else [None] * len(self._asked.settings)
+        settings = [*named] * len(self._asked.positions) + [None] * len(self._generated)
+        return [self._writer.distribution(shown, setting) for shown, setting in zip(self._shown, settings, strict=True)]
 
     def _lens(self) -> list[list[LensEntry]]:
         """[stages][positions]."""
-        parts = [inside.lens for inside in self._insides if inside.lens is not None]
+        parts = [part.lens for part in self._inspections if part.lens is not None]
         stages = [[entry for part in parts for entry in part[stage]] for stage in range(len(parts[0]) if parts else 0)]
         last = len(self._prompt) + len(self._generated) - 1
         return [
             [
-                self._looks.lens_entry(entry, followed=position < last)
+                self._writer.lens_entry(entry, followed=position < last)
                 for position, entry in zip(self._positions, entries, strict=True)
             ]
             for entries in stages

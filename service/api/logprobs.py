@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.schemas.answers import PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob
 from service.generation import Piece
 from service.text.interface import Tokenizer

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from model.contract import SamplingParams, Wanted
+from model.contract import Wanted
 from model.limits import ModelLimits
+from model.sampling_params import SamplingParams
 from service.api.beam_search import beam_search, searching
 from service.api.bounds import check_at_most, check_token_ids
 from service.api.context import JobContext
@@ -17,6 +18,7 @@ from service.api.envelope import Envelope
 from service.api.errors import ApiError, refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
+from service.api.inspection_requests import check_spellings, inspection_request, token_inspection_request, trials_of
 from service.api.judgements import Pair, answer_tokens, check_question, judgement_prompt
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.restrictions import allowed_mask, bad_words
@@ -27,11 +29,10 @@ from service.api.schemas.completions import CompletionBody
 from service.api.schemas.embeddings import EmbeddingBody
 from service.api.schemas.generation import GenerationBody
 from service.api.schemas.inspect import InspectBody
+from service.api.schemas.inspect_options import InspectOptions
 from service.api.schemas.judgements import JudgementBody
-from service.api.schemas.look import Look
 from service.api.schemas.tokens import DetokenizeBody, TokenizeBody
 from service.api.tools import answer_form
-from service.api.traces import check_spellings, trace_beside, trace_of, trials_of
 from service.engine.messages import EngineRequest, Grammar
 from service.generation import GenerationRequest, drawable
 from service.observability.record import RequestRecord
@@ -74,7 +75,7 @@ class Job:
     """Number of likeliest tokens to report beside each prompt token; None: nothing is reported of the prompt."""
     scores_echo: bool
     """Whether the echoed prompt has log-probabilities too."""
-    look: Look | None = None
+    inspect: InspectOptions | None = None
     """The things inside the model that are told beside each token."""
     message: MessageForm = field(default_factory=MessageForm)
     """Form of a chat's answers."""
@@ -225,7 +226,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     (length,) = _resolve_lengths([prompt], body.max_tokens, None, context, FieldNames(sent))
     defaults = replace(context.sampling, temperature=0.0)
     params = sampling_params(body, defaults, context)
-    trace = trace_of(body, len(prompt), context)
+    asked = inspection_request(body, len(prompt), context)
     return GenerationRequest(
         sent=EngineRequest(
             prompt,
@@ -233,7 +234,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
             cache_salt=_cache_salt(None, context, envelope.caller),
             caller=envelope.caller,
             patience=envelope.patience,
-            wanted=Wanted(trace=replace(trace, settings=trials_of(body, defaults, context))),
+            wanted=Wanted(inspect=replace(asked, settings=trials_of(body, defaults, context))),
         ),
         include_stop=True,
         skip_special_tokens=False,
@@ -355,7 +356,7 @@ def _job(
     search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
     lengths = _resolve_lengths(prompts, max_tokens, default_max_tokens, context, names)
     _check_lengths(body, lengths, context, names)
-    trace = None if body.inspect is None else trace_beside(body, context, lengths, prompts)
+    asked = None if body.inspect is None else token_inspection_request(body, context, lengths, prompts)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     drawing = [
         (prompt, drawn)
@@ -370,7 +371,7 @@ def _job(
                 cache_salt=_cache_salt(body, context, envelope.caller),
                 caller=envelope.caller,
                 patience=envelope.patience,
-                wanted=Wanted(prompt_logprobs=max(scored, default=None), trace=trace),
+                wanted=Wanted(prompt_logprobs=max(scored, default=None), inspect=asked),
                 grammar=grammar,
                 beams=search,
             ),
@@ -394,7 +395,7 @@ def _job(
         logprobs=logprobs is not None,
         prompt_logprobs=body.prompt_logprobs,
         scores_echo=scores_echo,
-        look=body.inspect,
+        inspect=body.inspect,
         message=message,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.api.bounds import check_token_ids
 from service.api.context import JobContext
 from service.api.errors import refusal

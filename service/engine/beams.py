@@ -9,7 +9,7 @@ Source: the search of transformers (`GenerationMixin._beam_search`), whose resul
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.engine.messages import Beam, BeamSearch
 from service.engine.request import Request
 

@@ -6,7 +6,7 @@ It does not know what is computed for a token.
 from collections.abc import Sequence
 
 from service.engine.drafting import Drafting
-from service.engine.looking import Looking
+from service.engine.inspection_turns import InspectionTurns
 from service.engine.request import Request
 from service.engine.roster import Roster
 from service.engine.steps import Step
@@ -26,11 +26,11 @@ class Budget:
     takes blocks from the newest. All requests therefore end.
     """
 
-    def __init__(self, roster: Roster, drafting: Drafting, looking: Looking, tokens: int) -> None:
+    def __init__(self, roster: Roster, drafting: Drafting, inspection_turns: InspectionTurns, tokens: int) -> None:
         """`tokens` is the most that a step computes."""
         self._roster = roster
         self._drafting = drafting
-        self._looking = looking
+        self._inspection_turns = inspection_turns
         self._tokens = tokens
 
     def shares(self, before: Step | None) -> tuple[list[Request], list[tuple[Request, int]]]:
@@ -39,10 +39,10 @@ class Budget:
         All own the blocks for them. `before` is the step in flight, if there is one.
         """
         self._grow()
-        self._looking.begin(before)
+        self._inspection_turns.begin(before)
         plain, shares = self._deal()
-        if not plain and not shares and self._looking.holds_back:
-            self._looking.release()
+        if not plain and not shares and self._inspection_turns.holds_back:
+            self._inspection_turns.release()
             return self._deal()
         return plain, shares
 
@@ -55,7 +55,7 @@ class Budget:
             if request.decodes_plainly and not drafting:
                 if request.computed < request.longest:
                     plain.append(request)
-            elif not self._looking.admits(request):
+            elif not self._inspection_turns.admits(request):
                 continue
             elif request.behind > 1:
                 prompts.append(request)
@@ -90,11 +90,11 @@ class Budget:
         """Deal out `budget` tokens among the running prompts, and waiting ones, which are admitted while it lasts."""
         roster = self._roster
         # A full queue costs a decoding step nothing while nobody can be admitted.
-        waiting = [] if roster.full else [*filter(self._looking.admits, roster.waiting.values())]
+        waiting = [] if roster.full else [*filter(self._inspection_turns.admits, roster.waiting.values())]
         if not budget or not (running or waiting):
             return []
         prompts = sorted([*running, *waiting], key=lambda request: (request.behind, request.arrival))
-        most = self._looking.most
+        most = self._inspection_turns.most
         by_age = sorted(prompts, key=lambda request: request.arrival)
         oldest = next(filter(roster.may_run, by_age), None)
         if oldest is None:

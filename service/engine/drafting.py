@@ -34,7 +34,7 @@ class Drafting:
             return False
         if request.params.reads_output or request.guide is not None:
             return False
-        return request.wanted.trace is None or not request.wanted.trace.generated
+        return request.wanted.inspect is None or not request.wanted.inspect.generated
 
     def draft(self, decoding: Sequence[Request], budget: int) -> None:
         """Give decoding requests drafts from what is left of a step's `budget` and of the free blocks."""

@@ -93,7 +93,7 @@ class Landing:
             return self._draw(request, chunk, outcome, now)
         if not request.params.max_tokens and chunk.stop == request.length:
             return self._complete(request, outcome, now)
-        return step_delta(request, outcome) if chunk.scores or chunk.pooled or chunk.trace else None
+        return step_delta(request, outcome) if chunk.scores or chunk.pooled or chunk.inspect else None
 
     def _count(self, request: Request, chunk: Chunk) -> None:
         """Count the prompt tokens of a chunk as computed, and the tokens before it as found, once each."""

@@ -9,9 +9,12 @@ from typing import Literal
 
 import msgspec
 
-from model.contract import NOTHING, SamplingParams, Wanted
+from model.array import Array
+from model.contract import NOTHING, Wanted
+from model.inspection import Distribution, InspectionResult
 from model.limits import ModelLimits, RunnerInfo
-from model.seen import Array, Distribution, Inside, TokenLogprobs
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused", "lost"]
 """Reasons why a request ended.
@@ -142,8 +145,8 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     pooled: Array | None = None
     """[hidden]: a part of the request's embedding, which is the sum of all parts, for the mean divided by the number of
     prompt tokens."""
-    inside: Inside | None = None
-    """A look inside at further positions."""
+    inspection: InspectionResult | None = None
+    """The inspection of further positions."""
     distributions: Sequence[Distribution] = ()
     """The distributions of trial draws at further positions, in order, then of the drawn token, as far as wanted."""
     beams: Sequence[Beam] = ()

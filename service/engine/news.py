@@ -41,7 +41,7 @@ def step_delta(
         delta,
         scores=outcome.scores,
         pooled=outcome.pooled,
-        inside=outcome.inside,
+        inspection=outcome.inspection,
         distributions=outcome.distributions,
     )
 

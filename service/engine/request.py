@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model.contract import NOTHING, Draw, SamplingParams, Wanted
+from model.contract import NOTHING, Draw, Wanted
+from model.sampling_params import SamplingParams
 from service.engine.grammars import Guide
 from service.engine.messages import FinishReason, RequestTimes
 
@@ -79,18 +80,18 @@ class Request:
     plain: bool = False
     """Whether it wanted tokens alone when it got its row."""
     turn: int = 0
-    """Number of its newest turn to look inside (`looking.py`)."""
+    """Number of its newest turn to look inside (`inspection_turns.py`)."""
     longest: int = field(init=False)
     """Number of tokens to compute in all: prompt and output without the last output token, which no other follows."""
     wishes: bool = field(init=False)
     """Whether anything is wanted of it beside drawn tokens."""
-    looks: bool = field(init=False)
+    inspects: bool = field(init=False)
     """Whether it looks inside."""
 
     def __post_init__(self) -> None:
         self.longest = len(self.prompt) + max(0, self.params.max_tokens - 1)
         self.wishes = self.wanted.first(len(self.prompt)) is not None
-        self.looks = self.wanted.trace is not None
+        self.inspects = self.wanted.inspect is not None
 
     @property
     def addressee(self) -> int:
@@ -179,8 +180,8 @@ class Request:
         They refer to `prompt` and `output` and copy neither.
         """
         allowed = None if self.guide is None else self.guide.mask
-        trace = self.wanted.trace if self.wishes else None
-        candidates = trace.distribution if trace is not None and trace.generated else None
+        asked = self.wanted.inspect if self.wishes else None
+        candidates = asked.distribution if asked is not None and asked.generated else None
         first = len(self.output) + self.promised
         return [
             Draw(self.params, self.prompt, self.output, index, self.row, self.fresh, allowed, candidates)

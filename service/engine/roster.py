@@ -27,7 +27,7 @@ class Roster:
         self.leaders = Leaders(pool.block_size)
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
-        self.lookers: dict[int, Request] = {}
+        self.inspecting: dict[int, Request] = {}
         """The waiting and running requests that look inside."""
         self._counters = counters
         self._rows = list(range(max_running))
@@ -51,8 +51,8 @@ class Roster:
         """Queue a request that owns no blocks, and whose known tokens are to be computed or found."""
         request.computed = 0
         self.waiting[request.id] = request
-        if request.looks:
-            self.lookers[request.id] = request
+        if request.inspects:
+            self.inspecting[request.id] = request
         self.callers.wait(request.caller)
 
     def may_run(self, request: Request) -> bool:
@@ -110,7 +110,7 @@ class Roster:
     def end(self, request: Request, *, sound: bool = True) -> None:
         """End a request, wherever it is; blocks with unsound values are not found again."""
         request.ended = True
-        self.lookers.pop(request.id, None)
+        self.inspecting.pop(request.id, None)
         if not sound:
             self.pool.discard(request)
         if request.id in self.running:

@@ -19,8 +19,8 @@ from service.engine.drafting import Drafting
 from service.engine.drafts import NO_DRAFTS, DraftPolicy
 from service.engine.grammar_source import GrammarError
 from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
+from service.engine.inspection_turns import InspectionTurns
 from service.engine.landing import Landing
-from service.engine.looking import Looking
 from service.engine.messages import BeamSearch, Counters, Delta, News, Refusal
 from service.engine.news import last_delta, refused_delta, rejected_delta
 from service.engine.request import Request
@@ -70,8 +70,8 @@ class Scheduler:
         self._roster = Roster(pool, self.counters, max_running, caller_limits)
         self._searches = Searches(self._roster)
         drafting = Drafting(self._roster, self.counters, drafts)
-        self._looking = Looking(self._roster)
-        self._budget = Budget(self._roster, drafting, self._looking, token_budget)
+        self._inspection_turns = InspectionTurns(self._roster)
+        self._budget = Budget(self._roster, drafting, self._inspection_turns, token_budget)
         self._landing = Landing(self._roster, self._searches, drafting, self.counters)
         self._arrivals = count()
         self._in_flight: deque[Step] = deque()
@@ -167,7 +167,7 @@ class Scheduler:
         `now` is in seconds, and the step took so many `seconds`.
         """
         step = self._landed()
-        self._looking.land(step, seconds)
+        self._inspection_turns.land(step, seconds)
         return self._landing.land(step, result, now)
 
     def fail(self, message: str) -> list[Delta]:

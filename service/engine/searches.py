@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count
 
 from model.contract import NOTHING
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.engine.beams import Beams, Candidate
 from service.engine.messages import BeamSearch, Delta
 from service.engine.news import search_delta

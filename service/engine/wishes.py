@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-from model.contract import Draw, Scores, Trace
+from model.contract import Draw, Scores
+from model.inspection import InspectionRequest
 from service.engine.request import Request
 
 
@@ -15,7 +16,7 @@ class Wishes(TypedDict, total=False):
     next: int | None
     scores: Scores | None
     pooled: tuple[int, int] | None
-    trace: Trace | None
+    inspect: InspectionRequest | None
     trials: Sequence[Draw]
 
 
@@ -30,10 +31,10 @@ def wishes(request: Request, start: int, stop: int) -> Wishes:
         found["scores"] = Scores(begin - start, wanted.prompt_logprobs)
     if pooled := _pooled(request, begin, stop):
         found["pooled"] = (pooled[0] - start, pooled[1] - start)
-    if wanted.trace is not None and (positions := _looked_at(wanted.trace, len(prompt), begin, stop)):
-        found["trace"] = replace(wanted.trace, positions=positions, settings=())
-        if wanted.trace.settings:
-            found["trials"] = _trials(wanted.trace, prompt, begin, stop)
+    if wanted.inspect is not None and (positions := _inspected(wanted.inspect, len(prompt), begin, stop)):
+        found["inspect"] = replace(wanted.inspect, positions=positions, settings=())
+        if wanted.inspect.settings:
+            found["trials"] = _trials(wanted.inspect, prompt, begin, stop)
     return found
 
 
@@ -46,19 +47,19 @@ def _pooled(request: Request, begin: int, stop: int) -> tuple[int, int] | None:
     return (begin, stop) if begin < stop else None
 
 
-def _trials(trace: Trace, prompt: Sequence[int], begin: int, stop: int) -> list[Draw]:
+def _trials(asked: InspectionRequest, prompt: Sequence[int], begin: int, stop: int) -> list[Draw]:
     """The trial draws at positions `begin` to `stop` - 1, each as the first of a prompt that ends at its position."""
-    named = trace.positions[bisect_left(trace.positions, begin) : bisect_left(trace.positions, stop)]
-    pairs = [(position, params) for position in named for params in trace.settings]
+    named = asked.positions[bisect_left(asked.positions, begin) : bisect_left(asked.positions, stop)]
+    pairs = [(position, params) for position in named for params in asked.settings]
     return [
-        Draw(params, prompt[: position + 1], (), 0, row, candidates=trace.distribution)
+        Draw(params, prompt[: position + 1], (), 0, row, candidates=asked.distribution)
         for row, (position, params) in enumerate(pairs)
     ]
 
 
-def _looked_at(trace: Trace, prompt: int, begin: int, stop: int) -> list[int]:
-    """The positions among `begin` to `stop` - 1 that a trace names, in a prompt of so many tokens."""
-    named = trace.positions[bisect_left(trace.positions, begin) : bisect_left(trace.positions, stop)]
-    if not trace.generated:
+def _inspected(asked: InspectionRequest, prompt: int, begin: int, stop: int) -> list[int]:
+    """The positions among `begin` to `stop` - 1 that an inspection request names, in a prompt of so many tokens."""
+    named = asked.positions[bisect_left(asked.positions, begin) : bisect_left(asked.positions, stop)]
+    if not asked.generated:
         return [*named]
     return sorted({*named, *range(max(begin, prompt - 1), stop)})

@@ -2,7 +2,7 @@
 
 import { button, h } from "./dom.js";
 import { t } from "./language.js";
-import { Look, MOST_TOKENS } from "./look.js";
+import { Inspector, MOST_TOKENS } from "./inspector.js";
 import { eventually, absent } from "./states.js";
 import { attention } from "./steps/attention.js";
 import { choosing } from "./steps/choosing.js";
@@ -25,7 +25,7 @@ const EXAMPLES = {
   code: "def add(a, b):\n    return a",
 };
 
-let look = new Look(EXAMPLES.english);
+let inspector = new Inspector(EXAMPLES.english);
 /** What the person chose to look at; the steps share it. */
 let chosen = {};
 
@@ -70,13 +70,13 @@ function contents(step) {
 }
 
 function promptForm(step, place) {
-  const input = h("textarea", { id: "prompt", rows: 2, "aria-describedby": "prompt-said" }, look.prompt);
+  const input = h("textarea", { id: "prompt", rows: 2, "aria-describedby": "prompt-said" }, inspector.prompt);
   const said = h("p", { class: "said", id: "prompt-said", role: "status" });
   function take() {
     said.textContent = input.value.trim() === "" ? t("prompt.empty") : "";
-    if (said.textContent || input.value === look.prompt) return;
-    look.close();
-    look = new Look(input.value);
+    if (said.textContent || input.value === inspector.prompt) return;
+    inspector.close();
+    inspector = new Inspector(input.value);
     chosen = {};
     show(step, place);
   }
@@ -105,11 +105,11 @@ function show(step, place) {
   const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
   place.replaceChildren(
     eventually(async () => {
-      const base = await look.base();
+      const base = await inspector.base();
       if (base.tokens.length > MOST_TOKENS) return absent(t("prompt.long", { count: base.tokens.length, most: MOST_TOKENS }));
       chosen.position ??= base.tokens.length - 1;
       chosen.layer ??= Math.floor(base.layers / 2);
-      const made = await STEPS[step]({ look, base, chosen, redraw: () => show(step, place) });
+      const made = await STEPS[step]({ inspector, base, chosen, redraw: () => show(step, place) });
       if (focused) requestAnimationFrame(() => refocus(focused));
       return made;
     }),

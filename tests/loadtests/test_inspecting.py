@@ -3,7 +3,7 @@
 import argparse
 
 from loadtests.client import Client
-from loadtests.inspecting import LOOK, measure
+from loadtests.inspecting import INSPECT, measure
 from tests.loadtests.fake_server import fake_server
 
 
@@ -12,11 +12,11 @@ def test_one_of_the_requests_looks_inside_in_every_other_round() -> None:
         with Client(server.url) as client:
             target = client.discover(None)
         before = len(server.bodies)
-        args = argparse.Namespace(others=3, output_tokens=5, rounds=2, look='{"lens": 1}')
+        args = argparse.Namespace(others=3, output_tokens=5, rounds=2, inspect='{"lens": 1}')
         found = measure(target, args)
         rounds = [server.bodies[start : start + 4] for start in range(before, len(server.bodies), 4)]
-    looks = [[body["inspect"] for body in bodies if "inspect" in body] for bodies in rounds]
-    assert looks == [[{"lens": 1}], [], [{"lens": 1}], [], [{"lens": 1}]]
+    fields = [[body["inspect"] for body in bodies if "inspect" in body] for bodies in rounds]
+    assert fields == [[{"lens": 1}], [], [{"lens": 1}], [], [{"lens": 1}]]
     assert found.keys() == {"without", "with"}
     assert all(0 < row["median"] <= row["p99"] and row["mean"] > 0 for row in found.values())
-    assert LOOK["attention"] == "all"
+    assert INSPECT["attention"] == "all"

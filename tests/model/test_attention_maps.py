@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model import attention_maps
-from model.contract import SamplingParams, Wanted
+from model.contract import Wanted
+from model.sampling_params import SamplingParams
 from service.api.attention import Attention, heaviest, joined, rollout
 from tests.model.test_extras import GREEDY, PROMPT, Engine, by_transformers
 from tests.tiny import TINY_MODELS, random_tokens
@@ -17,10 +18,10 @@ from tests.tiny import TINY_MODELS, random_tokens
 COMPANY = (random_tokens(9, seed=1), SamplingParams(max_tokens=8), Wanted())
 
 
-def looking(engine: Engine, **fields: object) -> Wanted:
-    trace = engine.everything(range(len(PROMPT))).trace
-    assert trace is not None
-    return Wanted(trace=replace(trace, stream=False, lens=None, **fields))  # type: ignore[arg-type]
+def maps_of(engine: Engine, **fields: object) -> Wanted:
+    asked = engine.everything(range(len(PROMPT))).inspect
+    assert asked is not None
+    return Wanted(inspect=replace(asked, stream=False, lens=None, **fields))  # type: ignore[arg-type]
 
 
 def by_layer(engine: Engine) -> torch.Tensor:
@@ -35,13 +36,13 @@ def test_attention_is_reduced_as_it_would_be_of_transformers_weights(family: str
     expected = by_layer(engine)
     reductions: dict[Literal["mean", "max"], torch.Tensor] = {"mean": expected.mean(1), "max": expected.amax(1)}
     for reduction, maps in reductions.items():
-        found, _ = engine.run((PROMPT, GREEDY, looking(engine, reduction=reduction)), COMPANY)
-        seen = joined(found.insides).weights
+        found, _ = engine.run((PROMPT, GREEDY, maps_of(engine, reduction=reduction)), COMPANY)
+        seen = joined(found.inspections).weights
         np.testing.assert_allclose(seen, maps.numpy(), atol=1e-5)
         if reduction == "mean":
             np.testing.assert_allclose(seen.sum(-1), 1, atol=1e-5)
-    found, _ = engine.run((PROMPT, GREEDY, looking(engine, top_keys=5)), COMPANY)
-    check_heaviest(joined(found.insides), expected.flatten(0, 1))
+    found, _ = engine.run((PROMPT, GREEDY, maps_of(engine, top_keys=5)), COMPANY)
+    check_heaviest(joined(found.inspections), expected.flatten(0, 1))
 
 
 def check_heaviest(attention: Attention, expected: torch.Tensor) -> None:
@@ -61,16 +62,16 @@ def test_a_reduction_of_some_heads_and_its_heaviest_keys(tmp_path: Path) -> None
     engine = Engine("llama", tmp_path, token_budget=8)
     expected = by_layer(engine)
     heads = [(2, 1), (0, 3), (2, 0)]
-    wanted = looking(engine, heads=heads, reduction="max", top_keys=2)
+    wanted = maps_of(engine, heads=heads, reduction="max", top_keys=2)
     (found,) = engine.run((PROMPT, GREEDY, wanted))
     maps = torch.stack([expected[2, :2].amax(0), expected[0, 3]])
-    np.testing.assert_allclose(joined(found.insides).weights, maps.topk(2).values.numpy(), atol=1e-5)
+    np.testing.assert_allclose(joined(found.inspections).weights, maps.topk(2).values.numpy(), atol=1e-5)
 
 
 def test_more_keys_than_there_are(tmp_path: Path) -> None:
     engine = Engine("llama", tmp_path, token_budget=8)
-    (found,) = engine.run((PROMPT, GREEDY, looking(engine, heads=[(1, 2)], top_keys=30)))
-    attention = joined(found.insides)
+    (found,) = engine.run((PROMPT, GREEDY, maps_of(engine, heads=[(1, 2)], top_keys=30)))
+    attention = joined(found.inspections)
     assert attention.keys is not None
     assert attention.weights.shape == attention.keys.shape == (1, len(PROMPT), 30)
     assert (attention.keys >= 0).sum(-1)[0].tolist() == [*range(1, len(PROMPT) + 1)]
@@ -79,28 +80,28 @@ def test_more_keys_than_there_are(tmp_path: Path) -> None:
 def test_generated_positions_are_reduced_as_well(tmp_path: Path) -> None:
     engine = Engine("llama", tmp_path, token_budget=8)
     params = SamplingParams(max_tokens=4, temperature=0)
-    wanted = looking(engine, reduction="mean", generated=True)
+    wanted = maps_of(engine, reduction="mean", generated=True)
     (found,) = engine.run((PROMPT, params, wanted))
     text = [*PROMPT, *found.tokens[:-1]]
     expected = by_transformers(engine.model, text).maps.view(3, 4, len(text), len(text)).mean(1)
-    np.testing.assert_allclose(joined(found.insides).weights, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(joined(found.inspections).weights, expected.numpy(), atol=1e-5)
 
 
 def test_weights_that_are_computed_in_slices_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine("llama", tmp_path, token_budget=64)
-    traces: list[dict[str, object]] = [{}, {"top_keys": 3}, {"reduction": "mean"}]
-    whole = [engine.run((PROMPT, GREEDY, looking(engine, **fields)))[0] for fields in traces]
+    asked: list[dict[str, object]] = [{}, {"top_keys": 3}, {"reduction": "mean"}]
+    whole = [engine.run((PROMPT, GREEDY, maps_of(engine, **fields)))[0] for fields in asked]
     monkeypatch.setattr(attention_maps, "SLICE_BYTES", 4000)
-    for fields, found in zip(traces, whole, strict=True):
-        (sliced,) = engine.run((PROMPT, GREEDY, looking(engine, **fields)))
-        for got, expected in zip(joined(sliced.insides), joined(found.insides), strict=True):
+    for fields, found in zip(asked, whole, strict=True):
+        (sliced,) = engine.run((PROMPT, GREEDY, maps_of(engine, **fields)))
+        for got, expected in zip(joined(sliced.inspections), joined(found.inspections), strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-6) if got is not None else None
 
 
 def test_rollout_is_the_product_of_mean_attention_and_identity(tmp_path: Path) -> None:
     engine = Engine("llama", tmp_path, token_budget=8)
-    found, _ = engine.run((PROMPT, GREEDY, looking(engine, reduction="mean")), COMPANY)
-    flows = rollout(joined(found.insides).weights)
+    found, _ = engine.run((PROMPT, GREEDY, maps_of(engine, reduction="mean")), COMPANY)
+    flows = rollout(joined(found.inspections).weights)
     expected = torch.eye(len(PROMPT))
     for flow, mean in zip(flows, by_layer(engine).mean(1), strict=True):
         expected = (0.5 * mean + 0.5 * torch.eye(len(PROMPT))) @ expected

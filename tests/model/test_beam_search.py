@@ -10,10 +10,10 @@ import torch
 from transformers import GenerationConfig
 
 from model.checkpoint.source import open_checkpoint
-from model.contract import SamplingParams
 from model.loading.load import load_runner
 from model.runner import ModelRunner
 from model.runner_config import RunnerConfig
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import Beam, BeamSearch, EngineRequest, Submit
 from service.text.tokenizer import load_tokenizer

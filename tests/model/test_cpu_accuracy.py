@@ -11,13 +11,14 @@ from kernels.cpu.backend import CpuBackend
 from kernels.reference import ReferenceBackend
 from model.batch import batch_layout
 from model.checkpoint.source import open_checkpoint
-from model.contract import Chunk, SamplingParams
+from model.contract import Chunk
 from model.decoder import Decoder
 from model.families.reader import read_spec
 from model.loading.cache import make_cache
 from model.loading.load import load_runner
 from model.loading.weights import load_weights
 from model.runner_config import RunnerConfig
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import EngineRequest, Submit
 from service.text.chat import JinjaTemplate

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from model.batch import make_batch
-from model.contract import INVALID_TOKEN, Chunk, Decoding, Draw, Draws, SamplingParams, StepPlan, StepResult, Trace
+from model.contract import INVALID_TOKEN, Chunk, Decoding, Draw, Draws, StepPlan, StepResult
+from model.inspection import InspectionRequest
 from model.runner import ModelRunner
+from model.sampling_params import SamplingParams
 from tests.dummies import CPU, GREEDY, SMALL, empty_cache, make_decoder
 
 SAMPLED = replace(GREEDY, temperature=0.9, top_k=20, seed=7)
@@ -22,7 +24,7 @@ NEWCOMER = Chunk(
     0,
     [60],
     [Draw(replace(SAMPLED, logprobs=2), [2, 7, 1, 8], [], 0, row=3, allowed=MASK, candidates=3)],
-    trace=Trace(positions=(3,), lens=2),
+    inspect=InspectionRequest(positions=(3,), lens=2),
 )
 
 
@@ -100,7 +102,7 @@ def started(runner: ModelRunner) -> list[list[int]]:
 
 
 def told(result: StepResult) -> list[tuple[object, ...]]:
-    return [([*chunk.tokens], [*chunk.logprobs], [*chunk.distributions], chunk.inside) for chunk in result.chunks]
+    return [([*chunk.tokens], [*chunk.logprobs], [*chunk.distributions], chunk.inspection) for chunk in result.chunks]
 
 
 def test_a_step_of_columns_gives_what_its_chunks_give() -> None:

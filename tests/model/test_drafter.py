@@ -10,11 +10,12 @@ from scipy import stats
 
 from kernels.backend import KVCache
 from model.batch import batch_layout
-from model.contract import INVALID_TOKEN, Chunk, Draw, SamplingParams, StepPlan
+from model.contract import INVALID_TOKEN, Chunk, Draw, StepPlan
 from model.decoder import Decoder
 from model.drafter import AnyDecoder, Drafter
 from model.graphs import GraphedDecoder
 from model.runner import ModelRunner
+from model.sampling_params import SamplingParams
 from model.spec import DecoderSpec, LayerSpec
 from service.engine.core import EngineCore
 from service.engine.drafts import DraftPolicy, leave_open

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from kernels.backend import Backend, RecordingBackend
 from kernels.load import load_backend
-from model.contract import Chunk, SamplingParams, Trace, Wanted
+from model.array import Array
+from model.contract import Chunk, Wanted
 from model.decoder import Rows
-from model.inside import Recorder
+from model.inspection import Distribution, InspectionRequest, InspectionResult
+from model.probes import ChunkProbe
 from model.recorded import KEPT_ROWS, RecordedDecoder
 from model.runner import ModelRunner
-from model.seen import Array, Distribution, Inside, TokenLogprobs
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 from service.engine.core import EngineCore
 from service.engine.messages import Delta, EngineRequest, Submit
 from tests.tiny import BLOCKS, CPU, TINY_MODELS, TinyDecoder, random_tokens, save
@@ -33,7 +36,7 @@ class Found:
     tokens: list[int] = field(default_factory=list)
     scores: list[TokenLogprobs] = field(default_factory=list)
     parts: list[NDArray[np.float32]] = field(default_factory=list)
-    insides: list[Inside] = field(default_factory=list)
+    inspections: list[InspectionResult] = field(default_factory=list)
     distributions: list[Distribution] = field(default_factory=list)
     last: Delta | None = None
 
@@ -42,19 +45,19 @@ class Found:
         return np.sum(self.parts, axis=0)
 
     def positions(self) -> list[int]:
-        return [position for inside in self.insides for position in inside.positions]
+        return [position for inspection in self.inspections for position in inspection.positions]
 
     def maps(self, keys: int) -> NDArray[np.float32]:
         """[heads, positions, keys]."""
-        maps = [to_numpy(inside.attention) for inside in self.insides]
+        maps = [to_numpy(inspection.attention) for inspection in self.inspections]
         return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, keys - part.shape[2]))) for part in maps], axis=1)
 
     def joined(self, name: str) -> NDArray[np.float32]:
-        return np.concatenate([to_numpy(getattr(inside, name)) for inside in self.insides], axis=1)
+        return np.concatenate([to_numpy(getattr(inspection, name)) for inspection in self.inspections], axis=1)
 
     def lens(self) -> list[list[TokenLogprobs]]:
         """[stages][positions]."""
-        stages = [inside.lens for inside in self.insides if inside.lens is not None]
+        stages = [inspection.lens for inspection in self.inspections if inspection.lens is not None]
         return [[entry for part in stages for entry in part[stage]] for stage in range(len(stages[0]))]
 
 
@@ -79,7 +82,7 @@ def run(core: EngineCore, *requests: Asked) -> list[Found]:
             mine.tokens += delta.tokens
             mine.scores += delta.scores
             mine.parts += [to_numpy(delta.pooled)] if delta.pooled else []
-            mine.insides += [delta.inside] if delta.inside else []
+            mine.inspections += [delta.inspection] if delta.inspection else []
             mine.distributions += delta.distributions
             mine.last = delta
     core.check()
@@ -103,8 +106,8 @@ class Engine:
 
     def everything(self, positions: Sequence[int] = (), *, generated: bool = False) -> Wanted:
         heads = [(layer, head) for layer in range(len(self.spec.layers)) for head in range(self.spec.heads)]
-        trace = Trace(positions=positions, generated=generated, heads=heads, stream=True, lens=3)
-        return Wanted(prompt_logprobs=3, pooling="mean", trace=trace)
+        asked = InspectionRequest(positions=positions, generated=generated, heads=heads, stream=True, lens=3)
+        return Wanted(prompt_logprobs=3, pooling="mean", inspect=asked)
 
 
 @dataclass
@@ -140,7 +143,7 @@ def by_transformers(model: Any, tokens: Sequence[int]) -> Expected:
     )
 
 
-def check_inside(found: Found, expected: Expected, tokens: Sequence[int], positions: Sequence[int]) -> None:
+def check_inspection(found: Found, expected: Expected, tokens: Sequence[int], positions: Sequence[int]) -> None:
     assert found.positions() == [*positions]
     np.testing.assert_allclose(found.maps(len(tokens)), expected.maps[:, positions].numpy(), atol=1e-5)
     norms = np.stack([stream[positions].norm(dim=-1).numpy() for stream in expected.streams])
@@ -170,18 +173,18 @@ def test_a_prompt_in_chunks_beside_others(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.pooled / len(PROMPT), expected.hidden.mean(0).numpy(), atol=1e-4)
     assert len(other.tokens) == 8
     # The token behind the last position is not known, and nothing is said of it.
-    found.insides[-1] = without_last(found.insides[-1])
-    check_inside(found, expected, PROMPT, positions[:-1])
+    found.inspections[-1] = without_last(found.inspections[-1])
+    check_inspection(found, expected, PROMPT, positions[:-1])
 
 
-def without_last(inside: Inside) -> Inside:
-    assert inside.lens is not None
-    return Inside(
-        positions=inside.positions[:-1],
-        attention=cut(inside.attention),
-        stream=cut(inside.stream),
-        added=cut(inside.added),
-        lens=[stage[:-1] for stage in inside.lens],
+def without_last(inspection: InspectionResult) -> InspectionResult:
+    assert inspection.lens is not None
+    return InspectionResult(
+        positions=inspection.positions[:-1],
+        attention=cut(inspection.attention),
+        stream=cut(inspection.stream),
+        added=cut(inspection.added),
+        lens=[stage[:-1] for stage in inspection.lens],
     )
 
 
@@ -195,7 +198,7 @@ def test_the_compiled_backend_shows_what_the_reference_shows(tmp_path: Path) -> 
     engine = Engine("llama", tmp_path, token_budget=8, backend=load_backend(CPU, "cpu"))
     positions = range(len(PROMPT) - 1)
     (found,) = engine.run((PROMPT, GREEDY, engine.everything(positions)))
-    check_inside(found, by_transformers(engine.model, PROMPT), PROMPT, positions)
+    check_inspection(found, by_transformers(engine.model, PROMPT), PROMPT, positions)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
@@ -216,7 +219,7 @@ def test_a_recorded_forward_pass_shows_the_same_and_changes_nothing(
     found, other = engine.run((PROMPT, params, engine.everything(range(20), generated=True)), company)
     text = [*PROMPT, *found.tokens]
     expected = by_transformers(engine.model, text)
-    check_inside(found, expected, text, [*range(20), *range(len(PROMPT) - 1, len(text) - 1)])
+    check_inspection(found, expected, text, [*range(20), *range(len(PROMPT) - 1, len(text) - 1)])
     assert other.tokens == alone.tokens
 
 
@@ -229,18 +232,18 @@ def test_generated_tokens_are_looked_at_as_they_are_drawn(tmp_path: Path) -> Non
     assert found.tokens == alone
     text = [*PROMPT, *found.tokens]
     positions = [3, 7, *range(len(PROMPT) - 1, len(text) - 1)]
-    check_inside(found, by_transformers(engine.model, text), text, positions)
+    check_inspection(found, by_transformers(engine.model, text), text, positions)
 
 
 def test_a_cached_prefix_is_computed_again_where_it_is_looked_at(tmp_path: Path) -> None:
     engine = Engine("llama", tmp_path, token_budget=64)
     engine.run((PROMPT, SamplingParams(max_tokens=2), Wanted()))
     expected = by_transformers(engine.model, PROMPT)
-    wanted = Wanted(trace=engine.everything([17, 19]).trace, pooling="last")
+    wanted = Wanted(inspect=engine.everything([17, 19]).inspect, pooling="last")
     (found,) = engine.run((PROMPT, GREEDY, wanted))
     assert found.last is not None
     assert found.last.cached_tokens == 16
-    check_inside(found, expected, PROMPT, [17, 19])
+    check_inspection(found, expected, PROMPT, [17, 19])
     np.testing.assert_allclose(found.pooled, expected.hidden[-1].numpy(), atol=1e-4)
     (whole,) = engine.run((PROMPT, GREEDY, Wanted(prompt_logprobs=0, pooling="first")))
     assert whole.last is not None
@@ -253,14 +256,14 @@ def test_a_preempted_request_tells_everything_once(tmp_path: Path) -> None:
     """The cache has room for one of the two only. Both look inside, since one alone would wait for the other."""
     engine = Engine("llama", tmp_path, token_budget=8, blocks=9)
     params = SamplingParams(max_tokens=10, temperature=0)
-    first = (random_tokens(8, seed=1), params, Wanted(trace=Trace(generated=True, lens=1)))
+    first = (random_tokens(8, seed=1), params, Wanted(inspect=InspectionRequest(generated=True, lens=1)))
     _, found = engine.run(first, (PROMPT[:12], params, engine.everything(range(11), generated=True)))
     assert engine.core.stats().totals.preemptions
     text = [*PROMPT[:12], *found.tokens]
     expected = by_transformers(engine.model, text)
     check_logprobs(found.scores, expected.logprobs[:11], text[1:12])
     np.testing.assert_allclose(found.pooled / 12, expected.hidden[:12].mean(0).numpy(), atol=1e-4)
-    check_inside(found, expected, text, range(len(text) - 1))
+    check_inspection(found, expected, text, range(len(text) - 1))
 
 
 def test_nobody_else_notices(tmp_path: Path) -> None:
@@ -293,13 +296,13 @@ def test_a_prompt_whose_logits_are_not_numbers_ends_with_an_error(max_tokens: in
 @pytest.mark.parametrize("norms", [False, True])
 def test_a_lens_reads_the_streams_behind_whole_layers(norms: bool) -> None:
     """Alone it copies no others, each of which would keep everybody's next token waiting."""
-    trace = Trace(positions=[3], lens=1, stream=norms)
-    recorder = Recorder(Chunk([7, 8], 2, [0]), trace, 5, 16, load_backend(CPU, "reference"))
+    asked = InspectionRequest(positions=[3], lens=1, stream=norms)
+    probe = ChunkProbe(Chunk([7, 8], 2, [0]), asked, 5, 16, load_backend(CPU, "reference"))
     for number in range(7):
         # The position is that of the batch's row 6; behind the rows of its tokens others may stand.
-        recorder.stream(Rows(torch.arange(9.0)[:, None].expand(9, 4) + 100 * number))
-    rows = recorder.lens_rows()
+        probe.stream(Rows(torch.arange(9.0)[:, None].expand(9, 4) + 100 * number))
+    rows = probe.lens_rows()
     assert rows is not None
     assert rows.tolist() == [[6.0 + 100 * number] * 4 for number in (0, 2, 4, 6)]
-    assert len(recorder._streams) == (7 if norms else 4)
-    assert (recorder.inside(None).stream is not None) == norms
+    assert len(probe._streams) == (7 if norms else 4)
+    assert (probe.result(None).stream is not None) == norms

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.contract import DeviceLostError, Draw, SamplingParams
+from model.contract import DeviceLostError, Draw
 from model.runner import ModelRunner
 from model.sampling import settings as sampling
 from model.sampling.memory import TokenMemory
 from model.sampling.transforms import Transform
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import EngineRequest, Submit
 from tests.dummies import empty_cache, make_decoder

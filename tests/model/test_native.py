@@ -19,15 +19,16 @@ from torch import Tensor
 from kernels.load import load_backend
 from model.batch import batch_layout
 from model.checkpoint.source import DEFAULT_MODEL, list_aliases, open_checkpoint, resolve
-from model.contract import INVALID_TOKEN, Chunk, Runner, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, Chunk, Runner, StepPlan, StepResult
 from model.decoder import Decoder
 from model.graphs import CudaCapture, GraphedDecoder
 from model.loading.load import load_runner
 from model.loading.memory import DeviceMemoryError
 from model.runner import ModelRunner
 from model.runner_config import RunnerConfig
-from model.seen import TokenLogprobs
+from model.sampling_params import SamplingParams
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
+from model.token_logprobs import TokenLogprobs
 from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs, empty_cache, make_decoder
 
 pytestmark = pytest.mark.gpu

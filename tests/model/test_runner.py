@@ -25,10 +25,11 @@ from kernels.backend import (
 from kernels.gpu.launch import TARGETS
 from kernels.reference import ReferenceBackend
 from model.batch import batch_layout, make_batch
-from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, StepPlan, StepResult
 from model.decoder import Decoder
 from model.loading.dummy import dummy_weights
 from model.runner import ModelRunner
+from model.sampling_params import SamplingParams
 from tests.dummies import (
     CPU,
     GREEDY,

@@ -15,7 +15,7 @@ from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProce
 
 from kernels.backend import Backend
 from kernels.load import load_backend
-from model.contract import INVALID_TOKEN, Draw, FilterOrder, SamplingParams
+from model.contract import INVALID_TOKEN, Draw
 from model.sampling.choice import choose as choose_on_device
 from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
@@ -34,7 +34,8 @@ from model.sampling.transforms import (
     penalise_repetition,
     warm,
 )
-from model.seen import TokenLogprobs
+from model.sampling_params import FilterOrder, SamplingParams
+from model.token_logprobs import TokenLogprobs
 from tests.kernels.test_sampling import Probabilities, check_frequencies
 
 VOCAB = 40

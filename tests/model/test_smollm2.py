@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model.checkpoint.source import open_checkpoint
-from model.contract import SamplingParams
 from model.loading.load import load_runner
 from model.runner_config import RunnerConfig
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import EngineRequest, Submit
 from service.text.tokenizer import VocabularyTokenizer, load_tokenizer

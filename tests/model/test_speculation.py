@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.contract import SamplingParams
 from model.runner import ModelRunner
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.drafts import DraftPolicy, look_up
 from service.engine.messages import Counters, Delta, EngineRequest, Submit

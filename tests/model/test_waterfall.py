@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from kernels.load import load_backend
-from model.contract import Draw, FilterOrder, SamplingParams, Trace, Wanted
+from model.contract import Draw, Wanted
+from model.inspection import Distribution, InspectionRequest
 from model.sampling import waterfall
 from model.sampling.choice import choose
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import ORDERS
 from model.sampling.settings import settings_of
-from model.seen import Distribution
+from model.sampling_params import FilterOrder, SamplingParams
 from service.engine.messages import EngineRequest, Submit
 from tests.kernels.test_sampling import Filters, check_frequencies, textbook
 from tests.model.test_extras import CPU, GREEDY, PROMPT, Engine
@@ -157,7 +158,7 @@ def test_a_request_shows_the_distributions_that_it_draws_from(budget: int, tmp_p
     """They are of the model's own logits, whether the prompt is cut or cached, and the same beside others."""
     engine = Engine("llama", tmp_path, token_budget=budget)
     params = SamplingParams(max_tokens=6, temperature=0.7, top_k=20, seed=3, presence_penalty=0.5, logprobs=2)
-    wanted = Wanted(trace=Trace(generated=True, distribution=4))
+    wanted = Wanted(inspect=InspectionRequest(generated=True, distribution=4))
     company = (random_tokens(9, seed=1), params, Wanted())
     plain = engine.run((PROMPT, params, Wanted()))[0]
     found, _ = engine.run((PROMPT, params, wanted), company)
@@ -170,18 +171,18 @@ def test_a_request_shows_the_distributions_that_it_draws_from(budget: int, tmp_p
         raw = logits[one.position].softmax(-1)[[*one.candidates]]
         torch.testing.assert_close(torch.tensor([row[0] for row in one.probabilities]), raw, atol=1e-5, rtol=1e-4)
         assert one.stages[-1].kept == 20
-    assert found.insides == []
+    assert found.inspections == []
 
 
 def test_settings_are_tried_at_positions_of_a_prompt(tmp_path: Path) -> None:
     """A trial shows what a request with a prompt up to there and these settings draws first."""
     engine = Engine("llama", tmp_path, token_budget=8)
     trials = [replace(PLAIN, seed=2), replace(EVERY, min_tokens=0), replace(PLAIN, temperature=0)]
-    trace = Trace(positions=[3, 11, 20], settings=trials, distribution=2)
-    found, _ = engine.run((PROMPT, GREEDY, Wanted(trace=trace)), (random_tokens(9, seed=1), PLAIN_SHORT, Wanted()))
+    asked = InspectionRequest(positions=[3, 11, 20], settings=trials, distribution=2)
+    found, _ = engine.run((PROMPT, GREEDY, Wanted(inspect=asked)), (random_tokens(9, seed=1), PLAIN_SHORT, Wanted()))
     assert [one.position for one in found.distributions] == [3, 3, 3, 11, 11, 11, 20, 20, 20]
     for one, params in zip(found.distributions, trials * 3, strict=True):
-        wanted = Wanted(trace=Trace(generated=True, distribution=2))
+        wanted = Wanted(inspect=InspectionRequest(generated=True, distribution=2))
         drawing = replace(params, max_tokens=1)
         (drawn,) = engine.run((PROMPT[: one.position + 1], drawing, wanted))
         assert one.drawn == drawn.tokens[0]
@@ -195,7 +196,7 @@ def test_settings_are_tried_at_positions_of_a_prompt(tmp_path: Path) -> None:
 def test_a_prompt_that_is_tried_again_is_found(tmp_path: Path) -> None:
     """The tried position itself is computed again, and shows the same."""
     engine = Engine("llama", tmp_path, token_budget=64)
-    wanted = Wanted(trace=Trace(positions=[20], settings=[PLAIN], distribution=2))
+    wanted = Wanted(inspect=InspectionRequest(positions=[20], settings=[PLAIN], distribution=2))
     first, again = (engine.run((PROMPT, GREEDY, wanted))[0] for _ in range(2))
     assert first.last is not None
     assert again.last is not None
@@ -207,7 +208,7 @@ def test_a_prompt_that_is_tried_again_is_found(tmp_path: Path) -> None:
 def test_a_trial_of_what_is_no_number_ends_with_an_error(tmp_path: Path) -> None:
     engine = Engine("llama", tmp_path, token_budget=64)
     engine.decoder.weights.output.weight.fill_(float("nan"))
-    wanted = Wanted(trace=Trace(positions=[20], settings=[PLAIN], distribution=2))
+    wanted = Wanted(inspect=InspectionRequest(positions=[20], settings=[PLAIN], distribution=2))
     engine.core.submit(Submit(1, EngineRequest(PROMPT, GREEDY, wanted=wanted)))
     deltas = [delta for report in iter(engine.core.step, None) for delta in report.deltas]
     assert [delta.finish_reason for delta in deltas] == ["error"]

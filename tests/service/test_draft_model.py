@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service import cli
 from service.engine.client import ChannelClient
 from service.engine.messages import Counters, EngineRequest

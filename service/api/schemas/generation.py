@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from service.api.schemas.body import Body, Labels
 from service.api.schemas.grammars import ResponseFormat, StructuredOutputs
 from service.api.schemas.idle import ELSEWHERE
-from service.api.schemas.look import Look
+from service.api.schemas.inspect_options import InspectOptions
 from service.api.schemas.sampling import Sampling
 from service.api.schemas.types import Integer, Integers, TokenIds, at_most, choose
 
@@ -113,6 +113,6 @@ class GenerationBody(Labels, Sampling):
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Share cached prefixes only with requests of the same salt."
     )
-    inspect: Look | None = Field(
+    inspect: InspectOptions | None = Field(
         None, description="Look inside the model where it draws each token: told beside the token as `inspection`."
     )

@@ -4,13 +4,13 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from service.api.schemas.look import Look
+from service.api.schemas.inspect_options import InspectOptions
 from service.api.schemas.sampling import Sampling
 from service.api.schemas.tokens import TokenizeBody
 from service.api.schemas.types import Integer, Integers, TokenIds, at_most
 
 
-class InspectBody(TokenizeBody, Sampling, Look):
+class InspectBody(TokenizeBody, Sampling, InspectOptions):
     """A text or messages to look at inside the model, as it reads them and as it goes on."""
 
     model_config = ConfigDict(

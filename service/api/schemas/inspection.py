@@ -1,4 +1,4 @@
-"""Looks inside the model, as clients get it."""
+"""Inspections of the model, as clients get them."""
 
 from typing import Annotated, Literal, NotRequired
 
@@ -166,7 +166,7 @@ class Respelling(BaseModel):
 
 
 class Inspection(BaseModel):
-    """The answer to a request that looks inside."""
+    """The answer to a request to `/v1/inspect`."""
 
     object: Literal["inspection"]
     model: str

@@ -10,8 +10,8 @@ import { matrix } from "./matrix.js";
 import { parameters } from "./parameters.js";
 
 export async function attention(state) {
-  const { look, base, chosen, redraw } = state;
-  const [maps, { size }] = await Promise.all([look.attention(chosen.layer), look.model()]);
+  const { inspector, base, chosen, redraw } = state;
+  const [maps, { size }] = await Promise.all([inspector.attention(chosen.layer), inspector.model()]);
   const names = base.tokens.map(spelled);
   chosen.head ??= liveliest(maps);
   const weights = maps[chosen.head];
@@ -29,7 +29,7 @@ export async function attention(state) {
     chosen.form === "matrix" ? matrix(base, weights, label, state) : lines(names, weights, chosen.position),
     h("h2", {}, t("attention.through", { token: names[chosen.position] })),
     h("p", { class: "help" }, t("attention.through.help")),
-    eventually(async () => through(names, await look.through(chosen.position), state)),
+    eventually(async () => through(names, await inspector.through(chosen.position), state)),
   ];
 }
 

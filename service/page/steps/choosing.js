@@ -16,7 +16,7 @@ const SLIDERS = [
 const PAUSE = 60;
 
 export function choosing(state) {
-  const { look, chosen } = state;
+  const { inspector, chosen } = state;
   chosen.sampling ??= { temperature: 1, top_k: 10, top_p: 0.9, min_p: 0.1, seed: 0 };
   const { sampling } = chosen;
   const place = h("div", { class: "cards ways", "aria-live": "off" }, loading());
@@ -29,7 +29,7 @@ export function choosing(state) {
     abort = new AbortController();
     const names = ways(sampling);
     try {
-      const told = await look.distributions(chosen.position, Object.values(names), abort.signal);
+      const told = await inspector.distributions(chosen.position, Object.values(names), abort.signal);
       if (told === null) {
         place.replaceChildren(absent(t("choosing.missing")));
         return;

@@ -8,8 +8,8 @@ import { nearest } from "./nearest.js";
 import { parameters } from "./parameters.js";
 
 export async function embedding(state) {
-  const { look, base, chosen } = state;
-  const [{ size }, told] = await Promise.all([look.model(), look.embedding()]);
+  const { inspector, base, chosen } = state;
+  const [{ size }, told] = await Promise.all([inspector.model(), inspector.embedding()]);
   return [
     facts([
       [t("embedding.rows"), number(size.vocab_size)],

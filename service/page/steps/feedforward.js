@@ -6,7 +6,7 @@ import { positionPicker } from "./controls.js";
 import { parameters } from "./parameters.js";
 
 export async function feedforward(state) {
-  const { size } = await state.look.model();
+  const { size } = await state.inspector.model();
   return [parameters(size, ["feed_forward"]), ...residual(state)];
 }
 

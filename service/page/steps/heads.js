@@ -6,8 +6,8 @@ import { number, t } from "../language.js";
 import { layerPicker } from "./controls.js";
 
 export async function heads(state) {
-  const { look, chosen } = state;
-  const [maps, { size }] = await Promise.all([look.attention(chosen.layer), look.model()]);
+  const { inspector, chosen } = state;
+  const [maps, { size }] = await Promise.all([inspector.attention(chosen.layer), inspector.model()]);
   return [
     facts([
       [t("heads.count"), number(size.heads)],

@@ -5,8 +5,8 @@ import { heat } from "../heat.js";
 import { percent, t } from "../language.js";
 import { parameters } from "./parameters.js";
 
-export async function lens({ look, base }) {
-  const [seen, { size }] = await Promise.all([look.lens(), look.model()]);
+export async function lens({ inspector, base }) {
+  const [seen, { size }] = await Promise.all([inspector.lens(), inspector.model()]);
   const shared = size.parameters.head < size.vocab_size * size.hidden_size;
   return [parameters(size, ["head"]), shared && h("p", { class: "help" }, t("lens.shared")), grid(base.tokens, seen)].flat().filter(Boolean);
 }

@@ -3,20 +3,20 @@
 import { bars } from "../distribution.js";
 import { h, select, shown, spelled } from "../dom.js";
 import { t } from "../language.js";
-import { Look } from "../look.js";
+import { Inspector } from "../inspector.js";
 import { absent, eventually } from "../states.js";
 import { positionPicker } from "./controls.js";
 import { encoding } from "./encoding.js";
 
 export async function position(state) {
-  const { look, base, chosen } = state;
-  const told = await look.encoding();
+  const { inspector, base, chosen } = state;
+  const told = await inspector.encoding();
   const title = t("position.encoding", { position: chosen.position, token: spelled(base.tokens[chosen.position]) });
   return [h("div", { class: "row controls" }, positionPicker(state, t("position"))), h("h2", {}, title), encoding(told, chosen.position), swap(state)].flat();
 }
 
-function swap({ look, base, chosen, redraw }) {
-  const words = look.prompt.split(/(\s+)/);
+function swap({ inspector, base, chosen, redraw }) {
+  const words = inspector.prompt.split(/(\s+)/);
   const places = words.map((word, place) => [place, word]).filter(([, word]) => word.trim() !== "");
   if (places.length < 2) return absent(t("position.short"));
   chosen.swap ??= [places[Math.min(1, places.length - 2)][0], places[Math.min(4, places.length - 1)][0]];
@@ -38,10 +38,10 @@ function swap({ look, base, chosen, redraw }) {
     h("h2", {}, t("position.swap")),
     h("div", { class: "row" }, pick(0), pick(1)),
     eventually(async () => {
-      const otherLook = new Look(other);
-      const last = (await otherLook.base()).ids.length - 1;
-      const [before, after] = await Promise.all([look.next(base.ids.length - 1, 8), otherLook.next(last, 8)]);
-      return h("div", { class: "cards two" }, side(look.prompt, before), side(other, after));
+      const otherInspector = new Inspector(other);
+      const last = (await otherInspector.base()).ids.length - 1;
+      const [before, after] = await Promise.all([inspector.next(base.ids.length - 1, 8), otherInspector.next(last, 8)]);
+      return h("div", { class: "cards two" }, side(inspector.prompt, before), side(other, after));
     }),
   ];
 }

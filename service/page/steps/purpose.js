@@ -7,8 +7,8 @@ import { PARTS } from "./parameters.js";
 
 const TASKS = ["chat", "summary", "translation", "code", "entities", "tools"];
 
-export async function purpose({ look }) {
-  const model = await look.model();
+export async function purpose({ inspector }) {
+  const model = await inspector.model();
   const { size } = model;
   return [
     facts([

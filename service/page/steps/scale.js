@@ -9,13 +9,13 @@ const TOKENS = 24;
 /** The text is repeated, because the cache keeps whole blocks of tokens alone. */
 const TIMES = 8;
 
-export function scale({ look }) {
+export function scale({ inspector }) {
   const place = h("div", { class: "eventually" }, h("p", { class: "state absent" }, t("scale.empty")));
   async function run() {
     start.disabled = true;
     place.replaceChildren(loading());
     try {
-      const prompt = Array(TIMES).fill(look.prompt).join(" ");
+      const prompt = Array(TIMES).fill(inspector.prompt).join(" ");
       // With a salt that nobody had, the first run finds nothing.
       const salt = String(Math.random());
       const first = await measure(prompt, salt);

@@ -8,8 +8,8 @@ import { positionPicker } from "./controls.js";
 const NAMED = 20;
 
 export async function softmax(state) {
-  const { look, base, chosen } = state;
-  const [likeliest, told] = await Promise.all([look.next(chosen.position, NAMED), look.distributions(chosen.position, [{ temperature: 1 }])]);
+  const { inspector, base, chosen } = state;
+  const [likeliest, told] = await Promise.all([inspector.next(chosen.position, NAMED), inspector.distributions(chosen.position, [{ temperature: 1 }])]);
   const rows = likeliest.map((token) => ({ text: spelled(token), value: Math.exp(token.logprob), note: number(token.logprob, 2) }));
   const rest = Math.max(1 - rows.reduce((sum, { value }) => sum + value, 0), 0);
   const raw = told?.[0].stages[0];

@@ -17,10 +17,13 @@ import httpx
 import msgspec
 from fastapi import FastAPI
 
+from model.array import Array
 from model.checkpoint.sampling_defaults import NEUTRAL, SamplingDefaults
-from model.contract import SamplingParams, Wanted
+from model.contract import Wanted
+from model.inspection import InspectionResult
 from model.limits import ModelLimits, RunnerInfo
-from model.seen import Array, Inside, TokenLogprobs
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
@@ -215,9 +218,9 @@ class FakeClient:
         if self.scripted is not None:
             return iter(self.scripted)
         said = self.script(params)
-        if wanted.trace is not None and wanted.trace.generated:
+        if wanted.inspect is not None and wanted.inspect.generated:
             said = (
-                msgspec.structs.replace(delta, inside=Inside(positions=[place]))
+                msgspec.structs.replace(delta, inspection=InspectionResult(positions=[place]))
                 for place, delta in enumerate(said, len(request.prompt) - 1)
             )
         return chain(self.news_of_prompt(request.prompt, params, wanted), said)

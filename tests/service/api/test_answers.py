@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from model.seen import TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.completions import LogprobsWriter
 from service.api.schemas.chat import ChatBody
 from service.api.schemas.completions import CompletionBody

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from model.contract import SamplingParams
-from model.seen import TokenLogprobs
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 from service.engine.messages import BeamSearch, Delta, Refusal
 from tests.service.api.fakes import EOS, TIMES, FakeClient, calling
 

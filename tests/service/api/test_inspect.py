@@ -1,4 +1,4 @@
-"""Looks inside, through the API: the form of answers, and the bounds on what may be asked."""
+"""Inspections, through the API: the form of answers, and the bounds on what may be asked."""
 
 import base64
 import struct
@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.array import Array
 from model.checkpoint.sampling_defaults import SamplingDefaults
+from model.inspection import Distribution, Embedded, InspectionResult, PositionEncoding, RotaryAngles, Stage
 from model.limits import ModelSize
 from model.sampling.orders import ORDERS
 from model.sampling.transforms import TRANSFORMS
-from model.seen import Array, Distribution, Embedded, Inside, PositionEncoding, RotaryAngles, Stage, TokenLogprobs
-from service.api.looks import Looks
+from model.token_logprobs import TokenLogprobs
+from service.api.inspection_requests import MOST_STAGES
+from service.api.inspection_writer import InspectionWriter
 from service.api.schemas.inspect import InspectBody
-from service.api.traces import MOST_STAGES
 from service.engine.messages import Delta
 from tests.service.api.fakes import HI, LIMITS, TIMES, Caller, FakeTokenizer, calling, events
 from tests.speed import slowness, turns_of_the_loop
@@ -26,11 +28,11 @@ def array(*shape: int) -> Array:
     return Array(shape, struct.pack(f"<{count}f", *(index / 8 for index in range(count))))
 
 
-def look(positions: list[int], keys: int, heads: int = 1) -> Inside:
-    """A look whose lens says the position's own number everywhere."""
+def result(positions: list[int], keys: int, heads: int = 1) -> InspectionResult:
+    """A result whose lens says the position's own number everywhere."""
     lens = [[TokenLogprobs(-1.0, [65], [-0.5], 7) for _ in positions] for _ in range(LIMITS.layers + 1)]
     stages = 2 * LIMITS.layers
-    return Inside(
+    return InspectionResult(
         positions=positions,
         attention=array(heads, len(positions), keys),
         stream=array(stages + 1, len(positions)),
@@ -54,9 +56,9 @@ async def test_looks_of_several_chunks_are_one_answer() -> None:
     async with calling() as caller:
         scripted(
             caller,
-            Delta(0, [], None, inside=look([0, 1], 2), times=TIMES),
-            Delta(0, [72], None, inside=look([2], 3), times=TIMES),
-            Delta(0, [73], None, "length", inside=look([3], 4), times=TIMES),
+            Delta(0, [], None, inspection=result([0, 1], 2), times=TIMES),
+            Delta(0, [72], None, inspection=result([2], 3), times=TIMES),
+            Delta(0, [73], None, "length", inspection=result([3], 4), times=TIMES),
         )
         body = await inspect(caller, attention=[[1, 0]], residual=True, lens=1, max_tokens=2)
     assert [(token["text"], token["generated"]) for token in body["tokens"]] == [
@@ -80,14 +82,14 @@ async def test_looks_of_several_chunks_are_one_answer() -> None:
         "next_logprob": -1.0,
         "next_rank": 7,
     }
-    trace = caller.engine.streams[-1].wanted.trace
-    assert trace is not None
-    assert (trace.positions, trace.generated, trace.heads) == ([0, 1, 2], True, [(1, 0)])
+    asked = caller.engine.streams[-1].wanted.inspect
+    assert asked is not None
+    assert (asked.positions, asked.generated, asked.heads) == ([0, 1, 2], True, [(1, 0)])
 
 
 async def test_numbers_may_come_as_half_precision() -> None:
     async with calling() as caller:
-        scripted(caller, Delta(0, [], None, "length", inside=look([2], 3, 6), times=TIMES))
+        scripted(caller, Delta(0, [], None, "length", inspection=result([2], 3, 6), times=TIMES))
         body = await inspect(caller, attention="all", positions=[2], encoding_format="base64")
     heads = [[layer, head] for layer in range(LIMITS.layers) for head in range(LIMITS.heads)]
     assert body["attention"]["heads"] == heads
@@ -97,31 +99,31 @@ async def test_numbers_may_come_as_half_precision() -> None:
     assert body.get("lens") is None
 
 
-def reduced(positions: list[int], keys: int, top: int | None = None) -> Inside:
-    """A look at one map for each layer, or at its heaviest keys, which are the position and those before it."""
+def reduced(positions: list[int], keys: int, top: int | None = None) -> InspectionResult:
+    """A result with one map for each layer, or at its heaviest keys, which are the position and those before it."""
     if top is None:
-        return Inside(positions=positions, attention=array(LIMITS.layers, len(positions), keys))
+        return InspectionResult(positions=positions, attention=array(LIMITS.layers, len(positions), keys))
     shape = (LIMITS.layers, len(positions), top)
     rows = [float(max(-1, position - back)) for position in positions for back in range(top)]
     found = struct.pack(f"<{LIMITS.layers * len(rows)}f", *rows * LIMITS.layers)
-    return Inside(positions=positions, attention=array(*shape), attention_keys=Array(shape, found))
+    return InspectionResult(positions=positions, attention=array(*shape), attention_keys=Array(shape, found))
 
 
 async def test_attention_is_shown_reduced_over_heads() -> None:
     async with calling() as caller:
         scripted(
             caller,
-            Delta(0, [], None, inside=reduced([0, 1], 2), times=TIMES),
-            Delta(0, [], None, "length", inside=reduced([2], 3), times=TIMES),
+            Delta(0, [], None, inspection=reduced([0, 1], 2), times=TIMES),
+            Delta(0, [], None, "length", inspection=reduced([2], 3), times=TIMES),
         )
         body = await inspect(caller, attention=[[2, 1], [0, 0], [2, 0], [1, 1]], reduction="max")
     assert body["attention"]["layers"] == [2, 0, 1]
     assert body["attention"]["shape"] == [3, 3, 3]
     assert body["attention"]["data"][0] == [[0, 0.125, 0], [0.25, 0.375, 0], [0, 0.125, 0.25]]
     assert "heads" not in body["attention"]
-    trace = caller.engine.streams[-1].wanted.trace
-    assert trace is not None
-    assert (trace.reduction, trace.top_keys) == ("max", None)
+    asked = caller.engine.streams[-1].wanted.inspect
+    assert asked is not None
+    assert (asked.reduction, asked.top_keys) == ("max", None)
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
@@ -129,8 +131,8 @@ async def test_the_heaviest_keys_come_with_their_positions(encoding: str) -> Non
     async with calling() as caller:
         scripted(
             caller,
-            Delta(0, [], None, inside=reduced([0, 1], 2, 2), times=TIMES),
-            Delta(0, [], None, "length", inside=reduced([2], 3, 2), times=TIMES),
+            Delta(0, [], None, inspection=reduced([0, 1], 2, 2), times=TIMES),
+            Delta(0, [], None, "length", inspection=reduced([2], 3, 2), times=TIMES),
         )
         look = {"attention": "all", "reduction": "mean", "top_keys": 2, "encoding_format": encoding}
         body = await inspect(caller, **look)
@@ -143,9 +145,9 @@ async def test_the_heaviest_keys_come_with_their_positions(encoding: str) -> Non
 
 async def test_rollout_is_made_of_the_mean_of_all_heads_at_all_positions() -> None:
     async with calling() as caller:
-        scripted(caller, Delta(0, [], None, "length", inside=reduced([0, 1, 2], 3), times=TIMES))
+        scripted(caller, Delta(0, [], None, "length", inspection=reduced([0, 1, 2], 3), times=TIMES))
         whole = (await inspect(caller, attention="all", reduction="rollout"))["attention"]
-        scripted(caller, Delta(0, [], None, "length", inside=reduced([0, 1, 2], 3), times=TIMES))
+        scripted(caller, Delta(0, [], None, "length", inspection=reduced([0, 1, 2], 3), times=TIMES))
         part = (await inspect(caller, attention="all", reduction="rollout", top_keys=1))["attention"]
     mean = np.arange(27).reshape(3, 3, 3) / 8
     flow = np.eye(3)
@@ -155,9 +157,9 @@ async def test_rollout_is_made_of_the_mean_of_all_heads_at_all_positions() -> No
         np.testing.assert_allclose(part["data"][layer], flow.max(1, keepdims=True), atol=1e-5)
         assert part["keys"][layer] == flow.argmax(1)[:, None].tolist()
     for stream in caller.engine.streams:
-        trace = stream.wanted.trace
-        assert trace is not None
-        assert (trace.reduction, trace.top_keys, trace.positions) == ("mean", None, [0, 1, 2])
+        asked = stream.wanted.inspect
+        assert asked is not None
+        assert (asked.reduction, asked.top_keys, asked.positions) == ("mean", None, [0, 1, 2])
 
 
 async def test_positions_encodings_have_a_limit_in_bytes() -> None:
@@ -243,13 +245,13 @@ def floats(*numbers: float) -> Array:
 
 
 async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> None:
-    def seen(positions: list[int]) -> Inside:
+    def inputs(positions: list[int]) -> InspectionResult:
         count = len(positions)
         rotary = [
             RotaryAngles(layers=layers, magnitude=1.5, frequencies=floats(1, 1e-6), angles=array(count, 2))
             for layers in ([0, 2], [1])
         ]
-        return Inside(
+        return InspectionResult(
             positions=positions,
             embedding=Embedded(
                 norms=floats(*map(float, positions)),
@@ -262,8 +264,8 @@ async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> No
     async with calling() as caller:
         scripted(
             caller,
-            Delta(0, [], None, inside=seen([0, 1]), times=TIMES),
-            Delta(0, [], None, "length", inside=seen([2]), times=TIMES),
+            Delta(0, [], None, inspection=inputs([0, 1]), times=TIMES),
+            Delta(0, [], None, "length", inspection=inputs([2]), times=TIMES),
         )
         body = await inspect(caller, embedding=2, embedding_vectors=True, position_encoding=True)
         near = [{"id": 66, "text": "B", "cosine": 0.5}, {"id": 67, "text": "C", "cosine": -0.25}]
@@ -275,12 +277,12 @@ async def test_embeddings_and_positions_of_several_chunks_are_one_answer() -> No
         assert (told["rotary"][0]["frequencies"], told["rotary"][0]["magnitude"]) == ([1, 1e-6], 1.5)
         assert told["learned"]["shape"] == [3, 3]
         assert told["alibi_slopes"] == [0.5, 0.25]
-        trace = caller.engine.streams[-1].wanted.trace
-        assert trace is not None
-        assert (trace.embedding, trace.vectors, trace.encoding, trace.probes) == (2, True, True, False)
+        asked = caller.engine.streams[-1].wanted.inspect
+        assert asked is not None
+        assert (asked.embedding, asked.vectors, asked.encoding, asked.needs_probe) == (2, True, True, False)
 
-        bare = Inside(positions=[0], encoding=PositionEncoding(rotary=[], learned=None, slopes=None))
-        scripted(caller, Delta(0, [], None, "length", inside=bare, times=TIMES))
+        bare = InspectionResult(positions=[0], encoding=PositionEncoding(rotary=[], learned=None, slopes=None))
+        scripted(caller, Delta(0, [], None, "length", inspection=bare, times=TIMES))
         assert (await inspect(caller, position_encoding=True))["position_encoding"] == {}
 
 
@@ -322,10 +324,10 @@ async def test_distributions_of_settings_come_first_and_then_those_of_tokens() -
         "drawn": 72,
     }
     stream = caller.engine.streams[-1]
-    trace = stream.wanted.trace
-    assert trace is not None
-    assert (trace.generated, trace.distribution, trace.probes) == (True, 1, False)
-    first, second = trace.settings
+    asked = stream.wanted.inspect
+    assert asked is not None
+    assert (asked.generated, asked.distribution, asked.needs_probe) == (True, 1, False)
+    first, second = asked.settings
     assert (first.temperature, first.top_k, first.top_p, first.seed, first.presence_penalty) == (0.5, 3, 0.9, 5, 0.5)
     assert (second.temperature, second.top_k, second.seed, second.presence_penalty) == (0, 0, 2, 0.5)
     assert (stream.params.temperature, stream.params.top_p, stream.params.seed) == (0.5, 0.9, 5)
@@ -338,9 +340,9 @@ async def test_without_settings_the_requests_own_sampling_is_shown(max_tokens: i
         scripted(caller, Delta(0, [72] * max_tokens, None, "length", distributions=found, times=TIMES))
         body = await inspect(caller, distribution=1, positions=[2], max_tokens=max_tokens, top_k=3, temperature=1)
     assert [one["setting"] for one in body["distributions"]] == [None]
-    trace = caller.engine.streams[-1].wanted.trace
-    assert trace is not None
-    assert [(params.top_k, params.seed) for params in trace.settings] == [(3, 0)] * len(tried)
+    asked = caller.engine.streams[-1].wanted.inspect
+    assert asked is not None
+    assert [(params.top_k, params.seed) for params in asked.settings] == [(3, 0)] * len(tried)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +418,7 @@ def drawing(caller: Caller) -> None:
                 [token],
                 None,
                 "length" if place == 2 else None,
-                inside=look([4 + place], 5 + place),
+                inspection=result([4 + place], 5 + place),
                 distributions=[shown(4 + place, token)],
                 times=TIMES,
             )
@@ -425,7 +427,7 @@ def drawing(caller: Caller) -> None:
     )
 
 
-def check_seen(seen: list[dict[str, Any]]) -> None:
+def check_inspections(seen: list[dict[str, Any]]) -> None:
     assert [(one["position"], one["token"]) for one in seen] == [(4, 0xC3), (5, 0xA9), (6, 74)]
     for one in seen:
         keys = one["position"] + 1
@@ -451,14 +453,14 @@ async def test_generation_is_looked_at_token_by_token(route: str) -> None:
         drawing(caller)
         (plain,) = (await send(max_tokens=3)).json()["choices"]
     assert done is None
-    check_seen(whole["inspection"])
-    check_seen([chunk["choices"][0]["inspection"] for chunk in chunks if "inspection" in chunk["choices"][0]])
+    check_inspections(whole["inspection"])
+    check_inspections([chunk["choices"][0]["inspection"] for chunk in chunks if "inspection" in chunk["choices"][0]])
     assert "inspection" not in plain
-    traces = [stream.wanted.trace for stream in caller.engine.streams]
-    assert traces[0] == traces[1]
-    assert traces[2] is None
-    assert traces[0] is not None
-    assert (traces[0].positions, traces[0].generated, traces[0].distribution) == ((), True, 1)
+    asked = [stream.wanted.inspect for stream in caller.engine.streams]
+    assert asked[0] == asked[1]
+    assert asked[2] is None
+    assert asked[0] is not None
+    assert (asked[0].positions, asked[0].generated, asked[0].distribution) == ((), True, 1)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +495,7 @@ def test_a_listed_token_has_bytes_where_its_text_does_not_tell_them() -> None:
     body = InspectBody(prompt="a", embedding=2)
     tokens = [0xC3, 65]
     near = [[(token, 0.5) for token in tokens]]
-    told = Looks(body, FakeTokenizer(), LIMITS).embedding([Embedded(norms=array(1), nearest=near)])
+    told = InspectionWriter(body, FakeTokenizer(), LIMITS).embedding([Embedded(norms=array(1), nearest=near)])
     assert told.nearest[0] == [
         {"id": 0xC3, "text": "\ufffd", "bytes": [0xC3], "cosine": 0.5},
         {"id": 65, "text": "A", "cosine": 0.5},

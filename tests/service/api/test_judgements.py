@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.contract import SamplingParams
-from model.seen import TokenLogprobs
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 from service.engine.messages import Delta
 from tests.service.api.fakes import TIMES, FakeClient, calling
 

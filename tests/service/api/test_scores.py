@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.seen import Array
+from model.array import Array
 from tests.service.api.fakes import EMBEDDING, HI, Caller, calling, events
 
 

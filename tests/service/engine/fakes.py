@@ -5,9 +5,10 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, SamplingParams, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, StepPlan, StepResult
 from model.limits import ModelLimits, RunnerInfo
-from model.seen import TokenLogprobs
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 
 VOCAB_SIZE = 8
 POISON = -2

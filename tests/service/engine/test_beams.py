@@ -8,8 +8,9 @@ from itertools import product
 
 import pytest
 
-from model.contract import Chunk, ChunkResult, Draw, SamplingParams
-from model.seen import TokenLogprobs
+from model.contract import Chunk, ChunkResult, Draw
+from model.sampling_params import SamplingParams
+from model.token_logprobs import TokenLogprobs
 from service.engine.core import EngineCore
 from service.engine.messages import Beam, BeamSearch, Cancel, Delta, EngineRequest, Submit
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner

@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.block_events import (
     AllBlocksCleared,
     BlockEvent,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.blocks import BlockPool, PoolError, block_key, root_key
 from service.engine.request import Request
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.core import EngineCore
 from service.engine.messages import Cancel, Delta, EngineRequest, Submit

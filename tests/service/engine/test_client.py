@@ -14,7 +14,7 @@ import psutil
 import pytest
 import uvloop
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.client import ChannelClient, CompletionStream
 from service.engine.messages import Delta, EngineRequest
 from service.engine.status import EngineDead

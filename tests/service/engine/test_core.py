@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 
-from model.contract import DeviceLostError, SamplingParams
+from model.contract import DeviceLostError
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import STEP_TOKENS, Cancel, Delta, EngineRequest, RequestTimes, Submit
 from tests.service.engine.fakes import VOCAB_SIZE, FakeRunner, next_token, output_alone

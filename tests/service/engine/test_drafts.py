@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from model.contract import ChunkResult, SamplingParams, StepPlan, StepResult
+from model.contract import ChunkResult, StepPlan, StepResult
+from model.sampling_params import SamplingParams
 from service.engine.blocks import BlockPool
 from service.engine.drafts import WIDTH, DraftPolicy, look_up
 from service.engine.request import Request

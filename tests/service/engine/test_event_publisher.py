@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import zmq
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine import event_publisher
 from service.engine.block_events import BlockRemoved, BlockStored
 from service.engine.core import EngineCore

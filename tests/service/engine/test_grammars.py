@@ -14,8 +14,9 @@ import psutil
 import pytest
 from llguidance import LLParserLimits
 
-from model.contract import NOTHING, SamplingParams, Wanted
+from model.contract import NOTHING, Wanted
 from model.runner import ModelRunner
+from model.sampling_params import SamplingParams
 from service.engine import grammar_source
 from service.engine.core import EngineCore
 from service.engine.drafts import DraftPolicy, look_up

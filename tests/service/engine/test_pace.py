@@ -3,7 +3,7 @@ from typing import cast
 
 import pytest
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import EngineRequest, EngineStats, Report, Submit
 from service.engine.pace import SLACK, Pace

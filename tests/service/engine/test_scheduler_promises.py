@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from model.contract import Chunk, SamplingParams, StepPlan, Wanted
+from model.contract import Chunk, StepPlan, Wanted
+from model.sampling_params import SamplingParams
 from service.engine.blocks import BlockPool
 from service.engine.drafts import DraftPolicy, Guess, leave_open
 from service.engine.messages import Delta, deltas_of

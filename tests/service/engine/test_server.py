@@ -4,7 +4,7 @@ from typing import Any, cast
 import msgspec
 import zmq
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.messages import (
     Delta,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.messages import EngineRequest, RequestTimes
 from service.engine.status import EngineDead
 from service.generation import GenerationError, GenerationRequest

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import zmq
 
-from model.contract import SamplingParams
+from model.sampling_params import SamplingParams
 from service.engine.endpoint import endpoint
 from service.engine.event_publisher import EventsConfig
 from service.engine.messages import (

@@ -10,7 +10,7 @@ const MOST_LENS_ROWS = 2048;
 /** Settings that leave a distribution as it is, and not as the model's makers would have it. */
 const NEUTRAL = { temperature: 1, top_k: 0, top_p: 1, min_p: 0, typical_p: 1, repetition_penalty: 1 };
 
-export class Look {
+export class Inspector {
   constructor(prompt) {
     this.prompt = prompt;
     this._abort = new AbortController();

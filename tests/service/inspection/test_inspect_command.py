@@ -13,7 +13,7 @@ import pytest
 from headlight import LLM
 from service import cli
 from service.api.schemas.inspect import InspectBody
-from service.inside.npz import arrays_of
+from service.inspection.npz import arrays_of
 from tests.service.dummy_model import SETTINGS
 from tests.service.test_cli import failure
 
@@ -57,8 +57,8 @@ def test_the_arrays_of_the_file_are_those_of_the_api(
     assert capfd.readouterr().out == ""
     draw = {"temperature": 0.5, "top_k": 9, "seed": 7, "max_tokens": 1}
     looks = {"lens": 3, "residual": True, "embedding": 3, "embedding_vectors": True, "distribution": 3}
-    seen = llm.inspect("서울!", attention=[(0, 1), (2, 3)], **looks, **draw)
-    expected = arrays_of(seen)
+    inspection = llm.inspect("서울!", attention=[(0, 1), (2, 3)], **looks, **draw)
+    expected = arrays_of(inspection)
     with np.load(file) as found:
         assert set(found) == set(expected)
         for name, array in expected.items():
@@ -141,9 +141,9 @@ def test_messages_are_written_by_the_template(
     llm: LLM, flags: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run("hi", "--system", "Be brief.", "--npz", str(tmp_path / "file"), *flags)
-    seen = llm.inspect([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}])
+    inspection = llm.inspect([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}])
     with np.load(tmp_path / "file") as found:
-        assert found["tokens"].tolist() == [token.id for token in seen.tokens]
+        assert found["tokens"].tolist() == [token.id for token in inspection.tokens]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ def _attention_shape(value: Any) -> str:
     return "<text>" if isinstance(value, str) else "<list>"
 
 
-class Look(Body):
-    """The things to look at inside the model, where tokens are read or drawn."""
+class InspectOptions(Body):
+    """The parts of the model to look at, where tokens are read or drawn."""
 
     attention: (
         Annotated[

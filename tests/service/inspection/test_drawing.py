@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.schemas.inspection import InspectedToken, Respelling, SpeltToken
-from service.inside.arrays import (
+from service.inspection.arrays import (
     Attention,
     Distribution,
     Embedding,
@@ -21,8 +21,8 @@ from service.inside.arrays import (
     Residual,
     Rotation,
 )
-from service.inside.columns import clusters, fitted, shown, width
-from service.inside.drawing import Canvas, bar, drawn, ranges, window
+from service.inspection.columns import clusters, fitted, shown, width
+from service.inspection.drawing import Canvas, bar, drawn, ranges, window
 
 LAYERS = 2
 COLOUR = re.compile("\x1b\\[[0-9;]+m")

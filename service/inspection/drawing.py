@@ -1,4 +1,4 @@
-"""Pictures of what is seen inside the model, in a terminal's characters.
+"""Pictures of an inspection, in a terminal's characters.
 
 Each view is a function that yields lines, none if the view was not asked for; `VIEWS` has them all.
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.inside.arrays import Distribution, Floats, Inspection, Integers
-from service.inside.columns import clusters, fitted, shown, width
+from service.inspection.arrays import Distribution, Floats, Inspection, Integers
+from service.inspection.columns import clusters, fitted, shown, width
 
 _SHADES = ((0.64, "█", 208), (0.36, "▓", 179), (0.16, "▒", 72), (0.04, "░", 67), (0.01, "·", 60), (0.0, " ", None))
 """Least share of each shade, and its colour of the 256, which the colour-blind tell apart."""
@@ -45,18 +45,18 @@ class Canvas:
         return f"\x1b[1m{text}\x1b[0m" if self.coloured else text
 
 
-def drawn(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def drawn(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """The lines of all views that were asked for."""
-    blocks = [lines for view in VIEWS if (lines := [line.rstrip() for line in view(seen, canvas)])]
+    blocks = [lines for view in VIEWS if (lines := [line.rstrip() for line in view(inspection, canvas)])]
     for index, lines in enumerate(blocks):
         yield from ([""] if index else []) + lines
 
 
-def _tokens(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _tokens(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """The tokens with their ids, as many a line as fit."""
-    yield canvas.strong(f"{len(seen.tokens)} tokens")
+    yield canvas.strong(f"{len(inspection.tokens)} tokens")
     line = ""
-    for token in seen.tokens:
+    for token in inspection.tokens:
         entry = f"{shown(token.text)} {token.id}{' drawn' if token.generated else ''}"
         if line and width(line) + 3 + width(entry) > canvas.columns:
             yield line
@@ -65,27 +65,27 @@ def _tokens(seen: Inspection, canvas: Canvas) -> Iterator[str]:
     yield line
 
 
-def _attention(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _attention(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """A matrix for each head: queries down, keys across."""
-    if seen.attention is None or not len(seen.positions):
+    if inspection.attention is None or not len(inspection.positions):
         return
-    names = [f"layer {layer}, head {head}" for layer, head in seen.attention.heads or ()]
-    names += [f"layer {layer}, its heads reduced" for layer in seen.attention.layers or ()]
-    if seen.attention.keys is not None:
-        for name, weights, keys in zip(names, seen.attention.weights, seen.attention.keys, strict=True):
+    names = [f"layer {layer}, head {head}" for layer, head in inspection.attention.heads or ()]
+    names += [f"layer {layer}, its heads reduced" for layer in inspection.attention.layers or ()]
+    if inspection.attention.keys is not None:
+        for name, weights, keys in zip(names, inspection.attention.weights, inspection.attention.keys, strict=True):
             yield canvas.strong(f"attention of {name}: what each token looks at most")
-            yield from _heaviest(seen, weights, keys, canvas)
+            yield from _heaviest(inspection, weights, keys, canvas)
         return
-    for name, weights in zip(names, seen.attention.weights, strict=True):
+    for name, weights in zip(names, inspection.attention.weights, strict=True):
         yield canvas.strong(f"attention of {name}: what each token (row) looks at (column)")
-        yield from _matrix(seen, weights, canvas)
+        yield from _matrix(inspection, weights, canvas)
         yield ""
     yield "share  " + "  ".join(f"{canvas.shade(least)} {least:.0%}" for least, *_ in _SHADES[-2::-1]) + " or more"
 
 
-def _matrix(seen: Inspection, weights: Floats, canvas: Canvas) -> Iterator[str]:
+def _matrix(inspection: Inspection, weights: Floats, canvas: Canvas) -> Iterator[str]:
     """The weights [positions, keys] of one head."""
-    names = [shown(token.text) for token in seen.tokens]
+    names = [shown(token.text) for token in inspection.tokens]
     label = min(_LABEL, max(map(width, names)) + 1 + len(str(len(names))))
     most = max((canvas.columns - label - 1) // 2, 3)
     keys, rows = window(weights.shape[1], most), window(weights.shape[0], most)
@@ -95,7 +95,7 @@ def _matrix(seen: Inspection, weights: Floats, canvas: Canvas) -> Iterator[str]:
         if row is None:
             yield fitted("⋮", label, right=True)
             continue
-        query = int(seen.positions[row])
+        query = int(inspection.positions[row])
         cells = ("  " if key is None or key > query else canvas.shade(float(weights[row, key]), 2) for key in keys)
         strongest = int(weights[row].argmax())
         tail = f" {float(weights[row, strongest]):4.0%} {fitted(names[strongest], _TAIL - 7)}" if has_tail else ""
@@ -104,10 +104,10 @@ def _matrix(seen: Inspection, weights: Floats, canvas: Canvas) -> Iterator[str]:
         yield f"{weights.shape[1] - len(keys) + 1} of {weights.shape[1]} tokens are left out; --npz and --html have all"
 
 
-def _heaviest(seen: Inspection, weights: Floats, keys: Integers, canvas: Canvas) -> Iterator[str]:
+def _heaviest(inspection: Inspection, weights: Floats, keys: Integers, canvas: Canvas) -> Iterator[str]:
     """The heaviest keys [positions, top] of one head, and their weights."""
-    names = [shown(token.text) for token in seen.tokens]
-    for position, found, shares in zip(seen.positions, keys, weights, strict=True):
+    names = [shown(token.text) for token in inspection.tokens]
+    for position, found, shares in zip(inspection.positions, keys, weights, strict=True):
         pairs = [f"{key} {names[key]} {share:.0%}" for key, share in zip(found, shares, strict=True) if key >= 0]
         begin = f"{_numbered(position, names[position], _LABEL)}  "
         yield begin + fitted("  ".join(pairs), max(canvas.columns - width(begin), 1)).rstrip()
@@ -138,12 +138,12 @@ def window(count: int, most: int) -> list[int | None]:
     return [0, None, *range(count - most + 2, count)]
 
 
-def _lens(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _lens(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """The likeliest token at each layer and position, the last layer on top."""
-    lens = seen.lens
+    lens = inspection.lens
     if lens is None or not lens.tokens.size:
         return
-    stages, label, count = len(lens.tokens), 10, len(seen.positions)
+    stages, label, count = len(lens.tokens), 10, len(inspection.positions)
     positions = range(max(count - max((canvas.columns - label) // _LENS_CELL, 1), 0), count)
     cell = min((canvas.columns - label) // len(positions), 16)
     yield canvas.strong("logit lens: the likeliest next token if the model ended after a layer")
@@ -157,19 +157,19 @@ def _lens(seen: Inspection, canvas: Canvas) -> Iterator[str]:
 
     for stage in reversed(range(stages)):
         yield row(f"layer {stage - 1}" if stage else "embedding", (entry(stage, place) for place in positions))
-    texts = (shown(seen.tokens[seen.positions[place]].text) for place in positions)
+    texts = (shown(inspection.tokens[inspection.positions[place]].text) for place in positions)
     yield row("token", (f"  {fitted(text, cell - 3)} " for text in texts))
     if positions[0]:
         yield f"{positions[0]} of {count} positions are left out; --npz and --html have all"
 
 
-def _residual(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _residual(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """The norms at the last position as bars."""
-    if seen.residual is None or not len(seen.positions):
+    if inspection.residual is None or not len(inspection.positions):
         return
-    last = int(seen.positions[-1])
-    stream, added = seen.residual.stream[:, -1], seen.residual.added[:, -1]
-    yield canvas.strong(f"norms of the residual stream at position {last}, {shown(seen.tokens[last].text)}")
+    last = int(inspection.positions[-1])
+    stream, added = inspection.residual.stream[:, -1], inspection.residual.added[:, -1]
+    yield canvas.strong(f"norms of the residual stream at position {last}, {shown(inspection.tokens[last].text)}")
     label, columns = 10, max((canvas.columns - 10) // 3, 12)
     yield fitted("", label) + "".join(fitted(name, columns) for name in ("stream", "attention adds", "MLP adds"))
     full = float(max(stream.max(), added.max(), 1e-9))
@@ -185,68 +185,69 @@ def _residual(seen: Inspection, canvas: Canvas) -> Iterator[str]:
         yield fitted(f"layer {layer}", label) + "".join(amount(float(number)) for number in numbers)
 
 
-def _embedding(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _embedding(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """A token a line: its norm, and the tokens nearest to it."""
-    if seen.embedding is None:
+    if inspection.embedding is None:
         return
     yield canvas.strong("embedding: its norm, and the tokens of nearest direction with their cosines")
-    label = min(_LABEL, max((width(shown(seen.tokens[at].text)) for at in seen.positions), default=0) + 5)
-    for row, position in enumerate(seen.positions):
-        near = zip(seen.embedding.texts[row], seen.embedding.cosines[row], strict=True)
+    label = min(_LABEL, max((width(shown(inspection.tokens[at].text)) for at in inspection.positions), default=0) + 5)
+    for row, position in enumerate(inspection.positions):
+        near = zip(inspection.embedding.texts[row], inspection.embedding.cosines[row], strict=True)
         told = "  ".join(f"{shown(text)} {cosine:.2f}" for text, cosine in near)
-        begin = f"{_numbered(position, shown(seen.tokens[position].text), label)} {seen.embedding.norms[row]:8.3g}  "
+        name = _numbered(position, shown(inspection.tokens[position].text), label)
+        begin = f"{name} {inspection.embedding.norms[row]:8.3g}  "
         yield begin + fitted(told, max(canvas.columns - width(begin), 1)).rstrip()
-    if seen.embedding.vectors is not None and seen.embedding.vectors.size:
+    if inspection.embedding.vectors is not None and inspection.embedding.vectors.size:
         yield ""
-        yield from _strips(seen, seen.embedding.vectors, label, canvas)
+        yield from _strips(inspection, inspection.embedding.vectors, label, canvas)
 
 
-def _strips(seen: Inspection, vectors: Floats, label: int, canvas: Canvas) -> Iterator[str]:
+def _strips(inspection: Inspection, vectors: Floats, label: int, canvas: Canvas) -> Iterator[str]:
     """A token a line: the sizes of its vector's numbers; a column stands for several of a long vector's."""
     count = vectors.shape[1]
     each = -(-count // max(canvas.columns - label - 1, 1))
     sizes = np.pad(np.abs(vectors), ((0, 0), (0, -count % each))).reshape(len(vectors), -1, each).max(axis=2)
     full = float(sizes.max()) or 1.0
     yield canvas.strong(f"the {count} numbers of each embedding by size, the largest of {each} in a column")
-    for position, row in zip(seen.positions, sizes, strict=True):
+    for position, row in zip(inspection.positions, sizes, strict=True):
         cells = "".join(canvas.shade(float(size) / full) for size in row)
-        yield f"{_numbered(position, shown(seen.tokens[position].text), label)} {cells}"
+        yield f"{_numbered(position, shown(inspection.tokens[position].text), label)} {cells}"
     yield f"size  {'  '.join(f'{canvas.shade(least)} {least * full:.2g}' for least, *_ in _SHADES[-2::-1])} or more"
 
 
-def _details(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _details(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """A token a line: its place in the text, and its bytes."""
-    if seen.text is None:
+    if inspection.text is None:
         return
     yield canvas.strong("bytes of each token, and its place in the text")
-    for position, token in enumerate(seen.tokens):
+    for position, token in enumerate(inspection.tokens):
         start, end = token.offsets or (0, 0)
         begin = f"{_numbered(position, shown(token.text), _LABEL)}  {f'{start}-{end}':>9}  "
         yield begin + fitted(bytes(token.bytes or []).hex(" "), max(canvas.columns - width(begin), 1)).rstrip()
 
 
-def _spellings(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _spellings(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """A spelling a line: its number of tokens, and what they are."""
-    if seen.spellings is None:
+    if inspection.spellings is None:
         return
-    yield canvas.strong(f"the text in other spellings; as it is, it has {len(seen.tokens)} tokens")
-    for spelling in seen.spellings:
+    yield canvas.strong(f"the text in other spellings; as it is, it has {len(inspection.tokens)} tokens")
+    for spelling in inspection.spellings:
         begin = f"{spelling.name.replace('_', ' '):<17}{len(spelling.tokens):>4} tokens  "
         told = " │ ".join(f"{shown(token.text)} {token.id}" for token in spelling.tokens)
         yield begin + fitted(told, max(canvas.columns - width(begin), 1)).rstrip()
 
 
-def _encoding(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _encoding(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """The rotary angles and learned rows of each position, as many as fit, and the slope of each head."""
-    encoding = seen.position_encoding
+    encoding = inspection.position_encoding
     if encoding is None:
         return
     for rotation in encoding.rotary or ():
         yield canvas.strong(f"rotary angles in degrees, a column for each pair, in layers {ranges(rotation.layers)}")
-        yield from _rows(seen, np.degrees(rotation.angles), "{:.0f}°", canvas)
+        yield from _rows(inspection, np.degrees(rotation.angles), "{:.0f}°", canvas)
     if encoding.learned is not None:
         yield canvas.strong("learned rows that are added to the embedding, a column for each dimension")
-        yield from _rows(seen, encoding.learned, "{:.3f}", canvas)
+        yield from _rows(inspection, encoding.learned, "{:.3f}", canvas)
     if encoding.alibi_slopes is not None:
         yield canvas.strong("ALiBi's slopes: the score of a token d positions back is lowered by slope * d")
         for head, slope in enumerate(encoding.alibi_slopes):
@@ -264,12 +265,12 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, end)) for end in ends)
 
 
-def _rows(seen: Inspection, numbers: Floats, form: str, canvas: Canvas) -> Iterator[str]:
+def _rows(inspection: Inspection, numbers: Floats, form: str, canvas: Canvas) -> Iterator[str]:
     """Numbers [positions, columns], as many of a row's first as fit."""
     most = max((canvas.columns - _LABEL) // _NUMBER, 1)
-    for position, row in zip(seen.positions, numbers, strict=True):
+    for position, row in zip(inspection.positions, numbers, strict=True):
         cells = "".join(form.format(number).rjust(_NUMBER) for number in row[:most])
-        yield f"{_numbered(position, shown(seen.tokens[position].text), _LABEL)}{cells}"
+        yield f"{_numbered(position, shown(inspection.tokens[position].text), _LABEL)}{cells}"
     if numbers.shape[1] > most:
         yield f"{numbers.shape[1] - most} of {numbers.shape[1]} columns are left out; --npz and --html have all"
 
@@ -281,13 +282,13 @@ def bar(share: float, columns: int) -> str:
     return fitted("█" * full + (_EIGHTHS[rest] if rest else ""), columns)
 
 
-def _distributions(seen: Inspection, canvas: Canvas) -> Iterator[str]:
+def _distributions(inspection: Inspection, canvas: Canvas) -> Iterator[str]:
     """The candidates of each distribution down, its stages across."""
-    for index, one in enumerate(seen.distributions or ()):
+    for index, one in enumerate(inspection.distributions or ()):
         if index:
             yield ""
         under = "" if one.setting is None else f", under setting {one.setting}"
-        name = shown(seen.tokens[one.position].text)
+        name = shown(inspection.tokens[one.position].text)
         yield canvas.strong(f"distribution after position {one.position}, {name}{under}: stage by stage")
         yield from _stages(one, canvas)
 

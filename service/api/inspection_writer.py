@@ -1,4 +1,4 @@
-"""Looks inside the model in JSON, for every route that shows them."""
+"""Inspections in JSON, for every route that shows them."""
 
 import base64
 from collections.abc import Sequence
@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.inspection import Distribution, Embedded, InspectionResult, PositionEncoding
 from model.limits import ModelLimits
-from model.seen import Distribution, Embedded, Inside, PositionEncoding, TokenLogprobs
+from model.token_logprobs import TokenLogprobs
 from service.api.arrays import to_numpy
 from service.api.attention import Attention, joined
 from service.api.logprobs import finite
+from service.api.schemas.inspect_options import InspectOptions
 from service.api.schemas.inspection import (
     InspectedAttention,
     InspectedDistribution,
@@ -25,24 +27,23 @@ from service.api.schemas.inspection import (
     Numbers,
     TokenInspection,
 )
-from service.api.schemas.look import Look
 from service.generation import Piece
 from service.text.interface import Tokenizer
 
 
-def named_heads(look: Look, limits: ModelLimits) -> list[tuple[int, int]]:
+def named_heads(options: InspectOptions, limits: ModelLimits) -> list[tuple[int, int]]:
     """The (layer, head) pairs that a request names."""
-    if look.attention == "all":
+    if options.attention == "all":
         return [(layer, head) for layer in range(limits.layers) for head in range(limits.heads)]
-    return [(layer, head) for layer, head in look.attention or ()]
+    return [(layer, head) for layer, head in options.attention or ()]
 
 
-class Looks:
-    """Writes what is seen in the form that a request asks for."""
+class InspectionWriter:
+    """Writes inspections in the form that a request asks for."""
 
-    def __init__(self, look: Look, tokenizer: Tokenizer, limits: ModelLimits) -> None:
-        self._look, self._tokenizer = look, tokenizer
-        self._heads = named_heads(look, limits)
+    def __init__(self, options: InspectOptions, tokenizer: Tokenizer, limits: ModelLimits) -> None:
+        self._options, self._tokenizer = options, tokenizer
+        self._heads = named_heads(options, limits)
         self._known: dict[int, ListedToken] = {}
         """The tokens of lists so far; most are in several."""
 
@@ -66,34 +67,34 @@ class Looks:
         return {"id": id, "text": self.text(id), "special": self._tokenizer.is_special(id)}
 
     def of_token(self, piece: Piece) -> TokenInspection | None:
-        """The look at the place where a piece's token was drawn; None for a piece without a token."""
+        """The inspection of the place where a piece's token was drawn; None for a piece without a token."""
         if piece.token is None:
             return None
-        inside, shown = piece.inside, piece.distributions[-1] if piece.distributions else None
-        position = inside.positions[-1] if inside is not None else shown.position if shown is not None else None
+        inspection, shown = piece.inspection, piece.distributions[-1] if piece.distributions else None
+        position = inspection.positions[-1] if inspection is not None else shown.position if shown is not None else None
         assert position is not None
         answer = TokenInspection(position=position, token=piece.token)
-        if inside is not None:
-            self._add(answer, inside)
+        if inspection is not None:
+            self._add(answer, inspection)
         if shown is not None:
             answer.distribution = self.distribution(shown)
         return answer
 
-    def _add(self, answer: TokenInspection, inside: Inside) -> None:
-        """Add what is seen of the last position."""
-        if inside.attention is not None:
-            answer.attention = self.attention(joined([inside]).last())
-        if inside.stream is not None and inside.added is not None:
-            stream, added = (self.numbers(to_numpy(array)[:, -1]) for array in (inside.stream, inside.added))
+    def _add(self, answer: TokenInspection, inspection: InspectionResult) -> None:
+        """Add the numbers of the last position."""
+        if inspection.attention is not None:
+            answer.attention = self.attention(joined([inspection]).last())
+        if inspection.stream is not None and inspection.added is not None:
+            stream, added = (self.numbers(to_numpy(array)[:, -1]) for array in (inspection.stream, inspection.added))
             answer.residual = InspectedResidual(stream=stream, added=added)
-        if inside.lens is not None:
-            answer.lens = [self.lens_entry(stage[-1], followed=True) for stage in inside.lens]
+        if inspection.lens is not None:
+            answer.lens = [self.lens_entry(stage[-1], followed=True) for stage in inspection.lens]
 
     def attention(self, attention: Attention) -> InspectedAttention:
         """Weights whose first axis are the heads that the request names, or their layers if it reduces them."""
         numbers = self.numbers(attention.weights)
         answer = InspectedAttention(shape=numbers.shape, data=numbers.data)
-        if self._look.reduction is None:
+        if self._options.reduction is None:
             answer.heads = self._heads
         else:
             answer.layers = [*dict.fromkeys(layer for layer, _ in self._heads)]
@@ -103,14 +104,14 @@ class Looks:
 
     def _indices(self, array: NDArray[np.int32]) -> NDArray[np.int32] | str:
         """Whole numbers, which float16 would not hold."""
-        if self._look.encoding_format == "base64":
+        if self._options.encoding_format == "base64":
             return base64.b64encode(array.astype("<i4").tobytes()).decode()
         return array
 
     def numbers(self, array: NDArray[np.float32]) -> Numbers:
         """An array in the encoding that the request asks for."""
         shape = list(array.shape)
-        if self._look.encoding_format == "base64":
+        if self._options.encoding_format == "base64":
             return Numbers(shape=shape, data=base64.b64encode(array.astype("<f2").tobytes()).decode())
         return Numbers(shape=shape, data=array)
 

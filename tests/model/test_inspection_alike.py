@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from model.checkpoint.source import open_checkpoint
-from model.contract import Runner, SamplingParams, Trace, Wanted
+from model.contract import Runner, Wanted
+from model.inspection import Distribution, InspectionRequest
 from model.loading.load import load_runner
 from model.runner import ModelRunner
 from model.runner_config import RunnerConfig
-from model.seen import Distribution
+from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.text.tokenizer import load_tokenizer
-from tests.model.test_extras import GREEDY, Expected, Found, by_transformers, check_inside, run
+from tests.model.test_extras import GREEDY, Expected, Found, by_transformers, check_inspection, run
 from tests.tiny import TINY_MODELS, TinyDecoder, random_tokens, save
 
 DECODED = 8
@@ -28,7 +29,7 @@ COMPANY = random_tokens(21, seed=1)
 def everything(runner: Runner, positions: Sequence[int], *, generated: bool = False) -> Wanted:
     limits = runner.limits
     heads = [(layer, head) for layer in range(limits.layers) for head in range(limits.heads)]
-    trace = Trace(
+    asked = InspectionRequest(
         positions=positions,
         generated=generated,
         heads=heads,
@@ -37,7 +38,7 @@ def everything(runner: Runner, positions: Sequence[int], *, generated: bool = Fa
         distribution=3,
         settings=[SamplingParams(max_tokens=0)],
     )
-    return Wanted(trace=trace)
+    return Wanted(inspect=asked)
 
 
 def check_distributions(found: Sequence[Distribution], expected: Expected, positions: Sequence[int]) -> None:
@@ -61,12 +62,12 @@ def check_every_way(runner: Runner, model: Any, prompt: Sequence[int], block_siz
     expected = by_transformers(model, text)
 
     def check(found: Found, positions: Sequence[int]) -> None:
-        check_inside(found, expected, text, positions)
+        check_inspection(found, expected, text, positions)
         check_distributions(found.distributions, expected, positions)
 
     check(decoded, seen)
     chunked, _ = run(core, (text, GREEDY, everything(runner, seen)), beside)
-    assert len(chunked.insides) > 2, "the text was to be read in chunks"
+    assert len(chunked.inspections) > 2, "the text was to be read in chunks"
     check(chunked, seen)
     last = seen[-3:]
     (hit,) = run(core, (text, GREEDY, everything(runner, last)))
@@ -75,7 +76,7 @@ def check_every_way(runner: Runner, model: Any, prompt: Sequence[int], block_siz
     check(hit, last)
     # A pool of its own, whose cache knows nothing of the text.
     (whole,) = run(EngineCore(runner, token_budget=64, max_running=4), (text, GREEDY, everything(runner, seen)))
-    assert len(whole.insides) == 1
+    assert len(whole.inspections) == 1
     check(whole, seen)
 
 

@@ -39,55 +39,61 @@ def near(array: Any, numbers: Any) -> bool:
     return np.array_equal(np.shape(array), np.shape(numbers)) and np.allclose(array, numbers, atol=1e-5)
 
 
-def check(seen: Inspection, answer: dict[str, Any]) -> None:
+def check(inspection: Inspection, answer: dict[str, Any]) -> None:
     """Hold every number of an inspection to those of an answer over HTTP."""
-    assert [token.model_dump(exclude_unset=True, mode="json") for token in seen.tokens] == answer["tokens"]
-    assert seen.positions.tolist() == answer["positions"]
-    assert seen.text == answer.get("text")
-    assert [one.model_dump(exclude_unset=True, mode="json") for one in seen.spellings or ()] == answer.get(
+    assert [token.model_dump(exclude_unset=True, mode="json") for token in inspection.tokens] == answer["tokens"]
+    assert inspection.positions.tolist() == answer["positions"]
+    assert inspection.text == answer.get("text")
+    assert [one.model_dump(exclude_unset=True, mode="json") for one in inspection.spellings or ()] == answer.get(
         "spellings", []
     )
-    if seen.attention is not None:
+    if inspection.attention is not None:
         told = answer["attention"]
-        assert [list(head) for head in seen.attention.heads or ()] == told.get("heads", [])
-        assert (seen.attention.layers or []) == told.get("layers", [])
-        assert seen.attention.weights.dtype == np.float32
-        assert near(seen.attention.weights, told["data"])
-        assert (seen.attention.keys is None) is ("keys" not in told)
-        if seen.attention.keys is not None:
-            assert seen.attention.keys.tolist() == told["keys"]
+        assert [list(head) for head in inspection.attention.heads or ()] == told.get("heads", [])
+        assert (inspection.attention.layers or []) == told.get("layers", [])
+        assert inspection.attention.weights.dtype == np.float32
+        assert near(inspection.attention.weights, told["data"])
+        assert (inspection.attention.keys is None) is ("keys" not in told)
+        if inspection.attention.keys is not None:
+            assert inspection.attention.keys.tolist() == told["keys"]
         elif "heads" in told:
-            assert seen.attention.weights.sum(axis=2) == pytest.approx(1)
-    if seen.embedding is not None:
+            assert inspection.attention.weights.sum(axis=2) == pytest.approx(1)
+    if inspection.embedding is not None:
         told = answer["embedding"]
-        assert near(seen.embedding.norms, told["norms"]["data"])
+        assert near(inspection.embedding.norms, told["norms"]["data"])
         for name, key in (("tokens", "id"), ("texts", "text"), ("cosines", "cosine")):
-            assert getattr(seen.embedding, name).tolist() == [[one[key] for one in row] for row in told["nearest"]]
-        assert (seen.embedding.vectors is None) is ("vectors" not in told)
-        if seen.embedding.vectors is not None:
-            assert near(seen.embedding.vectors, told["vectors"]["data"])
-    if seen.position_encoding is not None:
+            assert getattr(inspection.embedding, name).tolist() == [
+                [one[key] for one in row] for row in told["nearest"]
+            ]
+        assert (inspection.embedding.vectors is None) is ("vectors" not in told)
+        if inspection.embedding.vectors is not None:
+            assert near(inspection.embedding.vectors, told["vectors"]["data"])
+    if inspection.position_encoding is not None:
         told = answer["position_encoding"]
-        for rotation, rotary in zip(seen.position_encoding.rotary or (), told.get("rotary", ()), strict=True):
+        for rotation, rotary in zip(inspection.position_encoding.rotary or (), told.get("rotary", ()), strict=True):
             assert (rotation.layers, rotation.magnitude) == (rotary["layers"], rotary["magnitude"])
             assert near(rotation.frequencies, rotary["frequencies"])
             assert near(rotation.angles, rotary["angles"]["data"])
-        assert seen.position_encoding.learned is seen.position_encoding.alibi_slopes is None
-    if seen.residual is not None:
-        assert near(seen.residual.stream, answer["residual"]["stream"]["data"])
-        assert near(seen.residual.added, answer["residual"]["added"]["data"])
-    if seen.lens is not None:
+        assert inspection.position_encoding.learned is inspection.position_encoding.alibi_slopes is None
+    if inspection.residual is not None:
+        assert near(inspection.residual.stream, answer["residual"]["stream"]["data"])
+        assert near(inspection.residual.added, answer["residual"]["added"]["data"])
+    if inspection.lens is not None:
         lens = answer["lens"]
         likeliest = [[entry["likeliest"] for entry in row] for row in lens]
         for name, key in (("tokens", "id"), ("texts", "text")):
-            assert getattr(seen.lens, name).tolist() == [[[one[key] for one in e] for e in row] for row in likeliest]
-        assert near(seen.lens.logprobs, [[[one["logprob"] for one in entry] for entry in row] for row in likeliest])
+            assert getattr(inspection.lens, name).tolist() == [
+                [[one[key] for one in e] for e in row] for row in likeliest
+            ]
+        assert near(
+            inspection.lens.logprobs, [[[one["logprob"] for one in entry] for entry in row] for row in likeliest]
+        )
         follows = [[entry["next_rank"] is not None for entry in row] for row in lens]
-        assert np.isnan(seen.lens.next_logprob).tolist() == [[not one for one in row] for row in follows]
-        assert seen.lens.next_rank.tolist() == [[entry["next_rank"] or 0 for entry in row] for row in lens]
+        assert np.isnan(inspection.lens.next_logprob).tolist() == [[not one for one in row] for row in follows]
+        assert inspection.lens.next_rank.tolist() == [[entry["next_rank"] or 0 for entry in row] for row in lens]
     shown = answer.get("distributions") or []
-    assert len(seen.distributions or ()) == len(shown)
-    for one, told in zip(seen.distributions or (), shown, strict=True):
+    assert len(inspection.distributions or ()) == len(shown)
+    for one, told in zip(inspection.distributions or (), shown, strict=True):
         assert (one.position, one.setting, one.drawn) == (told["position"], told["setting"], told["drawn"])
         for name, key in (("stages", "name"), ("kept", "kept"), ("mass", "mass"), ("entropy", "entropy")):
             found = [stage[key] for stage in told["stages"]]
@@ -122,10 +128,10 @@ def test_arrays_are_the_numbers_of_the_http_answer(llm: LLM, url: str, fields: d
 
 
 def test_views_that_were_not_asked_for_are_none(llm: LLM) -> None:
-    seen = llm.inspect(TEXT, lens=2)
-    assert (seen.attention, seen.residual, seen.distributions) == (None, None, None)
-    assert seen.lens is not None
-    assert seen.lens.tokens.shape == (LAYERS + 1, len(seen.tokens), 2)
+    inspection = llm.inspect(TEXT, lens=2)
+    assert (inspection.attention, inspection.residual, inspection.distributions) == (None, None, None)
+    assert inspection.lens is not None
+    assert inspection.lens.tokens.shape == (LAYERS + 1, len(inspection.tokens), 2)
 
 
 def test_a_conversation_is_written_by_the_template(llm: LLM, url: str) -> None:
@@ -163,11 +169,11 @@ def test_the_inside_comes_beside_generated_tokens(llm: LLM) -> None:
 
 
 def test_half_precision_is_what_it_is_asked_for(llm: LLM) -> None:
-    seen, halves = (llm.inspect(TEXT, residual=True, encoding_format=form) for form in ("float", "base64"))
-    assert seen.residual is not None
+    inspection, halves = (llm.inspect(TEXT, residual=True, encoding_format=form) for form in ("float", "base64"))
+    assert inspection.residual is not None
     assert halves.residual is not None
     assert halves.residual.stream.dtype == np.float16
-    assert np.allclose(halves.residual.stream, seen.residual.stream, rtol=1e-3)
+    assert np.allclose(halves.residual.stream, inspection.residual.stream, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inside.arrays import Attention, Distribution, Inspection, PositionEncoding
+from service.inspection.arrays import Attention, Distribution, Inspection, PositionEncoding
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def write_npz(path: Path, seen: Inspection) -> None:
+def write_npz(path: Path, inspection: Inspection) -> None:
     """Write the arrays to a file of exactly this name. Raises OSError."""
     # Whole or not at all, as far as the encoding goes.
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays_of(seen))  # type: ignore[arg-type]  # None is named like its own parameters.
+    np.savez_compressed(content, **arrays_of(inspection))  # type: ignore[arg-type]  # None is named like its own parameters.
     path.write_bytes(content.getvalue())
 
 
-def arrays_of(seen: Inspection) -> Arrays:
+def arrays_of(inspection: Inspection) -> Arrays:
     """The arrays by name; those of views that were not asked for are missing.
 
     | name | shape |
@@ -50,41 +50,41 @@ def arrays_of(seen: Inspection) -> Arrays:
     leaves out.
     """
     arrays: Arrays = {
-        "tokens": np.array([token.id for token in seen.tokens], np.int64),
-        "texts": np.array([token.text for token in seen.tokens], np.str_),
-        "generated": np.array([token.generated for token in seen.tokens], np.bool_),
-        "positions": seen.positions,
+        "tokens": np.array([token.id for token in inspection.tokens], np.int64),
+        "texts": np.array([token.text for token in inspection.tokens], np.str_),
+        "generated": np.array([token.generated for token in inspection.tokens], np.bool_),
+        "positions": inspection.positions,
     }
-    if seen.text is not None:
-        arrays |= _of_details(seen)
-    for index, spelling in enumerate(seen.spellings or ()):
+    if inspection.text is not None:
+        arrays |= _of_details(inspection)
+    for index, spelling in enumerate(inspection.spellings or ()):
         arrays[f"spelling_{index}_name"] = np.array(spelling.name, np.str_)
         arrays[f"spelling_{index}_text"] = np.array(spelling.text, np.str_)
         arrays[f"spelling_{index}_tokens"] = np.array([token.id for token in spelling.tokens], np.int64)
-    if seen.attention is not None:
-        arrays |= _of_attention(seen.attention)
-    if seen.residual is not None:
-        arrays |= {"residual_stream": seen.residual.stream, "residual_added": seen.residual.added}
-    if (embedding := seen.embedding) is not None:
+    if inspection.attention is not None:
+        arrays |= _of_attention(inspection.attention)
+    if inspection.residual is not None:
+        arrays |= {"residual_stream": inspection.residual.stream, "residual_added": inspection.residual.added}
+    if (embedding := inspection.embedding) is not None:
         arrays |= {"embedding_norms": embedding.norms, "embedding_tokens": embedding.tokens}
         if embedding.vectors is not None:
             arrays["embedding_vectors"] = embedding.vectors
         arrays |= {"embedding_texts": embedding.texts.astype(np.str_), "embedding_cosines": embedding.cosines}
-    if seen.position_encoding is not None:
-        arrays |= _of_encoding(seen.position_encoding)
-    if (lens := seen.lens) is not None:
+    if inspection.position_encoding is not None:
+        arrays |= _of_encoding(inspection.position_encoding)
+    if (lens := inspection.lens) is not None:
         arrays |= {"lens_tokens": lens.tokens, "lens_texts": lens.texts.astype(np.str_)}
         arrays |= {"lens_logprobs": lens.logprobs, "lens_next_logprob": lens.next_logprob}
         arrays |= {"lens_next_rank": lens.next_rank}
-    for index, one in enumerate(seen.distributions or ()):
+    for index, one in enumerate(inspection.distributions or ()):
         arrays |= {f"distribution_{index}_{name}": array for name, array in _of_distribution(one).items()}
     return arrays
 
 
-def _of_details(seen: Inspection) -> Arrays:
-    parts = [bytes(token.bytes or []) for token in seen.tokens]
+def _of_details(inspection: Inspection) -> Arrays:
+    parts = [bytes(token.bytes or []) for token in inspection.tokens]
     return {
-        "offsets": np.array([token.offsets for token in seen.tokens], np.int64).reshape(-1, 2),
+        "offsets": np.array([token.offsets for token in inspection.tokens], np.int64).reshape(-1, 2),
         "bytes": np.frombuffer(b"".join(parts), np.uint8),
         "byte_counts": np.array([len(part) for part in parts], np.int64),
     }

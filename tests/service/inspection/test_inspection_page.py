@@ -12,7 +12,7 @@ from selenium.webdriver.support.select import Select
 
 from service import cli
 from service.api.schemas.inspection import InspectedEncoding, InspectedToken, Inspection, Numbers
-from service.inside.page import page_of
+from service.inspection.page import page_of
 from tests.service.page.browser import MISSING, Browser, browsing, faults
 
 TEXT = "<b>서울!</b>"

@@ -1,17 +1,18 @@
-"""The trace that a request's looks inside ask for, within the limits on what they may cost."""
+"""The inspection request that the fields of a body ask for, within the limits on what it may cost."""
 
 from dataclasses import replace
 
 from model.checkpoint.sampling_defaults import SamplingDefaults
-from model.contract import SamplingParams, Trace
+from model.inspection import InspectionRequest
+from model.sampling_params import SamplingParams
 from service.api.bounds import check_at_most, check_size
 from service.api.context import JobContext
 from service.api.errors import refusal
-from service.api.looks import named_heads
+from service.api.inspection_writer import named_heads
 from service.api.sampling import sampling_params, tries_of
 from service.api.schemas.generation import GenerationBody
 from service.api.schemas.inspect import InspectBody
-from service.api.schemas.look import Look
+from service.api.schemas.inspect_options import InspectOptions
 from service.api.schemas.sampling import Sampling
 from service.text.respelling import respellings
 
@@ -24,8 +25,8 @@ TOKEN_BYTES = 80
 """About the size of a token in an answer."""
 
 
-def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
-    """The looks that a request asks for, within the limits on what they may cost. Raises ApiError."""
+def inspection_request(body: InspectBody, prompt: int, context: JobContext) -> InspectionRequest:
+    """The inspection that a body of `/v1/inspect` asks for. Raises ApiError."""
     if body.reduction == "rollout" and body.positions is not None:
         raise refusal("positions", "do not go with rollout, which is of all positions")
     positions = body.positions if body.positions is not None else [*range(prompt)]
@@ -37,7 +38,7 @@ def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     if body.distribution is not None:
         check_at_most("distribution", shown, context.settings.max_distributions, "distributions")
     rows = len(positions) + body.max_tokens
-    looks = _looks(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
+    asked = _bounded(body, context, rows=rows, cells=rows * (prompt + body.max_tokens))
     if body.embedding is not None:
         check_at_most("embedding", rows, context.settings.max_lens_rows, "rows")
         check_at_most("embedding", body.embedding, context.settings.max_logprobs, "tokens")
@@ -50,7 +51,7 @@ def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
         size = 4 * rows * context.client.limits.encoding_width
         check_size("position_encoding", size, context.settings.max_inspection)
     return replace(
-        looks,
+        asked,
         positions=positions,
         generated=body.max_tokens > 0,
         embedding=body.embedding,
@@ -59,19 +60,21 @@ def trace_of(body: InspectBody, prompt: int, context: JobContext) -> Trace:
     )
 
 
-def trace_beside(body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]) -> Trace:
-    """The trace of a request that looks where tokens are drawn. Raises ApiError; fewer max_tokens may help."""
+def token_inspection_request(
+    body: GenerationBody, context: JobContext, lengths: list[int], prompts: list[list[int]]
+) -> InspectionRequest:
+    """The inspection of the places where tokens are drawn, beside them. Raises ApiError; fewer max_tokens may help."""
     assert body.inspect is not None
     if not (body.inspect.attention or body.inspect.residual) and body.inspect.lens == body.inspect.distribution is None:
         raise refusal("inspect", "says nothing to look at")
     tries = tries_of(body)
     rows = tries * sum(lengths)
     cells = tries * sum(length * (len(prompt) + length) for length, prompt in zip(lengths, prompts, strict=True))
-    looks = _looks(body.inspect, context, rows=rows, cells=cells, path="inspect.")
-    if looks.distribution is not None:
-        size = rows * CANDIDATE_BYTES * (2 * looks.distribution + 1)
+    asked = _bounded(body.inspect, context, rows=rows, cells=cells, path="inspect.")
+    if asked.distribution is not None:
+        size = rows * CANDIDATE_BYTES * (2 * asked.distribution + 1)
         check_size("inspect.distribution", size, context.settings.max_inspection)
-    return replace(looks, generated=True)
+    return replace(asked, generated=True)
 
 
 def trials_of(body: InspectBody, defaults: SamplingDefaults, context: JobContext) -> list[SamplingParams]:
@@ -84,47 +87,49 @@ def trials_of(body: InspectBody, defaults: SamplingDefaults, context: JobContext
     return [sampling_params(Sampling(**({"seed": 0} | own | change)), defaults, context) for change in changes]
 
 
-def _looks(look: Look, context: JobContext, *, rows: int, cells: int, path: str = "") -> Trace:
-    """The trace that a request asks for, without positions. Raises ApiError.
+def _bounded(
+    options: InspectOptions, context: JobContext, *, rows: int, cells: int, path: str = ""
+) -> InspectionRequest:
+    """An inspection request within the server's bounds, without positions. Raises ApiError.
 
     `rows` is the number of positions that it will be, `cells` that of the attention weights of a head there.
     """
     limits, settings = context.client.limits, context.settings
-    heads = named_heads(look, limits)
+    heads = named_heads(options, limits)
     if not all(0 <= layer < limits.layers and 0 <= head < limits.heads for layer, head in heads):
         raise refusal(
             f"{path}attention",
             f"has a head beyond the model's {limits.layers} layers of {limits.heads} heads, counted from 0",
         )
-    _check_reduction(look, path)
+    _check_reduction(options, path)
     check_at_most(f"{path}attention", len(heads) * cells, settings.max_weights, "attention weights to compute")
-    maps = len({layer for layer, _ in heads}) if look.reduction else len(heads)
-    whole = look.top_keys is None or look.reduction == "rollout"
-    size = 4 * maps * (cells if whole else 2 * rows * (look.top_keys or 0))
+    maps = len({layer for layer, _ in heads}) if options.reduction else len(heads)
+    whole = options.top_keys is None or options.reduction == "rollout"
+    size = 4 * maps * (cells if whole else 2 * rows * (options.top_keys or 0))
     check_size(f"{path}attention", size, settings.max_inspection)
-    lens = 0 if look.lens is None else rows * (limits.layers + 1)
+    lens = 0 if options.lens is None else rows * (limits.layers + 1)
     if lens > settings.max_lens_rows:
         raise refusal(f"{path}lens", f"would be {lens} rows, more than the {settings.max_lens_rows} of this server")
-    check_at_most(f"{path}lens", look.lens, settings.max_logprobs, "tokens")
-    check_at_most(f"{path}distribution", look.distribution, settings.max_logprobs, "tokens")
-    return Trace(
+    check_at_most(f"{path}lens", options.lens, settings.max_logprobs, "tokens")
+    check_at_most(f"{path}distribution", options.distribution, settings.max_logprobs, "tokens")
+    return InspectionRequest(
         heads=heads,
-        reduction="mean" if look.reduction == "rollout" else look.reduction,
-        top_keys=None if look.reduction == "rollout" else look.top_keys,
-        stream=look.residual,
-        lens=look.lens,
-        distribution=look.distribution,
+        reduction="mean" if options.reduction == "rollout" else options.reduction,
+        top_keys=None if options.reduction == "rollout" else options.top_keys,
+        stream=options.residual,
+        lens=options.lens,
+        distribution=options.distribution,
     )
 
 
-def _check_reduction(look: Look, path: str) -> None:
+def _check_reduction(options: InspectOptions, path: str) -> None:
     """Refuse what is to be done to attention weights that cannot be done to those that are asked for."""
     for name in ("reduction", "top_keys"):
-        if getattr(look, name) is not None and not look.attention:
+        if getattr(options, name) is not None and not options.attention:
             raise refusal(f"{path}{name}", "needs attention")
-    if look.reduction == "rollout" and path:
+    if options.reduction == "rollout" and path:
         raise refusal(f"{path}reduction", "can be rollout in /v1/inspect only, which sees the whole prompt")
-    if look.reduction == "rollout" and look.attention != "all":
+    if options.reduction == "rollout" and options.attention != "all":
         raise refusal(f"{path}attention", 'should be "all" for rollout')
 
 

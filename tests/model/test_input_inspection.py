@@ -11,18 +11,19 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from kernels.load import load_backend
 from model import embedding_table
-from model.contract import SamplingParams, Trace, Wanted
+from model.contract import Wanted
 from model.embedding_table import EmbeddingTable
-from model.seen import Embedded, PositionEncoding
+from model.inspection import Embedded, InspectionRequest, PositionEncoding
+from model.sampling_params import SamplingParams
 from tests.model.test_extras import GREEDY, PROMPT, Engine, Found, to_numpy
 from tests.tiny import CPU, TINY_MODELS, VOCAB, random_tokens
 
 COMPANY = (random_tokens(9, seed=1), SamplingParams(max_tokens=8), Wanted())
 
 
-def look(found: Found) -> tuple[list[Embedded], list[PositionEncoding]]:
-    embedded = [inside.embedding for inside in found.insides if inside.embedding is not None]
-    return embedded, [inside.encoding for inside in found.insides if inside.encoding is not None]
+def inputs(found: Found) -> tuple[list[Embedded], list[PositionEncoding]]:
+    embedded = [inspection.embedding for inspection in found.inspections if inspection.embedding is not None]
+    return embedded, [inspection.encoding for inspection in found.inspections if inspection.encoding is not None]
 
 
 def check_embeddings(embedded: Sequence[Embedded], table: torch.Tensor, tokens: Sequence[int], atol: float) -> None:
@@ -42,11 +43,15 @@ def check_embeddings(embedded: Sequence[Embedded], table: torch.Tensor, tokens: 
 def test_inputs_of_a_prompt_in_chunks_and_of_drawn_tokens(family: str, tmp_path: Path) -> None:
     engine = Engine(family, tmp_path, token_budget=8)
     params = SamplingParams(max_tokens=3, temperature=0)
-    wanted = Wanted(trace=Trace(positions=range(len(PROMPT)), generated=True, embedding=4, vectors=True, encoding=True))
+    wanted = Wanted(
+        inspect=InspectionRequest(
+            positions=range(len(PROMPT)), generated=True, embedding=4, vectors=True, encoding=True
+        )
+    )
     found, _ = engine.run((PROMPT, params, wanted), COMPANY)
     text = [*PROMPT, *found.tokens[:-1]]
     assert found.positions() == [*range(len(text))]
-    embedded, encodings = look(found)
+    embedded, encodings = inputs(found)
     table = engine.model.get_input_embeddings().weight.detach()
     check_embeddings(embedded, table, text, 1e-5)
     vectors = [to_numpy(part.vectors) for part in embedded if part.vectors is not None]
@@ -100,19 +105,21 @@ def test_a_packed_table_shows_what_it_holds(tmp_path: Path) -> None:
     """The compiled backend reads a tied embedding from its packed output projection."""
     engine = Engine("llama-tied", tmp_path, token_budget=8, backend=load_backend(CPU, "cpu"))
     assert not isinstance(engine.decoder.weights.embedding, torch.Tensor)
-    (found,) = engine.run((PROMPT, GREEDY, Wanted(trace=Trace(positions=range(len(PROMPT)), embedding=4))))
-    check_embeddings(look(found)[0], engine.model.get_input_embeddings().weight.detach(), PROMPT, 1e-4)
+    (found,) = engine.run(
+        (PROMPT, GREEDY, Wanted(inspect=InspectionRequest(positions=range(len(PROMPT)), embedding=4)))
+    )
+    check_embeddings(inputs(found)[0], engine.model.get_input_embeddings().weight.detach(), PROMPT, 1e-4)
 
 
 def test_inputs_cost_the_forward_pass_nothing(tmp_path: Path) -> None:
-    """It is replayed as for everybody else, because no probe looks at it."""
-    assert not Trace(positions=[1], embedding=1, encoding=True).probes
+    """It is replayed as for everybody else, because it needs no probe."""
+    assert not InspectionRequest(positions=[1], embedding=1, encoding=True).needs_probe
     engine = Engine("llama", tmp_path, token_budget=8)
-    (found,) = engine.run((PROMPT, GREEDY, Wanted(trace=Trace(positions=[3], encoding=True))))
-    embedded, encodings = look(found)
+    (found,) = engine.run((PROMPT, GREEDY, Wanted(inspect=InspectionRequest(positions=[3], encoding=True))))
+    embedded, encodings = inputs(found)
     assert embedded == []
     assert to_numpy(encodings[0].rotary[0].angles).shape == (1, 8)
-    assert found.insides[0].stream is None
+    assert found.inspections[0].stream is None
 
 
 def test_a_row_of_zeros_is_near_nothing_and_there_are_no_more_tokens_than_there_are(

@@ -6,17 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.contract import SamplingParams, StepPlan, Trace, Wanted
+from model.contract import StepPlan, Wanted
+from model.inspection import InspectionRequest
+from model.sampling_params import SamplingParams
 from service.engine.blocks import BlockPool
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 from tests.service.engine.fakes import FakeRunner, output_alone
 
-GENERATED = Wanted(trace=Trace(generated=True, lens=1))
+GENERATED = Wanted(inspect=InspectionRequest(generated=True, lens=1))
 
 
 class Clocked:
-    """A scheduler whose steps take 1 second, and `cost` seconds more for each position that is looked at."""
+    """A scheduler whose steps take 1 second, and `cost` seconds more for each position that is inspected."""
 
     def __init__(self, cost: float, *, lookahead: int = 0, budget: int = 256) -> None:
         self.runner = FakeRunner(1000, 16, lookahead)
@@ -38,14 +40,14 @@ class Clocked:
         plan = self.scheduler.plan(0.0)
         assert plan is not None
         result = self.runner.start(plan).result()
-        seconds = 1 + self.cost * looked(plan)
+        seconds = 1 + self.cost * inspected(plan)
         self.scheduler.commit(result, 0.0, seconds)
         self.scheduler.check()
         return plan, seconds
 
 
-def looked(plan: StepPlan) -> int:
-    return sum(len(chunk.trace.positions) for chunk in plan.others if chunk.trace is not None)
+def inspected(plan: StepPlan) -> int:
+    return sum(len(chunk.inspect.positions) for chunk in plan.others if chunk.inspect is not None)
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.5, 3.0])
@@ -53,28 +55,28 @@ def test_one_who_looks_slows_seven_others_by_less_than_a_tenth(cost: float) -> N
     bench = Clocked(cost)
     others = [bench.add() for _ in range(7)]
     bench.step()
-    looker = bench.add(GENERATED)
+    inspector = bench.add(GENERATED)
     seconds = [bench.step()[1] for _ in range(150)]
     assert fmean(seconds[20:]) < 1.1
     assert all(len(request.output) == 151 for request in others)
     # Nobody is starved either: all the time that is its own is used.
-    assert len(looker.output) >= min(100, 0.05 / cost * 130)
+    assert len(inspector.output) >= min(100, 0.05 / cost * 130)
 
 
 def test_where_all_look_nobody_waits() -> None:
     bench = Clocked(3.0)
-    lookers = [bench.add(GENERATED) for _ in range(5)]
+    inspecting = [bench.add(GENERATED) for _ in range(5)]
     for _ in range(20):
         bench.step()
-    assert [len(request.output) for request in lookers] == [20] * 5
+    assert [len(request.output) for request in inspecting] == [20] * 5
 
 
 def test_those_who_look_take_turns() -> None:
     bench = Clocked(1.0)
     others = [bench.add() for _ in range(8)]
-    lookers = [bench.add(GENERATED) for _ in range(20)]
+    inspecting = [bench.add(GENERATED) for _ in range(20)]
     seconds = [bench.step()[1] for _ in range(400)]
-    turns = [len(request.output) for request in lookers]
+    turns = [len(request.output) for request in inspecting]
     assert max(turns) - min(turns) <= 1
     assert min(turns) >= 3
     assert fmean(seconds) < 1 + 20 / 28 + 0.1
@@ -83,38 +85,42 @@ def test_those_who_look_take_turns() -> None:
 
 def test_a_look_at_a_long_prompt_is_cut_beside_others_alone() -> None:
     positions = range(0, 200, 2)
-    wanted = Wanted(trace=Trace(positions=positions, lens=1))
+    wanted = Wanted(inspect=InspectionRequest(positions=positions, lens=1))
     bench = Clocked(0.25)
     bench.add(wanted, prompt=201, tokens=1)
     plan, _ = bench.step()
-    assert looked(plan) == 100
+    assert inspected(plan) == 100
     bench.add()
     bench.step()
     bench.add(wanted, prompt=202, tokens=1)
     plans = [bench.step() for _ in range(600)]
-    assert sum(looked(plan) for plan, _ in plans) == 100
-    # A step with a look takes at most about twice as long as one without.
+    assert sum(inspected(plan) for plan, _ in plans) == 100
+    # A step with an inspection takes at most about twice as long as one without.
     assert max(seconds for _, seconds in plans) <= 2.5
 
 
 def test_one_who_looks_goes_on_where_nobody_else_can() -> None:
     """The other waits for room that it never gets while the first runs."""
     bench = Clocked(9.0)
-    looker = bench.add(GENERATED, prompt=9000, tokens=300)
+    inspector = bench.add(GENERATED, prompt=9000, tokens=300)
     bench.add(prompt=12000, tokens=100)
     for _ in range(80):
         bench.step()
-    assert len(looker.output) >= 20
+    assert len(inspector.output) >= 20
 
 
 @given(
-    kinds=st.lists(st.sampled_from(["plain", "looks", "prompt"]), min_size=1, max_size=9),
+    kinds=st.lists(st.sampled_from(["plain", "inspects", "prompt"]), min_size=1, max_size=9),
     cost=st.sampled_from([0.0, 0.3, 5.0]),
     budget=st.integers(64, 80),
 )
 def test_all_end_with_what_they_get_alone(kinds: list[str], cost: float, budget: int) -> None:
     bench = Clocked(cost, budget=budget)
-    wishes = {"plain": None, "looks": GENERATED, "prompt": Wanted(trace=Trace(positions=[0, 3, 50], lens=1))}
+    wishes = {
+        "plain": None,
+        "inspects": GENERATED,
+        "prompt": Wanted(inspect=InspectionRequest(positions=[0, 3, 50], lens=1)),
+    }
     for number, kind in enumerate(kinds):
         bench.add(wishes[kind], prompt=60 + number, tokens=1 + number)
     for _ in range(2000):
