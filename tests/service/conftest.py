@@ -28,8 +28,11 @@ def config(script: Path, monkeypatch: pytest.MonkeyPatch) -> EngineConfig:
 
 @pytest.fixture(scope="session")
 def url(smollm2: Path) -> Iterator[str]:
-    """The server of the real model that files share; a test leaves nothing running in it."""
-    with serving() as (url, _):
+    """The server of the real model that files share; a test leaves nothing running in it.
+
+    It promises batch invariance, since tests compare answers, one of which may have found its prompt in the cache.
+    """
+    with serving("--batch-invariant", "true") as (url, _):
         yield url
 
 

@@ -1,28 +1,20 @@
-"""A server of the real model that promises batch invariance: an answer does not show what else ran."""
+"""Batch invariance, which the shared server of the real model promises: an answer does not show what else ran."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
-from tests.service.servers import PATIENCE, serving
+from tests.service.servers import PATIENCE
 
 MODEL = "smollm2-135m-instruct"
 CITY = {"type": "object", "properties": {"name": {"enum": ["Paris", "Lyon"]}}, "required": ["name"]}
 
 
-@pytest.fixture(scope="module")
-def invariant_url(smollm2: Path) -> Iterator[str]:
-    with serving("--batch-invariant", "true") as (url, _):
-        yield url
-
-
 @pytest.fixture
-async def client(invariant_url: str) -> Any:
-    async with AsyncOpenAI(base_url=f"{invariant_url}/v1", api_key="none", timeout=PATIENCE, max_retries=0) as client:
+async def client(url: str) -> Any:
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE, max_retries=0) as client:
         yield client
 
 
