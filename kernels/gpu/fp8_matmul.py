@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import Fp8Weight
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.fp8 import converts_e4m3, decode_e4m3, encode_e4m3
 from kernels.gpu.launch import Launcher, Target
 from kernels.gpu.matmul import add_splits, place_of, split_inputs
@@ -83,6 +84,7 @@ def linear(launch: Launcher, x: Tensor, weight: Fp8Weight, bias: Tensor | None, 
         # A product after the sum might be fused with the addition of splits, but only where one program computes them.
         ONE_WIDTH=weight.width >= inputs and not batch_invariant,
         ONE_HEIGHT=weight.height >= outputs or weight.height % tiling.outputs == 0,
+        DEPENDENT=launch.dependent,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -134,6 +136,7 @@ def quantize(launch: Launcher, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
         WIDTH=width,
         PADDED=padded,
         RUNS=together,
+        DEPENDENT=launch.dependent,
         num_warps=min(16, max(4, padded // 1024)),
         num_stages=1,
     )
@@ -153,11 +156,13 @@ def _quantize(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     RUNS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """codes[t, k] = e4m3(x[t, k] / scales[run of k, t]), where a scale is the run's largest magnitude / `most`.
 
     The grid is (blocks of RUNS runs, tokens).
     """
+    wait_for_kernels_before(DEPENDENT)
     t = tl.program_id(1)
     run = tl.program_id(0) * RUNS + tl.arange(0, RUNS)  # [RUNS]
     within = tl.arange(0, PADDED)[None, :]  # [1, PADDED]
@@ -192,6 +197,7 @@ def _matmul(
     WHOLE_TILES: tl.constexpr,
     ONE_WIDTH: tl.constexpr,
     ONE_HEIGHT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """y[t, n] = sum over k of w[n, k] x[t, k] + bias[n], for the inputs k of some splits.
 
@@ -204,6 +210,7 @@ def _matmul(
 
     As in `matmul`, rows of the dots are outputs, and columns are tokens.
     """
+    wait_for_kernels_before(DEPENDENT)
     n, t = place_of(tokens, outputs, OUTPUTS, TOKENS)  # [OUTPUTS], [TOKENS]
     tiles = tl.cdiv(inputs, TILE)
     begin = tl.program_id(1) * SPLITS * tiles_per_split

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import Linear, QuantizedWeight
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.launch import Launcher, Target
 from kernels.gpu.packed import PackedWeight, code_unit, dequantize, integers, rearrange
 
@@ -148,6 +149,7 @@ def _project(
         WHOLE_TILES=inputs % tile == 0,
         STEP=step,
         LEAN=projecting.lean,
+        DEPENDENT=launch.dependent,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -203,6 +205,7 @@ def add_splits(launch: Launcher, sums: Tensor, bias: Tensor | None, y: Tensor) -
         outputs,
         SPLITS=splits,
         BLOCK=block,
+        DEPENDENT=launch.dependent,
         num_warps=4,
         num_stages=1,
     )
@@ -230,6 +233,7 @@ def _matmul(
     WHOLE_TILES: tl.constexpr,
     STEP: tl.constexpr,
     LEAN: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """y[t, n] = sum over k of w[n, k] x[t, k] + bias[n], for the inputs k of some splits.
 
@@ -241,6 +245,7 @@ def _matmul(
     In the dots, rows are outputs, since there are always many of them, and columns are tokens. The weight is thus the
     operand that tensor cores read from registers, where the codes are converted.
     """
+    wait_for_kernels_before(DEPENDENT)
     n, t = place_of(tokens, outputs, OUTPUTS, TOKENS)  # [OUTPUTS], [TOKENS]
     tiles = tl.cdiv(inputs, 16 // BITS * WIDTH)
     first = tl.program_id(1) * splits * tiles_per_split
@@ -390,8 +395,9 @@ def _groups(numbers, group, n, outputs, COUNT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _add_splits(sums, bias, y, tokens, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+def _add_splits(sums, bias, y, tokens, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """y[t, n] = sums[0, t, n] + sums[1, t, n] + ... + bias[n], added in this order; the grid is (blocks, tokens)."""
+    wait_for_kernels_before(DEPENDENT)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     there = n < outputs  # [BLOCK]
     place = tl.program_id(1).to(tl.int64) * outputs + n  # [BLOCK]
