@@ -1,6 +1,6 @@
 """Layers of a decoding step, whose kernels follow on one another in each way that could be chosen: a table.
 
-What a launch costs shows only between kernels that need each other's results, so that whole layers are measured.
+A launch's cost shows only between kernels that need each other's results, so that whole layers are measured.
 """
 
 from dataclasses import replace
@@ -19,6 +19,7 @@ from kernels.backend import Fp8Weight, Linear, QuantizedWeight
 from kernels.gpu.backend import TritonBackend
 from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import JitLauncher, device_target
+from kernels.gpu.matmul import PROJECTING, Projecting
 from model.batch import batch_layout
 from model.contract import Chunk
 from model.decoder import Decoder
@@ -38,20 +39,24 @@ class Way(NamedTuple):
     """A choice of how kernels follow on one another."""
 
     decoding: Decoding = DECODING
+    projecting: Projecting = PROJECTING
     dependent: bool = False
     """See `kernels.gpu.dependent`. The interpreter of a smoke run knows nothing of it."""
 
     def backend(self, device: torch.device) -> TritonBackend:
         """A backend that launches kernels in this way."""
         dependent = self.dependent and device.type == "cuda"
-        return TritonBackend(JitLauncher(device_target(device), dependent=dependent), decoding=self.decoding)
+        launch = JitLauncher(device_target(device), dependent=dependent)
+        return TritonBackend(launch, decoding=self.decoding, projecting=self.projecting)
 
 
 WAYS = {
     "served": Way(),
     "early": Way(dependent=True),
     "attention folded": Way(Decoding(folded=True)),
-    "attention folded, early": Way(Decoding(folded=True), dependent=True),
+    "products folded": Way(projecting=Projecting(folded=True)),
+    "both folded": Way(Decoding(folded=True), Projecting(folded=True)),
+    "both folded, early": Way(Decoding(folded=True), Projecting(folded=True), dependent=True),
 }
 
 

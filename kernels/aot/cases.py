@@ -116,6 +116,7 @@ FP8_BLOCKS = ((128, 128), (None, None), (1, None), (64, 128))
 PROJECTINGS = {
     "narrow": Projecting(Tiling(32, 16, 2, 3), step=2, lean=True),
     "wide": Projecting(Tiling(128, 32, 8, 2), lean=True),
+    "folded": Projecting(folded=True),
 }
 """Ways of projecting that are not served, for few tokens and for many. With 64 tokens, an A100 would spill."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
@@ -325,6 +326,7 @@ def _matmul() -> Iterator[Case]:
             form = f"W8 e4m3 {height or 'all'}x{width or 'all'}"
             yield Case(f"linear {form} {_name(dtype)}", run, served)
             yield Case(f"linear {form} {_name(dtype)} invariant", run, False, batch_invariant=True)
+            yield Case(f"linear {form} {_name(dtype)} folded", run, False, projecting=PROJECTINGS["folded"])
         dense = partial(_dense, dtype)
         yield Case(f"linear {_name(dtype)}", dense, served)
         yield Case(f"linear {_name(dtype)} invariant", dense, served, batch_invariant=True)

@@ -11,8 +11,9 @@ from triton.language.extra import cuda
 
 from kernels.backend import AttentionOptions, Backend, Fp8Weight, HeadNorms, QuantizedWeight, Rotation
 from kernels.gpu.backend import TritonBackend
-from kernels.gpu.decode import DECODING, Decoding
-from kernels.gpu.launch import TARGETS, JitLauncher, device_target
+from kernels.gpu.decode import Decoding
+from kernels.gpu.launch import TARGETS, JitLauncher, Launcher, device_target
+from kernels.gpu.matmul import Projecting
 from tests.kernels.gpu.cases import FP8, attention_case
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,25 +115,30 @@ def _multiply_fp8(backend: Backend, weights: list[Tensor]) -> tuple[Tensor, ...]
 
 @interpreted
 @pytest.mark.parametrize(
-    ("operation", "kernels", "decoding"),
+    ("operation", "kernels", "folded"),
     [
-        (_add_rms_norm, ["add_norm_rows"], DECODING),
-        (_add_layer_norm, ["add_norm_rows"], DECODING),
-        (_activate, ["activate_rows"], DECODING),
-        (_rotate, ["rotate_and_store_heads"], DECODING),
-        (_attend, ["decode_kernel", "combine_kernel"], DECODING),
-        (_attend, ["decode_kernel"], Decoding(folded=True)),
-        (_multiply_4_bits, ["_matmul", "_add_splits"], DECODING),
-        (_multiply_fp8, ["_quantize", "_matmul", "_add_splits"], DECODING),
+        (_add_rms_norm, ["add_norm_rows"], False),
+        (_add_layer_norm, ["add_norm_rows"], False),
+        (_activate, ["activate_rows"], False),
+        (_rotate, ["rotate_and_store_heads"], False),
+        (_attend, ["decode_kernel", "combine_kernel"], False),
+        (_attend, ["decode_kernel"], True),
+        (_multiply_4_bits, ["_matmul", "_add_splits"], False),
+        (_multiply_4_bits, ["_matmul"], True),
+        (_multiply_fp8, ["_quantize", "_matmul", "_add_splits"], False),
+        (_multiply_fp8, ["_quantize", "_matmul"], True),
     ],
 )
 def test_nothing_but_weights_is_read_before_the_kernels_before_have_ended(
-    operation: Operation, kernels: list[str], decoding: Decoding
+    operation: Operation, kernels: list[str], folded: bool
 ) -> None:
-    plain = operation(TritonBackend(JitLauncher(TARGET), decoding=decoding), [])
+    def backend(launch: Launcher) -> TritonBackend:
+        return TritonBackend(launch, decoding=Decoding(folded=folded), projecting=Projecting(folded=folded))
+
+    plain = operation(backend(JitLauncher(TARGET)), [])
     weights: list[Tensor] = []
     launch = EarlyLauncher(weights)
-    early = operation(TritonBackend(launch, decoding=decoding), weights)
+    early = operation(backend(launch), weights)
     assert launch.kernels == kernels
     assert all(map(same, early, plain))
 
