@@ -206,7 +206,7 @@ def split_sums(launch: Launcher, splits: int, y: Tensor, folded: bool) -> tuple[
     """Memory for the sums of the splits of a product `y` [tokens, out], which programs compute apart, and counters.
 
     The sums are [splits, tokens, out] float32. The counters are for the last of a tile's programs, and the third result
-    is the FOLDED argument of `store_results`. What is not needed is `y` and 0.
+    is the FOLDED argument of `store_results`. Results that are not needed are `y` and 0.
     """
     if splits == 1:
         return y, y, 0
