@@ -8,6 +8,7 @@ from benchmarks.bench import Bench
 from benchmarks.elementwise import measure_elementwise, measure_sampling
 from benchmarks.end_to_end import measure_end_to_end, measure_transformers
 from benchmarks.matmul import measure_batch_invariance, measure_matmul
+from benchmarks.step import measure_step_variants
 from benchmarks.variants import (
     measure_decode_variants,
     measure_matmul_variants,
@@ -40,9 +41,10 @@ SECTIONS: dict[str, Section] = {
 }
 
 VARIANTS: dict[str, Section] = {
+    "step": Section(measure_step_variants, 90),
     "sampling": Section(measure_sampling_variants, 240),
     "decode": Section(measure_decode_variants, 300),
     "prefill": Section(measure_prefill_variants, 240),
     "matmul": Section(measure_matmul_variants, 300),
 }
-"""Kernel -> the section of `--variants` that measures it in every size that could be chosen for it."""
+"""Kernel, or a step of many -> the section of `--variants` that measures it in all ways that could be chosen."""

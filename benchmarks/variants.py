@@ -78,6 +78,8 @@ PREFILL_TILES = {
 }
 """Tokens in a block of the cache -> the tiles to try, with those that an H200 is served with among them."""
 FEW_TOKENS = (
+    Projecting(folded=True),
+    Projecting(step=2, lean=True, folded=True),
     Projecting(step=2),
     Projecting(lean=True),
     Projecting(step=2, lean=True),
@@ -225,9 +227,8 @@ def _products(choices: Sequence[Projecting]) -> dict[str, Projecting | None]:
 
 def _product_name(choice: Projecting) -> str:
     tiles = ",".join(str(size) for size in choice.tiling or () if size is not None)
-    return ", ".join(
-        filter(None, (tiles and f"tiles {tiles}", f"step {choice.step}" * (choice.step > 1), "lean" * choice.lean))
-    )
+    step = f"step {choice.step}" * (choice.step > 1)
+    return ", ".join(filter(None, (tiles and f"tiles {tiles}", step, "lean" * choice.lean, "folded" * choice.folded)))
 
 
 MATMUL_TABLES = (

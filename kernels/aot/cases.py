@@ -53,6 +53,8 @@ class Case:
     batch_invariant: bool = False
     decoding: Decoding = DECODING
     projecting: Projecting = PROJECTING
+    dependent: bool = False
+    """Whether kernels are launched early, on chips that can do so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ FP8_BLOCKS = ((128, 128), (None, None), (1, None), (64, 128))
 PROJECTINGS = {
     "narrow": Projecting(Tiling(32, 16, 2, 3), step=2, lean=True),
     "wide": Projecting(Tiling(128, 32, 8, 2), lean=True),
+    "folded": Projecting(folded=True),
 }
 """Ways of projecting that are not served, for few tokens and for many. With 64 tokens, an A100 would spill."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
@@ -138,6 +141,8 @@ TIGHTEST = frozenset(
     }
 )
 """Names of cases with every kernel that is served, each in the shapes that need most registers and shared memory."""
+EARLY = "step launched early"
+"""Name of the case with the kernels that can be launched before the ones before them have ended."""
 Extent = Literal["tightest", "served", "all"]
 """Which cases to compile."""
 
@@ -149,6 +154,7 @@ def record(target: Target, only: str = "", extent: Extent = "served") -> list[Va
         wanted = {"tightest": case.name in TIGHTEST, "served": case.served, "all": True}[extent]
         if wanted and only in case.name:
             launcher.label = case.name
+            launcher.dependent = case.dependent and target.launches_early
             case.run(
                 TritonBackend(
                     launcher,
@@ -168,6 +174,7 @@ def _cases() -> Iterator[Case]:
     yield from _elementwise()
     yield from _matmul()
     yield Case("sample", _sample)
+    yield Case(EARLY, _step, False, dependent=True)
 
 
 def _attention() -> Iterator[Case]:
@@ -319,6 +326,7 @@ def _matmul() -> Iterator[Case]:
             form = f"W8 e4m3 {height or 'all'}x{width or 'all'}"
             yield Case(f"linear {form} {_name(dtype)}", run, served)
             yield Case(f"linear {form} {_name(dtype)} invariant", run, False, batch_invariant=True)
+            yield Case(f"linear {form} {_name(dtype)} folded", run, False, projecting=PROJECTINGS["folded"])
         dense = partial(_dense, dtype)
         yield Case(f"linear {_name(dtype)}", dense, served)
         yield Case(f"linear {_name(dtype)} invariant", dense, served, batch_invariant=True)
@@ -361,6 +369,19 @@ def _sample(backend: Backend) -> None:
                 temperature=floats, top_k=integers, top_p=floats, min_p=floats, seed=integers, counter=integers
             )
             backend.sample(_meta(rows, vocab, dtype=FP32), batch)
+
+
+def _step(backend: Backend) -> None:
+    """Every kernel of a generated token's way through a layer, once."""
+    model, x, weight = Model(128, 32, 8), _meta(1, 4096, dtype=BF16), _meta(4096, dtype=BF16)
+    backend.add_rms_norm(x, x, weight, 1e-6)
+    four_bits = QuantizedWeight(_meta(6144, 2048, dtype=torch.uint8), _meta(6144, 32, dtype=FP16), None, 8, 4, 128)
+    eight_bits = Fp8Weight(_meta(6144, 4096, dtype=FP8), _meta(48, 32, dtype=FP32), 128, 128)
+    for projection in (four_bits, eight_bits):
+        backend.linear(x, backend.pack(projection, None))
+    _rotate(model, backend, rope_dim=model.dim)
+    _attend(model, backend, batches=BATCHES[1:2])
+    backend.gated_activation(_meta(1, 2 * 14_336, dtype=BF16), "silu")
 
 
 def _cache(model: Model) -> LayerCache:

@@ -83,6 +83,7 @@ class RecordingLauncher:
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self.dependent = False
         self.label = ""
         """The label of variants that are recorded from now on."""
         self.variants: dict[str, Variant] = {}

@@ -75,15 +75,20 @@ def faults(resources: Resources, target: Target) -> list[str]:
 
 def compile_variant(variant: Variant) -> Resources:
     """Compile a variant for its target, without a GPU. Raises any exception of Triton's compiler."""
+    kernel = compiled(variant)
+    return _read_amd(kernel) if variant.target.backend == "hip" else _read_nvidia(kernel)
+
+
+def compiled(variant: Variant) -> Any:
+    """The variant as Triton's compiler makes it for its target. Raises any exception of the compiler."""
     source = ASTSource(variant.resolve(), variant.signature, variant.constants, variant.attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": FP_FUSION}
-    compiled = triton.compile(source, target=gpu_target(variant.target), options=options)
-    return _read_amd(compiled) if variant.target.backend == "hip" else _read_nvidia(compiled)
+    return triton.compile(source, target=gpu_target(variant.target), options=options)
 
 
-def _read_nvidia(compiled: Any) -> Resources:
+def _read_nvidia(kernel: Any) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
+        cubin.write(kernel.asm["cubin"])
         cubin.flush()
         usage = _cuobjdump("-res-usage", cubin.name)
         code = _cuobjdump("-sass", cubin.name)
@@ -93,10 +98,10 @@ def _read_nvidia(compiled: Any) -> Resources:
         spills=_count(LOCAL_MEMORY, opcodes),
         inner_spills=inner_spills(code),
         stack=_figure(r"\bSTACK:(\d+)", usage) + _figure(r"\bLOCAL:(\d+)", usage),
-        shared_memory=compiled.metadata.shared,
+        shared_memory=kernel.metadata.shared,
         tensor_core=_count(TENSOR_CORE, opcodes),
         async_copies=_count(ASYNC_COPY, opcodes),
-        needs_tensor_core=_needs_tensor_core(compiled),
+        needs_tensor_core=_needs_tensor_core(kernel),
     )
 
 
@@ -114,23 +119,23 @@ def inner_spills(code: str) -> int:
     return sum(any(first <= place <= last for first, last in innermost) for place in spills)
 
 
-def _read_amd(compiled: Any) -> Resources:
-    assembly = compiled.asm["amdgcn"]
+def _read_amd(kernel: Any) -> Resources:
+    assembly = kernel.asm["amdgcn"]
     opcodes = AMD_OPCODE.findall(assembly)
     return Resources(
         registers=_figure(r"\.vgpr_count:\s+(\d+)", assembly),
         spills=_figure(r"\.vgpr_spill_count:\s+(\d+)", assembly),
         inner_spills=_figure(r"\.vgpr_spill_count:\s+(\d+)", assembly),
         stack=_figure(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
-        shared_memory=compiled.metadata.shared,
+        shared_memory=kernel.metadata.shared,
         tensor_core=_count(TENSOR_CORE, opcodes),
         async_copies=0,
-        needs_tensor_core=_needs_tensor_core(compiled),
+        needs_tensor_core=_needs_tensor_core(kernel),
     )
 
 
-def _needs_tensor_core(compiled: Any) -> bool:
-    return any(operand != "f32" for operand in DOT.findall(compiled.asm["ttir"]))
+def _needs_tensor_core(kernel: Any) -> bool:
+    return any(operand != "f32" for operand in DOT.findall(kernel.asm["ttir"]))
 
 
 def _cuobjdump(what: str, path: str) -> str:

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import ActivationKind
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.launch import Launcher
 
 
@@ -39,15 +40,25 @@ def _activate(launch: Launcher, x: Tensor, out: Tensor, kind: ActivationKind, *,
         KIND=kind,
         GATED=gated,
         BLOCK=block,
+        DEPENDENT=launch.dependent,
     )
 
 
 @triton.jit
-def activate_rows(x, out, SIZE: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def activate_rows(
+    x,
+    out,
+    SIZE: tl.constexpr,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
     """`out[i] = act(x[i])` or, if GATED, `act(x[i]) * x[SIZE + i]`, for each row; rows of `out` have SIZE elements.
 
     The grid is (rows, blocks of BLOCK elements).
     """
+    wait_for_kernels_before(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = at < SIZE  # [BLOCK]

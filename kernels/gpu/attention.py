@@ -192,6 +192,7 @@ def _decode(launch: Launcher, call: _Call, chosen: Decoding) -> None:
         TOGETHER=splits_together(_power_of_two(group), width),
         ARRIVING=tiles.num_warps * target.warp_size,
         HIP=target.backend == "hip",
+        DEPENDENT=launch.dependent,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -206,6 +207,7 @@ def _decode(launch: Launcher, call: _Call, chosen: Decoding) -> None:
             TAIL=tail,
             **sizes,
             TOGETHER=splits_together(1, width),
+            DEPENDENT=launch.dependent,
             num_warps=4,
             num_stages=1,
         )

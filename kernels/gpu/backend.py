@@ -72,7 +72,10 @@ class TritonBackend:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         if isinstance(weight.weight, Fp8Weight):
             invariant = self._batch_invariant
-            return fp8_matmul.linear(self._launch, x, weight.weight, weight.bias, batch_invariant=invariant)
+            folded = self._projecting.folded
+            return fp8_matmul.linear(
+                self._launch, x, weight.weight, weight.bias, batch_invariant=invariant, folded=folded
+            )
         return linear(self._launch, x, weight, batch_invariant=self._batch_invariant, projecting=self._projecting)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

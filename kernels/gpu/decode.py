@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.arrival import last_to_arrive
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.launch import Target
 from kernels.gpu.tiles import LOG2_E, LOWEST, attend_keys, load_rows, softmax_start, store_rows
 
@@ -136,6 +137,7 @@ def decode_kernel(
     TOGETHER: tl.constexpr,
     ARRIVING: tl.constexpr,
     HIP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Attention, as defined in `tiles`, for the first `sequences` sequences of a batch, which have one new token each.
 
@@ -150,6 +152,7 @@ def decode_kernel(
     A program arrives only after up to ARRIVING items, for all of them at once: to wait for its stores and for an atomic
     operation's result after each item would take longer than it takes to combine them.
     """
+    wait_for_kernels_before(DEPENDENT)
     width: tl.constexpr = HEAD + TAIL
     index = tl.arange(0, SEQUENCES)  # [SEQUENCES]
     contexts = tl.load(context_lens + index, mask=index < sequences, other=0)  # [SEQUENCES]
@@ -284,11 +287,13 @@ def combine_kernel(
     GROWTHS: tl.constexpr,
     PARTS: tl.constexpr,
     TOGETHER: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """`_combine` for every head of every sequence: the grid is (sequences, heads).
 
     Sequences with one split are left as they are.
     """
+    wait_for_kernels_before(DEPENDENT)
     sequence = tl.program_id(0)
     splits = split_count(tl.load(context_lens + sequence), window, SPLIT_BITS, GROWTHS, PARTS)
     if splits > 1:

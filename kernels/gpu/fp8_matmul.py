@@ -16,9 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import Fp8Weight
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.fp8 import converts_e4m3, decode_e4m3, encode_e4m3
 from kernels.gpu.launch import Launcher, Target
-from kernels.gpu.matmul import add_splits, place_of, split_inputs
+from kernels.gpu.matmul import add_splits, place_of, split_inputs, split_sums, store_results
 from kernels.reference import E4M3_MAX, LEAST_MAXIMUM
 
 TILE = 128
@@ -37,10 +38,13 @@ class Tiling:
     num_stages: int
 
 
-def linear(launch: Launcher, x: Tensor, weight: Fp8Weight, bias: Tensor | None, *, batch_invariant: bool) -> Tensor:
+def linear(
+    launch: Launcher, x: Tensor, weight: Fp8Weight, bias: Tensor | None, *, batch_invariant: bool, folded: bool = False
+) -> Tensor:
     """X W^T + bias, [tokens, in] -> [tokens, out], in x's dtype; sums are float32.
 
-    With `batch_invariant`, no bit of a row's result depends on the number of rows or on the other rows.
+    With `batch_invariant`, no bit of a row's result depends on the number of rows or on the other rows. For `folded`,
+    see `matmul.Projecting`.
     """
     x = x.contiguous()
     tokens, inputs = x.shape
@@ -61,14 +65,17 @@ def linear(launch: Launcher, x: Tensor, weight: Fp8Weight, bias: Tensor | None, 
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
     if not (apart or batch_invariant):
         tiles_per_split, splits = triton.cdiv(inputs, tile), 1
-    sums = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device) if apart else y
+    sums, counters, folding = split_sums(launch, splits if apart else 1, y, folded)
+    later = apart and not folding
     launch(
         _matmul,
         (rows * columns, splits if apart else 1),
         *operands,
         weight.scales,
-        None if apart else bias,
+        None if later else bias,
+        sums if later else y,
         sums,
+        counters,
         tokens,
         outputs,
         inputs,
@@ -83,10 +90,13 @@ def linear(launch: Launcher, x: Tensor, weight: Fp8Weight, bias: Tensor | None, 
         # A product after the sum might be fused with the addition of splits, but only where one program computes them.
         ONE_WIDTH=weight.width >= inputs and not batch_invariant,
         ONE_HEIGHT=weight.height >= outputs or weight.height % tiling.outputs == 0,
+        FOLDED=folding,
+        HIP=launch.target.backend == "hip",
+        DEPENDENT=launch.dependent,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
-    if apart:
+    if later:
         add_splits(launch, sums, bias, y)
     return y
 
@@ -134,6 +144,7 @@ def quantize(launch: Launcher, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
         WIDTH=width,
         PADDED=padded,
         RUNS=together,
+        DEPENDENT=launch.dependent,
         num_warps=min(16, max(4, padded // 1024)),
         num_stages=1,
     )
@@ -153,11 +164,13 @@ def _quantize(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     RUNS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """codes[t, k] = e4m3(x[t, k] / scales[run of k, t]), where a scale is the run's largest magnitude / `most`.
 
     The grid is (blocks of RUNS runs, tokens).
     """
+    wait_for_kernels_before(DEPENDENT)
     t = tl.program_id(1)
     run = tl.program_id(0) * RUNS + tl.arange(0, RUNS)  # [RUNS]
     within = tl.arange(0, PADDED)[None, :]  # [1, PADDED]
@@ -179,6 +192,8 @@ def _matmul(
     scales,
     bias,
     y,
+    sums,
+    arrivals,
     tokens,
     outputs,
     inputs,
@@ -192,6 +207,9 @@ def _matmul(
     WHOLE_TILES: tl.constexpr,
     ONE_WIDTH: tl.constexpr,
     ONE_HEIGHT: tl.constexpr,
+    FOLDED: tl.constexpr,
+    HIP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """y[t, n] = sum over k of w[n, k] x[t, k] + bias[n], for the inputs k of some splits.
 
@@ -199,11 +217,11 @@ def _matmul(
 
     `x` is [tokens, inputs], and `weight` [outputs, inputs]: both e4m3 numbers, `x` with `x_scales` as `quantize` makes
     them; or activations of a wider dtype, without scales, and codes as uint8. `scales` is [blocks of HEIGHT outputs,
-    blocks of WIDTH inputs]. `y` is [tokens, outputs] or, for `add_splits`, [grid's second size, tokens, outputs]
-    float32.
+    blocks of WIDTH inputs]. The results' place is told in `store_results`.
 
     As in `matmul`, rows of the dots are outputs, and columns are tokens.
     """
+    wait_for_kernels_before(DEPENDENT)
     n, t = place_of(tokens, outputs, OUTPUTS, TOKENS)  # [OUTPUTS], [TOKENS]
     tiles = tl.cdiv(inputs, TILE)
     begin = tl.program_id(1) * SPLITS * tiles_per_split
@@ -218,10 +236,7 @@ def _matmul(
             x, weight, x_scales, scales, n, t, tokens, outputs, inputs, begin, end,
             HEIGHT, WIDTH, TILE, WHOLE_TILES, ONE_WIDTH, ONE_HEIGHT,
         )  # fmt: skip
-    if bias is not None:
-        total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[:, None]
-    place = (tl.program_id(1).to(tl.int64) * tokens + t)[None, :] * outputs + n[:, None]  # [OUTPUTS, TOKENS]
-    tl.store(y + place, total.to(y.dtype.element_ty), mask=(n < outputs)[:, None] & (t < tokens)[None, :])
+    store_results(total, bias, y, sums, arrivals, n, t, tokens, outputs, FOLDED, HIP)
 
 
 @triton.jit

@@ -22,6 +22,11 @@ class Target:
     """Bytes that one program may use."""
     multiprocessors: int
 
+    @property
+    def launches_early(self) -> bool:
+        """Whether a kernel can be launched before the one before it has ended, as `kernels.gpu.dependent` needs."""
+        return self.backend == "cuda" and int(self.arch) >= 90
+
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32, 166_912, 108),
@@ -38,6 +43,10 @@ class Launcher(Protocol):
     @property
     def target(self) -> Target: ...
 
+    @property
+    def dependent(self) -> bool:
+        """Whether kernels with a constexpr argument DEPENDENT get True for it; see `kernels.gpu.dependent`."""
+
     def __call__(
         self, kernel: Any, grid: tuple[int, ...], *arguments: object, num_warps: int, num_stages: int, **constants: Any
     ) -> None:
@@ -49,14 +58,25 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JitLauncher:
-    """Starts kernels through Triton's JIT, which compiles on first use, or interprets if TRITON_INTERPRET=1 is set."""
+    """Starts kernels through Triton's JIT, which compiles on first use, or interprets if TRITON_INTERPRET=1 is set.
+
+    Raises ValueError if it is to be `dependent` on a target without early launches.
+    """
 
     target: Target
+    dependent: bool = False
+    """Has not run on a GPU yet, so that it is not the default; `python -m benchmarks --variants` measures it."""
+
+    def __post_init__(self) -> None:
+        if self.dependent and not self.target.launches_early:
+            raise ValueError(f"{self.target.arch} launches no kernel before the one before it has ended")
 
     def __call__(
         self, kernel: Any, grid: tuple[int, ...], *arguments: object, num_warps: int, num_stages: int, **constants: Any
     ) -> None:
-        kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
+        # Triton knows the option for NVIDIA's chips alone.
+        options = {"launch_pdl": True} if constants.get("DEPENDENT") else {}
+        kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants, **options)
 
 
 def device_target(device: torch.device) -> Target:

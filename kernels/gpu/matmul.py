@@ -10,8 +10,8 @@ There are four cases:
   does not depend on the batch, so the row's bits depend on its numbers and the weight alone.
 
 The inputs of a row are cut into splits, so that a small weight keeps the whole chip busy as well. The number of splits
-depends on the weight and the chip. Each split is summed alone, and the sums are added in order, either by a second
-kernel or by a program that computes all splits itself; the bits are the same.
+depends on the weight and the chip. Each split is summed alone, and the sums are added in order: by a second kernel, by
+the last program to finish one of them, or by a program that computes all splits itself. The bits are the same.
 """
 
 from typing import NamedTuple
@@ -23,6 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import Linear, QuantizedWeight
+from kernels.gpu.arrival import arrivals, last_to_arrive
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.launch import Launcher, Target
 from kernels.gpu.packed import PackedWeight, code_unit, dequantize, integers, rearrange
 
@@ -55,7 +57,7 @@ class Tiling(NamedTuple):
 class Projecting(NamedTuple):
     """A choice of how to multiply quantised weights; `python -m benchmarks --variants` measures others.
 
-    Neither a larger `step` nor `lean` has run on a GPU yet.
+    Neither a larger `step` nor `lean` nor `folded` has run on a GPU yet.
     """
 
     tiling: Tiling | None = None
@@ -68,6 +70,11 @@ class Projecting(NamedTuple):
     """
     lean: bool = False
     """Whether `integers` has its LEAN form, which changes no bit."""
+    folded: bool = False
+    """Whether the last program to finish a split adds up all of its tile; otherwise a second kernel adds them up.
+
+    The norm that follows could add them up as well, but has one program a row to read them all.
+    """
 
 
 PROJECTING = Projecting()
@@ -129,14 +136,17 @@ def _project(
     step = projecting.step if tiles % projecting.step == 0 else 1
     tiles_per_split, splits = split_inputs(rows, tiles, launch.target, tiling.programs, step)
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
-    sums = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device) if apart else y
+    sums, counters, folded = split_sums(launch, splits if apart else 1, y, projecting.folded)
+    later = apart and not folded
     launch(
         _matmul,
         (rows * columns, splits if apart else 1),
         x,
         *operands,
-        None if apart else bias,
+        None if later else bias,
+        sums if later else y,
         sums,
+        counters,
         tokens,
         outputs,
         inputs,
@@ -148,10 +158,13 @@ def _project(
         WHOLE_TILES=inputs % tile == 0,
         STEP=step,
         LEAN=projecting.lean,
+        FOLDED=folded,
+        HIP=launch.target.backend == "hip",
+        DEPENDENT=launch.dependent,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
-    if apart:
+    if later:
         add_splits(launch, sums, bias, y)
     return y
 
@@ -189,6 +202,19 @@ def split_inputs(rows: int, tiles: int, target: Target, programs: int | None = N
     return tiles_per_split, triton.cdiv(tiles, tiles_per_split)
 
 
+def split_sums(launch: Launcher, splits: int, y: Tensor, folded: bool) -> tuple[Tensor, Tensor, int]:
+    """Memory for the sums of the splits of a product `y` [tokens, out], which programs compute apart, and counters.
+
+    The sums are [splits, tokens, out] float32. The counters are for the last of a tile's programs, and the third result
+    is the FOLDED argument of `store_results`. Results that are not needed are `y` and 0.
+    """
+    if splits == 1:
+        return y, y, 0
+    sums = torch.empty(splits, *y.shape, dtype=torch.float32, device=y.device)
+    # Products that leave no multiprocessor idle are not split among programs.
+    return (sums, arrivals(launch.target.multiprocessors, y.device), splits) if folded else (sums, y, 0)
+
+
 def add_splits(launch: Launcher, sums: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Write sum(sums over splits) + bias to `y` [tokens, out]; `sums` is [splits, tokens, out] float32."""
     splits, tokens, outputs = sums.shape
@@ -203,6 +229,7 @@ def add_splits(launch: Launcher, sums: Tensor, bias: Tensor | None, y: Tensor) -
         outputs,
         SPLITS=splits,
         BLOCK=block,
+        DEPENDENT=launch.dependent,
         num_warps=4,
         num_stages=1,
     )
@@ -216,6 +243,8 @@ def _matmul(
     offsets,
     bias,
     y,
+    sums,
+    arrivals,
     tokens,
     outputs,
     inputs,
@@ -230,17 +259,21 @@ def _matmul(
     WHOLE_TILES: tl.constexpr,
     STEP: tl.constexpr,
     LEAN: tl.constexpr,
+    FOLDED: tl.constexpr,
+    HIP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """y[t, n] = sum over k of w[n, k] x[t, k] + bias[n], for the inputs k of some splits.
 
     Program (i, j) of the grid computes tile i of OUTPUTS * TOKENS results over `splits` splits, from j * splits on.
 
     `x` is [tokens, inputs]. `weight` is [outputs, inputs] in x's dtype if BITS is 16, otherwise the codes of a
-    `PackedWeight`. `y` is [tokens, outputs] or, for `_add_splits`, [grid's second size, tokens, outputs] float32.
+    `PackedWeight`. The results' place is told in `store_results`.
 
     In the dots, rows are outputs, since there are always many of them, and columns are tokens. The weight is thus the
     operand that tensor cores read from registers, where the codes are converted.
     """
+    wait_for_kernels_before(DEPENDENT)
     n, t = place_of(tokens, outputs, OUTPUTS, TOKENS)  # [OUTPUTS], [TOKENS]
     tiles = tl.cdiv(inputs, 16 // BITS * WIDTH)
     first = tl.program_id(1) * splits * tiles_per_split
@@ -255,10 +288,37 @@ def _matmul(
                 x, weight, scales, offsets, n, t, tokens, outputs, inputs, begin, end,
                 BITS, ZERO, GROUP, WIDTH, WHOLE_TILES, STEP, LEAN,
             )  # fmt: skip
+    store_results(total, bias, y, sums, arrivals, n, t, tokens, outputs, FOLDED, HIP)
+
+
+@triton.jit
+def store_results(total, bias, y, sums, arrivals, n, t, tokens, outputs, FOLDED: tl.constexpr, HIP: tl.constexpr):
+    """Store the products `total` [OUTPUTS, TOKENS] of a program's inputs, plus `bias` [outputs] if there is one.
+
+    They go to `y`, which is [tokens, outputs] or, for `_add_splits`, [grid's second size, tokens, outputs] float32. If
+    the grid's second size is that of FOLDED splits, they go to `sums`, which is that instead, and the last program to
+    arrive at its tile's counter in `arrivals` adds them up as `_add_splits` does. FOLDED is 0 otherwise.
+    """
+    there = (n < outputs)[:, None] & (t < tokens)[None, :]  # [OUTPUTS, TOKENS]
+    tile = t.to(tl.int64)[None, :] * outputs + n[:, None]  # [OUTPUTS, TOKENS]
+    place = tl.program_id(1).to(tl.int64) * tokens * outputs + tile  # [OUTPUTS, TOKENS]
+    if FOLDED:
+        tl.store(sums + place, total, mask=there)
+        if last_to_arrive(arrivals + tl.program_id(0), FOLDED, HIP):
+            whole = tl.zeros_like(total)  # [OUTPUTS, TOKENS]
+            for split in tl.static_range(FOLDED):
+                whole += tl.load(sums + split * tokens.to(tl.int64) * outputs + tile, mask=there, other=0.0)
+            _store_biased(y + tile, whole, bias, n, outputs, there)
+    else:
+        _store_biased(y + place, total, bias, n, outputs, there)
+
+
+@triton.jit
+def _store_biased(place, total, bias, n, outputs, there):
+    """Store `total` [OUTPUTS, TOKENS] plus the bias of the outputs `n` [OUTPUTS] at `place`, where it is `there`."""
     if bias is not None:
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[:, None]
-    place = (tl.program_id(1).to(tl.int64) * tokens + t)[None, :] * outputs + n[:, None]  # [OUTPUTS, TOKENS]
-    tl.store(y + place, total.to(y.dtype.element_ty), mask=(n < outputs)[:, None] & (t < tokens)[None, :])
+    tl.store(place, total.to(place.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -390,8 +450,9 @@ def _groups(numbers, group, n, outputs, COUNT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _add_splits(sums, bias, y, tokens, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+def _add_splits(sums, bias, y, tokens, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """y[t, n] = sums[0, t, n] + sums[1, t, n] + ... + bias[n], added in this order; the grid is (blocks, tokens)."""
+    wait_for_kernels_before(DEPENDENT)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     there = n < outputs  # [BLOCK]
     place = tl.program_id(1).to(tl.int64) * outputs + n  # [BLOCK]

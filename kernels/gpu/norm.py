@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.launch import Launcher
 
 
@@ -48,12 +49,24 @@ def _add_norm(
         num_stages=1,
         SIZE=size,
         BLOCK=block,
+        DEPENDENT=launch.dependent,
     )
     return normed, stream
 
 
 @triton.jit
-def add_norm_rows(x, residual, weight, bias, normed, stream, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def add_norm_rows(
+    x,
+    residual,
+    weight,
+    bias,
+    normed,
+    stream,
+    eps,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
     """`normed = (stream - m) / sqrt(mean((stream - m)^2) + eps) * weight + bias`, where stream = x + residual.
 
     With a bias this is layer norm, m = mean(stream) (Ba et al., arXiv 1607.06450). If `bias` is None it is RMS norm,
@@ -64,11 +77,12 @@ def add_norm_rows(x, residual, weight, bias, normed, stream, eps, SIZE: tl.const
     at = tl.arange(0, BLOCK)  # [BLOCK]
     inside = at < SIZE  # [BLOCK]
     row = tl.program_id(0).to(tl.int64) * SIZE
-    total = tl.load(x + row + at, mask=inside, other=0.0)  # [BLOCK]
     # Loaded before the sums: a load after them would wait for them.
     scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
     if bias is not None:
         shift = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
+    wait_for_kernels_before(DEPENDENT)
+    total = tl.load(x + row + at, mask=inside, other=0.0)  # [BLOCK]
     if residual is not None:
         added = tl.load(residual + row + at, mask=inside, other=0.0)  # [BLOCK]
         # Rounded before the norm, so that the norm sees the stream as it is stored.

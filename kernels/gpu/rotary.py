@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import HeadNorms, LayerCache, Rotation
+from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.fp8 import encode_e4m3
 from kernels.gpu.launch import Launcher
 
@@ -51,6 +52,7 @@ def rotate_and_store(
         HEAD_DIM=head_dim,
         HALF=head_dim // 2 if rotation is None else rotation.cos.shape[1],
         BLOCK_HEADS=block,
+        DEPENDENT=launch.dependent,
     )
     return q
 
@@ -79,6 +81,7 @@ def rotate_and_store_heads(
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """`q = rotate(norm(queries))`, `keys[slot] = rotate(norm(keys))`, `values[slot] = values` for each token of `qkv`.
 
@@ -88,6 +91,7 @@ def rotate_and_store_heads(
     `qkv` is [tokens, (HEADS + 2 KV_HEADS) * HEAD_DIM], `q` [tokens, HEADS, HEAD_DIM], `cos` and `sin` [tokens, HALF],
     `slots` [tokens], and `keys` and `values` [slots of the cache, KV_HEADS, HEAD_DIM].
     """
+    wait_for_kernels_before(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     query_blocks: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS

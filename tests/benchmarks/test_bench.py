@@ -75,15 +75,17 @@ def test_a_smoke_run_says_that_it_is_no_measurement(smoke: tuple[str, dict[str, 
     assert {row["reached"] for row in rows} == {None}
 
 
-@pytest.mark.parametrize("kernel", ["sampling", "decode", "prefill", "matmul"])
+@pytest.mark.parametrize("kernel", ["step", "sampling", "decode", "prefill", "matmul"])
 def test_every_variant_of_a_kernel_stands_in_a_table(
     kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from benchmarks import step
     from benchmarks.variants import DECODE_TABLES, MATMUL_TABLES, PREFILL_TABLES, SMOKE_CASES, tunings
 
     tables = {"decode": DECODE_TABLES, "prefill": PREFILL_TABLES, "matmul": MATMUL_TABLES}
     expected = {table.section: [*table.variants] for table in tables.get(kernel, ())}
-    expected = expected or {"sampling variants": [name for name, _ in tunings()]}
+    expected |= {"sampling": {"sampling variants": [name for name, _ in tunings()]}}.get(kernel, {})
+    expected |= {"step": {step.SECTION: [*step.WAYS]}}.get(kernel, {})
     assert main(["--smoke", "--variants", "--only", kernel, "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.iterdir()
     rows = json.loads(file.read_text())["rows"]

@@ -16,9 +16,10 @@ from triton import knobs
 from triton.runtime import driver
 
 from kernels.aot.build import build
-from kernels.aot.cases import TIGHTEST, record
+from kernels.aot.cases import EARLY, TIGHTEST, record
 from kernels.aot.record import RecordingLauncher, gpu_target
 from kernels.aot.report import report
+from kernels.aot.resources import compiled
 from kernels.gpu.launch import TARGETS
 
 
@@ -106,15 +107,27 @@ class NoDevice:
 
 
 def print_findings() -> None:
-    """Print as one line of JSON what is recorded otherwise than launched, how many variants differ, and what is left
-    out of the tightest cases.
+    """Print as one line of JSON which chips wait within kernels, what is recorded otherwise than launched, how many
+    variants differ, and what is left out of the tightest cases.
     """
     findings = {
+        "waits": waits(),
         "recorded otherwise than launched": recorded_otherwise(),
         "variants": distinct_variants(),
         "left out": left_out(),
     }
     print(json.dumps(findings))
+
+
+def waits() -> dict[str, list[int]]:
+    """How often a norm that is launched early, where a chip can do so, waits and launches the next kernel."""
+    counts = {}
+    for chip, target in TARGETS.items():
+        (norm,) = (variant for variant in record(target, EARLY, "all") if variant.kernel.endswith(":add_norm_rows"))
+        assembly = compiled(norm).asm
+        code = assembly.get("ptx") or assembly["amdgcn"]
+        counts[chip] = [code.count(f"griddepcontrol.{what}") for what in ("wait", "launch_dependents")]
+    return counts
 
 
 def recorded_otherwise() -> list[str]:

@@ -92,6 +92,10 @@ def test_variants_differ_as_tritons_do(findings: dict[str, object]) -> None:
     assert findings["variants"] == 3
 
 
+def test_only_chips_that_launch_kernels_early_wait_within_them(findings: dict[str, object]) -> None:
+    assert findings["waits"] == {"sm_80": [0, 0], "sm_90": [1, 1], "sm_100": [1, 1], "gfx942": [0, 0]}
+
+
 def test_every_chip_gets_every_kernel(findings: dict[str, object]) -> None:
     assert findings["left out"] == []
 

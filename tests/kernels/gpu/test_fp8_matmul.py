@@ -14,6 +14,7 @@ from kernels.gpu import fp8_matmul, matmul
 from kernels.gpu.backend import TritonBackend
 from kernels.gpu.fp8 import converts_e4m3
 from kernels.gpu.launch import TARGETS, JitLauncher, Target, device_target
+from kernels.gpu.matmul import PROJECTING, Projecting
 from kernels.reference import dequantize_fp8, quantize_e4m3
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
@@ -53,8 +54,9 @@ def project(
     *,
     batch_invariant: bool = False,
     target: Target = TARGET,
+    projecting: Projecting = PROJECTING,
 ) -> Tensor:
-    backend = TritonBackend(JitLauncher(target), batch_invariant=batch_invariant)
+    backend = TritonBackend(JitLauncher(target), batch_invariant=batch_invariant, projecting=projecting)
     return backend.linear(x, backend.pack(weight, bias))
 
 
@@ -135,7 +137,7 @@ def test_batch_invariant_rows_depend_on_nothing_else(block: Block, chip: str) ->
     assert torch.equal(together[[0, 47, 69]], torch.stack(alone))
 
 
-def test_splits_are_added_within_a_program_or_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_are_added_within_a_program_or_apart_or_by_the_last_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit the same, on chips on which as many splits are made, but that one leaves idle and the other not."""
     added: list[str] = []
     add = fp8_matmul.add_splits
@@ -149,6 +151,9 @@ def test_splits_are_added_within_a_program_or_apart(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(fp8_matmul, "add_splits", noted)
     apart = project(x, weight, bias, batch_invariant=True)
+    assert added == ["apart"]
+    for _ in range(2):  # Counters are as they were, afterwards.
+        assert torch.equal(project(x, weight, bias, batch_invariant=True, projecting=Projecting(folded=True)), apart)
     assert added == ["apart"]
     monkeypatch.setattr(matmul, "PROGRAMS_PER_MULTIPROCESSOR", 6 * TARGET.multiprocessors)
     within = project(x, weight, bias, batch_invariant=True, target=replace(TARGET, multiprocessors=1))

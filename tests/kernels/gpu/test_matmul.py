@@ -270,13 +270,19 @@ def test_many_tokens(form: Form, tokens: int) -> None:
 
 @forms
 def test_splits_are_the_same_sums_wherever_they_are_added(form: Form) -> None:
-    """In a kernel of their own, where a chip would be idle otherwise, or in the program that computes them all."""
+    """In a kernel of their own, where a chip would be idle otherwise, by the last program to have summed one of them,
+    or in the program that computes them all.
+    """
     inputs = 5 * tile_of(form)
     weight = quantized(form, 40, inputs)
     x, bias = random(3, inputs, seed=1), random(40, seed=2)
     chip = replace(LAUNCH.target, multiprocessors=2)
     with splits_of(1), additions() as added, pytest.MonkeyPatch.context() as patch:
         apart = project(x, weight, bias, target=chip)
+        assert added == ["apart"]
+        for _ in range(2):  # Counters are as they were, afterwards.
+            folded = project(x, weight, bias, target=chip, projecting=Projecting(folded=True))
+            assert torch.equal(folded, apart)
         assert added == ["apart"]
         # The same splits on a chip of half the size.
         patch.setattr(matmul, "PROGRAMS_PER_MULTIPROCESSOR", 2 * matmul.PROGRAMS_PER_MULTIPROCESSOR)
