@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from service.api.context import JobContext
 from service.api.errors import refusal
+from service.api.lengths import Room
 from service.api.prompts import encode_messages
 from service.api.schemas.chat import Message
 from service.api.schemas.judgements import JudgementBody, ScoreBody
@@ -40,7 +41,7 @@ def _only(body: ScoreBody, name: str, older: str) -> list[str]:
     return [given[0]] if isinstance(given[0], str) else given[0]
 
 
-async def judgement_prompt(body: JudgementBody, pair: Pair, context: JobContext) -> list[int]:
+async def judgement_prompt(body: JudgementBody, pair: Pair, context: JobContext, room: Room) -> list[int]:
     """The prompt whose next token says whether a pair fits. Raises ApiError."""
     places = {"instruction": body.instruction, "query": pair[0], "document": pair[1]}
     # In one go, so that a text which looks like a place stays as it is.
@@ -49,7 +50,7 @@ async def judgement_prompt(body: JudgementBody, pair: Pair, context: JobContext)
     messages.append(Message(role="user", content=text))
     variables = {"enable_thinking": False}
     asked = TokenizeBody.model_validate({"chat_template_kwargs": variables}, context=context.settings)
-    return await encode_messages(asked, messages, context, add_special_tokens=False)
+    return await encode_messages(asked, messages, context, room, add_special_tokens=False)
 
 
 def check_question(body: JudgementBody, pairs: Sequence[Pair], most: int) -> None:
