@@ -15,8 +15,8 @@ from service.api.envelope import Envelope
 from service.api.errors import refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
-from service.api.judgements import Pair, answer_tokens, check_question, judgement_prompt
-from service.api.lengths import PLAIN_NAMES, FieldNames, Room, completion_lengths
+from service.api.judgements import Pairs, answer_tokens, check_question, judgement_prompt
+from service.api.lengths import PLAIN_NAMES, FieldNames, Room, check_together, completion_lengths
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.restrictions import allowed_mask, bad_words
 from service.api.sampling import given, sampling_defaults, sampling_params, tries_of
@@ -163,7 +163,7 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
 
 
 async def judgement_job(
-    body: JudgementBody, pairs: Sequence[Pair], context: JobContext, envelope: Envelope
+    body: JudgementBody, pairs: Pairs, context: JobContext, envelope: Envelope
 ) -> list[GenerationRequest]:
     """For each pair two generations of one token, which can only be yes, and only be no. Raises ApiError.
 
@@ -173,13 +173,14 @@ async def judgement_job(
     context.check_model(body.model)
     limits = context.client.limits
     most = min(context.settings.max_choices, context.settings.max_open) // 2
-    check_at_most("documents", len(pairs), most, "texts")
+    check_at_most(pairs.documents, len(pairs.texts), most, "texts")
     check_question(body, pairs, context.settings.max_body)
     masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
-    room = Room(limits, FieldNames("documents"))
-    prompts = [await judgement_prompt(body, pair, context, room) for pair in pairs]
-    _check_prompts("documents", prompts, context)
-    lengths = completion_lengths(prompts, 1, None, room, context)
+    rooms = [Room(limits, FieldNames(pairs.longest_field(body, [pair]))) for pair in pairs.texts]
+    prompts = [await judgement_prompt(body, pair, context, room) for pair, room in zip(pairs.texts, rooms, strict=True)]
+    _check_prompts(pairs.documents, prompts, context)
+    lengths = [room.length(len(prompt), 1, None) for room, prompt in zip(rooms, prompts, strict=True)]
+    check_together(pairs.longest_field(body, pairs.texts), prompts, context)
     return [
         GenerationRequest(
             sent=EngineRequest(
