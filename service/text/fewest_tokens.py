@@ -26,11 +26,14 @@ class FewestTokens:
 
     Characters are what counts, because a byte-level token of n bytes stands for n characters at most. There is no such
     number, and 0 is told, where a token may stand for text of any length: for an unknown word, or with white space.
+    ASCII characters without a token of their own, such as control characters that a vocabulary lacks, are not counted.
     """
 
     def __init__(self, backend: Backend) -> None:
         normalizers = [*_steps(backend.normalizer, "normalizers")]
-        self._longest = _longest_token(backend) if _leaves_nothing_out(backend, normalizers) else None
+        self._unknown = _unknown_characters(backend)
+        known = self._unknown is not None and _leaves_nothing_out(backend, normalizers)
+        self._longest = _longest_token(backend) if known else None
         self._composes = any(step["type"] == "NFC" for step in normalizers)
 
     def of(self, text: str) -> int:
@@ -38,7 +41,8 @@ class FewestTokens:
         # Characters that compose become fewer; those of ASCII don't.
         if self._longest is None or (self._composes and not text.isascii()):
             return 0
-        return -(-len(text) // self._longest)
+        characters = len(text) - sum(map(text.count, self._unknown or ""))
+        return -(-characters // self._longest)
 
     def check(self, text: str, most: int | None) -> None:
         """Raise TooLongError if a text is known to have more than `most` tokens; None allows any number."""
@@ -56,12 +60,11 @@ def _longest_token(backend: Backend) -> int:
 
 
 def _leaves_nothing_out(backend: Backend, normalizers: list[dict[str, Any]]) -> bool:
-    """Whether every character of a text is in a token's spelling."""
+    """Whether every known character of a text is in a token's spelling."""
     return (
         all(map(_keeps_length, normalizers))
         and all(map(_keeps_text, _steps(backend.pre_tokenizer, "pretokenizers")))
         and not any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values())
-        and _knows_every_byte(backend)
     )
 
 
@@ -80,15 +83,18 @@ def _keeps_text(pre_tokenizer: dict[str, Any]) -> bool:
     return pre_tokenizer["type"] in _CUTTERS and pre_tokenizer.get("behavior") != "Removed"
 
 
-def _knows_every_byte(backend: Backend) -> bool:
-    """Whether no text is unknown: there is a token for each byte."""
+def _unknown_characters(backend: Backend) -> str | None:
+    """The ASCII characters without a token; None where other characters may be without one too."""
     if not isinstance(backend.model, BPE):
-        return False
-    byte_level = any(step["type"] == "ByteLevel" for step in _steps(backend.pre_tokenizer, "pretokenizers"))
-    if not byte_level and not backend.model.byte_fallback:
-        return False
-    needed = BYTE_ALPHABET if byte_level else [f"<0x{byte:02X}>" for byte in range(256)]
-    return all(backend.token_to_id(text) is not None for text in needed)
+        return None
+    if any(step["type"] == "ByteLevel" for step in _steps(backend.pre_tokenizer, "pretokenizers")):
+        missing = [byte for text, byte in BYTE_ALPHABET.items() if backend.token_to_id(text) is None]
+        # Any other character has a byte from 0x80 to 0xBF, and is known by that one.
+        if any(0x80 <= byte < 0xC0 for byte in missing):
+            return None
+        return "".join(chr(byte) for byte in missing if byte < 0x80)
+    every = all(backend.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+    return "" if every and backend.model.byte_fallback else None
 
 
 def _steps(part: Any, name: str) -> Iterator[dict[str, Any]]:

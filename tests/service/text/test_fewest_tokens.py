@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split, Whitespace
 
 from service.text.chat import JinjaTemplate
 from service.text.fewest_tokens import FewestTokens, TooLongError
+from service.text.spelling import BYTE_ALPHABET
 from service.text.tokenizer import VocabularyTokenizer
 from tests.service.text import training
 from tests.service.text.test_tokenizer import KINDS, tokenizer
@@ -89,20 +90,19 @@ def stripping(**sides: bool) -> Backend:
     return backend
 
 
-def lacking_a_byte() -> Backend:
-    tokens = [*BYTES[1:], "[UNK]"]
-    backend = Backend(
-        models.BPE({text: place for place, text in enumerate(tokens)}, [], unk_token="[UNK]", fuse_unk=True)
-    )
-    backend.pre_tokenizer = ByteLevel(use_regex=False)
+def lacking(*bytes: int, **options: Any) -> Backend:
+    """Bytes without a token are left out, or become one unknown token together."""
+    tokens = [*(text for text in BYTES if BYTE_ALPHABET[text] not in bytes), "[UNK]"]
+    backend = Backend(models.BPE({text: place for place, text in enumerate(tokens)}, [], **options))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     return backend
 
 
-def of_characters() -> Backend:
-    """Characters beyond its alphabet become one unknown token together, for all the tokens that look like bytes."""
-    tokens = ["a", "[UNK]", *(f"<0x{byte:02X}>" for byte in range(256))]
+def of_characters(byte_tokens: int, *, byte_fallback: bool) -> Backend:
+    """Characters beyond its alphabet become one unknown token together, unless all their bytes are tokens in use."""
+    tokens = ["a", "[UNK]", *(f"<0x{byte:02X}>" for byte in range(byte_tokens))]
     vocabulary = {text: place for place, text in enumerate(tokens)}
-    return Backend(models.BPE(vocabulary, [], unk_token="[UNK]", fuse_unk=True))
+    return Backend(models.BPE(vocabulary, [], unk_token="[UNK]", fuse_unk=True, byte_fallback=byte_fallback))
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,9 @@ def of_characters() -> Backend:
         normalizing(normalizers.Sequence([normalizers.Prepend(" "), normalizers.Strip()])),
         stripping(lstrip=True),
         stripping(rstrip=True),
-        lacking_a_byte(),
-        of_characters(),
+        lacking(0x80),
+        of_characters(256, byte_fallback=False),
+        of_characters(255, byte_fallback=True),
         Backend(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")),
     ],
 )
@@ -131,6 +132,16 @@ def test_nothing_is_told_where_a_token_may_stand_for_any_length(backend: Backend
 )
 def test_a_normalizer_that_keeps_the_length_keeps_the_bound(normalizer: normalizers.Normalizer) -> None:
     assert FewestTokens(normalizing(normalizer)).of("a" * 1000) == 250
+
+
+@pytest.mark.parametrize("options", [{}, {"unk_token": "[UNK]", "fuse_unk": True}], ids=["left out", "unknown"])
+def test_characters_without_a_token_are_not_counted(options: dict[str, Any]) -> None:
+    """SmolLM2 has no tokens for some control characters, and none for bytes that begin no character."""
+    backend = lacking(0x04, 0x1D, 0xC0, 0xF1, **options)
+    for text in ("\x04\x1d" * 500, "a\x04" * 500, "\x1d" + "é" * 500, "À" * 500, "\U00040000" * 500):
+        fewest = FewestTokens(backend).of(text)
+        assert fewest <= len(backend.encode(text, add_special_tokens=False).ids)
+        assert fewest == len(text.replace("\x04", "").replace("\x1d", "")) / len("[UNK]")
 
 
 def test_characters_that_compose_are_not_counted() -> None:
