@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 from service.api.context import JobContext
 from service.api.errors import refusal
 from service.api.fields import template_variables
+from service.api.lengths import Room
 from service.api.schemas.chat import ChatBody, Message
 from service.api.schemas.tokens import TokenizeBody
 from service.api.tools import check_tools, told_tools
 from service.text.chat import TemplateError
+from service.text.fewest_tokens import TooLongError
 from service.text.spans import Span, spans_of
 
 _INLINE_CHARACTERS = 16_384
@@ -33,26 +35,39 @@ def prompt_list(prompt: Any) -> list[str] | list[list[int]]:
     return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
-async def encode_prompt(prompt: str | list[int], add_special_tokens: bool, context: JobContext) -> list[int]:
-    """The token ids of a prompt that is a text, or ids already. Raises InvalidTextError."""
+async def encode_prompt(
+    prompt: str | list[int], add_special_tokens: bool, context: JobContext, room: Room
+) -> list[int]:
+    """The token ids of a prompt that is a text, or ids already. Raises as `encode_text` does."""
     if isinstance(prompt, str):
-        return await encode_text(prompt, add_special_tokens, context)
+        return await encode_text(prompt, add_special_tokens, context, room)
     return prompt
 
 
-async def encode_text(text: str, add_special_tokens: bool, context: JobContext) -> list[int]:
-    """The token ids of a text, whose special tokens are honoured. Raises InvalidTextError."""
-    return await off_loop(
-        context,
-        len(text),
-        lambda: context.tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True),
-    )
+async def encode_text(text: str, add_special_tokens: bool, context: JobContext, room: Room | None) -> list[int]:
+    """The token ids of a text, whose special tokens are honoured.
+
+    Raises InvalidTextError, and ApiError for a text that is too long for a `room`.
+    """
+
+    def encode(most: int | None) -> list[int]:
+        return context.tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True, most=most)
+
+    return await _within(room, context, len(text), encode)
 
 
 async def encode_messages(
-    body: ChatBody | TokenizeBody, messages: list[Message], context: JobContext, *, add_special_tokens: bool
+    body: ChatBody | TokenizeBody,
+    messages: list[Message],
+    context: JobContext,
+    room: Room | None,
+    *,
+    add_special_tokens: bool,
 ) -> list[int]:
-    """The conversation through the model's chat template, as token ids. Raises ApiError."""
+    """The conversation through the model's chat template, as token ids.
+
+    Raises ApiError, also for a conversation that is too long for a `room`.
+    """
     template = context.template
     if template is None:
         raise refusal("messages", "need a chat template, and this model has none; use /v1/completions")
@@ -67,21 +82,36 @@ async def encode_messages(
     variables = template_variables(body)
     begin = not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
 
-    def render() -> list[int]:
+    def render(most: int | None) -> list[int]:
         return template.encode(
             turns,
             add_generation_prompt=begin,
             continue_final_message=body.continue_final_message,
             tools=tools,
             variables=variables,
+            most=most,
         )
 
     try:
-        tokens = await off_loop(context, _TURN_CHARACTERS * len(turns) + _characters([turns, tools]), render)
+        tokens = await _within(room, context, _TURN_CHARACTERS * len(turns) + _characters([turns, tools]), render)
     except TemplateError as error:
         raise refusal("messages", f"do not suit the model's chat template: {error}") from None
     bos = context.tokenizer.bos_token_id
     return [bos, *tokens] if add_special_tokens and bos is not None else tokens
+
+
+async def _within(
+    room: Room | None, context: JobContext, characters: int, encode: Callable[[int | None], list[int]]
+) -> list[int]:
+    """The tokens that `encode` makes of this many characters, given the most that fit into a room.
+
+    Raises ApiError where the length alone shows that there are more; the room counts the tokens of the others.
+    """
+    try:
+        return await off_loop(context, characters, lambda: encode(None if room is None else room.tokens))
+    except TooLongError as error:
+        assert room is not None
+        raise room.too_long(f"at least {error.fewest} tokens") from None
 
 
 def _turn(message: Message) -> dict[str, Any]:

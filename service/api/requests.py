@@ -6,20 +6,19 @@ response formats.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from model.contract import Wanted
-from model.limits import ModelLimits
 from model.sampling_params import SamplingParams
 from service.api.beam_search import beam_search, searching
 from service.api.bounds import check_at_most, check_token_ids
 from service.api.context import JobContext
 from service.api.envelope import Envelope
-from service.api.errors import ApiError, refusal
+from service.api.errors import refusal
 from service.api.fields import ignored_fields
 from service.api.grammars import grammar_of
 from service.api.inspection_requests import check_spellings, inspection_request, token_inspection_request, trials_of
-from service.api.judgements import Pair, answer_tokens, check_question, judgement_prompt
+from service.api.judgements import Pairs, answer_tokens, check_question, judgement_prompt
+from service.api.lengths import PLAIN_NAMES, FieldNames, Room, check_together, completion_lengths
 from service.api.prompts import echoed, encode_messages, encode_prompt, encode_text, off_loop, prompt_list
 from service.api.restrictions import allowed_mask, bad_words
 from service.api.sampling import given, sampling_defaults, sampling_params, tries_of
@@ -43,16 +42,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: the seeds of a request's choices lie far from those of seed + 1, seed + 2, ..."""
-
-
-class FieldNames(NamedTuple):
-    """Names under which a request sent its texts and a limit of tokens, for refusals that tell of them."""
-
-    prompt: str = "prompt"
-    max_tokens: str = "max_tokens"
-
-
-PLAIN_NAMES = FieldNames()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +89,8 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
 
     prompts = prompt_list(body.prompt)
     _check_choices(body, len(prompts), context)
-    encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
+    room = Room(context.client.limits, PLAIN_NAMES)
+    encoded = [await encode_prompt(prompt, body.add_special_tokens, context, room) for prompt in prompts]
     _check_prompts("prompt", encoded, context)
     echo = [await echoed(prompt, context) if body.echo else "" for prompt in prompts]
     return _job(
@@ -108,6 +98,7 @@ async def completion_job(body: CompletionBody, context: JobContext, envelope: En
         context,
         envelope,
         encoded,
+        room=room,
         echo=echo,
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
@@ -126,12 +117,9 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
     check_at_most("top_logprobs", body.top_logprobs, context.settings.max_logprobs, "tokens")
     _check_choices(body, 1, context)
 
-    encoded = await encode_messages(
-        body,
-        body.messages,
-        context,
-        add_special_tokens=body.add_special_tokens,
-    )
+    names = FieldNames("messages", "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens")
+    room = Room(context.client.limits, names)
+    encoded = await encode_messages(body, body.messages, context, room, add_special_tokens=body.add_special_tokens)
     _check_prompts("messages", [encoded], context)
     message, grammar = answer_form(body, context, encoded)
     return _job(
@@ -139,8 +127,8 @@ async def chat_job(body: ChatBody, context: JobContext, envelope: Envelope) -> J
         context,
         envelope,
         [encoded],
+        room=room,
         echo=[""],
-        names=FieldNames("messages", "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"),
         max_tokens=given(body.max_completion_tokens, body.max_tokens),
         default_max_tokens=None,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -156,9 +144,10 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
     context.check_model(body.model)
     prompts = prompt_list(body.input)
     check_at_most("input", len(prompts), min(context.settings.max_choices, context.settings.max_open), "inputs")
-    encoded = [await encode_prompt(prompt, body.add_special_tokens, context) for prompt in prompts]
+    room = Room(context.client.limits, FieldNames("input"))
+    encoded = [await encode_prompt(prompt, body.add_special_tokens, context, room) for prompt in prompts]
     _check_prompts("input", encoded, context)
-    lengths = _resolve_lengths(encoded, 0, None, context, FieldNames("input"))
+    lengths = completion_lengths(encoded, 0, None, room, context)
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -175,7 +164,7 @@ async def embedding_job(body: EmbeddingBody, context: JobContext, envelope: Enve
 
 
 async def judgement_job(
-    body: JudgementBody, pairs: Sequence[Pair], context: JobContext, envelope: Envelope
+    body: JudgementBody, pairs: Pairs, context: JobContext, envelope: Envelope
 ) -> list[GenerationRequest]:
     """For each pair two generations of one token, which can only be yes, and only be no. Raises ApiError.
 
@@ -185,12 +174,14 @@ async def judgement_job(
     context.check_model(body.model)
     limits = context.client.limits
     most = min(context.settings.max_choices, context.settings.max_open) // 2
-    check_at_most("documents", len(pairs), most, "texts")
+    check_at_most(pairs.documents, len(pairs.texts), most, "texts")
     check_question(body, pairs, context.settings.max_body)
     masks = [allowed_mask([token], limits) for token in answer_tokens(body, context)]
-    prompts = [await judgement_prompt(body, pair, context) for pair in pairs]
-    _check_prompts("documents", prompts, context)
-    lengths = _resolve_lengths(prompts, 1, None, context, FieldNames("documents"))
+    rooms = [Room(limits, FieldNames(pairs.longest_field(body, [pair]))) for pair in pairs.texts]
+    prompts = [await judgement_prompt(body, pair, context, room) for pair, room in zip(pairs.texts, rooms, strict=True)]
+    _check_prompts(pairs.documents, prompts, context)
+    lengths = [room.length(len(prompt), 1, None) for room, prompt in zip(rooms, prompts, strict=True)]
+    check_together(pairs.longest_field(body, pairs.texts), prompts, context)
     return [
         GenerationRequest(
             sent=EngineRequest(
@@ -209,8 +200,9 @@ async def judgement_job(
 async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope) -> GenerationRequest:
     """A request to look inside as a generation. Raises ApiError."""
     sent = "tokens" if body.tokens is not None else "prompt" if body.messages is None else "messages"
+    room = Room(context.client.limits, FieldNames(sent))
     if body.tokens is None:
-        prompt = await tokenized(body, context, envelope.record)
+        prompt = await tokenized(body, context, envelope.record, room)
     else:
         prompt = body.tokens
         _check_fields(body, context, envelope.record)
@@ -223,7 +215,7 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     _check_prompts(sent, [prompt], context)
     check_spellings(body, context)
     limits = context.client.limits
-    (length,) = _resolve_lengths([prompt], body.max_tokens, None, context, FieldNames(sent))
+    (length,) = completion_lengths([prompt], body.max_tokens, None, room, context)
     defaults = replace(context.sampling, temperature=0.0)
     params = sampling_params(body, defaults, context)
     asked = inspection_request(body, len(prompt), context)
@@ -241,8 +233,13 @@ async def inspect_job(body: InspectBody, context: JobContext, envelope: Envelope
     )
 
 
-async def tokenized(body: TokenizeBody, context: JobContext, record: RequestRecord) -> list[int]:
-    """The token ids that a completion or chat request would make of the same input. Raises ApiError."""
+async def tokenized(
+    body: TokenizeBody, context: JobContext, record: RequestRecord, room: Room | None = None
+) -> list[int]:
+    """The token ids that a completion or chat request would make of the same input.
+
+    Raises ApiError, also where they are known to be too many for a `room`.
+    """
     _check_fields(body, context, record)
     context.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -252,11 +249,12 @@ async def tokenized(body: TokenizeBody, context: JobContext, record: RequestReco
             body,
             body.messages,
             context,
+            room,
             add_special_tokens=body.add_special_tokens or False,
         )
     _check_no_template_fields(body)
     assert body.prompt is not None
-    return await encode_text(body.prompt, body.add_special_tokens is not False, context)
+    return await encode_text(body.prompt, body.add_special_tokens is not False, context, room)
 
 
 def _check_no_template_fields(body: TokenizeBody) -> None:
@@ -330,6 +328,7 @@ def _job(
     envelope: Envelope,
     prompts: list[list[int]],
     *,
+    room: Room,
     echo: list[str],
     max_tokens: int | None,
     default_max_tokens: int | None,
@@ -338,7 +337,6 @@ def _job(
     banned: tuple[tuple[int, ...], ...],
     scores_echo: bool = False,
     message: MessageForm | None = None,
-    names: FieldNames = PLAIN_NAMES,
 ) -> Job:
     """The job of a completion or chat whose `prompts` are encoded already. Raises ApiError."""
     message = message or MessageForm()
@@ -354,8 +352,8 @@ def _job(
         logprobs=0 if logprobs is None and tries > body.n else logprobs,
     )
     search = beam_search(body, tries, logprobs, grammar, scores_echo=scores_echo)
-    lengths = _resolve_lengths(prompts, max_tokens, default_max_tokens, context, names)
-    _check_lengths(body, lengths, context, names)
+    lengths = completion_lengths(prompts, max_tokens, default_max_tokens, room, context)
+    _check_lengths(body, lengths, context, room.names)
     asked = None if body.inspect is None else token_inspection_request(body, context, lengths, prompts)
     scored = [top for top in (body.prompt_logprobs, logprobs if scores_echo else None) if top is not None]
     drawing = [
@@ -426,51 +424,6 @@ def _cache_salt(body: GenerationBody | EmbeddingBody | JudgementBody | None, con
     """The salt of a request's cache blocks: it parts the API keys' blocks, unless the settings let them share."""
     salt = (body and body.cache_salt) or ""
     return f"{caller}:{salt}" if caller and not context.settings.share_prefix_cache else salt
-
-
-def _resolve_lengths(
-    prompts: Sequence[Sequence[int]],
-    wanted: int | None,
-    default: int | None,
-    context: JobContext,
-    names: FieldNames,
-) -> list[int]:
-    """Number of tokens to generate after each prompt. Raises ApiError if one does not fit, or all are too many."""
-    lengths = [_resolve_length(len(prompt), wanted, default, context.client.limits, names) for prompt in prompts]
-    check_at_most(names.prompt, sum(map(len, prompts)), context.settings.max_request_tokens, "tokens of all prompts")
-    return lengths
-
-
-def _resolve_length(
-    prompt: int, wanted: int | None, default: int | None, limits: ModelLimits, names: FieldNames
-) -> int:
-    """Number of tokens to generate after a prompt of `prompt` tokens.
-
-    Raises ApiError if they do not fit, in OpenAI's and vLLM's words, by which clients know that a text has to be cut.
-    """
-    room = limits.capacity
-    if prompt == 0:
-        raise refusal(names.prompt, "has no tokens")
-    bound = f"This model's maximum context length is {room} tokens"
-    if room < limits.max_context:
-        bound += " here, as many as the server's KV cache holds"
-    if prompt > room or (prompt == room and wanted != 0):
-        full = ", which leaves no room for a completion" if wanted != 0 else ""
-        raise ApiError(
-            400,
-            f"{bound}. However, your {names.prompt} resulted in {prompt} tokens{full}.",
-            param=names.prompt,
-            code="context_length_exceeded",
-        )
-    if wanted is not None and prompt + wanted > room:
-        raise ApiError(
-            400,
-            f"{bound}. However, you requested {prompt + wanted} tokens ({prompt} in the {names.prompt}, {wanted} in "
-            f"the completion). Please reduce the length of the {names.prompt}, or {names.max_tokens}.",
-            param=names.max_tokens,
-            code="context_length_exceeded",
-        )
-    return min(room - prompt, default or room) if wanted is None else wanted
 
 
 def _stop_strings(body: GenerationBody) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from service.api.bodies import EngineRoute
 from service.api.context import Context, Served
 from service.api.envelope import envelope_of
 from service.api.errors import REFUSALS
-from service.api.judgements import Pair, pairs_to_score, scores_of
+from service.api.judgements import Pairs, pairs_to_score, scores_of
 from service.api.observe import CLIENT_CLOSED_REQUEST
 from service.api.requests import judgement_job
 from service.api.schemas.answers import EmbeddingUsage, Ranked, RankedDocument, Ranking, Score, Scores
@@ -49,7 +49,8 @@ async def score(body: ScoreBody, request: Request, context: Served) -> Response:
 async def rerank(body: RerankBody, request: Request, context: Served) -> Response:
     """The documents by their scores, the best first; of equal ones the earlier."""
     documents = [each if isinstance(each, str) else each.text for each in body.documents]
-    judged = await _judge(body, [(body.query, each) for each in documents], request, context, prefix="rerank")
+    pairs = Pairs([(body.query, each) for each in documents], "query", "documents")
+    judged = await _judge(body, pairs, request, context, prefix="rerank")
     if judged is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     id, scores, usage = judged
@@ -67,7 +68,7 @@ async def rerank(body: RerankBody, request: Request, context: Served) -> Respons
 
 
 async def _judge(
-    body: JudgementBody, pairs: Sequence[Pair], request: Request, context: Context, *, prefix: str
+    body: JudgementBody, pairs: Pairs, request: Request, context: Context, *, prefix: str
 ) -> tuple[str, list[float], EmbeddingUsage] | None:
     """The answer's id, the score of each pair and the usage; None if the client has left. Raises ApiError."""
     envelope = envelope_of(request, context.settings)

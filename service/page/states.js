@@ -3,14 +3,19 @@
 import { ApiError } from "./api.js";
 import { button, h } from "./dom.js";
 import { t } from "./language.js";
+import { untilLoaded } from "./ready.js";
 
 /** A line that says that something is on its way. */
 export function loading() {
-  return h("p", { class: "state loading", role: "status" }, h("span", { class: "spinner" }), t("loading"));
+  return onItsWay("loading");
 }
 
-/** What went wrong, in plain words and in the server's own, and a way to try again. */
+/** What went wrong, in plain words and in the server's own, and a way to try again.
+ *
+ * While the model is loading, nothing is wrong: that is said, and it is tried again by itself.
+ */
 export function failure(error, retry) {
+  if (error.code === "model_loading" && retry) return awaited(retry);
   return h(
     "div",
     { class: "state problem", role: "alert" },
@@ -18,6 +23,19 @@ export function failure(error, retry) {
     error instanceof ApiError && h("p", {}, error.message),
     retry && button(t("again"), retry),
   );
+}
+
+function awaited(retry) {
+  const place = onItsWay("waiting");
+  untilLoaded().then(() => {
+    // Who has gone elsewhere meanwhile waits no more.
+    if (place.isConnected) retry();
+  });
+  return place;
+}
+
+function onItsWay(words) {
+  return h("p", { class: "state loading", role: "status" }, h("span", { class: "spinner" }), t(words));
 }
 
 /** A line that says why a part is not there. */

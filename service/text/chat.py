@@ -61,6 +61,7 @@ class JinjaTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        most: int | None = None,
     ) -> list[int]:
         if not self._wants_text:
             messages = [_with_objects(message) for message in messages]
@@ -75,6 +76,7 @@ class JinjaTemplate:
         text = self._template.render({**named, "add_generation_prompt": add_generation_prompt, **hidden})
         if continue_final_message:
             text = _cut_at(text, disguise.mark)
+        self._tokenizer.fewest_tokens.check(text, most)
         pieces = self._tokenizer.split(text)
         return self._tokenizer.encode_pieces(
             disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces

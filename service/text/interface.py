@@ -37,12 +37,13 @@ class Tokenizer(Protocol):
     def eos_token_ids(self) -> Collection[int]:
         """All tokens that end a completion."""
 
-    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool, most: int | None = None) -> list[int]:
         """The tokens of a whole text.
 
         `add_special_tokens` frames it as the model expects, usually with a beginning-of-sequence token. With
         `parse_special`, special tokens written out in the text become those tokens; without it they are plain text.
-        Raises InvalidTextError.
+        Raises InvalidTextError, and TooLongError for a text whose length shows that it has more than `most` tokens;
+        others may have more too.
         """
 
     def locate(
@@ -97,10 +98,11 @@ class ChatTemplate(Protocol):
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        most: int | None = None,
     ) -> list[int]:
         """The tokens of a conversation of at least one message.
 
         `add_generation_prompt` opens the assistant's turn; `continue_final_message` leaves the last message open
-        instead. Messages and `tools` are OpenAI's. `variables` go to the template by name. Raises TemplateError, and
-        InvalidTextError for lone surrogates.
+        instead. Messages and `tools` are OpenAI's. `variables` go to the template by name. Raises TemplateError,
+        InvalidTextError for lone surrogates, and TooLongError as the tokenizer does for `most`.
         """

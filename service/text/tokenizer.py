@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from model.checkpoint.tokenizer_data import GgufTokenizer, TokenizerData
+from service.text.fewest_tokens import FewestTokens
 from service.text.gguf_vocabulary import gguf_vocabulary
 from service.text.huggingface_vocabulary import huggingface_vocabulary
 from service.text.spans import Span, ends_of, joined
@@ -67,9 +68,11 @@ class VocabularyTokenizer:
         self._drops_leading_space = self._spelling.leading_space and (
             self._prepends_first or _prepends_always(self._backend)
         )
+        self.fewest_tokens = FewestTokens(self._backend)
         self._bytes: dict[int, bytes] = {}
 
-    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool, most: int | None = None) -> list[int]:
+        self.fewest_tokens.check(text, most)
         ids = self.encode_pieces(self.split(text, parse_special=parse_special))
         return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special_tokens else ids
 

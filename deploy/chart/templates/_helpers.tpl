@@ -202,6 +202,14 @@ persistentVolumeClaim:
 {{- fail (printf "autoscaling.keda.%s is for autoscaling.kind keda; this is hpa" $name) }}
 {{- end }}
 {{- end }}
+{{- /* Values that are never empty are given if they are not those of values.yaml, without which no HPA would be rendered. */}}
+{{- $keda := dict "keda.pollingSeconds" (list .keda.pollingSeconds 15) "keda.cooldownSeconds" (list .keda.cooldownSeconds 300) }}
+{{- $_ := set $keda "prometheusUrl" (list .prometheusUrl "http://prometheus-operated.monitoring.svc:9090") }}
+{{- range $name, $value := $keda }}
+{{- if ne (toString (first $value)) (toString (last $value)) }}
+{{- fail (printf "autoscaling.%s is for autoscaling.kind keda; this is hpa" $name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if and (ne .kind "none") (gt (int .minReplicas) (int .maxReplicas)) }}
 {{- fail (printf "autoscaling.minReplicas (%d) is more than maxReplicas (%d)" (int .minReplicas) (int .maxReplicas)) }}

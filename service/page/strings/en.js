@@ -12,6 +12,7 @@ export default {
   "theme.light": "Light",
   "theme.dark": "Dark",
   loading: "Asking the model …",
+  waiting: "The model is still being loaded. This goes on by itself once it is there.",
   again: "Try again",
   cancel: "Cancel",
   close: "Close",

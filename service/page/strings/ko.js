@@ -12,6 +12,7 @@ export default {
   "theme.light": "밝게",
   "theme.dark": "어둡게",
   loading: "모델에게 묻고 있어요 …",
+  waiting: "모델을 아직 불러오고 있어요. 다 불러오면 저절로 이어져요.",
   again: "다시 시도",
   cancel: "취소",
   close: "닫기",

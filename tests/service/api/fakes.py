@@ -34,6 +34,7 @@ from service.observability.metrics import Metrics
 from service.served_model import ServedModel
 from service.settings import Settings, listed
 from service.text.chat import TemplateError
+from service.text.fewest_tokens import TooLongError
 from service.text.reasoning import ReasoningFormat
 from service.text.spans import spans_of
 from service.text.tools.formats import HERMES, ToolFormat
@@ -60,7 +61,9 @@ class FakeTokenizer:
     bos_token_id = BOS
     eos_token_ids = (EOS,)
 
-    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool, most: int | None = None) -> list[int]:
+        if most is not None and len(text) > most:
+            raise TooLongError(len(text))
         tokens = [BOS] if add_special_tokens else []
         if parse_special:
             head, *rest = text.split("</s>")
@@ -114,6 +117,7 @@ class FakeTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        most: int | None = None,
     ) -> list[int]:
         if messages[0]["content"] == "unsuitable":
             raise TemplateError("roles must alternate")
@@ -126,7 +130,7 @@ class FakeTemplate:
             text = text.removesuffix("|")
         if add_generation_prompt:
             text += "assistant:"
-        return FakeTokenizer().encode(text, add_special_tokens=False, parse_special=False)
+        return FakeTokenizer().encode(text, add_special_tokens=False, parse_special=False, most=most)
 
 
 TEMPLATE = FakeTemplate()

@@ -377,6 +377,51 @@ async def test_what_does_not_fit_is_told_in_the_words_that_clients_look_for(name
         assert "completion" not in read["message"]
 
 
+LONG = "x" * 3000
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "sent"),
+    [
+        ("/v1/completions", "prompt", LONG),
+        ("/v1/completions", "prompt", ["a", LONG]),
+        ("/v1/chat/completions", "messages", [{"role": "user", "content": LONG}]),
+        ("/v1/responses", "input", LONG),
+        ("/v1/messages", "messages", [{"role": "user", "content": LONG}]),
+        ("/v1/embeddings", "input", LONG),
+        ("/v1/inspect", "prompt", LONG),
+        ("/v1/inspect", "messages", [{"role": "user", "content": LONG}]),
+        ("/v1/score", "documents", LONG),
+        ("/v1/rerank", "documents", [LONG]),
+    ],
+)
+async def test_what_is_known_to_be_too_long_is_refused_without_its_tokens(path: str, name: str, sent: Any) -> None:
+    """The fake tokenizer knows it of all texts, and never gets to encode such a one."""
+    beside = {"/v1/score": {"queries": "q"}, "/v1/rerank": {"query": "q"}, "/v1/messages": {"max_tokens": 1}}
+    words = {"yes": "y", "no": "n"} if path in ("/v1/score", "/v1/rerank") else {}
+    async with calling() as caller:
+        answer = await caller.http.post(path, json={name: sent, **words, **beside.get(path, {})})
+        assert answer.status_code == 400, answer.text
+        told = answer.json()["error"]
+        assert re.search(
+            rf"This model's maximum context length is {caller.engine.limits.capacity} tokens\. "
+            rf"However, your {name} resulted in at least 3\d\d\d tokens\.",
+            told["message"],
+        ), told
+        if path != "/v1/messages":
+            assert (told["param"], told["code"]) == (name, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    "sent", [{"prompt": LONG}, {"messages": [{"role": "user", "content": LONG}]}], ids=["text", "chat"]
+)
+async def test_tokens_are_counted_of_any_text(sent: dict[str, Any]) -> None:
+    async with calling() as caller:
+        counted = await caller.http.post("/tokenize", json=sent)
+        assert counted.status_code == 200
+        assert counted.json()["count"] > len(LONG) > caller.engine.limits.capacity
+
+
 async def test_a_model_without_a_template_takes_no_chats() -> None:
     async with calling(template=None) as caller:
         assert (await caller.chat()).status_code == 400

@@ -13,6 +13,8 @@ from tests.service.api.fakes import TIMES, FakeClient, calling
 
 WORDS = {"yes": "y", "no": "n"}
 """The fake tokenizer has a token for each letter."""
+SHORT = {"system": "", "template": "{query}{document}"}
+"""Fields that make the prompt of a pair little more than the pair."""
 
 
 class Judge(FakeClient):
@@ -100,12 +102,24 @@ async def test_a_ranking_has_the_best_first(path: str) -> None:
         ("/v1/score", {"queries": "a", "documents": "b", "template": "{query}"}, "template"),
         ("/v1/score", {"queries": "a", "documents": "b", "template": "{query}{document}{query}"}, "template"),
         ("/v1/score", {"queries": "a", "documents": "b" * 256}, "documents"),
-        ("/v1/score", {"queries": "a" * 20_000, "documents": ["b"] * 4}, "documents"),
+        ("/v1/score", {"queries": "a" * 256, "documents": "b"}, "queries"),
+        ("/v1/score", {"text_1": "a" * 256, "text_2": "b"}, "text_1"),
+        ("/v1/score", {"text_1": "a", "text_2": "b" * 256}, "text_2"),
+        ("/v1/score", {**SHORT, "queries": ["a", "a" * 256], "documents": ["b" * 30, "b"]}, "queries"),
+        ("/v1/score", {"queries": "a", "documents": "b", "instruction": "c" * 256}, "instruction"),
+        ("/v1/score", {"queries": "a", "documents": "b", "system": "c" * 256}, "system"),
+        ("/v1/score", {"queries": "a", "documents": "b", "template": "c" * 256 + "{query}{document}"}, "template"),
+        ("/v1/score", {"queries": "a" * 20_000, "documents": ["b"] * 4}, "queries"),
+        ("/v1/score", {"text_1": ["a", "b"], "text_2": "c"}, "text_1"),
+        ("/v1/score", {"text_1": "a", "text_2": ["a"] * 65}, "text_2"),
         ("/v1/score", {"queries": "a", "documents": "b", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ("/v1/score", {"queries": "a", "documents": "b", "extra": 5}, "extra"),
         ("/v1/score", {"queries": "a", "documents": "b", "model": "another"}, "model"),
         ("/v1/rerank", {"documents": ["a"]}, "query"),
         ("/v1/rerank", {"query": "a"}, "documents"),
+        ("/v1/rerank", {"query": "a" * 256, "documents": ["a", "b"]}, "query"),
+        ("/v1/rerank", {"query": "a" * 20_000, "documents": ["b"] * 4}, "query"),
+        ("/v1/rerank", {"query": "a", "documents": ["a", {"text": "b" * 256}]}, "documents"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
         ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": -1}, "top_n"),
         ("/v1/rerank", {"query": "a", "documents": ["a"], "max_tokens_per_doc": 5}, "max_tokens_per_doc"),
@@ -138,7 +152,7 @@ async def test_pairs_are_as_many_as_the_settings_say(settings: dict[str, int], m
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/rerank"])
 async def test_the_tokens_of_all_pairs_are_bounded(path: str) -> None:
     query = {"queries" if path == "/v1/score" else "query": "a"}
-    body = {**WORDS, **query, "system": "", "template": "{query}{document}", "documents": ["a", "b"]}
+    body = {**WORDS, **query, "system": "", "template": "{query}{document}", "documents": ["a" * 20, "b" * 20]}
     async with calling(engine=Judge()) as caller:
         tokens = (await caller.http.post(path, json=body)).json()["usage"]["prompt_tokens"]
     for bound, status in ((tokens, 200), (tokens - 1, 400)):

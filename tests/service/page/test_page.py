@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
+from service.engine.status import STARTING, EngineHealth
 from tests.service.api import fakes
 from tests.service.page.browser import MISSING, Browser, browsing, faults
 
@@ -447,6 +450,53 @@ def test_an_engine_that_is_gone_is_told(window: Browser) -> None:
         window.open(f"{url}/#/walk/attention", language="en")
         assert "not ready" in window.one(".problem").text
         window.button("Try again")
+
+    asyncio.run(serve())
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "still being loaded"), ("ko", "불러오고 있어요")])
+@pytest.mark.parametrize("part", ["chat", "walk/tokens"])
+def test_a_model_that_is_loading_is_waited_for(window: Browser, language: str, words: str, part: str) -> None:
+    """The page asks at most once a second, not while it is hidden, and goes on by itself."""
+
+    async def serve() -> None:
+        async with fakes.serving() as server:
+            ready, server.engine.state = server.engine.state, STARTING
+            await asyncio.to_thread(visit, server, ready)
+
+    def asked() -> list[float]:
+        """Milliseconds from question to question, of the answers that have come."""
+        times: list[float] = window.run(
+            "return performance.getEntriesByType('resource')"
+            ".filter(({ name }) => name.endsWith('/health')).map(({ startTime }) => startTime)"
+        )
+        return times
+
+    def hide(hidden: bool) -> None:
+        window.run(
+            "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });"
+            "document.dispatchEvent(new Event('visibilitychange'))",
+            hidden,
+        )
+
+    def visit(server: fakes.Running, ready: EngineHealth) -> None:
+        window.open(f"{server.url}/#/{part}", language=language)
+        if part == "chat":
+            choose(window, max_tokens=5)
+            window.one("#message").send_keys(QUESTION, Keys.ENTER)
+        window.until(lambda: any(words in text for text in window.texts(".loading")))
+        assert not window.all(".problem")
+        times = window.until(lambda: len(asked()) >= 3 and asked())
+        assert all(later - before >= 1000 for before, later in pairwise(times))
+        hide(True)
+        # One question may have been on its way.
+        time.sleep(1)
+        count = len(asked())
+        time.sleep(5)
+        assert len(asked()) == count
+        server.engine.state = ready
+        hide(False)
+        window.until(lambda: server.engine.streams and not window.all(".loading"))
 
     asyncio.run(serve())
 
