@@ -96,7 +96,7 @@ def test_a_cache_beyond_the_machine(dummy_flags: tuple[str, ...], capfd: pytest.
         (("\udcff",), "surrogate"),
         (("a\0b",), "NUL"),
         (("",), "no tokens"),
-        (("hi " * 200,), "leaves no room"),
+        (("hi " * 200,), "maximum context length"),
         (("hi", "--max-tokens", "100"), "100 in the completion"),
         (("hi", "--max-tokens", "0"), "max_tokens"),
         (("hi", "--max-tokens", "many"), "max_tokens: should be an integer"),
@@ -125,7 +125,7 @@ def test_what_a_request_would_be_refused_for(
         ((), b"hi\n", "strict", "has no chat template"),
         ((), b"\xff\n", "strict", "encoding is utf-8"),
         ((), b"\xff\n", "surrogateescape", "surrogate"),
-        ((), b"hi " * 200, "strict", "leaves no room"),
+        ((), b"hi " * 200, "strict", "maximum context length"),
         ((), b"/nothing\n", "strict", "no command /nothing"),
         (("--top-k", "many"), b"", "strict", "top_k: should be an integer"),
     ],
@@ -203,7 +203,7 @@ def test_a_chat_on_a_terminal_goes_on_after_a_refusal(
         assert cli.main([*chat, "--system", "Be brief."]) == 0
     out, error = capfd.readouterr()
     assert error == ""
-    assert "leaves no room" in out
+    assert "maximum context length" in out
     assert "no command /what" in out
     assert out.rstrip("> \n").splitlines()[-5:] == [
         *("> 1 system: Be brief.", "2 user: hi", "3 assistant: 7", "4 user: ho", "5 assistant: 7")

@@ -454,9 +454,11 @@ def test_an_engine_that_is_gone_is_told(window: Browser) -> None:
     asyncio.run(serve())
 
 
-@pytest.mark.parametrize(("language", "words"), [("en", "still being loaded"), ("ko", "불러오고 있어요")])
-@pytest.mark.parametrize("part", ["chat", "walk/tokens"])
-def test_a_model_that_is_loading_is_waited_for(window: Browser, language: str, words: str, part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "language", "words"),
+    [("chat", "en", "still being loaded"), ("walk/tokens", "ko", "불러오고 있어요")],
+)
+def test_a_model_that_is_loading_is_waited_for(window: Browser, part: str, language: str, words: str) -> None:
     """The page asks at most once a second, not while it is hidden, and goes on by itself."""
 
     async def serve() -> None:
