@@ -42,7 +42,9 @@ def load_backend(
             from kernels.reference import ReferenceBackend
 
             if batch_invariant:
-                raise ValueError("the reference backend cannot promise batch invariance: use the triton backend")
+                raise ValueError(
+                    "the reference backend cannot promise batch invariance: use the cpu or the triton backend"
+                )
             return ReferenceBackend()
         case "triton":
             from kernels.gpu.backend import load_triton

@@ -9,6 +9,7 @@ from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, STEPS, configure, m
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
+from kernels.cpu.rounding import by_unit
 from kernels.cpu.target import REGISTER_BYTES, dot_path
 from kernels.cpu.tile import multiply_tile
 
@@ -35,7 +36,7 @@ def define_multiply(rounding: Rounding) -> Function:
         args: MultiplyArguments = unpack(MultiplyArguments, arguments)
         rows, groups, outputs = unpack(StepWords, args.step).rows, args.groups, args.outputs
         panels = (outputs + LANES - 1) // LANES
-        unit = unit_from and rows >= unit_from
+        unit = by_unit(unit_from, rows)
         share = PANELS if unit else max(1, CHUNK_BYTES // (groups * group_bytes))
         if chunk < 0:
             return (panels + share - 1) // share

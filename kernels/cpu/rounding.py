@@ -15,6 +15,12 @@ TOKENS_A_CHUNK = 8
 
 
 @njit(inline="always")
+def by_unit(unit_from: int, rows: int) -> bool:
+    """Whether the matrix unit multiplies a step of so many tokens; see `Rounding.unit_from`."""
+    return unit_from > 0 and rows >= unit_from
+
+
+@njit(inline="always")
 def round_row(
     group: int,
     low: int,
@@ -30,11 +36,9 @@ def round_row(
 ) -> None:
     """Round the token `row` of `rows`, with activations [columns] float32 at x; the first five are `constants`.
 
-    With `unit_from` tokens or more they are rounded for the matrix unit, unless that is 0.
-
     The sums of tokens that fill the last tile become zeros, since chance numbers may be ones that take long to add.
     """
-    if unit_from and rows >= unit_from:
+    if by_unit(unit_from, rows):
         tile = rounded + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
         for step in range(columns // DEPTH):
             round_inputs(count, x + 4 * DEPTH * step, tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH)
