@@ -14,9 +14,9 @@ Arrays = dict[str, NDArray[Any]]
 
 def write_npz(path: Path, inspection: Inspection) -> None:
     """Write the arrays to a file of exactly this name. Raises OSError."""
-    # Whole or not at all, as far as the encoding goes.
+    # Whole or not at all, as far as the encoding goes. No array has the name of a parameter, which mypy cannot know.
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays_of(inspection))  # type: ignore[arg-type]  # None is named like its own parameters.
+    np.savez_compressed(content, **arrays_of(inspection))  # type: ignore[arg-type]
     path.write_bytes(content.getvalue())
 
 
