@@ -49,9 +49,6 @@ class EngineChannel:
 
     def _drain(self) -> None:
         """Hand over every message that has arrived."""
-        while not self._socket.closed:
-            try:
-                payload = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._receive(self._decoder.decode(payload))
+        # Receiving would raise an exception where there is nothing more, once for nearly every token.
+        while not self._socket.closed and self._socket.poll(0):
+            self._receive(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))

@@ -201,7 +201,7 @@ STEP_TOKENS = tuple(2**power for power in range(14))
 """Upper bounds of the histogram's buckets for tokens per step."""
 
 
-class Counters(msgspec.Struct):
+class Counters(msgspec.Struct, array_like=True):
     """Totals since the engine started."""
 
     steps: int = 0
@@ -242,7 +242,7 @@ class Counters(msgspec.Struct):
         return msgspec.structs.replace(self, step_tokens=[*self.step_tokens])
 
 
-class EngineStats(msgspec.Struct, frozen=True):
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """The engine's state after a step."""
 
     running: int = 0
@@ -276,7 +276,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """Sent after every step, before a step that may take long, and as a heartbeat while idle."""
+    """Sent after a step that has news for a client, before a step that may take long, and as a heartbeat."""
 
     news: list[News]
     stats: EngineStats

@@ -1,6 +1,7 @@
 """The engine's end of the socket: carries messages between a core and its clients. Knows nothing of text or of HTTP."""
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from service.engine.core import EngineCore
 from service.engine.messages import Cancel, Drawn, FromEngine, News, Ready, Report, Shutdown, Submit, ToEngine
 
 HEARTBEAT_SECONDS = 1.0
-"""An idle engine sends a report this often."""
+"""Limit of the time between two reports to a client for which there is no news, while steps are short."""
 
 QUIET_SECONDS = 5.0
 """A step that may take longer than this is announced; no timeout for an engine is shorter."""
@@ -22,20 +23,30 @@ logger = logging.getLogger(__name__)
 class EngineServer:
     """Carries messages between a core and its clients.
 
-    A client introduces itself with an empty message, which is answered with Ready. From then on it gets a report of
-    every step: the statistics, and the deltas of the requests it submitted. Clients never use the same request ids.
+    A client introduces itself with an empty message, which is answered with Ready. From then on it gets reports: the
+    statistics, and the deltas of the requests it submitted. Each step that has some is reported; a client without them
+    gets a report now and then, as a sign of life, and when the engine comes to rest. Clients never use the same request
+    ids.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], make_core: Callable[..., EngineCore], ready: Ready) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        make_core: Callable[..., EngineCore],
+        ready: Ready,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`socket` is a bound ROUTER that raises EHOSTUNREACH for a client that is gone; `ready` greets each client.
 
-        `make_core` takes the argument `announce` of `EngineCore`, and may raise its ValueError.
+        `make_core` takes the argument `announce` of `EngineCore`, and may raise its ValueError. `clock` gives seconds.
         """
         self._socket = socket
         self._core = make_core(announce=self._announce)
         self._ready = ready
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-        self._clients: set[bytes] = set()
+        self._clock = clock
+        self._clients: dict[bytes, float] = {}
+        """The moment of the newest message to each client, in seconds on the clock."""
         self._owners: dict[int, bytes] = {}
 
     def run(self) -> None:
@@ -51,7 +62,6 @@ class EngineServer:
         while self._socket.poll(wait):
             client, *_, payload = self._socket.recv_multipart()
             if not payload:
-                self._clients.add(client)
                 self._post(client, self._ready)
             elif not self._handle(client, payload):
                 return False
@@ -85,8 +95,11 @@ class EngineServer:
             news[self._owners[item.id]].append(item)
             if item.finish_reason is not None:
                 del self._owners[item.id]
-        for client in list(self._clients):
-            self._post(client, Report(news[client], report.stats))
+        # All clients are due after an idle engine's wait, and when it comes to rest they learn the state it rests in.
+        due = self._clock() - HEARTBEAT_SECONDS / 2
+        for client, told in list(self._clients.items()):
+            if client in news or told <= due or not self._core.has_work:
+                self._post(client, Report(news[client], report.stats))
 
     def _parts(self, drawn: Drawn) -> dict[bytes, Drawn]:
         """Each client's part of some columns."""
@@ -99,6 +112,7 @@ class EngineServer:
 
     def _post(self, client: bytes, message: FromEngine) -> None:
         try:
+            self._clients[client] = self._clock()
             self._socket.send_multipart([client, msgspec.msgpack.encode(message)])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
@@ -113,6 +127,6 @@ class EngineServer:
 
     def _forget(self, client: bytes) -> None:
         """Cancel the requests of a client that is gone."""
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         for id in [id for id, owner in self._owners.items() if owner == client]:
             self._core.cancel(Cancel(id))

@@ -1,4 +1,5 @@
 from collections import defaultdict, deque
+from itertools import count
 from typing import Any, cast
 
 import msgspec
@@ -17,7 +18,7 @@ from service.engine.messages import (
     Shutdown,
     Submit,
 )
-from service.engine.server import EngineServer
+from service.engine.server import HEARTBEAT_SECONDS, EngineServer
 from tests.service.engine.fakes import FakeRunner, output_alone
 
 DECODER = msgspec.msgpack.Decoder(FromEngine)
@@ -77,6 +78,24 @@ def test_each_client_gets_the_news_of_its_own_requests() -> None:
         assert [delta.finish_reason for delta in mine] == [None] * (3 + id) + ["length"]
     columns = [item for _, message in socket.sent if isinstance(message, Report) for item in message.news]
     assert any(isinstance(item, Drawn) and len(item.ids) > 1 for item in columns)
+
+
+def test_a_client_without_news_gets_a_report_now_and_then() -> None:
+    socket, runner = Socket(), FakeRunner(64, 4)
+    core = StoppingCore(runner, token_budget=64, max_running=8)
+    core.socket = socket
+    for client in (b"a", b"keeper"):
+        socket.arrived.append((client, b""))
+    socket.arrived.append((b"a", msgspec.msgpack.encode(Submit(0, EngineRequest([1], SamplingParams(max_tokens=30))))))
+    # A clock that goes on by a tenth of a heartbeat whenever it is read, which is twice or three times a step.
+    ticks = count()
+    ready = Ready(runner.limits, runner.info, 1)
+    EngineServer(
+        cast("zmq.Socket[bytes]", socket), lambda **_: core, ready, lambda: next(ticks) * HEARTBEAT_SECONDS / 10
+    ).run()
+    reports = [client for client, message in socket.sent if isinstance(message, Report)]
+    assert reports.count(b"a") == 30
+    assert 5 <= reports.count(b"keeper") <= 15
 
 
 def test_columns_become_the_deltas_that_they_stand_for() -> None:

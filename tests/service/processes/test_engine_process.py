@@ -166,7 +166,7 @@ def test_what_a_vanished_client_submitted_is_cancelled(engine: Engine, script: P
     command(script, "steps 2")
     stays, goes = engine.ready_client(), engine.ready_client()
     goes.send(Submit(1, EngineRequest([1], SamplingParams(max_tokens=1000))))
-    assert stays.stats_when(lambda stats: stats.totals.steps == 2).blocks_used == 1
+    assert goes.stats_when(lambda stats: stats.totals.steps == 2).blocks_used == 1
     goes.socket.close()
     command(script, "ok")
     freed = stays.stats_when(lambda stats: stats.blocks_used == 0)
