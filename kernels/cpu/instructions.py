@@ -164,9 +164,17 @@ def _give_way(builder: ir.IRBuilder, _: Sequence[v.Value]) -> v.Value:
     return builder.zext(_external(builder, "sched_yield", v.I32), v.I64)
 
 
-def _external(builder: ir.IRBuilder, name: str, result: ir.Type) -> v.Value:
+def _await_byte(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    descriptor, address = values
+    arguments = [builder.trunc(descriptor, v.I32), address, ir.Constant(v.I64, 1)]
+    return _external(builder, "read", v.I64, arguments)
+
+
+def _external(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[v.Value] = ()) -> v.Value:
+    """A call of a function of LLVM's or of the C library."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
     known = builder.module.globals.get(name)
-    return builder.call(known or ir.Function(builder.module, ir.FunctionType(result, []), name), [])
+    return builder.call(known or ir.Function(builder.module, kind, name), arguments)
 
 
 def _prefetch(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
@@ -175,8 +183,8 @@ def _prefetch(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 
 
 _W = types.int64
-read_word = instruction(_W, [_W], lambda builder, values: builder.load_atomic(_word(builder, values[0]), "acquire", 8))
-"""(address): read the word there, written by any thread, with acquire order."""
+read_word = instruction(_W, [_W], lambda builder, values: builder.load_atomic(_word(builder, values[0]), "seq_cst", 8))
+"""(address): read the word there, written by any thread, in sequentially consistent order."""
 add_to_word = instruction(
     _W, [_W, _W], lambda builder, values: builder.atomic_rmw("add", _word(builder, values[0]), values[1], "acq_rel")
 )
@@ -189,6 +197,10 @@ pause = instruction(_W, [_W], _pause)
 """(0): rest the core for a moment, in a loop that waits for another thread."""
 give_way = instruction(_W, [_W], _give_way)
 """(0): give the core to another thread that is ready to run, if there is one."""
+await_byte = instruction(_W, [_W, _W], _await_byte)
+"""(descriptor, address): wait for a byte of a file, which is written there. Returns 1, 0 at the end of the file, or -1
+if a signal came first.
+"""
 
 prefetch = instruction(_W, [_W], _prefetch)
 """(address): begin to bring the cache line there into the second-level cache; returns the address."""

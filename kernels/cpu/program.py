@@ -7,6 +7,7 @@ tickets, which tell it to leave.
 """
 
 import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,8 +35,10 @@ class Program:
         self.tickets = np.zeros((max(1, self.length), 16), np.int64)
         """[operations, 16] int64: the ticket (word 0), the number of chunks (1), and in another cache line
         epoch << SHIFT plus the number of chunks done (8); see `walk.py`."""
-        self.address = self.words.ctypes.data
-        self.tickets_address = self.tickets.ctypes.data
+        self.run = np.array([self.words.ctypes.data, self.tickets.ctypes.data, self.length, 0], np.int64)
+        """The newest run of this program: a `walk.Run`."""
+        self.address = self.run.ctypes.data
+        """Address of `run`."""
 
 
 class Workers:
@@ -46,57 +49,60 @@ class Workers:
         self._epoch = 0
         self._crew = Crew(threads)
         self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
-        self._current: tuple[Program, int] | None = None
-        self._work = _entry("walk:define_run")
-        self._open = _entry("walk:define_open")
-        self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._stop = False
-        self._threads = [
-            threading.Thread(target=self._serve, args=(index,), name=f"kernels-{index}", daemon=True)
-            for index in range(1, threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._work = _entry("walk:define_run", 2)
+        self._open = _entry("walk:define_open", 2)
+        self._current = np.zeros(1, np.int64)
+        """The address of the current run, for threads that wake."""
+        self._awake = np.zeros((threads, 8), np.int64)
+        """Two words for each thread, in a cache line of its own; see `walk.define_serve`."""
+        self._held: list[Program] = []
+        """The programs that a thread may still read, the current one last."""
+        # Threads wait in machine code, since in Python they would also wait for the interpreter's lock.
+        self._bell, self._rope = os.pipe()
+        for index in range(1, threads):
+            threading.Thread(target=self._serve, args=(index,), name=f"kernels-{index}", daemon=True).start()
 
     @property
     def count(self) -> int:
         """Number of threads, the calling one included."""
         return len(self._scratch)
 
-    def run(self, program: Program, prepare: Callable[[], None] | None = None) -> None:
-        """Run a program and wait for its end. `prepare` writes the program's inputs before it starts.
+    def run(self, program: Program, prepare: Callable[[], None] | None = None, operations: int | None = None) -> None:
+        """Run a program, or only so many of its first operations, and wait for its end.
 
-        It is called while all tickets are closed, so that no late thread of an earlier run reads half-written inputs.
+        `prepare` writes the program's inputs before it starts. It is called while all tickets are closed, so that no
+        late thread of an earlier run reads half-written inputs.
         """
         self._epoch += 1
         program.tickets[: program.length, 0] = CLOSED
         if prepare is not None:
             prepare()
-        run = program.address, program.tickets_address, program.length, self._epoch, self._place(0)
-        work = self._open(*run)
+        program.run[2:] = program.length if operations is None else operations, self._epoch
+        work = self._open(program.address, self._place(0))
         threads = self._crew.choose(work)
         began = time.perf_counter()
-        self._current = program, self._epoch
-        for semaphore in self._wake[: threads - 1]:
-            semaphore.release()
-        self._work(*run)
+        self._hold(program)
+        if threads > 1:
+            os.write(self._rope, bytes(threads - 1))
+        self._work(program.address, self._place(0))
         self._crew.took(work, threads, time.perf_counter() - began)
 
     def close(self) -> None:
         """Make the threads end."""
-        self._stop = True
-        for semaphore in self._wake:
-            semaphore.release()
+        os.close(self._rope)
+
+    def _hold(self, program: Program) -> None:
+        """Make a program the current one, and let go of those before it that no thread reads."""
+        self._current[0] = program.address
+        # A thread that is not awake by now will read the new address.
+        if not self._awake[:, 0].any():
+            self._held.clear()
+        if program not in self._held[-1:]:
+            self._held.append(program)
 
     def _serve(self, index: int) -> None:
-        while True:
-            self._wake[index - 1].acquire()
-            if self._stop:
-                return
-            current = self._current
-            if current is not None:
-                program, epoch = current
-                self._work(program.address, program.tickets_address, program.length, epoch, self._place(index))
+        serve = _entry("walk:define_serve", 4)
+        serve(self._bell, self._current.ctypes.data, self._awake[index].ctypes.data, self._place(index))
 
     def _place(self, index: int) -> int:
         address: int = self._scratch[index].ctypes.data
@@ -104,8 +110,8 @@ class Workers:
 
 
 @cache
-def _entry(definition: str) -> Callable[..., int]:
+def _entry(definition: str, arguments: int) -> Callable[..., int]:
     """A compiled function of `walk.py`, as a Python callable that releases the interpreter's lock during a call."""
     address = machine_code_of(definition)
-    entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(address)
+    entry: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arguments)(address)
     return entry

@@ -1,24 +1,29 @@
-"""The way of a thread through a program, in two functions to compile: tickets are opened, and chunks are taken.
+"""The way of a thread through a program, in functions to compile: tickets are opened, chunks are taken, runs awaited.
 
 `program.py` says what a program is.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
+
+from numba import njit
 
 from kernels.cpu.instructions import (
     add_to_word,
+    await_byte,
     call_operation,
     exchange_word,
     give_way,
     pause,
     read_word,
+    unpack,
     words,
     write_word,
 )
 from kernels.cpu.operation import WORDS
 
-Walk = Callable[[int, int, int, int, int], int]
-"""(program, tickets, length, epoch, scratch) -> a number; the first two are addresses."""
+Walk = Callable[[int, int], int]
+"""(run, scratch) -> a number; both are addresses, the first of a `Run`."""
 
 SHIFT = 32
 """Bits of a ticket for its count: a ticket is epoch << SHIFT | chunks taken, where every run has an epoch of its own.
@@ -31,10 +36,21 @@ SPINS = 2000
 """Number of reads of a word, about 20 ns each, before a waiting thread offers its core to others."""
 
 
+class Run(NamedTuple):
+    """The words that say what a thread is to run; the first two are addresses."""
+
+    program: int
+    tickets: int
+    length: int
+    epoch: int
+
+
 def define_open() -> Walk:
     """Count the chunks of every operation, and open its ticket so that threads can take them; returns their number."""
 
-    def run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
+    def open_tickets(record: int, scratch: int) -> int:
+        run: Run = unpack(Run, record)
+        program, tickets, length, epoch = run
         total = 0
         for index in range(length):
             arguments = program + index * (WORDS + 1) * 8
@@ -46,37 +62,65 @@ def define_open() -> Walk:
             write_word(ticket, epoch << SHIFT)
         return total
 
-    return run
+    return open_tickets
 
 
 def define_run() -> Walk:
     """Run one thread's part of a program. Returns 0, or 1 if the run ended before this thread reached its end."""
 
-    def run(program: int, tickets: int, length: int, epoch: int, scratch: int) -> int:
-        for index in range(length):
-            arguments = program + index * (WORDS + 1) * 8
-            ticket = tickets + index * 128
-            while True:
-                taken = read_word(ticket)
-                if taken >> SHIFT != epoch:
-                    return 1
-                # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is
-                # taken.
-                chunks = read_word(ticket + 8)
-                chunk = taken & TAKEN
-                if chunk >= chunks:
-                    break
-                if exchange_word(ticket, taken, taken + 1) != 0:
-                    call_operation(words(arguments, 1)[0], arguments + 8, chunk, scratch)
-                    add_to_word(ticket + 64, 1)
-            wanted = (epoch << SHIFT) + chunks
-            spins = 0
-            while read_word(ticket + 64) < wanted:
-                pause(0)
-                spins += 1
-                if spins >= SPINS:
-                    give_way(0)
-                    spins = 0
-        return 0
+    def run(record: int, scratch: int) -> int:
+        return walk(record, scratch)
 
     return run
+
+
+def define_serve() -> Callable[[int, int, int, int], int]:
+    """Take part in one run for each byte that is read from a file, until its end; returns 0.
+
+    The arguments are the file's descriptor, the address of a word with the address of the current `Run`, that of the
+    thread's two words, and that of its scratch memory. The first of the two words is 1 while the thread may read a run.
+    """
+
+    def serve(bell: int, current: int, mine: int, scratch: int) -> int:
+        while True:
+            rung = await_byte(bell, mine + 8)
+            if rung == 0:
+                return 0
+            if rung == 1:
+                write_word(mine, 1)
+                walk(read_word(current), scratch)
+                write_word(mine, 0)
+
+    return serve
+
+
+@njit(inline="always")
+def walk(record: int, scratch: int) -> int:
+    """See `define_run`."""
+    run: Run = unpack(Run, record)
+    program, tickets, length, epoch = run
+    for index in range(length):
+        arguments = program + index * (WORDS + 1) * 8
+        ticket = tickets + index * 128
+        while True:
+            taken = read_word(ticket)
+            if taken >> SHIFT != epoch:
+                return 1
+            # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is
+            # taken.
+            chunks = read_word(ticket + 8)
+            chunk = taken & TAKEN
+            if chunk >= chunks:
+                break
+            if exchange_word(ticket, taken, taken + 1) != 0:
+                call_operation(words(arguments, 1)[0], arguments + 8, chunk, scratch)
+                add_to_word(ticket + 64, 1)
+        wanted = (epoch << SHIFT) + chunks
+        spins = 0
+        while read_word(ticket + 64) < wanted:
+            pause(0)
+            spins += 1
+            if spins >= SPINS:
+                give_way(0)
+                spins = 0
+    return 0

@@ -1,5 +1,8 @@
 """Programs run each chunk once, and a thread that is late for its run touches nothing."""
 
+import threading
+import weakref
+
 import numpy as np
 
 from kernels.cpu.compiler import compiled
@@ -27,7 +30,8 @@ def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:
     workers = Workers(1)
     workers.run(program)
     assert done.tolist() == [2] * 5 + [0] * 59
-    late = program.address, program.tickets_address, program.length, workers._epoch, workers._place(0)
+    run = program.run.copy()
+    late = run.ctypes.data, workers._place(0)
     # The words that the run read are those of another batch by now.
     chunks[0] = 40
     workers._work(*late)
@@ -39,6 +43,7 @@ def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:
 
 
 def test_every_chunk_is_done_once_by_threads_that_come_and_go() -> None:
+    before = threading.enumerate()
     workers = Workers(3)
     for count in (1, 7, 64, 3) * 50:
         chunks, done = np.array([count]), np.zeros(64, np.int64)
@@ -46,3 +51,35 @@ def test_every_chunk_is_done_once_by_threads_that_come_and_go() -> None:
         workers.run(Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 3))
         assert done.tolist() == [3] * count + [0] * (64 - count)
     workers.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("kernels-") and thread not in before:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_only_the_first_operations_run_where_so_many_are_asked_for() -> None:
+    chunks, done = np.array([3]), np.zeros(64, np.int64)
+    program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 5)
+    workers = Workers(2)
+    for operations in (2, 5, None, 0):
+        done[:] = 0
+        workers.run(program, operations=operations)
+        assert done.tolist() == [5 if operations is None else operations] * 3 + [0] * 61
+
+
+def test_a_program_lives_while_a_thread_may_read_it() -> None:
+    def run() -> "weakref.ref[Program]":
+        program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))])
+        workers.run(program)
+        return weakref.ref(program)
+
+    chunks, done = np.array([1]), np.zeros(64, np.int64)
+    workers = Workers(1)
+    workers._awake[0, 0] = 1
+    late, later = run(), run()
+    assert late() is not None
+    workers._awake[0, 0] = 0
+    current = run()
+    assert late() is None
+    assert later() is None
+    assert current() is not None
