@@ -7,13 +7,15 @@ there is no ambient context, so a captured graph can own its layout and its cach
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kernels.host_memory import large_pages
 from kernels.tensor_record import TensorRecord
+
+T = TypeVar("T")
 
 ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -341,8 +343,8 @@ class Backend(Protocol):
 class RecordingBackend(Backend, Protocol):
     """A backend that repeats what it was once asked for, on threads of its own, without the decoder's Python."""
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """A program of the operations that `function` asks for, not run yet, and the tensor that holds its result.
+    def record(self, function: Callable[[], T]) -> tuple[Any, T]:
+        """A program of the operations that `function` asks for, not run yet, and what the function returned.
 
         The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
         """
@@ -352,9 +354,23 @@ class RecordingBackend(Backend, Protocol):
         """Copies [rows, ...] of rows of x [tokens, ...] float32 that `replay` names. Only while recording."""
         ...
 
-    def replay(self, program: Any, tokens: Tensor, layout: BatchLayout, places: Tensor | None = None) -> None:
+    def narrow(self, x: Tensor, rows: int) -> Tensor:
+        """Copies [rows, ...] of rows of x [tokens, ...] float32 that `replay` chooses. Only while recording, and once.
+
+        Operations that are recorded after this one have these rows alone. A replay that chooses none leaves them out.
+        """
+        ...
+
+    def replay(
+        self,
+        program: Any,
+        tokens: Tensor,
+        layout: BatchLayout,
+        places: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> None:
         """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with.
 
-        `places` [kept] int64 are the tokens whose rows are kept; None: those of none.
+        `places` [kept] int64 are the tokens whose rows are kept, `chosen` [rows] int64 those of `narrow`; None: none.
         """
         ...

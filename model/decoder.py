@@ -43,7 +43,26 @@ class Probe(Protocol):
         """The residual stream [hidden]: the embedding, then the stream after each attention and each MLP."""
 
 
-class Decoder:
+class Passes(Protocol):
+    """A decoder, as far as one of its passes needs it."""
+
+    def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class ToLogits:
+    """The pass from tokens to logits, in two parts."""
+
+    def forward_to_logits(
+        self: Passes, tokens: Tensor, layout: BatchLayout, cache: KVCache, rows: Tensor, probe: Probe | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The result of `Decoder.forward`, and the logits of its rows at `rows` [rows] int64, on the device."""
+        hidden = self.forward(tokens, layout, cache, probe)
+        return hidden, self.logits(hidden.index_select(0, rows))
+
+
+class Decoder(ToLogits):
     """A decoder-only transformer: `spec` says how it is built, `weights` are its numbers, `backend` computes."""
 
     def __init__(self, spec: DecoderSpec, weights: DecoderWeights, backend: Backend) -> None:
@@ -93,9 +112,12 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [rows, vocab] float32 of hidden rows [rows, hidden], soft-capped where the spec says so."""
-        logits = self.backend.linear(hidden, self.weights.output).float()
+        return self.capped(self.backend.linear(hidden, self.weights.output))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """The logits of the output projection's result, both [rows, vocab]."""
         cap = self.spec.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return logits.float() if cap is None else cap * torch.tanh(logits.float() / cap)
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         weights = self.weights

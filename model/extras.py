@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend
+from kernels.backend import Backend, KVCache
 from model.batch import Batch
 from model.contract import Chunk, ChunkResult, Draw, StepPlan
 from model.decoder import Probe
+from model.drafter import AnyDecoder
 from model.embedding_table import EmbeddingTable
 from model.inspection import Embedded, InspectionRequest, PositionEncoding
 from model.position_encoding import position_encoding
@@ -82,6 +83,11 @@ class ChunkExtras:
             rows = head.weights.position_embedding
             learned = None if rows is None else to_host(rows.index_select(0, positions))
             self._encoding = partial(position_encoding, head.spec, asked.positions, learned)
+
+    @property
+    def has_lens(self) -> bool:
+        """Whether a logit lens is wanted."""
+        return self.probe is not None and self._chunk.inspect is not None and self._chunk.inspect.lens is not None
 
     def lens_rows(self) -> Tensor | None:
         """The residual streams of the logit lens, [stages * positions, hidden]; None if there is none."""
@@ -193,7 +199,21 @@ class Extras:
         for extras in self._extras.values():
             extras.look_up(tokens, table, head)
 
-    def logits(self, hidden: Tensor, head: Head) -> Tensor:
+    def forward(
+        self, tokens: Tensor, batch: Batch, cache: KVCache, decoder: AnyDecoder
+    ) -> tuple[Tensor, Tensor | None]:
+        """The pass of a batch's `tokens` [tokens] int64: hidden rows [tokens, hidden], and logits [draws, vocab].
+
+        The logits are None if there are no draws.
+        """
+        if not len(batch.rows):
+            return decoder.forward(tokens, batch.layout, cache, self.probe), None
+        if not any(extras.has_lens for extras in self._extras.values()):
+            return decoder.forward_to_logits(tokens, batch.layout, cache, batch.rows, self.probe)
+        hidden = decoder.forward(tokens, batch.layout, cache, self.probe)
+        return hidden, self._logits(hidden.index_select(0, batch.rows), decoder)
+
+    def _logits(self, hidden: Tensor, head: Head) -> Tensor:
         """The logits [rows, vocab] of the rows of draws, `hidden` [rows, hidden].
 
         A few rows of logit lenses are computed with them, since most of the time goes to reading the weights.

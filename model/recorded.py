@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache, RecordingBackend
-from model.decoder import Decoder, Probe, Rows
+from model.decoder import Decoder, Probe, Rows, ToLogits
 
+HEAD_ROWS = 8
+"""Limit of rows whose logits a replayed pass computes too; more of them take much longer than the calls that it saves.
+"""
 KEPT_ROWS = 64
 """Limit of tokens whose rows a replayed pass keeps for a probe; with more of them the calls take little of the time."""
 
@@ -42,8 +45,10 @@ class Kept:
             probe.stream(Rows(residual, kept))
 
 
-class RecordedDecoder:
+class RecordedDecoder(ToLogits):
     """A decoder whose forward pass over one cache is recorded, for batches of up to `max_tokens` tokens.
+
+    The logits of a few rows are part of the recording.
 
     A second recording keeps the rows of some tokens, which are shown to a probe afterwards. It makes the same numbers,
     so that nobody else in the batch notices the probe.
@@ -57,12 +62,12 @@ class RecordedDecoder:
         self.final_norm = decoder.final_norm
         self._decoder = decoder
         self._cache = cache
-        self._program, self._hidden = self._record(max_tokens, None)
+        self._program, (self._hidden, self._head) = self._record(max_tokens, None)
         self._kept = Kept(backend)
-        self._probed_program, self._probed_hidden = self._record(max_tokens, self._kept)
+        self._probed_program, (self._probed_hidden, _) = self._record(max_tokens, self._kept)
 
-    def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, Tensor]:
-        """The program of a forward pass, and its hidden rows [tokens, hidden].
+    def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """The program of a pass, its hidden rows [tokens, hidden], and the output projection of HEAD_ROWS of them.
 
         The recorded batch matters only by its number of tokens, which is the room in the program's buffers.
         """
@@ -78,11 +83,17 @@ class RecordedDecoder:
             max_query=tokens,
             max_context=tokens,
         )
-        return self.backend.record(lambda: self._decoder.forward(batch, layout, self._cache, probe))
+
+        def passes() -> tuple[Tensor, Tensor]:
+            hidden = self._decoder.forward(batch, layout, self._cache, probe)
+            chosen = self.backend.narrow(hidden, HEAD_ROWS)
+            return hidden, self.backend.linear(chosen, self.weights.output)
+
+        return self.backend.record(passes)
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor:
         """See `Decoder.forward`. The next call overwrites the returned tensor."""
-        if cache is not self._cache or len(tokens) > len(self._hidden):
+        if not self._fits(tokens, cache):
             return self._decoder.forward(tokens, layout, cache, probe)
         if probe is None:
             self.backend.replay(self._program, tokens, layout)
@@ -92,3 +103,16 @@ class RecordedDecoder:
         self.backend.replay(self._probed_program, tokens, layout, probe.places)
         self._kept.show(probe, len(tokens))
         return self._probed_hidden[: len(tokens)]
+
+    def forward_to_logits(
+        self, tokens: Tensor, layout: BatchLayout, cache: KVCache, rows: Tensor, probe: Probe | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `ToLogits`. The next call overwrites the returned tensors."""
+        if probe is not None or len(rows) > HEAD_ROWS or not self._fits(tokens, cache):
+            return super().forward_to_logits(tokens, layout, cache, rows, probe)
+        self.backend.replay(self._program, tokens, layout, chosen=rows)
+        return self._hidden[: len(tokens)], self._decoder.capped(self._head[: len(rows)])
+
+    def _fits(self, tokens: Tensor, cache: KVCache) -> bool:
+        """Whether a pass over these tokens [tokens] and this cache is recorded."""
+        return cache is self._cache and len(tokens) <= len(self._hidden)

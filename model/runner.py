@@ -90,13 +90,11 @@ class ModelRunner:
         extras = Extras(plan, batch, self._cache.block_size, self._decoder.backend)
         tokens = self._drafter.fill(plan, batch, self._drawn) if self._drafter else batch.known_tokens(self._drawn)
         extras.look_up(tokens, self._embeddings, self._decoder)
-        hidden = self._decoder.forward(tokens, batch.layout, self._cache, extras.probe)
+        hidden, logits = extras.forward(tokens, batch, self._cache, self._decoder)
         draws = plan.draws()
         choice = None
         computed = Moment(self._device)
-        if draws:
-            logits = extras.logits(hidden.index_select(0, batch.rows), self._decoder)
-            computed = Moment(self._device)
+        if logits is not None:
             self._settings = settings_of(draws, self._device, self._settings)
             choice = choose(self._decoder.backend, logits, draws, self._memory, self._settings)
             self._drawn = choice.tokens

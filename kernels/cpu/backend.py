@@ -6,9 +6,9 @@ the step, so that a recorded program serves batches of any shape.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -76,6 +76,8 @@ from kernels.cpu.target import path_name
 WORD = {name: index for index, name in enumerate(StepWords._fields)}
 """The index of each word of a step."""
 
+T = TypeVar("T")
+
 Words = dict[str, Tensor | int]
 """Some words of a step by their names in `StepWords`: numbers, and tensors that stand for their addresses."""
 Call = tuple[Operation, Sequence[int]]
@@ -89,6 +91,15 @@ class Maker(NamedTuple):
     arguments: NormArguments | GatedArguments
     out: int
     """Address of the activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The program of what was recorded."""
+
+    operations: Program
+    whole: int | None
+    """Number of leading operations that work on all tokens, before those of `narrow`; None: all do."""
 
 
 class CpuBackend:
@@ -109,10 +120,13 @@ class CpuBackend:
         self._batch_invariant = batch_invariant
         self.name = f"cpu ({path_name()})"
         self._workers = Workers(threads)
-        self._words = np.zeros(len(WORD), np.int64)
+        self._words = np.zeros((2, len(WORD)), np.int64)
+        """The words of the step, and those of the rows that `narrow` leaves of it."""
         self._step = self._words.ctypes.data
-        """Address of the words of the step."""
+        """Address of the words for the next operation."""
         self._recording: list[Call] | None = None
+        self._whole: int | None = None
+        """Number of operations recorded before those with chosen rows alone; None: there are none of these."""
         self._maker: Maker | None = None
         self._arena = Arena()
         self._pages = Pages()
@@ -369,16 +383,22 @@ class CpuBackend:
         self._run(logprobs_operation(), arguments)
         return out
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[Program, Tensor]:
+    def record(self, function: Callable[[], T]) -> tuple["Recording", T]:
         # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities or distributions.
         logprobs_operation()
         weigh_operation()
-        self._recording = []
+        self._recording, self._whole = [], None
         try:
             out = function()
-            return Program(self._recording), out
+            return Recording(Program(self._recording), self._whole), out
         finally:
-            self._recording = None
+            self._recording, self._step = None, self._words.ctypes.data
+
+    def narrow(self, x: Tensor, rows: int) -> Tensor:
+        assert self._recording is not None, "rows are chosen by recordings alone"
+        self._whole = len(self._recording)
+        self._step = self._words[1].ctypes.data
+        return self.keep(x, rows)
 
     def keep(self, x: Tensor, rows: int) -> Tensor:
         assert self._recording is not None, "rows are kept by recordings alone"
@@ -386,11 +406,24 @@ class CpuBackend:
         self._run(keep_operation(), KeepArguments(self._step, x.data_ptr(), out.data_ptr(), math.prod(x.shape[1:])))
         return out
 
-    def replay(self, program: Program, tokens: Tensor, layout: BatchLayout, places: Tensor | None = None) -> None:
+    def replay(
+        self,
+        program: "Recording",
+        tokens: Tensor,
+        layout: BatchLayout,
+        places: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> None:
         words = {"token_ids": tokens, **_words(layout), "kept": 0}
         if places is not None:
             words |= {"kept": len(places), "places": places}
-        self._workers.run(program, lambda: self._write(tokens, words))
+
+        def prepare() -> None:
+            self._write(tokens, words)
+            if chosen is not None:
+                self._write(chosen, {"kept": len(chosen), "places": chosen}, row=1)
+
+        self._workers.run(program.operations, prepare, None if chosen is not None else program.whole)
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         # The system maps new memory for every large tensor, page by page, which takes longer than filling it.
@@ -422,10 +455,11 @@ class CpuBackend:
         rows, words = self._pending
         self._workers.run(Program(calls), lambda: self._write(rows, words))
 
-    def _write(self, rows: Tensor, words: Words) -> None:
-        self._words[WORD["rows"]] = len(rows)
+    def _write(self, rows: Tensor, words: Words, row: int = 0) -> None:
+        written = self._words[row]
+        written[WORD["rows"]] = len(rows)
         for name, value in words.items():
-            self._words[WORD[name]] = value if isinstance(value, int) else value.data_ptr()
+            written[WORD[name]] = value if isinstance(value, int) else value.data_ptr()
 
 
 def _plain(options: AttentionOptions) -> bool:

@@ -1,6 +1,7 @@
 """A replayed forward pass is the decoder's own, also for those who look at it, for batches of any size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from model.decoder import Decoder, Rows
 from model.families.reader import read_spec
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
-from model.recorded import KEPT_ROWS, RecordedDecoder
+from model.recorded import HEAD_ROWS, KEPT_ROWS, RecordedDecoder
 from tests.model.loading.test_load import CONFIG
 
 CPU = torch.device("cpu")
@@ -37,6 +38,36 @@ class Notes:
     def stream(self, residual: Rows) -> None:
         """See `Probe.stream`."""
         self.streams.append(residual.at(self.places))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_replayed_pass_goes_on_to_the_logits_of_the_rows_that_are_chosen(
+    softcap: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
+    spec = replace(read_spec(open_checkpoint(tmp_path, weights=False), None), logit_softcap=softcap)
+    backend = CpuBackend(2)
+    decoder = Decoder(spec, dummy_weights(spec, backend, torch.float32, CPU), backend)
+    cache = make_cache(spec, blocks=10, block_size=16, dtype=torch.bfloat16, device=CPU)
+    recorded = RecordedDecoder(decoder, backend, cache, 80)
+    layout, tokens = batch_layout([Chunk([*range(1, 41)], 0, (0, 1, 2))], 16, CPU), torch.arange(1, 41)
+    hidden = decoder.forward(tokens, layout, cache)
+    for rows in ([39], [3, 0, 38], [*range(HEAD_ROWS)], [], [7, 7]):
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        expected = decoder.logits(hidden.index_select(0, chosen))
+        with monkeypatch.context() as patched:
+            patched.delattr(Decoder, "logits")  # Nothing is left to the decoder's own calls.
+            found, logits = recorded.forward_to_logits(tokens, layout, cache, chosen)
+        assert torch.equal(found, hidden)
+        assert torch.equal(logits, expected)
+        # A pass that chooses nothing computes none of it.
+        logits.fill_(5.0)
+        assert torch.equal(recorded.forward(tokens, layout, cache), hidden)
+        assert bool((logits == 5.0).all())
+    many = torch.arange(HEAD_ROWS + 1)
+    assert torch.equal(
+        recorded.forward_to_logits(tokens, layout, cache, many)[1], decoder.logits(hidden.index_select(0, many))
+    )
 
 
 @pytest.mark.parametrize(
