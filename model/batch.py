@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.backend import BatchLayout
-from model.contract import Chunk, StepPlan
+from model.contract import Chunk, Decoding, StepPlan
 from model.transfer import host_tensor, stage_named
 
 
@@ -31,6 +31,14 @@ class Batch:
     sources: Tensor
     """[following] int64: index of each such token among the previous step's draws."""
 
+    def staged(self, device: torch.device) -> "Batch":
+        """The batch on a device, copied in one transfer."""
+        names = ("tokens", "rows", "places", "sources")
+        tensors = self.layout.tensors()
+        arrived = stage_named({name: getattr(self, name) for name in names} | tensors, device)
+        layout = self.layout.with_tensors({name: arrived.pop(name) for name in tensors})
+        return Batch(layout=layout, begins=self.begins, **arrived)
+
     def known_tokens(self, drawn: Tensor) -> Tensor:
         """All tokens [tokens] int64, the previous step's `drawn` tokens [its draws] int64 put in their places.
 
@@ -43,6 +51,35 @@ class Batch:
 
 def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
     """The batch of a plan's chunks, copied to `device` in one transfer."""
+    batch = _mixed_batch(plan, block_size) if plan.others else _decoding_batch(plan.decoding, block_size)
+    return batch if device.type == "cpu" else batch.staged(device)
+
+
+def _decoding_batch(plain: Decoding, block_size: int) -> Batch:
+    """The batch in host memory of plain decoding alone. Most steps are such, and the next one waits for it."""
+    count = len(plain)
+    tokens, starts = np.array((plain.tokens, plain.starts), np.int64)
+    max_context = int(starts.max()) + 1
+    table = _block_table(plain.blocks, -(-max_context // block_size))
+    order = np.arange(count + 1)
+    blocks = table[order[:-1], starts // block_size].astype(np.int64)
+    rows = torch.from_numpy(order[:-1])
+    layout = BatchLayout(
+        query_starts=torch.from_numpy(order.astype(np.int32)),
+        context_lens=torch.from_numpy((starts + 1).astype(np.int32)),
+        block_table=torch.from_numpy(table),
+        slots=torch.from_numpy(blocks * block_size + starts % block_size),
+        positions=torch.from_numpy(starts),
+        singles=count,
+        max_query=1,
+        max_context=max_context,
+    )
+    places, sources = _following(plain.follows, order[1:])
+    return Batch(torch.from_numpy(tokens), layout, [], rows, places, sources)
+
+
+def _mixed_batch(plan: StepPlan, block_size: int) -> Batch:
+    """The batch of a plan in host memory."""
     plain = plan.decoding
     lengths = [len(chunk.tokens) for chunk in plan.others]
     # Plain decoding comes first already, and a stable order puts other chunks of one token behind it.
@@ -54,23 +91,25 @@ def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
         [*plain.blocks, *[chunk.blocks for chunk in others]],
         block_size,
     )
-    if others:
-        ends[len(plain) :][order] = ends[len(plain) :].copy()
+    ends[len(plain) :][order] = ends[len(plain) :].copy()
     draws = _after_ones(len(plain), [len(chunk.draws) for chunk in plan.others])
-    follows = [*plain.follows, *[chunk.follows for chunk in plan.others]]
-    sources = np.array([-1 if source is None else source for source in follows])
+    tokens = [*plain.tokens, *chain.from_iterable([chunk.tokens for chunk in others])]
+    places, sources = _following([*plain.follows, *[chunk.follows for chunk in plan.others]], ends)
+    return Batch(
+        tokens=host_tensor(tokens, np.int64),
+        layout=layout,
+        begins=(ends[len(plain) :] - lengths).tolist(),
+        rows=torch.from_numpy(_ranges(ends - draws, draws)),
+        places=places,
+        sources=sources,
+    )
+
+
+def _following(follows: Sequence[int | None], ends: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """`Batch.places` and `Batch.sources` of chunks that end at `ends` in the batch, both in the plan's order."""
+    sources = np.array([-1 if source is None else source for source in follows], np.int64)
     following = sources >= 0
-    columns = {
-        "tokens": host_tensor([*plain.tokens, *chain.from_iterable([chunk.tokens for chunk in others])], np.int64),
-        "rows": torch.from_numpy(_ranges(ends - draws, draws)),
-        "places": torch.from_numpy(ends[following] - 1),
-        "sources": torch.from_numpy(sources[following]),
-    }
-    tensors = layout.tensors()
-    arrived = stage_named(columns | tensors, device)
-    layout = layout.with_tensors({name: arrived.pop(name) for name in tensors})
-    begins = (ends[len(plain) :] - lengths).tolist() if others else []
-    return Batch(layout=layout, begins=begins, **arrived)
+    return torch.from_numpy(ends[following] - 1), torch.from_numpy(sources[following])
 
 
 def batch_layout(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> BatchLayout:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.cpu.crew import Crew
 from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, machine_code_of
@@ -48,7 +49,9 @@ class Workers:
         """Start `threads` - 1 threads; the calling thread is counted."""
         self._epoch = 0
         self._crew = Crew(threads)
-        self._scratch = [np.zeros(SCRATCH_BYTES + 64, np.uint8) for _ in range(threads)]
+        self._memory = np.zeros((threads, SCRATCH_BYTES + 64), np.uint8)
+        self._scratch = [address + -address % 64 for address in _addresses(self._memory)]
+        """Address of each thread's scratch memory, at the beginning of a cache line."""
         self._work = _entry("walk:define_run", 2)
         self._open = _entry("walk:define_open", 2)
         self._current = np.zeros(1, np.int64)
@@ -78,13 +81,13 @@ class Workers:
         if prepare is not None:
             prepare()
         program.run[2:] = program.length if operations is None else operations, self._epoch
-        work = self._open(program.address, self._place(0))
+        work = self._open(program.address, self._scratch[0])
         threads = self._crew.choose(work)
         began = time.perf_counter()
         self._hold(program)
         if threads > 1:
             os.write(self._rope, bytes(threads - 1))
-        self._work(program.address, self._place(0))
+        self._work(program.address, self._scratch[0])
         self._crew.took(work, threads, time.perf_counter() - began)
 
     def close(self) -> None:
@@ -102,11 +105,12 @@ class Workers:
 
     def _serve(self, index: int) -> None:
         serve = _entry("walk:define_serve", 4)
-        serve(self._bell, self._current.ctypes.data, self._awake[index].ctypes.data, self._place(index))
+        serve(self._bell, self._current.ctypes.data, self._awake[index].ctypes.data, self._scratch[index])
 
-    def _place(self, index: int) -> int:
-        address: int = self._scratch[index].ctypes.data
-        return address + -address % 64
+
+def _addresses(rows: NDArray[np.uint8]) -> list[int]:
+    """The address of each row."""
+    return [row.ctypes.data for row in rows]
 
 
 @cache

@@ -31,7 +31,7 @@ def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:
     workers.run(program)
     assert done.tolist() == [2] * 5 + [0] * 59
     run = program.run.copy()
-    late = run.ctypes.data, workers._place(0)
+    late = run.ctypes.data, workers._scratch[0]
     # The words that the run read are those of another batch by now.
     chunks[0] = 40
     workers._work(*late)
