@@ -368,9 +368,11 @@ class RecordingBackend(Backend, Protocol):
         layout: BatchLayout,
         places: Tensor | None = None,
         chosen: Tensor | None = None,
+        sampling: SamplingBatch | None = None,
     ) -> None:
         """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with.
 
         `places` [kept] int64 are the tokens whose rows are kept, `chosen` [rows] int64 those of `narrow`; None: none.
+        With `sampling` tokens are drawn too, if the recording ends with `sample`; its own settings do not matter.
         """
         ...

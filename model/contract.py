@@ -275,9 +275,9 @@ class StepResult:
     tokens: Sequence[int] = ()
     """The token of each draw of `StepPlan.decoding`; INVALID_TOKEN where the draw failed."""
     forward_seconds: float = 0.0
-    """Time of the forward pass, on the device's clock."""
+    """Time of the forward pass, on the device's clock; it goes on to logits, and may go on to draws."""
     sample_seconds: float = 0.0
-    """Time of the draws, on the device's clock."""
+    """Time of the draws, on the device's clock, unless they were part of the forward pass."""
 
     @property
     def chunks(self) -> Sequence[ChunkResult]:

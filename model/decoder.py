@@ -10,7 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.backend import AttentionOptions, Backend, BatchLayout, HeadNorms, KVCache, LayerCache, Rotation
+from kernels.backend import (
+    AttentionOptions,
+    Backend,
+    BatchLayout,
+    HeadNorms,
+    KVCache,
+    LayerCache,
+    Rotation,
+    SamplingBatch,
+)
 from model.positions import alibi_slopes, rope_frequencies
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from model.weights import DecoderWeights, LayerWeights, Norm
@@ -51,18 +60,40 @@ class Passes(Protocol):
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
-class ToLogits:
-    """The pass from tokens to logits, in two parts."""
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The results of a pass, as far as it went."""
 
-    def forward_to_logits(
-        self: Passes, tokens: Tensor, layout: BatchLayout, cache: KVCache, rows: Tensor, probe: Probe | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The result of `Decoder.forward`, and the logits of its rows at `rows` [rows] int64, on the device."""
+    hidden: Tensor
+    """[tokens, hidden]: the result of `Decoder.forward`."""
+    logits: Tensor | None = None
+    """[rows, vocab] float32: the logits of some of the hidden rows."""
+    drawn: Tensor | None = None
+    """[rows] int64: the tokens drawn from these logits, if the pass went on to draw."""
+
+
+class FullPass:
+    """A pass from tokens to logits."""
+
+    def run(
+        self: Passes,
+        tokens: Tensor,
+        layout: BatchLayout,
+        cache: KVCache,
+        probe: Probe | None = None,
+        rows: Tensor | None = None,
+        sampling: SamplingBatch | None = None,
+    ) -> Passed:
+        """Run `Decoder.forward`, and go on to the logits of its `rows` [rows] int64.
+
+        Where `sampling` is given, a decoder that can draw by it in the same pass does so; others leave it to the
+        caller. The next call may overwrite hidden rows and logits.
+        """
         hidden = self.forward(tokens, layout, cache, probe)
-        return hidden, self.logits(hidden.index_select(0, rows))
+        return Passed(hidden, None if rows is None else self.logits(hidden.index_select(0, rows)))
 
 
-class Decoder(ToLogits):
+class Decoder(FullPass):
     """A decoder-only transformer: `spec` says how it is built, `weights` are its numbers, `backend` computes."""
 
     def __init__(self, spec: DecoderSpec, weights: DecoderWeights, backend: Backend) -> None:

@@ -79,8 +79,9 @@ class Drafter:
         """The tokens [draws] int64 that the draft model draws from hidden rows [draws, hidden]; 0 if it finds none."""
         missing = self._vocab_size - self._decoder.spec.vocab_size
         logits = pad(self._decoder.logits(hidden), (0, missing), value=float("-inf"))
-        self._settings = settings_of(draws, self._device, self._settings)
-        return choose(self._decoder.backend, logits, draws, self._memory, self._settings).tokens.clamp(min=0)
+        self._settings = settings = settings_of(draws, self._device, self._settings)
+        batch = settings.batch(draws)
+        return choose(self._decoder.backend, logits, draws, self._memory, settings, batch).tokens.clamp(min=0)
 
 
 def _without_drafts(plan: StepPlan) -> StepPlan:

@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, KVCache
+from kernels.backend import Backend, KVCache, SamplingBatch
 from model.batch import Batch
 from model.contract import Chunk, ChunkResult, Draw, StepPlan
-from model.decoder import Probe
+from model.decoder import Passed, Probe
 from model.drafter import AnyDecoder
 from model.embedding_table import EmbeddingTable
 from model.inspection import Embedded, InspectionRequest, PositionEncoding
@@ -160,7 +160,8 @@ class ChunkExtras:
         (places,) = stage([torch.tensor([draw.position - self._chunk.start for draw in trials])], mine.device)
         memory = TokenMemory(1 + max(len(draw.prompt) for draw in trials), mine.device)
         settings = settings_of(trials, mine.device)
-        return choose(head.backend, head.logits(mine.index_select(0, places)), trials, memory, settings).to_host()
+        logits = head.logits(mine.index_select(0, places))
+        return choose(head.backend, logits, trials, memory, settings, settings.batch(trials)).to_host()
 
     def _lens_table(self, rows: Tensor, following: Tensor, head: Head) -> Tensor:
         """The logit lens's table [stages, positions, columns] of the streams `rows` [stages * positions, hidden]."""
@@ -199,19 +200,19 @@ class Extras:
         for extras in self._extras.values():
             extras.look_up(tokens, table, head)
 
-    def forward(
-        self, tokens: Tensor, batch: Batch, cache: KVCache, decoder: AnyDecoder
-    ) -> tuple[Tensor, Tensor | None]:
-        """The pass of a batch's `tokens` [tokens] int64: hidden rows [tokens, hidden], and logits [draws, vocab].
+    def run(
+        self, tokens: Tensor, batch: Batch, cache: KVCache, decoder: AnyDecoder, sampling: SamplingBatch | None
+    ) -> Passed:
+        """The pass of a batch's `tokens` [tokens] int64, with the logits [draws, vocab] of its draws, if it has any.
 
-        The logits are None if there are no draws.
+        `sampling` is as in `FullPass.run`.
         """
-        if not len(batch.rows):
-            return decoder.forward(tokens, batch.layout, cache, self.probe), None
-        if not any(extras.has_lens for extras in self._extras.values()):
-            return decoder.forward_to_logits(tokens, batch.layout, cache, batch.rows, self.probe)
-        hidden = decoder.forward(tokens, batch.layout, cache, self.probe)
-        return hidden, self._logits(hidden.index_select(0, batch.rows), decoder)
+        rows = batch.rows if len(batch.rows) else None
+        lens = any(extras.has_lens for extras in self._extras.values())
+        passed = decoder.run(tokens, batch.layout, cache, self.probe, None if lens else rows, sampling)
+        if not lens or rows is None:
+            return passed
+        return replace(passed, logits=self._logits(passed.hidden.index_select(0, rows), decoder))
 
     def _logits(self, hidden: Tensor, head: Head) -> Tensor:
         """The logits [rows, vocab] of the rows of draws, `hidden` [rows, hidden].

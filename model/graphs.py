@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import BatchLayout, KVCache
-from model.decoder import Decoder, Probe, ToLogits
+from model.decoder import Decoder, FullPass, Probe
 
 Replay = Callable[[], Tensor]
 """Runs a captured computation again; every call returns the same tensor, with new contents."""
@@ -76,7 +76,7 @@ class CudaCapture:
         return replay
 
 
-class GraphedDecoder(ToLogits):
+class GraphedDecoder(FullPass):
     """A decoder that replays graphs for batches of decoding sequences and short prompts, and runs the plain decoder for
     all others.
 

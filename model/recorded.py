@@ -3,19 +3,23 @@
 The decoder makes hundreds of calls for every token, and in a small model these take longer than the arithmetic.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache, RecordingBackend
-from model.decoder import Decoder, Probe, Rows, ToLogits
+from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache, RecordingBackend, SamplingBatch
+from model.decoder import Decoder, FullPass, Passed, Probe, Rows
 
 HEAD_ROWS = 8
 """Limit of rows whose logits a replayed pass computes too; more of them take much longer than the calls that it saves.
 """
 KEPT_ROWS = 64
 """Limit of tokens whose rows a replayed pass keeps for a probe; with more of them the calls take little of the time."""
+
+
+SETTINGS = [field.name for field in fields(SamplingBatch)]
 
 
 class Kept:
@@ -45,10 +49,10 @@ class Kept:
             probe.stream(Rows(residual, kept))
 
 
-class RecordedDecoder(ToLogits):
+class RecordedDecoder(FullPass):
     """A decoder whose forward pass over one cache is recorded, for batches of up to `max_tokens` tokens.
 
-    The logits of a few rows are part of the recording.
+    The logits of a few rows, and the draws from them, are part of the recording.
 
     A second recording keeps the rows of some tokens, which are shown to a probe afterwards. It makes the same numbers,
     so that nobody else in the batch notices the probe.
@@ -62,12 +66,13 @@ class RecordedDecoder(ToLogits):
         self.final_norm = decoder.final_norm
         self._decoder = decoder
         self._cache = cache
-        self._program, (self._hidden, self._head) = self._record(max_tokens, None)
+        self._program, (self._hidden, self._head, self._drawn) = self._record(max_tokens, None)
         self._kept = Kept(backend)
-        self._probed_program, (self._probed_hidden, _) = self._record(max_tokens, self._kept)
+        self._probed_program, (self._probed_hidden, *_) = self._record(max_tokens, self._kept)
 
-    def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, tuple[Tensor, Tensor]]:
-        """The program of a pass, its hidden rows [tokens, hidden], and the output projection of HEAD_ROWS of them.
+    def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
+        """The program of a pass, its hidden rows [tokens, hidden], and of HEAD_ROWS of them the output projection and
+        the draws, which have a meaning only where logits have no soft cap.
 
         The recorded batch matters only by its number of tokens, which is the room in the program's buffers.
         """
@@ -84,10 +89,11 @@ class RecordedDecoder(ToLogits):
             max_context=tokens,
         )
 
-        def passes() -> tuple[Tensor, Tensor]:
+        def passes() -> tuple[Tensor, Tensor, Tensor]:
             hidden = self._decoder.forward(batch, layout, self._cache, probe)
             chosen = self.backend.narrow(hidden, HEAD_ROWS)
-            return hidden, self.backend.linear(chosen, self.weights.output)
+            head = self.backend.linear(chosen, self.weights.output)
+            return hidden, head, self.backend.sample(head, SamplingBatch(**dict.fromkeys(SETTINGS, batch)))
 
         return self.backend.record(passes)
 
@@ -104,14 +110,24 @@ class RecordedDecoder(ToLogits):
         self._kept.show(probe, len(tokens))
         return self._probed_hidden[: len(tokens)]
 
-    def forward_to_logits(
-        self, tokens: Tensor, layout: BatchLayout, cache: KVCache, rows: Tensor, probe: Probe | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `ToLogits`. The next call overwrites the returned tensors."""
-        if probe is not None or len(rows) > HEAD_ROWS or not self._fits(tokens, cache):
-            return super().forward_to_logits(tokens, layout, cache, rows, probe)
-        self.backend.replay(self._program, tokens, layout, chosen=rows)
-        return self._hidden[: len(tokens)], self._decoder.capped(self._head[: len(rows)])
+    def run(
+        self,
+        tokens: Tensor,
+        layout: BatchLayout,
+        cache: KVCache,
+        probe: Probe | None = None,
+        rows: Tensor | None = None,
+        sampling: SamplingBatch | None = None,
+    ) -> Passed:
+        """See `FullPass.run`."""
+        if probe is not None or rows is None or len(rows) > HEAD_ROWS or not self._fits(tokens, cache):
+            return super().run(tokens, layout, cache, probe, rows, sampling)
+        if self.spec.logit_softcap is not None:
+            sampling = None
+        self.backend.replay(self._program, tokens, layout, chosen=rows, sampling=sampling)
+        logits = self._decoder.capped(self._head[: len(rows)])
+        drawn = None if sampling is None else self._drawn[: len(rows)].clone()
+        return Passed(self._hidden[: len(tokens)], logits, drawn)
 
     def _fits(self, tokens: Tensor, cache: KVCache) -> bool:
         """Whether a pass over these tokens [tokens] and this cache is recorded."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kernels.backend import KVCache
-from model.batch import make_batch
+from model.batch import Batch, make_batch
 from model.contract import Chunk, ChunkResult, DeviceLostError, Draws, StepPlan, StepResult
+from model.decoder import Passed
 from model.drafter import AnyDecoder, Drafter
 from model.embedding_table import EmbeddingTable
 from model.extras import Extras
@@ -90,18 +91,34 @@ class ModelRunner:
         extras = Extras(plan, batch, self._cache.block_size, self._decoder.backend)
         tokens = self._drafter.fill(plan, batch, self._drawn) if self._drafter else batch.known_tokens(self._drawn)
         extras.look_up(tokens, self._embeddings, self._decoder)
-        hidden, logits = extras.forward(tokens, batch, self._cache, self._decoder)
         draws = plan.draws()
-        choice = None
-        computed = Moment(self._device)
-        if logits is not None:
-            self._settings = settings_of(draws, self._device, self._settings)
-            choice = choose(self._decoder.backend, logits, draws, self._memory, self._settings)
-            self._drawn = choice.tokens
-        extras.take(hidden, self._drawn[: len(draws)], self._decoder)
+        passed, choice, computed = self._compute(tokens, batch, extras, draws)
+        extras.take(passed.hidden, self._drawn[: len(draws)], self._decoder)
         brought = None if choice is None else choice.to_host()
         guesses = Guesses(to_host(tokens), batch.begins) if self._drafter else None
         return RunningStep(plan, draws, brought, guesses, extras, began, computed, Moment(self._device))
+
+    def _compute(
+        self, tokens: Tensor, batch: Batch, extras: Extras, draws: Draws
+    ) -> tuple[Passed, Choice | None, Moment]:
+        """The pass of a batch's `tokens`, its draws, and the moment between the two.
+
+        A pass that draws by itself ends there.
+        """
+        if not draws:
+            return extras.run(tokens, batch, self._cache, self._decoder, None), None, Moment(self._device)
+        self._settings = settings = settings_of(draws, self._device, self._settings)
+        sampling = settings.batch(draws)
+        alone = settings.draws_alone(draws)
+        passed = extras.run(tokens, batch, self._cache, self._decoder, sampling if alone else None)
+        computed = Moment(self._device)
+        if passed.drawn is not None:
+            choice = Choice(passed.drawn, None)
+        else:
+            assert passed.logits is not None
+            choice = choose(self._decoder.backend, passed.logits, draws, self._memory, settings, sampling)
+        self._drawn = choice.tokens
+        return passed, choice, computed
 
 
 @dataclass(frozen=True, slots=True)

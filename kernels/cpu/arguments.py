@@ -30,6 +30,18 @@ class StepWords(NamedTuple):
     """Number of rows that `keep` copies."""
     places: int
     """[kept] int64: the indices of these rows."""
+    temperature: int
+    """[rows]; the settings of draws, here and below, have the dtypes of `SamplingBatch`."""
+    top_k: int
+    """[rows]."""
+    top_p: int
+    """[rows]."""
+    min_p: int
+    """[rows]."""
+    seed: int
+    """[rows]."""
+    counter: int
+    """[rows]."""
 
 
 class EmbedArguments(NamedTuple):
@@ -252,24 +264,12 @@ class KeepArguments(NamedTuple):
 
 
 class SampleArguments(NamedTuple):
-    """Logits, and by which settings tokens are drawn from them. Settings have the dtypes of `SamplingBatch`."""
+    """Logits, from which tokens are drawn by the step's settings."""
 
     step: int
     logits: int
     """[rows, vocab]."""
     vocab: int
-    temperature: int
-    """[rows]."""
-    top_k: int
-    """[rows]."""
-    top_p: int
-    """[rows]."""
-    min_p: int
-    """[rows]."""
-    seed: int
-    """[rows]."""
-    counter: int
-    """[rows]."""
     tokens: int
     """[rows] int64."""
 

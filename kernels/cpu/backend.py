@@ -5,7 +5,7 @@ the step, so that a recorded program serves batches of any shape.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple, TypeVar
@@ -78,7 +78,7 @@ WORD = {name: index for index, name in enumerate(StepWords._fields)}
 
 T = TypeVar("T")
 
-Words = dict[str, Tensor | int]
+Words = Mapping[str, Tensor | int]
 """Some words of a step by their names in `StepWords`: numbers, and tensors that stand for their addresses."""
 Call = tuple[Operation, Sequence[int]]
 """One operation of a program, and its arguments."""
@@ -100,6 +100,8 @@ class Recording:
     operations: Program
     whole: int | None
     """Number of leading operations that work on all tokens, before those of `narrow`; None: all do."""
+    undrawn: int | None
+    """Number of leading operations that draw no tokens; None: none does."""
 
 
 class CpuBackend:
@@ -127,6 +129,8 @@ class CpuBackend:
         self._recording: list[Call] | None = None
         self._whole: int | None = None
         """Number of operations recorded before those with chosen rows alone; None: there are none of these."""
+        self._undrawn: int | None = None
+        """Number of operations recorded before tokens are drawn; None: none are."""
         self._maker: Maker | None = None
         self._arena = Arena()
         self._pages = Pages()
@@ -335,20 +339,11 @@ class CpuBackend:
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        tokens = torch.empty(len(logits), dtype=torch.int64)
-        self._set(logits)
-        arguments = SampleArguments(
-            step=self._step,
-            logits=logits.data_ptr(),
-            vocab=logits.shape[1],
-            temperature=batch.temperature.data_ptr(),
-            top_k=batch.top_k.data_ptr(),
-            top_p=batch.top_p.data_ptr(),
-            min_p=batch.min_p.data_ptr(),
-            seed=batch.seed.data_ptr(),
-            counter=batch.counter.data_ptr(),
-            tokens=tokens.data_ptr(),
-        )
+        tokens = self._empty(len(logits), dtype=torch.int64)
+        self._set(logits, batch.tensors())
+        if self._recording is not None:
+            self._undrawn = len(self._recording)
+        arguments = SampleArguments(self._step, logits.data_ptr(), logits.shape[1], tokens.data_ptr())
         self._run(sample_operation(), arguments)
         return tokens
 
@@ -387,10 +382,10 @@ class CpuBackend:
         # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities or distributions.
         logprobs_operation()
         weigh_operation()
-        self._recording, self._whole = [], None
+        self._recording, self._whole, self._undrawn = [], None, None
         try:
             out = function()
-            return Recording(Program(self._recording), self._whole), out
+            return Recording(Program(self._recording), self._whole, self._undrawn), out
         finally:
             self._recording, self._step = None, self._words.ctypes.data
 
@@ -413,17 +408,20 @@ class CpuBackend:
         layout: BatchLayout,
         places: Tensor | None = None,
         chosen: Tensor | None = None,
+        sampling: SamplingBatch | None = None,
     ) -> None:
-        words = {"token_ids": tokens, **_words(layout), "kept": 0}
+        words: Words = {"token_ids": tokens, **_words(layout), "kept": 0}
         if places is not None:
-            words |= {"kept": len(places), "places": places}
+            words = {**words, "kept": len(places), "places": places}
 
         def prepare() -> None:
             self._write(tokens, words)
             if chosen is not None:
-                self._write(chosen, {"kept": len(chosen), "places": chosen}, row=1)
+                settings = {} if sampling is None else sampling.tensors()
+                self._write(chosen, {"kept": len(chosen), "places": chosen, **settings}, row=1)
 
-        self._workers.run(program.operations, prepare, None if chosen is not None else program.whole)
+        operations = program.whole if chosen is None else program.undrawn if sampling is None else None
+        self._workers.run(program.operations, prepare, operations)
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         # The system maps new memory for every large tensor, page by page, which takes longer than filling it.

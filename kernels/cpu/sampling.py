@@ -41,19 +41,20 @@ def define_sample() -> Function:
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: SampleArguments = unpack(SampleArguments, arguments)
-        rows, vocab = unpack(StepWords, args.step).rows, args.vocab
+        step: StepWords = unpack(StepWords, args.step)
+        rows, vocab = step.rows, args.vocab
         if chunk < 0:
             return rows
         row, tokens = args.logits + 4 * vocab * chunk, words(args.tokens, rows)
         peak: Any = find_peak(row, vocab)
-        temperature: Any = floats(args.temperature, rows)[chunk]
+        temperature: Any = floats(step.temperature, rows)[chunk]
         if peak - peak != np.float32(0):
             tokens[chunk] = -1
         elif temperature > 0:
-            top_k, top_p = words(args.top_k, rows)[chunk], floats(args.top_p, rows)[chunk]
+            top_k, top_p = words(step.top_k, rows)[chunk], floats(step.top_p, rows)[chunk]
             cut, last = find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
-            key: Any = _stream_key(words(args.seed, rows)[chunk], words(args.counter, rows)[chunk])
-            least: Any = floats(args.min_p, rows)[chunk]
+            key: Any = _stream_key(words(step.seed, rows)[chunk], words(step.counter, rows)[chunk])
+            least: Any = floats(step.min_p, rows)[chunk]
             tokens[chunk] = _draw(row, vocab, peak, temperature, cut, last, least, key)
         else:
             tokens[chunk] = find(row, vocab, peak, 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kernels.backend import Backend
+from kernels.backend import Backend, SamplingBatch
 from model.contract import INVALID_TOKEN, Draw, Draws
 from model.inspection import Distribution
 from model.sampling.logprobs import logprob_table, read_entry
@@ -41,16 +41,20 @@ class Choice:
 
 
 def choose(
-    backend: Backend, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory, settings: BatchSettings
+    backend: Backend,
+    logits: Tensor,
+    draws: Sequence[Draw],
+    memory: TokenMemory,
+    settings: BatchSettings,
+    batch: SamplingBatch,
 ) -> Choice:
     """Draw a token from each row of `logits` [rows, vocab] float32, which is overwritten; row i belongs to draws[i].
 
     `memory` holds the tokens of the requests so far, and the new tokens are added to it; `settings` are those of the
-    draws. Log-probabilities are computed from the logits before any transform. The host does not wait for the device,
-    unless a draw asks for its distribution.
+    draws, and `batch` is what the backend is to know of them. Log-probabilities are computed from the logits before any
+    transform. The host does not wait for the device, unless a draw asks for its distribution.
     """
     memory.begin(draws)
-    batch = settings.batch(draws)
     # Log-probabilities are those of the logits before the transforms, which edit them in place.
     kept = logits.index_select(0, settings.rows) if settings.asking else None
     shown = any(draw.candidates is not None for draw in Draws.of(draws).others)

@@ -35,6 +35,14 @@ class BatchSettings:
     columns: dict[str, Tensor]
     """The columns of a `SamplingBatch` but `counter`, by their names, each [draws]."""
 
+    def draws_alone(self, draws: Sequence[Draw]) -> bool:
+        """Whether nothing is done with the logits of the draws, whose settings these are, but to draw from them."""
+        if self.asking or self.reads_output or any(transform.plain for transform in self.transforms):
+            return False
+        others = Draws.of(draws).others
+        edited = any(transform.applies(draw) for draw in others for transform in self.transforms)
+        return not edited and all(draw.candidates is None for draw in others)
+
     def batch(self, draws: Sequence[Draw]) -> SamplingBatch:
         """The sampling parameters of the draws, whose settings these are, on the device."""
         counter = stage_named({"counter": host_tensor(Draws.of(draws).indices, np.int64)}, self.rows.device)

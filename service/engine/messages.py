@@ -256,6 +256,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     forward_seconds: float = 0.0
     """Seconds of the model's forward pass. On a GPU they overlap the other phases."""
     sample_seconds: float = 0.0
+    """Seconds of the draws that were not part of the forward pass."""
     deliver_seconds: float = 0.0
     """Seconds of making and sending reports."""
 

@@ -77,7 +77,8 @@ class EngineCollector(Collector):
             yield family
         seconds = CounterMetricFamily(
             "headlight_step_seconds",
-            "Time spent on parts of steps; on a GPU, forward and sample pass beside the others.",
+            "Time spent on parts of steps; on a GPU, forward and sample pass beside the others. Where draws are part "
+            "of the forward pass, sample leaves them out.",
             labels=[*self._model, "phase"],
         )
         for phase in ("schedule", "forward", "sample", "deliver"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backend import AttentionOptions, LayerCache
+from kernels.backend import AttentionOptions, LayerCache, SamplingBatch
 from kernels.cpu.backend import CpuBackend
 from model.batch import batch_layout
 from model.checkpoint.source import open_checkpoint
@@ -41,7 +41,7 @@ class Notes:
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_a_replayed_pass_goes_on_to_the_logits_of_the_rows_that_are_chosen(
+def test_a_replayed_pass_goes_on_to_logits_and_draws_of_the_rows_that_are_chosen(
     softcap: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
@@ -55,18 +55,42 @@ def test_a_replayed_pass_goes_on_to_the_logits_of_the_rows_that_are_chosen(
     for rows in ([39], [3, 0, 38], [*range(HEAD_ROWS)], [], [7, 7]):
         chosen = torch.tensor(rows, dtype=torch.int64)
         expected = decoder.logits(hidden.index_select(0, chosen))
+        settings = sampling(len(rows))
+        tokens_drawn = backend.sample(expected.clone(), settings)
         with monkeypatch.context() as patched:
             patched.delattr(Decoder, "logits")  # Nothing is left to the decoder's own calls.
-            found, logits = recorded.forward_to_logits(tokens, layout, cache, chosen)
-        assert torch.equal(found, hidden)
-        assert torch.equal(logits, expected)
+            passed = recorded.run(tokens, layout, cache, rows=chosen)
+            further = recorded.run(tokens, layout, cache, rows=chosen, sampling=settings)
+        assert torch.equal(passed.hidden, hidden)
+        assert passed.logits is not None
+        assert further.logits is not None
+        assert torch.equal(passed.logits, expected)
+        assert torch.equal(further.logits, expected)
+        assert passed.drawn is None
+        if softcap is None:
+            assert further.drawn is not None
+            assert torch.equal(further.drawn, tokens_drawn)
         # A pass that chooses nothing computes none of it.
-        logits.fill_(5.0)
+        passed.logits.fill_(5.0)
+        recorded._head.fill_(5.0)
         assert torch.equal(recorded.forward(tokens, layout, cache), hidden)
-        assert bool((logits == 5.0).all())
+        assert bool((recorded._head == 5.0).all())
     many = torch.arange(HEAD_ROWS + 1)
-    assert torch.equal(
-        recorded.forward_to_logits(tokens, layout, cache, many)[1], decoder.logits(hidden.index_select(0, many))
+    logits = recorded.run(tokens, layout, cache, rows=many, sampling=sampling(len(many))).logits
+    assert logits is not None
+    assert torch.equal(logits, decoder.logits(hidden.index_select(0, many)))
+
+
+def sampling(rows: int) -> SamplingBatch:
+    """Different settings for each row, some of them greedy."""
+    row = torch.arange(rows)
+    return SamplingBatch(
+        temperature=(row % 3).float(),
+        top_k=5 * (row % 2),
+        top_p=torch.full((rows,), 0.9),
+        min_p=torch.zeros(rows),
+        seed=row + 7,
+        counter=row + 1,
     )
 
 

@@ -52,7 +52,8 @@ token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[TokenLogprobs | None]]:
     placed = in_places(draws)
     settings = settings_of(placed, logits.device)
-    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU), settings), placed)
+    batch = settings.batch(placed)
+    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU), settings, batch), placed)
 
 
 def in_places(draws: Sequence[Draw]) -> list[Draw]:
@@ -254,6 +255,24 @@ def test_settings_of_an_earlier_batch_are_kept_only_where_they_hold(steps: list[
         assert settings_of(later, CPU, kept) is kept
         assert kept.batch(later).counter.tolist() == [draw.index for draw in later]
         known = kept
+
+
+@deterministic
+@given(batches)
+def test_draws_stand_alone_where_nothing_but_tokens_comes_of_their_logits(draws: list[Draw]) -> None:
+    if settings_of(draws, CPU).draws_alone(draws):
+        assert not any(transform.applies(draw) for draw in draws for transform in TRANSFORMS)
+        assert all(draw.params.logprobs is None and draw.candidates is None for draw in draws)
+    for params, changes, alone in [
+        (GREEDY, {}, True),
+        (replace(PLAIN, top_k=5, top_p=0.5, min_p=0.1), {}, True),
+        (replace(GREEDY, logprobs=0), {}, False),
+        (replace(GREEDY, repetition_penalty=1.1), {}, False),
+        (GREEDY, {"allowed": bytes(-(-VOCAB // 8))}, False),
+        (GREEDY, {"candidates": 3}, False),
+    ]:
+        asked = [request(GREEDY, [1], []), replace(request(params, [1], []), **changes)]
+        assert settings_of(asked, CPU).draws_alone(asked) == alone
 
 
 def test_no_draws_choose_nothing() -> None:

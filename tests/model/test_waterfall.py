@@ -15,7 +15,7 @@ from kernels.load import load_backend
 from model.contract import Draw, Wanted
 from model.inspection import Distribution, InspectionRequest
 from model.sampling import waterfall
-from model.sampling.choice import choose
+from model.sampling.choice import Choice, choose
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import ORDERS
 from model.sampling.settings import settings_of
@@ -51,7 +51,12 @@ def random_logits(rows: int) -> Tensor:
 
 def shown(logits: Tensor, draws: Sequence[Draw]) -> list[Distribution]:
     placed = [replace(draw, row=row) for row, draw in enumerate(draws)]
-    return [*choose(BACKEND, logits, placed, TokenMemory(64, CPU), settings_of(placed, CPU)).distributions().values()]
+    return [*chosen(logits, placed).distributions().values()]
+
+
+def chosen(logits: Tensor, draws: Sequence[Draw]) -> Choice:
+    settings = settings_of(draws, CPU)
+    return choose(BACKEND, logits, draws, TokenMemory(64, CPU), settings, settings.batch(draws))
 
 
 @pytest.mark.parametrize(
@@ -139,9 +144,7 @@ def test_who_asks_draws_the_same_and_so_do_the_others() -> None:
     draws = [Draw(replace(EVERY, seed=seed), [1, 2], [2], 1) for seed in range(20)]
     asking = [replace(draw, candidates=3 if draw.params.seed % 2 else None) for draw in draws]
     placed = [[replace(draw, row=row) for row, draw in enumerate(group)] for group in (draws, asking)]
-    plain, watched = (
-        choose(BACKEND, random_logits(20), group, TokenMemory(64, CPU), settings_of(group, CPU)) for group in placed
-    )
+    plain, watched = (chosen(random_logits(20), group) for group in placed)
     assert torch.equal(plain.tokens, watched.tokens)
     assert list(watched.distributions()) == [*range(1, 20, 2)]
     assert plain.waterfall is None
@@ -150,7 +153,7 @@ def test_who_asks_draws_the_same_and_so_do_the_others() -> None:
 def test_nobody_pays_who_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waterfall.Waterfall, "__init__", lambda *_: pytest.fail("watched"))
     draws = [Draw(EVERY, [1], [], 0)]
-    choose(BACKEND, random_logits(1), draws, TokenMemory(64, CPU), settings_of(draws, CPU))
+    chosen(random_logits(1), draws)
 
 
 @pytest.mark.parametrize("budget", [8, 64])
