@@ -369,10 +369,11 @@ class RecordingBackend(Backend, Protocol):
         places: Tensor | None = None,
         chosen: Tensor | None = None,
         sampling: SamplingBatch | None = None,
-    ) -> None:
+    ) -> Tensor | None:
         """Run a recorded forward pass for a batch of up to as many tokens as it was recorded with.
 
         `places` [kept] int64 are the tokens whose rows are kept, `chosen` [rows] int64 those of `narrow`; None: none.
-        With `sampling` tokens are drawn too, if the recording ends with `sample`; its own settings do not matter.
+
+        With `sampling` the recording's own draws are made by these settings; returns the tokens [rows] int64.
         """
         ...

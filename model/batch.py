@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -57,25 +58,32 @@ def make_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
 
 def _decoding_batch(plain: Decoding, block_size: int) -> Batch:
     """The batch in host memory of plain decoding alone. Most steps are such, and the next one waits for it."""
-    count = len(plain)
-    tokens, starts = np.array((plain.tokens, plain.starts), np.int64)
-    max_context = int(starts.max()) + 1
-    table = _block_table(plain.blocks, -(-max_context // block_size))
-    order = np.arange(count + 1)
-    blocks = table[order[:-1], starts // block_size].astype(np.int64)
-    rows = torch.from_numpy(order[:-1])
+    starts = plain.starts
+    contexts = [start + 1 for start in starts]
+    longest = max(contexts)
+    slots = [
+        blocks[start // block_size] * block_size + start % block_size
+        for start, blocks in zip(starts, plain.blocks, strict=True)
+    ]
+    rows, query_starts = _counted(len(plain))
     layout = BatchLayout(
-        query_starts=torch.from_numpy(order.astype(np.int32)),
-        context_lens=torch.from_numpy((starts + 1).astype(np.int32)),
-        block_table=torch.from_numpy(table),
-        slots=torch.from_numpy(blocks * block_size + starts % block_size),
-        positions=torch.from_numpy(starts),
-        singles=count,
+        query_starts=query_starts,
+        context_lens=host_tensor(contexts, np.int32),
+        block_table=torch.from_numpy(_block_table(plain.blocks, -(-longest // block_size))),
+        slots=host_tensor(slots, np.int64),
+        positions=host_tensor(starts, np.int64),
+        singles=len(plain),
         max_query=1,
-        max_context=max_context,
+        max_context=longest,
     )
-    places, sources = _following(plain.follows, order[1:])
-    return Batch(torch.from_numpy(tokens), layout, [], rows, places, sources)
+    places, sources = _following(plain.follows, rows.numpy() + 1)
+    return Batch(host_tensor(plain.tokens, np.int64), layout, [], rows, places, sources)
+
+
+@lru_cache(maxsize=256)
+def _counted(count: int) -> tuple[Tensor, Tensor]:
+    """The numbers from 0 to `count` - 1, int64, and those from 0 to `count`, int32. Nobody edits them."""
+    return torch.arange(count), torch.arange(count + 1, dtype=torch.int32)
 
 
 def _mixed_batch(plan: StepPlan, block_size: int) -> Batch:
@@ -107,6 +115,9 @@ def _mixed_batch(plan: StepPlan, block_size: int) -> Batch:
 
 def _following(follows: Sequence[int | None], ends: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """`Batch.places` and `Batch.sources` of chunks that end at `ends` in the batch, both in the plan's order."""
+    if follows.count(None) == len(follows):
+        none, _ = _counted(0)
+        return none, none
     sources = np.array([-1 if source is None else source for source in follows], np.int64)
     following = sources >= 0
     return torch.from_numpy(ends[following] - 1), torch.from_numpy(sources[following])
@@ -167,8 +178,5 @@ def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.
 def _block_table(tables: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
     """The first blocks of each table [tables, width], padded with 0. Arrays of blocks are joined without being read."""
     parts = [blocks if len(blocks) <= width else blocks[:width] for blocks in tables]
-    rows = [part if isinstance(part, array) else array("i", part) for part in parts]
-    table = np.zeros((len(rows), width), np.int32)
-    lengths = np.array([*map(len, rows)])
-    table[np.arange(width) < lengths[:, None]] = np.frombuffer(b"".join(rows), np.int32)
-    return table
+    rows = [(part if isinstance(part, array) else array("i", part)).tobytes().ljust(4 * width, b"\0") for part in parts]
+    return np.frombuffer(bytearray().join(rows), np.int32).reshape(len(rows), width)

@@ -65,9 +65,9 @@ class Passed:
     """The results of a pass, as far as it went."""
 
     hidden: Tensor
-    """[tokens, hidden]: the result of `Decoder.forward`."""
+    """[tokens, hidden]: the result of `Decoder.forward`. Rows without a meaning may follow."""
     logits: Tensor | None = None
-    """[rows, vocab] float32: the logits of some of the hidden rows."""
+    """[rows, vocab] float32: the logits of some of the hidden rows, if the pass ended there."""
     drawn: Tensor | None = None
     """[rows] int64: the tokens drawn from these logits, if the pass went on to draw."""
 

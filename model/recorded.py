@@ -66,13 +66,14 @@ class RecordedDecoder(FullPass):
         self.final_norm = decoder.final_norm
         self._decoder = decoder
         self._cache = cache
-        self._program, (self._hidden, self._head, self._drawn) = self._record(max_tokens, None)
+        self._program, (self._hidden, self._head) = self._record(max_tokens, None)
         self._kept = Kept(backend)
-        self._probed_program, (self._probed_hidden, *_) = self._record(max_tokens, self._kept)
+        self._probed_program, (self._probed_hidden, _) = self._record(max_tokens, self._kept)
 
-    def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
-        """The program of a pass, its hidden rows [tokens, hidden], and of HEAD_ROWS of them the output projection and
-        the draws, which have a meaning only where logits have no soft cap.
+    def _record(self, tokens: int, probe: Probe | None) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """The program of a pass, its hidden rows [tokens, hidden], and the output projection of HEAD_ROWS of them.
+
+        Its draws have a meaning only where logits have no soft cap.
 
         The recorded batch matters only by its number of tokens, which is the room in the program's buffers.
         """
@@ -89,11 +90,12 @@ class RecordedDecoder(FullPass):
             max_context=tokens,
         )
 
-        def passes() -> tuple[Tensor, Tensor, Tensor]:
+        def passes() -> tuple[Tensor, Tensor]:
             hidden = self._decoder.forward(batch, layout, self._cache, probe)
             chosen = self.backend.narrow(hidden, HEAD_ROWS)
             head = self.backend.linear(chosen, self.weights.output)
-            return hidden, head, self.backend.sample(head, SamplingBatch(**dict.fromkeys(SETTINGS, batch)))
+            self.backend.sample(head, SamplingBatch(**dict.fromkeys(SETTINGS, batch)))
+            return hidden, head
 
         return self.backend.record(passes)
 
@@ -120,15 +122,15 @@ class RecordedDecoder(FullPass):
         sampling: SamplingBatch | None = None,
     ) -> Passed:
         """See `FullPass.run`."""
-        if probe is not None or rows is None or len(rows) > HEAD_ROWS or not self._fits(tokens, cache):
+        if probe is not None or rows is None or rows.shape[0] > HEAD_ROWS or not self._fits(tokens, cache):
             return super().run(tokens, layout, cache, probe, rows, sampling)
         if self.spec.logit_softcap is not None:
             sampling = None
-        self.backend.replay(self._program, tokens, layout, chosen=rows, sampling=sampling)
-        logits = self._decoder.capped(self._head[: len(rows)])
-        drawn = None if sampling is None else self._drawn[: len(rows)].clone()
-        return Passed(self._hidden[: len(tokens)], logits, drawn)
+        drawn = self.backend.replay(self._program, tokens, layout, chosen=rows, sampling=sampling)
+        if drawn is not None:
+            return Passed(self._hidden, None, drawn)
+        return Passed(self._hidden, self._decoder.capped(self._head[: len(rows)]))
 
     def _fits(self, tokens: Tensor, cache: KVCache) -> bool:
         """Whether a pass over these tokens [tokens] and this cache is recorded."""
-        return cache is self._cache and len(tokens) <= len(self._hidden)
+        return cache is self._cache and tokens.shape[0] <= self._hidden.shape[0]

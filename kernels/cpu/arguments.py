@@ -42,6 +42,8 @@ class StepWords(NamedTuple):
     """[rows]."""
     counter: int
     """[rows]."""
+    drawn: int
+    """[rows] int64: the tokens that are drawn."""
 
 
 class EmbedArguments(NamedTuple):
@@ -270,8 +272,6 @@ class SampleArguments(NamedTuple):
     logits: int
     """[rows, vocab]."""
     vocab: int
-    tokens: int
-    """[rows] int64."""
 
 
 class WeighArguments(NamedTuple):

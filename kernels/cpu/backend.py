@@ -339,11 +339,11 @@ class CpuBackend:
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        tokens = self._empty(len(logits), dtype=torch.int64)
-        self._set(logits, batch.tensors())
+        tokens = torch.empty(logits.shape[0], dtype=torch.int64)
+        self._set(logits, {**batch.tensors(), "drawn": tokens})
         if self._recording is not None:
             self._undrawn = len(self._recording)
-        arguments = SampleArguments(self._step, logits.data_ptr(), logits.shape[1], tokens.data_ptr())
+        arguments = SampleArguments(self._step, logits.data_ptr(), logits.shape[1])
         self._run(sample_operation(), arguments)
         return tokens
 
@@ -409,19 +409,28 @@ class CpuBackend:
         places: Tensor | None = None,
         chosen: Tensor | None = None,
         sampling: SamplingBatch | None = None,
-    ) -> None:
+    ) -> Tensor | None:
         words: Words = {"token_ids": tokens, **_words(layout), "kept": 0}
         if places is not None:
-            words = {**words, "kept": len(places), "places": places}
+            words = {**words, "kept": places.shape[0], "places": places}
+        drawn = None
+        operations = program.whole
+        chosen_words: Words = {}
+        if chosen is not None:
+            operations = program.undrawn
+            chosen_words = {"kept": chosen.shape[0], "places": chosen}
+            if sampling is not None:
+                operations = None
+                drawn = torch.empty(chosen.shape[0], dtype=torch.int64)
+                chosen_words = {**chosen_words, **sampling.tensors(), "drawn": drawn}
 
         def prepare() -> None:
             self._write(tokens, words)
             if chosen is not None:
-                settings = {} if sampling is None else sampling.tensors()
-                self._write(chosen, {"kept": len(chosen), "places": chosen, **settings}, row=1)
+                self._write(chosen, chosen_words, row=1)
 
-        operations = program.whole if chosen is None else program.undrawn if sampling is None else None
         self._workers.run(program.operations, prepare, operations)
+        return drawn
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         # The system maps new memory for every large tensor, page by page, which takes longer than filling it.
@@ -455,7 +464,7 @@ class CpuBackend:
 
     def _write(self, rows: Tensor, words: Words, row: int = 0) -> None:
         written = self._words[row]
-        written[WORD["rows"]] = len(rows)
+        written[WORD["rows"]] = rows.shape[0]
         for name, value in words.items():
             written[WORD[name]] = value if isinstance(value, int) else value.data_ptr()
 
@@ -497,7 +506,7 @@ def _weights_call(step: int, q: Tensor, layer: LayerQueries, chosen: int, out: i
 
 def _words(layout: BatchLayout) -> Words:
     return {
-        "sequences": len(layout.context_lens),
+        "sequences": layout.context_lens.shape[0],
         "query_starts": layout.query_starts,
         "context_lens": layout.context_lens,
         "block_table": layout.block_table,

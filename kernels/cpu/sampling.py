@@ -45,7 +45,7 @@ def define_sample() -> Function:
         rows, vocab = step.rows, args.vocab
         if chunk < 0:
             return rows
-        row, tokens = args.logits + 4 * vocab * chunk, words(args.tokens, rows)
+        row, tokens = args.logits + 4 * vocab * chunk, words(step.drawn, rows)
         peak: Any = find_peak(row, vocab)
         temperature: Any = floats(step.temperature, rows)[chunk]
         if peak - peak != np.float32(0):

@@ -8,8 +8,12 @@ SLACK = 10.0
 """A step may take this many times as long as the slowest of its size, because a machine's cores may be shared."""
 
 
+FADING = 0.99
+"""Share of the slowest time that is left after another step: a pause of the whole machine is forgotten some day."""
+
+
 class Pace:
-    """The slowest step of each size so far."""
+    """The slowest step of each size, of those that are not long ago."""
 
     def __init__(self) -> None:
         self._slowest: dict[int, float] = {}
@@ -17,7 +21,7 @@ class Pace:
     def add(self, tokens: int, seconds: float) -> None:
         """Note the duration of a finished step of `tokens` tokens."""
         size = _size(tokens)
-        self._slowest[size] = max(self._slowest.get(size, 0.0), seconds)
+        self._slowest[size] = max(self._slowest.get(size, 0.0) * FADING, seconds)
 
     def quiet_seconds(self, tokens: int) -> float | None:
         """Seconds that a step of `tokens` tokens may take; None until a step of at least half its size was seen."""

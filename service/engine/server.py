@@ -113,7 +113,8 @@ class EngineServer:
     def _post(self, client: bytes, message: FromEngine) -> None:
         try:
             self._clients[client] = self._clock()
-            self._socket.send_multipart([client, msgspec.msgpack.encode(message)])
+            self._socket.send(client, zmq.SNDMORE)
+            self._socket.send(msgspec.msgpack.encode(message))
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

@@ -17,6 +17,14 @@ def test_a_step_may_take_several_times_as_long_as_the_slowest_of_its_size() -> N
     assert pace.quiet_seconds(1) is None
     pace.add(1, 0.01)
     pace.add(1, 0.02)
+    assert pace.quiet_seconds(1) == SLACK * 0.02
+    for _ in range(10):
+        pace.add(1, 0.01)
+    assert SLACK * 0.015 < (pace.quiet_seconds(1) or 0) < SLACK * 0.02
+    for _ in range(1000):
+        pace.add(1, 0.01)
+    assert pace.quiet_seconds(1) == SLACK * 0.01, "a single pause is forgotten"
+    pace.add(1, 0.02)
     pace.add(512, 3.0)
     assert pace.quiet_seconds(1) == SLACK * 0.02
     assert pace.quiet_seconds(300) == SLACK * 3.0

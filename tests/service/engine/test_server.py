@@ -30,6 +30,7 @@ class Socket:
     def __init__(self) -> None:
         self.arrived: deque[tuple[bytes, bytes]] = deque()
         self.sent: list[tuple[bytes, FromEngine]] = []
+        self.parts: list[bytes] = []
 
     def poll(self, timeout: int) -> bool:
         return bool(self.arrived)
@@ -37,9 +38,12 @@ class Socket:
     def recv_multipart(self) -> tuple[bytes, bytes]:
         return self.arrived.popleft()
 
-    def send_multipart(self, parts: list[bytes]) -> None:
-        client, payload = parts
-        self.sent.append((client, cast(FromEngine, DECODER.decode(payload))))
+    def send(self, part: bytes, flags: int = 0) -> None:
+        self.parts.append(part)
+        if not flags & zmq.SNDMORE:
+            client, payload = self.parts
+            self.sent.append((client, cast(FromEngine, DECODER.decode(payload))))
+            self.parts = []
 
 
 class StoppingCore(EngineCore):
