@@ -10,6 +10,9 @@ import zmq
 from service.engine.endpoint import endpoint
 from service.engine.messages import FromEngine, ToEngine
 
+_READABLE = int(zmq.POLLIN)
+"""As a plain number, since bits of an enumeration are combined in Python."""
+
 
 class EngineChannel:
     """Carries messages to and from an engine. The code that opens a channel closes it."""
@@ -49,6 +52,11 @@ class EngineChannel:
 
     def _drain(self) -> None:
         """Hand over every message that has arrived."""
-        # Receiving would raise an exception where there is nothing more, once for nearly every token.
-        while not self._socket.closed and self._socket.poll(0):
+        while not self._socket.closed and self._has_message:
             self._receive(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
+
+    @property
+    def _has_message(self) -> bool:
+        """Whether a message has arrived; receiving none would raise an exception, once for nearly every token."""
+        events = self._socket.getsockopt(zmq.EVENTS)
+        return isinstance(events, int) and events & _READABLE != 0
