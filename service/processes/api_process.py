@@ -19,7 +19,6 @@ from threading import Thread
 import msgspec
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import Source
 from service.api.admission import Admission
 from service.api.places import Places
@@ -31,6 +30,7 @@ from service.engine.status import EngineStatus
 from service.observability.logs import configure
 from service.observability.metrics import Metrics
 from service.observability.shared_counts import share_counts
+from service.processes.free_memory import return_free_memory
 from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
 from service.processes.orphan import end_as_orphan
 from service.processes.shared import Shared

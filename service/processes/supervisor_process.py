@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from model.checkpoint.free_memory import return_free_memory
 from service.engine.status import EngineDead
 from service.exit_status import exit_status
 from service.observability.logs import configure
 from service.processes.api_keeper import ApiDead
+from service.processes.free_memory import return_free_memory
 from service.processes.supervisor import Supervisor
 from service.processes.supervisor_config import SupervisorConfig
 
