@@ -1,14 +1,12 @@
 """The command line: headlight serve | chat | complete | batch | inspect | fetch | models.
 
-Every setting is a flag of the same name. Every failure ends in one plain line and a status other than 0.
+Every setting is a flag of the same name.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import re
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,8 +18,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.source import list_aliases, resolve
 from service.command_error import CommandError
 from service.engine.status import EngineDead
-from service.processes.api_keeper import ApiDead
-from service.processes.supervisor import run_server
+from service.exit_status import exit_status
 from service.settings import BATCH_SETTINGS, ENGINE_SETTINGS, LOOK_SETTINGS, Settings, SettingsError, load_settings
 
 _SAMPLING = {
@@ -58,31 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status of the process."""
     arguments = vars(_parser().parse_args(argv))
     run = arguments.pop("run")
-    try:
-        status = int(run(**arguments) or 0)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # Whoever read the output, such as head, has enough. The rest of it would fail again at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except (CheckpointError, SettingsError, CommandError, EngineDead, ApiDead) as error:
-        return _failed(str(error))
-    except OSError as error:
-        return _failed(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
-    except MemoryError:
-        return _failed("this machine's memory is full")
-    except KeyboardInterrupt:
-        return 130
-
-
-def _failed(reason: str) -> int:
-    print(f"headlight: {reason}", file=sys.stderr)
-    return 1
+    return exit_status(lambda: run(**arguments), CheckpointError, SettingsError, CommandError, EngineDead)
 
 
 def serve(**flags: Any) -> None:
     """Serve a model over HTTP until a signal ends it."""
+    from service.processes.start import run_server
+
     settings = load_settings(**flags)
     # Before anything slow: an unavailable port should not cost a download to find out.
     with _listen(settings.host, settings.port) as listener:

@@ -169,6 +169,7 @@ TEXT = {"tokenizers", "jinja2", "service.text"}
     [
         ("headlight", ENGINE),
         ("service.cli", ENGINE | TEXT | {"fastapi", "numpy"}),
+        ("service.processes.supervisor_process", ENGINE | TEXT | {"fastapi", "numpy", "pydantic", "service.settings"}),
         ("service.processes.api_process", ENGINE),
         ("service.processes.engine_process", TEXT | {"fastapi", "pydantic"}),
     ],

@@ -9,7 +9,6 @@ import torch
 from kernels.backend import Backend, KVCache, RecordingBackend
 from kernels.load import load_backend
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import open_checkpoint
 from model.decoder import Decoder
 from model.drafter import AnyDecoder, Drafter
@@ -40,9 +39,7 @@ def load_runner(config: RunnerConfig, probe: Probe = measure) -> ModelRunner:
     """
     device = choose_device(config.device)
     with fitting(device, "the engine", "lower token_budget, max_running or max_context, or take a smaller model"):
-        runner = _load_runner(config, device, probe)
-    return_free_memory()
-    return runner
+        return _load_runner(config, device, probe)
 
 
 def _load_runner(config: RunnerConfig, device: torch.device, probe: Probe) -> ModelRunner:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ALL_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -152,12 +153,20 @@ class Grammars:
     """
 
     def __init__(self, read_vocabulary: Callable[[], Vocabulary], width: int) -> None:
-        """Begin to read the vocabulary, in a thread. `width` is the number of tokens in a mask, that of the logits."""
+        """`read_vocabulary` is called in a thread, once there is a grammar.
+
+        `width` is the number of tokens in a mask, that of the logits.
+        """
         self._compilers = ThreadPoolExecutor(_COMPILERS, "grammar")
         self._maskers = ThreadPoolExecutor(os.cpu_count(), "mask")
         self._trial = Trial()
-        self._tokens = self._compilers.submit(lambda: _Tokens(read_vocabulary(), width))
+        self._read_tokens = lambda: _Tokens(read_vocabulary(), width)
         self._kept: OrderedDict[tuple[str, str], Future[_State]] = OrderedDict()
+
+    @cached_property
+    def _tokens(self) -> "Future[_Tokens]":
+        """The vocabulary, which takes tens of megabytes: most engines never see a grammar, and never read it."""
+        return self._compilers.submit(self._read_tokens)
 
     def guide(self, grammar: Grammar) -> Guide:
         """The beginning of a grammar, which is compiled in a thread unless it is known."""

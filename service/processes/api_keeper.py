@@ -72,7 +72,7 @@ class ApiKeeper(Keeper):
     @asynccontextmanager
     async def _spawned(self) -> AsyncIterator[Child]:
         module = "service.processes.api_process"
-        async with spawn(self._name, module, files=[self._setup.listener], output=PIPE) as process:
+        async with spawn(self._name, module, files=[self._setup.config.listener], output=PIPE) as process:
             process.tell(line(self._setup))
             process.tell(line(self._status))
             if self._leaving.is_set():

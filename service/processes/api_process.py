@@ -19,7 +19,6 @@ from threading import Thread
 import msgspec
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.free_memory import return_free_memory
 from model.checkpoint.source import Source
 from service.api.admission import Admission
 from service.api.places import Places
@@ -31,6 +30,7 @@ from service.engine.status import EngineStatus
 from service.observability.logs import configure
 from service.observability.metrics import Metrics
 from service.observability.shared_counts import share_counts
+from service.processes.free_memory import return_free_memory
 from service.processes.orders import Alive, Drain, FromApi, Setup, ToApi, line
 from service.processes.orphan import end_as_orphan
 from service.processes.shared import Shared
@@ -57,7 +57,7 @@ def main() -> None:
     # Objects that exist now stay for good, so the garbage collector need not look at them after every large body.
     gc.freeze()
     with (
-        socket.socket(fileno=setup.listener) as listener,
+        socket.socket(fileno=setup.config.listener) as listener,
         asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
     ):
         follow = partial(_follow, client, served, setup.slot == 0)
@@ -68,11 +68,12 @@ def main() -> None:
 
 def build(setup: Setup, client: ChannelClient, alive: Callable[[], None]) -> tuple[Server, ServedModel]:
     """Build the HTTP server of a model. Raises CheckpointError and SettingsError."""
-    settings = Settings(**setup.settings)
+    config = setup.config
+    settings = Settings(**config.settings)
     configure(settings.log_format, settings.log_level, "api")
     shared = Shared(Path(setup.folder), setup.slot, settings.api_processes)
     shared.enter()
-    served = read_served_model(settings, Source(setup.model_name, Path(setup.model_path), setup.model_sampling))
+    served = read_served_model(settings, Source(config.model_name, Path(config.model_path), config.model_sampling))
     metrics = Metrics(
         client,
         served.model_name,

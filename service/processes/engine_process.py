@@ -22,7 +22,6 @@ import msgspec
 import zmq
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.free_memory import return_large_pieces_at_once
 from model.checkpoint.source import open_checkpoint
 from model.contract import DeviceLostError, Runner
 from model.runner_config import RunnerConfig
@@ -35,6 +34,7 @@ from service.engine.messages import Failed, Ready
 from service.engine.server import EngineServer
 from service.observability.logs import configure
 from service.processes.engine_config import EngineConfig
+from service.processes.free_memory import return_free_memory, return_large_pieces_at_once
 from service.processes.orphan import end_as_orphan
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def _serve(socket: zmq.Socket[bytes], config: EngineConfig, stack: ExitStack) ->
     try:
         publisher = stack.enter_context(EventPublisher(config.events)) if config.events else None
         runner = _loader(config.loader)(config.runner)
+        return_free_memory()
         make_core = partial(
             EngineCore,
             runner,

@@ -9,8 +9,8 @@ from service.engine.messages import Failed
 from service.engine.status import EngineStatus
 
 
-class Setup(msgspec.Struct, frozen=True):
-    """The first line to an API process: its configuration."""
+class ApiConfig(msgspec.Struct, frozen=True):
+    """What the API processes of a server have in common."""
 
     settings: dict[str, Any]
     """All settings, keys included: for a pipe only."""
@@ -20,16 +20,22 @@ class Setup(msgspec.Struct, frozen=True):
     """Sampling defaults of the model, as in a checkpoint's `Source`."""
     listener: int
     """Descriptor of the listening socket, which all API processes share."""
+
+    def __repr__(self) -> str:
+        # Keys must not appear where this object is printed.
+        return f"ApiConfig(model_name={self.model_name!r})"
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """The first line to an API process: its configuration."""
+
+    config: ApiConfig
     folder: str
     """Folder of the files that all API processes share, see `Shared`."""
     slot: int
     """Index of this API process. A replacement gets the same slot."""
     started: int
     """Start of the server, in Unix seconds."""
-
-    def __repr__(self) -> str:
-        # Keys must not appear where this object is printed.
-        return f"Setup(slot={self.slot})"
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):

@@ -9,7 +9,7 @@ import pytest
 
 from service.cli import _listen, main
 from service.command_error import CommandError
-from service.processes.supervisor import _banner
+from service.processes.start import banner
 from service.settings import load_settings
 
 
@@ -32,7 +32,7 @@ def test_whoever_goes_where_it_says_arrives(host: str, family: int, shown: str) 
     with _listen(settings.host, settings.port) as listener:
         assert listener.family == family
         url = f"http://{shown}:{listener.getsockname()[1]}"
-        assert f" {url}/v1\n" in _banner("toy", listener, with_key=False)
+        assert f" {url}/v1\n" in banner("toy", listener, with_key=False)
         socket.create_connection((shown.strip("[]"), listener.getsockname()[1]), timeout=5).close()
 
 
@@ -41,13 +41,13 @@ def test_an_interface_in_an_address_is_written_as_urls_write_it() -> None:
         def getsockname(self) -> tuple[Any, ...]:
             return "fe80::1%eth0", 8000, 0, 2
 
-    assert " http://[fe80::1%25eth0]:8000/docs\n" in _banner("toy", Listener(), with_key=False)  # type: ignore[arg-type]
+    assert " http://[fe80::1%25eth0]:8000/docs\n" in banner("toy", Listener(), with_key=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("with_key", [False, True])
 def test_the_example_asks_with_a_key_where_one_is_needed(with_key: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        _, found, command = _banner("toy", listener, with_key).partition("curl ")
+        _, found, command = banner("toy", listener, with_key).partition("curl ")
     words = shlex.split(found + command)
     headers = [words[index + 1] for index, word in enumerate(words) if word == "-H"]
     assert headers == ["Content-Type: application/json", "Authorization: Bearer YOUR_API_KEY"][: 1 + with_key]

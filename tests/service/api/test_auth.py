@@ -17,7 +17,7 @@ from openai import AsyncOpenAI
 from service.api.auth import OPEN_PATHS
 from service.api.keys import ApiKeys
 from service.api.page import is_of_page
-from service.processes.orders import Setup
+from service.processes.orders import ApiConfig, Setup
 from service.settings import Settings, SettingsError, load_settings
 from tests.service.api.fakes import HI, MODEL, build, calling, serving
 
@@ -224,9 +224,9 @@ async def test_no_key_is_told_to_anybody(caplog: pytest.LogCaptureFixture) -> No
     keys = ApiKeys(settings)
     assert "sesam" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert "sesam" not in f"{keys!r} {vars(keys)}"
-    setup = Setup(settings.revealed(), "toy", "/toy", None, listener=0, folder="/", slot=0, started=0)
-    assert setup.settings["api_keys"] == "sesame"
-    assert "sesam" not in f"{setup!r} {setup}"
+    setup = Setup(ApiConfig(settings.revealed(), "toy", "/toy", None, listener=0), folder="/", slot=0, started=0)
+    assert setup.config.settings["api_keys"] == "sesame"
+    assert "sesam" not in f"{setup!r} {setup} {setup.config!r}"
     assert "sesam" not in caplog.text
 
 

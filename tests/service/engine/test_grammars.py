@@ -5,9 +5,10 @@ import json
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema
 import psutil
@@ -22,7 +23,7 @@ from service.engine.core import EngineCore
 from service.engine.drafts import DraftPolicy, look_up
 from service.engine.grammar_source import GrammarError, compiled, to_llguidance
 from service.engine.grammar_trial import Trial
-from service.engine.grammars import Grammars, Guide, _Tokens, wait_for_masks
+from service.engine.grammars import Grammars, Guide, Vocabulary, _Tokens, wait_for_masks
 from service.engine.messages import Cancel, Delta, EngineRequest, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner
@@ -71,14 +72,16 @@ def run(core: EngineCore, messages: Sequence[Submit]) -> dict[int, list[Delta]]:
     return deltas
 
 
-def fake_core(blocks: int = 64, lookahead: int = 0) -> EngineCore:
+def fake_core(
+    blocks: int = 64, lookahead: int = 0, read_vocabulary: Callable[[], Vocabulary] = lambda: LETTERS
+) -> EngineCore:
     return EngineCore(
         FakeRunner(blocks, 4, lookahead),
         token_budget=16,
         max_running=8,
         # Requests with a grammar step aside, which the runner holds them to.
         drafts=DraftPolicy(guess=look_up, tokens=4, running=8),
-        read_vocabulary=lambda: LETTERS,
+        read_vocabulary=read_vocabulary,
     )
 
 
@@ -386,6 +389,16 @@ def test_a_grammar_that_cannot_be_followed_ends_alone() -> None:
     assert [together[id][-1].finish_reason for id in range(3)][1] == "refused"
     for id in (0, 2):
         assert outcome(together[id]) == outcome(run(fake_core(), [messages[id]])[id])
+
+
+def test_the_vocabulary_is_read_once_and_for_a_grammar_alone() -> None:
+    """It takes tens of megabytes, and most engines never see a grammar."""
+    read = Mock(return_value=LETTERS)
+    core = fake_core(read_vocabulary=read)
+    run(core, [ask(0, None)])
+    assert read.call_count == 0
+    run(core, [ask(1, regex("a")), ask(2, regex("ab")), ask(3, regex("a"))])
+    assert read.call_count == 1
 
 
 def test_an_engine_without_a_vocabulary_says_so() -> None:

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.status import STARTING, EngineStatus
 from service.processes.api_keeper import ApiDead, ApiKeeper
-from service.processes.orders import Setup
+from service.processes.orders import ApiConfig, Setup
 from service.processes.restarts import RestartPolicy
 from service.settings import Settings
 from tests.service.servers import PATIENCE, save_dummy_llama, serving, wait_until
@@ -296,6 +296,17 @@ def test_a_second_signal_ends_it_at_once(model: Path, tmp_path: Path) -> None:
         assert time.monotonic() - began < 25  # Of the 30 that draining would have taken.
 
 
+def test_a_signal_that_comes_before_the_supervisor_can_hear_it_ends_the_server(model: Path) -> None:
+    """The process that was called goes on as a program that holds little, and is found in lists as what was called."""
+    command = (sys.executable, "-m", "service.cli", "serve", str(model), "--load-format", "dummy", "--port", "0")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        process = psutil.Process(server.pid)
+        wait_until(lambda: "service.processes.supervisor_process" in process.cmdline(), every=0.001)
+        server.terminate()
+        assert "headlight serve" in " ".join(process.cmdline())
+        assert server.wait(PATIENCE) == 0
+
+
 def test_what_keeps_the_processes_from_starting_is_one_plain_line(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -313,23 +324,17 @@ async def test_a_process_that_hangs_is_replaced_and_one_that_dies_again_and_agai
     model: Path, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        setup = Setup(
-            settings=Settings(model=str(model), load_format="dummy", port=listener.getsockname()[1]).revealed(),
-            model_name="toy",
-            model_path=str(model),
-            model_sampling=None,
-            listener=listener.fileno(),
-            folder=str(tmp_path),
-            slot=0,
-            started=0,
-        )
+        port = listener.getsockname()[1]
+        settings = Settings(model=str(model), load_format="dummy", port=port).revealed()
+        config = ApiConfig(settings, "toy", str(model), None, listener.fileno())
+        setup = Setup(config, str(tmp_path), slot=0, started=0)
         policy = RestartPolicy(limit=1, backoff_seconds=0.01)
         status = EngineStatus(STARTING, 0)
         keeper = ApiKeeper(setup, status, drain_seconds=0, timeout_seconds=5, restart_policy=policy)
         run = asyncio.create_task(keeper.run())
-        first = await serving_process(setup.settings["port"])
+        first = await serving_process(port)
         first.suspend()
-        second = await serving_process(setup.settings["port"], after=first)
+        second = await serving_process(port, after=first)
         assert not first.is_running()
         second.kill()
         with pytest.raises(ApiDead, match="API process 0 was killed by SIGKILL"):

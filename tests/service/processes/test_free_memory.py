@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint import free_memory
-from model.checkpoint.free_memory import MAPPINGS, return_free_memory
+from service.processes import free_memory
+from service.processes.free_memory import MAPPINGS, return_free_memory
 
 pytestmark = pytest.mark.skipif(not MAPPINGS.exists(), reason="only Linux tells of a process's mappings")
 
 SIZE = 2**20
 AFTER_TORCH = """
 import re, torch
-from model.checkpoint.free_memory import return_free_memory
+from service.processes.free_memory import return_free_memory
 
 def megabytes():
     return int(re.search(r"RssFile:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -30,7 +30,7 @@ assert torch.equal(torch.eye(3) @ torch.ones(3, 3), torch.ones(3, 3))
 
 LARGE_PIECES = """
 import ctypes, re, sys
-from model.checkpoint.free_memory import LARGE_BYTES, return_large_pieces_at_once
+from service.processes.free_memory import LARGE_BYTES, return_large_pieces_at_once
 
 def kilobytes():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
