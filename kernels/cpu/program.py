@@ -2,8 +2,8 @@
 
 Each thread takes the next free chunk of the current operation, and goes on to the next operation once all chunks are
 done. Threads wait only for chunks that have been taken, so a thread that the system has descheduled does not delay the
-others. Such a thread may wake after the run is over and its tensors are freed. It then reads only the program's
-tickets, which tell it to leave.
+others. Such a thread may wake after the run is over and its tensors are freed. It then reads only the program, which is
+held for it, and whose tickets tell it to leave.
 """
 
 import ctypes
