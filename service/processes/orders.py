@@ -10,7 +10,7 @@ from service.engine.status import EngineStatus
 
 
 class ApiConfig(msgspec.Struct, frozen=True):
-    """What the API processes of a server have in common."""
+    """Configuration that the API processes of a server have in common."""
 
     settings: dict[str, Any]
     """All settings, keys included: for a pipe only."""

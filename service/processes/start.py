@@ -72,7 +72,7 @@ def _become_supervisor(config: SupervisorConfig) -> NoReturn:
     sys.stdout.flush()
     # A signal that comes before the supervisor can handle it waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    # What was called is for whoever lists processes.
+    # Whoever lists processes sees the command that was given.
     shown = ("headlight", *sys.argv[1:])
     module = "service.processes.supervisor_process"
     os.execv(sys.executable, (sys.executable, "-m", module, str(file.fileno()), *shown))
