@@ -1,6 +1,7 @@
 """What several test files share: the real model, once fetched, and a server that runs it."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when a kernel's module is imported: without a GPU, kernels run in Triton's interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if find_spec("triton"):
+        from tests.interpreter import replace_once_a_launch
+
+        replace_once_a_launch()
 
 
 LONGEST = {

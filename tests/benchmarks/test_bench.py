@@ -37,8 +37,9 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, obje
     """The table and the JSON of a run that measures nothing."""
     folder = tmp_path_factory.mktemp("results")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(folder)],
+        [sys.executable, "-m", "tests.interpreter", "benchmarks", "--smoke", "--out", str(folder)],
         cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
         check=False,
         capture_output=True,
         text=True,

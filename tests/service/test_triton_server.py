@@ -1,5 +1,6 @@
 """The whole server on the Triton kernels: token for token what it gives on the reference backend."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.byte_tokenizer import save_byte_tokenizer
 from tests.service.servers import PATIENCE, serving
 from tests.tiny import LLAMA_LIKE, TinyModel, save
 
+ROOT = Path(__file__).parents[2]
 TOKENS = 8
 SHARED = "a system prompt that several requests share, so that its blocks are found in the prefix cache "
 REQUESTS: list[dict[str, Any]] = [
@@ -44,10 +46,14 @@ def expected(model: Path) -> Iterator[list[dict[str, Any]]]:
         yield [ask(url, request) for request in REQUESTS]
 
 
-def test_triton_answers_as_the_reference_does(model: Path, expected: list[dict[str, Any]]) -> None:
+def test_triton_answers_as_the_reference_does(
+    model: Path, expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests wait for others, and long prompts are read in chunks beside tokens that are decoded."""
     flags = ["--token-budget", "64", "--max-running", "3"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # On a CPU, in Triton's interpreter.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":  # In Triton's interpreter.
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests/service/interpreting"), str(ROOT)]))
     with (
         serving(str(model), "--backend", "triton", "--dtype", "float32", "--device", device, *flags) as (url, _),
         ThreadPoolExecutor(len(REQUESTS)) as clients,
