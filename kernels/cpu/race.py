@@ -115,7 +115,7 @@ def _exponential(builder: ir.IRBuilder, u: v.Value) -> v.Value:
     numerical algorithms", 2002, section 1.14.1).
     """
     one = v.like(u, 1)
-    rest = builder.fsub(one, u)
+    rest = v.rounded(builder, builder.fsub(one, u))
     taken = builder.fsub(one, rest)
     time = builder.fmul(builder.fneg(v.log(builder, rest)), builder.fdiv(u, taken))
     return builder.select(builder.fcmp_ordered("==", taken, v.like(u, 0)), u, time)

@@ -107,6 +107,11 @@ def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
     return call(builder, f"llvm.fmuladd.{_suffix(a)}", a.type, [a, b, c])
 
 
+def rounded(builder: ir.IRBuilder, x: Value) -> Value:
+    """The float32 x, a scalar or a vector, as it was rounded: LLVM may not cancel it in sums that it reorders."""
+    return call(builder, f"llvm.arithmetic.fence.{_suffix(x)}", x.type, [x])
+
+
 def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
     """Finite float16 numbers, given by their bits i16 [lanes], as float32 [lanes]."""
     lanes = halves.type.count

@@ -3,6 +3,8 @@
 So are the weights by which it draws them.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from kernels.backend import SamplingBatch, Weighed
 from kernels.reference import weigh
-from kernels.reference_sampling import sample, select_rows
+from kernels.reference_sampling import exponentials, sample, sampled_weights, select_rows, stream_keys, uniforms
 from tests.kernels.cpu.test_backend import CPU
 
 INFINITE = float("inf")
@@ -63,8 +65,32 @@ def test_tokens_are_those_of_the_reference(vocab: int, spread: float, kind: str,
     if masked:
         logits[:, 1:][torch.rand(12, vocab - 1) < 0.5] = -INFINITE
     wanted = batch(12)
-    assert torch.equal(CPU.sample(logits.clone(), wanted), sample(logits, wanted))
+    check_tokens(logits, wanted)
     check_weights(logits, wanted)
+
+
+@pytest.mark.parametrize("vocab", [3367, 49_152])
+def test_tokens_with_the_smallest_random_numbers_win_as_in_the_reference(vocab: int) -> None:
+    """In some of these rows a token's number is so small that 1 less it rounds to 1."""
+    torch.manual_seed(0)
+    for _ in range(20):
+        logits = torch.randn(64, vocab)
+        rows = batch(64)
+        unfiltered = {"temperature": torch.ones(64), "top_k": rows.top_k * 0, "top_p": torch.ones(64)}
+        check_tokens(logits, replace(rows, **unfiltered, min_p=torch.zeros(64)))
+
+
+def check_tokens(logits: Tensor, wanted: SamplingBatch) -> None:
+    """Tokens are the reference's, or as fast in the race as those, as far as float32 can tell."""
+    got, expected = CPU.sample(logits.clone(), wanted), sample(logits, wanted)
+    rows = (got != expected).nonzero().flatten()
+    if not len(rows):
+        return
+    part = select_rows(wanted, rows)
+    every = torch.arange(logits.shape[1], dtype=torch.int32)
+    speeds = sampled_weights(logits[rows], part) / exponentials(uniforms(stream_keys(part), every))
+    ours, theirs = (speeds.gather(1, tokens[rows, None]) for tokens in (got, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0.0)
 
 
 def check_weights(logits: Tensor, wanted: SamplingBatch) -> None:
