@@ -53,7 +53,7 @@ class Probe(Protocol):
 
 
 class Passes(Protocol):
-    """A decoder, as far as one of its passes needs it."""
+    """The two parts of a pass: from tokens to hidden rows, and from these to logits."""
 
     def forward(self, tokens: Tensor, layout: BatchLayout, cache: KVCache, probe: Probe | None = None) -> Tensor: ...
 
@@ -73,7 +73,7 @@ class Passed:
 
 
 class FullPass:
-    """A pass from tokens to logits."""
+    """The whole pass from tokens to logits, for decoders that have its two parts."""
 
     def run(
         self: Passes,

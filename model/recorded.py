@@ -19,9 +19,6 @@ KEPT_ROWS = 64
 """Limit of tokens whose rows a replayed pass keeps for a probe; with more of them the calls take little of the time."""
 
 
-SETTINGS = [field.name for field in fields(SamplingBatch)]
-
-
 class Kept:
     """`model.decoder.Probe` that has a recording keep the rows of some tokens, which are named at each replay."""
 
@@ -94,7 +91,7 @@ class RecordedDecoder(FullPass):
             hidden = self._decoder.forward(batch, layout, self._cache, probe)
             chosen = self.backend.narrow(hidden, HEAD_ROWS)
             head = self.backend.linear(chosen, self.weights.output)
-            self.backend.sample(head, SamplingBatch(**dict.fromkeys(SETTINGS, batch)))
+            self.backend.sample(head, SamplingBatch(**{field.name: batch for field in fields(SamplingBatch)}))
             return hidden, head
 
         return self.backend.record(passes)

@@ -1,7 +1,8 @@
 """Triton's interpreter without what it does again and again, which takes it most of the time of small kernels.
 
 A launch replaces the functions of Triton's language by interpreted ones. Each call of a function that a kernel is made
-of does so again, and finds all of them replaced. `python -m tests.interpreter MODULE ARGUMENTS` runs a module so.
+of does so again, and finds all of them replaced. `python -m tests.interpreter MODULE ARGUMENTS` runs a module without
+that.
 
 Triton reads TRITON_INTERPRET when this module imports it.
 """

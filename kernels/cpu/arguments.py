@@ -275,20 +275,12 @@ class SampleArguments(NamedTuple):
 
 
 class WeighArguments(NamedTuple):
-    """Logits, and by which settings they are weighed. Settings have the dtypes of `SamplingBatch`."""
+    """Logits, which are weighed by the step's settings."""
 
     step: int
     logits: int
     """[rows, vocab]."""
     vocab: int
-    temperature: int
-    """[rows]."""
-    top_k: int
-    """[rows]."""
-    top_p: int
-    """[rows]."""
-    min_p: int
-    """[rows]."""
     weights: int
     """[rows, vocab]."""
     figures: int

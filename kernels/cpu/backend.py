@@ -6,7 +6,7 @@ the step, so that a recorded program serves batches of any shape.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
@@ -71,6 +71,7 @@ from kernels.cpu.operations import (
 from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
+from kernels.cpu.recording import Call, Recorder, Recording
 from kernels.cpu.target import path_name
 
 WORD = {name: index for index, name in enumerate(StepWords._fields)}
@@ -80,8 +81,6 @@ T = TypeVar("T")
 
 Words = Mapping[str, Tensor | int]
 """Some words of a step by their names in `StepWords`: numbers, and tensors that stand for their addresses."""
-Call = tuple[Operation, Sequence[int]]
-"""One operation of a program, and its arguments."""
 
 
 class Maker(NamedTuple):
@@ -91,17 +90,6 @@ class Maker(NamedTuple):
     arguments: NormArguments | GatedArguments
     out: int
     """Address of the activations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """The program of what was recorded."""
-
-    operations: Program
-    whole: int | None
-    """Number of leading operations that work on all tokens, before those of `narrow`; None: all do."""
-    undrawn: int | None
-    """Number of leading operations that draw no tokens; None: none does."""
 
 
 class CpuBackend:
@@ -126,11 +114,7 @@ class CpuBackend:
         """The words of the step, and those of the rows that `narrow` leaves of it."""
         self._step = self._words.ctypes.data
         """Address of the words for the next operation."""
-        self._recording: list[Call] | None = None
-        self._whole: int | None = None
-        """Number of operations recorded before those with chosen rows alone; None: there are none of these."""
-        self._undrawn: int | None = None
-        """Number of operations recorded before tokens are drawn; None: none are."""
+        self._recorder: Recorder | None = None
         self._maker: Maker | None = None
         self._arena = Arena()
         self._pages = Pages()
@@ -164,7 +148,7 @@ class CpuBackend:
         form, groups = panels.form, panels.data.shape[1]
         rounding = rounding_for(form, groups, batch_invariant=self._batch_invariant)
         rows = len(x)
-        if rounding.unit_from and self._recording is None and rows > TOKENS:
+        if rounding.unit_from and self._recorder is None and rows > TOKENS:
             # Tokens that fill no register need registers of another shape, and changing it takes longer than padding.
             x = F.pad(x, (0, 0, 0, -rows % TOKENS))
         out = self._empty(len(x), panels.rows)
@@ -193,8 +177,8 @@ class CpuBackend:
     def _rounding_calls(self, x: Tensor, rounding: Rounding, columns: int, rounded: int, sums: int) -> list[Call]:
         """The call that rounds x; none if the operation that makes x has just been recorded, which does it then."""
         maker = self._maker
-        if self._recording and maker is not None and maker.out == x.data_ptr():
-            self._recording[-1] = maker.operation(rounding), maker.arguments._replace(rounded=rounded, sums=sums)
+        if self._recorder is not None and maker is not None and maker.out == x.data_ptr():
+            self._recorder.calls[-1] = maker.operation(rounding), maker.arguments._replace(rounded=rounded, sums=sums)
             return []
         return [(round_operation(rounding), RoundArguments(self._step, x.data_ptr(), columns, rounded, sums))]
 
@@ -300,7 +284,7 @@ class CpuBackend:
             threads=self._workers.count,
         )
         kind = STORED[cache.keys.dtype], dim, block, _plain(options)
-        if self._recording is not None:
+        if self._recorder is not None:
             # Compiled now, so that nobody waits for it when somebody first looks at the weights.
             weights_operation(*kind)
         self._run(attend_operation(*kind), arguments)
@@ -341,8 +325,8 @@ class CpuBackend:
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
         self._set(logits, {**batch.tensors(), "drawn": tokens})
-        if self._recording is not None:
-            self._undrawn = len(self._recording)
+        if self._recorder is not None:
+            self._recorder.draw()
         arguments = SampleArguments(self._step, logits.data_ptr(), logits.shape[1])
         self._run(sample_operation(), arguments)
         return tokens
@@ -351,15 +335,11 @@ class CpuBackend:
         logits = logits.contiguous()
         rows, vocab = logits.shape
         found = Weighed(torch.empty(rows, vocab), torch.empty(rows, WEIGHED_FIGURES, dtype=torch.float64))
-        self._set(logits)
+        self._set(logits, batch.tensors())
         arguments = WeighArguments(
             step=self._step,
             logits=logits.data_ptr(),
             vocab=vocab,
-            temperature=batch.temperature.data_ptr(),
-            top_k=batch.top_k.data_ptr(),
-            top_p=batch.top_p.data_ptr(),
-            min_p=batch.min_p.data_ptr(),
             weights=found.weights.data_ptr(),
             figures=found.figures.data_ptr(),
             weights_before=_address(before and before.weights),
@@ -378,63 +358,57 @@ class CpuBackend:
         self._run(logprobs_operation(), arguments)
         return out
 
-    def record(self, function: Callable[[], T]) -> tuple["Recording", T]:
+    def record(self, function: Callable[[], T]) -> tuple[Recording, T]:
         # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities or distributions.
         logprobs_operation()
         weigh_operation()
-        self._recording, self._whole, self._undrawn = [], None, None
+        self._recorder = Recorder()
         try:
             out = function()
-            return Recording(Program(self._recording), self._whole, self._undrawn), out
+            return self._recorder.finish(), out
         finally:
-            self._recording, self._step = None, self._words.ctypes.data
+            self._recorder, self._step = None, self._words.ctypes.data
 
     def narrow(self, x: Tensor, rows: int) -> Tensor:
-        assert self._recording is not None, "rows are chosen by recordings alone"
-        self._whole = len(self._recording)
+        assert self._recorder is not None, "rows are chosen by recordings alone"
+        self._recorder.narrow()
         self._step = self._words[1].ctypes.data
         return self.keep(x, rows)
 
     def keep(self, x: Tensor, rows: int) -> Tensor:
-        assert self._recording is not None, "rows are kept by recordings alone"
+        assert self._recorder is not None, "rows are kept by recordings alone"
         out = self._empty(rows, *x.shape[1:])
         self._run(keep_operation(), KeepArguments(self._step, x.data_ptr(), out.data_ptr(), math.prod(x.shape[1:])))
         return out
 
     def replay(
         self,
-        program: "Recording",
+        program: Recording,
         tokens: Tensor,
         layout: BatchLayout,
         places: Tensor | None = None,
         chosen: Tensor | None = None,
         sampling: SamplingBatch | None = None,
     ) -> Tensor | None:
-        words: Words = {"token_ids": tokens, **_words(layout), "kept": 0}
-        if places is not None:
-            words = {**words, "kept": places.shape[0], "places": places}
-        drawn = None
-        operations = program.whole
-        chosen_words: Words = {}
-        if chosen is not None:
-            operations = program.undrawn
-            chosen_words = {"kept": chosen.shape[0], "places": chosen}
-            if sampling is not None:
-                operations = None
-                drawn = torch.empty(chosen.shape[0], dtype=torch.int64)
-                chosen_words = {**chosen_words, **sampling.tensors(), "drawn": drawn}
+        step = {"token_ids": tokens, **_words(layout), **_kept(places)}
+        if chosen is None:
+            self._workers.run(program.program, lambda: self._write(tokens, step), program.whole)
+            return None
+        rows, drawn, end = _kept(chosen), None, program.undrawn
+        if sampling is not None:
+            drawn, end = torch.empty(chosen.shape[0], dtype=torch.int64), program.program.length
+            rows = {**rows, **sampling.tensors(), "drawn": drawn}
 
         def prepare() -> None:
-            self._write(tokens, words)
-            if chosen is not None:
-                self._write(chosen, chosen_words, row=1)
+            self._write(tokens, step)
+            self._write(chosen, rows, row=1)
 
-        self._workers.run(program.operations, prepare, operations)
+        self._workers.run(program.program, prepare, end)
         return drawn
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         # The system maps new memory for every large tensor, page by page, which takes longer than filling it.
-        if self._recording is None and math.prod(shape) * dtype.itemsize <= LARGE:
+        if self._recorder is None and math.prod(shape) * dtype.itemsize <= LARGE:
             return torch.empty(shape, dtype=dtype)
         return self._arena.empty(shape, dtype)
 
@@ -443,7 +417,7 @@ class CpuBackend:
 
         During a recording nothing is set, since `replay` sets the batch of the whole program.
         """
-        if self._recording is None:
+        if self._recorder is None:
             self._pending = (rows, words or {})
 
     def _make(self, maker: Maker) -> None:
@@ -456,8 +430,8 @@ class CpuBackend:
 
     def _run_all(self, calls: Sequence[Call]) -> None:
         self._maker = None
-        if self._recording is not None:
-            self._recording += calls
+        if self._recorder is not None:
+            self._recorder.calls += calls
             return
         rows, words = self._pending
         self._workers.run(Program(calls), lambda: self._write(rows, words))
@@ -514,6 +488,10 @@ def _words(layout: BatchLayout) -> Words:
         "slots": layout.slots,
         "positions": layout.positions,
     }
+
+
+def _kept(places: Tensor | None) -> Words:
+    return {"kept": 0} if places is None else {"kept": places.shape[0], "places": places}
 
 
 def _panels(weight: Tensor | Linear) -> Panels:

@@ -28,7 +28,6 @@ class Program:
 
     def __init__(self, steps: Sequence[tuple[Operation, Sequence[int]]]) -> None:
         self.length = len(steps)
-        self.operations = [operation for operation, _ in steps]
         self.words = np.zeros((max(1, self.length), WORDS + 1), np.int64)
         for row, (operation, arguments) in zip(self.words, steps, strict=False):
             row[0] = operation.address
@@ -61,7 +60,7 @@ class Workers:
         self._held: list[Program] = []
         """The programs that a thread may still read, the current one last."""
         # Threads wait in machine code, since in Python they would also wait for the interpreter's lock.
-        self._bell, self._rope = os.pipe()
+        self._woken, self._wake = os.pipe()
         for index in range(1, threads):
             threading.Thread(target=self._serve, args=(index,), name=f"kernels-{index}", daemon=True).start()
 
@@ -80,32 +79,35 @@ class Workers:
         program.tickets[: program.length, 0] = CLOSED
         if prepare is not None:
             prepare()
-        program.run[2:] = program.length if operations is None else operations, self._epoch
+        length, epoch = program.length if operations is None else operations, self._epoch
+        program.run[2:] = length, epoch
+        self._hold(program)
         work = self._open(program.address, self._scratch[0])
         threads = self._crew.choose(work)
         began = time.perf_counter()
-        self._hold(program)
+        self._current[0] = program.address
         if threads > 1:
-            os.write(self._rope, bytes(threads - 1))
+            os.write(self._wake, bytes(threads - 1))
         self._work(program.address, self._scratch[0])
         self._crew.took(work, threads, time.perf_counter() - began)
 
     def close(self) -> None:
         """Make the threads end."""
-        os.close(self._rope)
+        os.close(self._wake)
 
     def _hold(self, program: Program) -> None:
-        """Make a program the current one, and let go of those before it that no thread reads."""
-        self._current[0] = program.address
-        # A thread that is not awake by now will read the new address.
+        """Keep a program for the threads that will read it, and let go of those before it that no thread reads.
+
+        It is called before the program is the current one. A thread that wakes now reads the one before.
+        """
         if not self._awake[:, 0].any():
-            self._held.clear()
+            del self._held[:-1]
         if program not in self._held[-1:]:
             self._held.append(program)
 
     def _serve(self, index: int) -> None:
         serve = _entry("walk:define_serve", 4)
-        serve(self._bell, self._current.ctypes.data, self._awake[index].ctypes.data, self._scratch[index])
+        serve(self._woken, self._current.ctypes.data, self._awake[index].ctypes.data, self._scratch[index])
 
 
 def _addresses(rows: NDArray[np.uint8]) -> list[int]:

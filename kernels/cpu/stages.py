@@ -30,7 +30,8 @@ def define_weigh() -> Function:
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: WeighArguments = unpack(WeighArguments, arguments)
-        rows, vocab = unpack(StepWords, args.step).rows, args.vocab
+        step: StepWords = unpack(StepWords, args.step)
+        rows, vocab = step.rows, args.vocab
         if chunk < 0:
             return rows
         row, out = args.logits + 4 * vocab * chunk, args.weights + 4 * vocab * chunk
@@ -40,10 +41,10 @@ def define_weigh() -> Function:
         if peak - peak != np.float32(0):
             _clear(floats(out, vocab), figures)
             return 0
-        temperature: Any = floats(args.temperature, rows)[chunk]
-        least: Any = floats(args.min_p, rows)[chunk]
+        temperature: Any = floats(step.temperature, rows)[chunk]
+        least: Any = floats(step.min_p, rows)[chunk]
         if temperature > 0:
-            top_k, top_p = words(args.top_k, rows)[chunk], floats(args.top_p, rows)[chunk]
+            top_k, top_p = words(step.top_k, rows)[chunk], floats(step.top_p, rows)[chunk]
             cut, last = find_cut(row, vocab, peak, temperature, top_k, top_p, scratch)
         else:
             temperature, least = np.float32(1), np.float32(0)

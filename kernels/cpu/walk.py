@@ -81,12 +81,12 @@ def define_serve() -> Callable[[int, int, int, int], int]:
     thread's two words, and that of its scratch memory. The first of the two words is 1 while the thread may read a run.
     """
 
-    def serve(bell: int, current: int, mine: int, scratch: int) -> int:
+    def serve(pipe: int, current: int, mine: int, scratch: int) -> int:
         while True:
-            rung = await_byte(bell, mine + 8)
-            if rung == 0:
+            read = await_byte(pipe, mine + 8)
+            if read == 0:
                 return 0
-            if rung == 1:
+            if read == 1:
                 write_word(mine, 1)
                 walk(read_word(current), scratch)
                 write_word(mine, 0)
@@ -106,8 +106,7 @@ def walk(record: int, scratch: int) -> int:
             taken = read_word(ticket)
             if taken >> SHIFT != epoch:
                 return 1
-            # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is
-            # taken.
+            # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is taken.
             chunks = read_word(ticket + 8)
             chunk = taken & TAKEN
             if chunk >= chunks:

@@ -51,7 +51,7 @@ def choose(
     """Draw a token from each row of `logits` [rows, vocab] float32, which is overwritten; row i belongs to draws[i].
 
     `memory` holds the tokens of the requests so far, and the new tokens are added to it; `settings` are those of the
-    draws, and `batch` is what the backend is to know of them. Log-probabilities are computed from the logits before any
+    draws, and `batch` has them for the backend. Log-probabilities are computed from the logits before any
     transform. The host does not wait for the device, unless a draw asks for its distribution.
     """
     memory.begin(draws)

@@ -11,7 +11,7 @@ from service.engine.endpoint import endpoint
 from service.engine.messages import FromEngine, ToEngine
 
 _READABLE = int(zmq.POLLIN)
-"""As a plain number, since bits of an enumeration are combined in Python."""
+"""Bit of a socket's events, as a plain number: those of an enumeration are compared in Python."""
 
 
 class EngineChannel:

@@ -1,4 +1,4 @@
-"""In a folder of PYTHONPATH, has each engine of a server interpret kernels as `tests.interpreter` says."""
+"""Start-up code of the processes whose PYTHONPATH has this folder: engines interpret kernels by `tests.interpreter`."""
 
 import sys
 
