@@ -20,6 +20,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 
 from service.engine.grammar_source import GrammarError, compiled, mask_of, to_llguidance
 from service.engine.messages import Grammar
+from service.python_command import python_command
 
 TRIAL_SECONDS = 2.0
 """Time of one trial; real schemas take milliseconds."""
@@ -75,9 +76,11 @@ class Trial:
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         if self._process is None:
-            command = [sys.executable, "-m", "service.engine.grammar_trial"]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                python_command("service.engine.grammar_trial"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
             )
             finalize(self, _end, self._process)
             # It says that it is ready, so that its start does not count as a grammar's time.

@@ -7,10 +7,11 @@ is gone, however that came about.
 import asyncio
 import os
 import signal
-import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+
+from service.python_command import python_command
 
 SILENT_TICKS = 4
 """Number of ticks into which the timeout of a silent process is divided."""
@@ -66,7 +67,7 @@ async def spawn(
     try:
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", module, *arguments),
+                *python_command(module, *arguments),
                 stdin=stdin,
                 stdout=output,
                 pass_fds=files,

@@ -20,6 +20,7 @@ from service.observability.logs import configure
 from service.processes.engine_config import engine_config
 from service.processes.orders import ApiConfig
 from service.processes.supervisor_config import STOPS, SupervisorConfig
+from service.python_command import python_command
 from service.settings import Settings
 
 _BANNER = """
@@ -74,8 +75,7 @@ def _become_supervisor(config: SupervisorConfig) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     # Whoever lists processes sees the command that was given.
     shown = ("headlight", *sys.argv[1:])
-    module = "service.processes.supervisor_process"
-    os.execv(sys.executable, (sys.executable, "-m", module, str(file.fileno()), *shown))
+    os.execv(sys.executable, python_command("service.processes.supervisor_process", str(file.fileno()), *shown))
 
 
 def _nameless_file() -> IO[bytes]:

@@ -18,12 +18,14 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.engine.grammar_trial import Trial
+from service.engine.messages import Grammar
 from service.engine.status import STARTING, EngineStatus
 from service.processes.api_keeper import ApiDead, ApiKeeper
 from service.processes.orders import ApiConfig, Setup
 from service.processes.restarts import RestartPolicy
 from service.settings import Settings
-from tests.service.servers import PATIENCE, save_dummy_llama, serving, wait_until
+from tests.service.servers import PATIENCE, free_port, save_dummy_llama, serving, status, wait_until
 
 PROCESSES = 3
 CAPACITY = 5
@@ -305,6 +307,24 @@ def test_a_signal_that_comes_before_the_supervisor_can_hear_it_ends_the_server(m
         server.terminate()
         assert "headlight serve" in " ".join(process.cmdline())
         assert server.wait(PATIENCE) == 0
+
+
+def test_packages_of_the_working_folder_do_not_stand_for_the_servers(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("service", "model", "kernels"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('a package of somebody else')")
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    # A command that was installed starts without the working folder, as this one does.
+    command = (sys.executable, "-P", "-m", "service.cli", "serve", str(model), "--load-format", "dummy")
+    with subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL) as server:
+        wait_until(lambda: server.poll() is not None or status(f"http://127.0.0.1:{port}/ready") == 200)
+        assert server.poll() is None
+        server.terminate()
+        assert server.wait(PATIENCE) == 0
+    assert Trial()(Grammar("regex", "a", "structured_outputs"))
 
 
 def test_what_keeps_the_processes_from_starting_is_one_plain_line(model: Path, tmp_path: Path) -> None:
