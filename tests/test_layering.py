@@ -42,7 +42,7 @@ RULES: list[tuple[str, set[str], set[str]]] = [
     ("model.checkpoint", {"model.checkpoint"}, {"torch", "msgspec", "fastapi"}),
     ("model.families", {"model.families", "model.checkpoint", "model.spec"}, {"torch", "msgspec", "fastapi"}),
     ("model", {"model", "kernels"}, {"fastapi", "zmq", "msgspec", "pydantic", "tokenizers", "transformers"}),
-    ("service.engine", {"service.engine"} | CONTRACT, {"fastapi", "torch", "numpy"}),
+    ("service.engine", {"service.engine", "service.python_command"} | CONTRACT, {"fastapi", "torch", "numpy"}),
     ("service.observability.logs", set(), {"fastapi", "torch", "zmq", "pydantic"}),
     (
         "service.text",
