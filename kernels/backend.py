@@ -23,6 +23,8 @@ ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
 class LayerCache(NamedTuple):
     """One layer's paged keys and values, each [blocks, block_size, kv_heads, head_dim].
 
+    Within a block, a backend may store the numbers in an order of its own.
+
     An FP8 (e4m3) cache stores each key or value divided by its head's scale, rounded, and clamped to the largest
     finite e4m3 number, 448.
     """

@@ -182,7 +182,7 @@ class AttendArguments(NamedTuple):
     keys: int
     """[blocks, block, kv_heads, dim] in the cache's form."""
     values: int
-    """[blocks, block, kv_heads, dim] in the cache's form."""
+    """[blocks, block, kv_heads, dim] in the cache's form, or in pairs of tokens; see `attention_memory.serves`."""
     key_scales: int
     """[kv_heads], or none."""
     value_scales: int

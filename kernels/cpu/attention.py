@@ -10,7 +10,16 @@ import numpy as np
 from numba import njit
 
 from kernels.cpu.arguments import AttendArguments, AttentionWeightsArguments, StepWords
-from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS, serves, unit_bytes
+from kernels.cpu.attention_memory import (
+    KEYS,
+    LANES,
+    PARTS,
+    PLACES_BYTES,
+    ROWS,
+    STEPS,
+    serves,
+    unit_bytes,
+)
 from kernels.cpu.attention_tile import (
     ROWS_AT_ONCE,
     VECTORS_AT_ONCE,
@@ -21,7 +30,7 @@ from kernels.cpu.attention_tile import (
     take_exp,
 )
 from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, unpack, words
-from kernels.cpu.matrix_attention import add_tile, begin_tile, score_tile
+from kernels.cpu.matrix_attention import add_tile, begin_tile, fetch_parts, locate_parts, padded_rows, score_tile
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.target import REGISTER_ROWS
@@ -72,9 +81,10 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         """
         vectors = (present + LANES - 1) // LANES
         keys, values = own, own + 4 * KEYS * dim
-        peaks, masses, shrinks, queries, sums = _state(state, _padded(rows), dim)
+        peaks, masses, shrinks, queries, sums = _state(state, padded_rows(rows), dim)
         if unit:
-            score_tile(dim, rows, present, words(places, KEYS), args.kv_heads * dim * stored, own, scores)
+            stride = args.kv_heads * dim * stored
+            score_tile(dim, rows, present, places, stride, own, scores)
         else:
             _load(stored, dim, width, present, places, keys, values)
             multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
@@ -83,10 +93,26 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         if unit:
             _shrink(rows, dim, sums, shrinks)
             _clear(rows, vectors, scores)
-            add_tile(dim, rows, present, words(places + 8 * KEYS, KEYS), own, scores, sums)
+            add_tile(dim, rows, present, places + 8 * PARTS, 2 * stride, own, scores, sums)
         else:
             lanes = width // LANES
             multiply(rows, lanes, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
+
+    @njit(inline="always")
+    def find(args: AttendArguments, table: Any, base: int, end: int, kv_head: int, places: int) -> None:
+        """Write the addresses of a tile's keys and values to `places`, for the unit those of their parts."""
+        if unit:
+            locate_parts(dim, block, args, table, base, end, kv_head, places)
+        else:
+            locate(stored, dim, block, args, table, base, end, kv_head, places)
+
+    @njit(inline="always")
+    def bring(args: AttendArguments, places: int, first: int, last: int, size: int) -> None:
+        """Begin to fetch `size` bytes of each of a tile's keys and values from `first` to `last` - 1."""
+        if unit:
+            fetch_parts(places, first, last, args.kv_heads * dim * stored, size)
+        else:
+            fetch(places, first, last, size)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: AttendArguments = unpack(AttendArguments, arguments)
@@ -95,7 +121,7 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         starts, contexts = integers(step.query_starts, step.sequences + 1), integers(step.context_lens, step.sequences)
         tokens, together = max(1, most // group), 1
         if step.sequences >= SEQUENCES_A_THREAD * args.threads:
-            together = max(1, min(kv_heads, most // _padded(group)))
+            together = max(1, min(kv_heads, most // padded_rows(group)))
         if chunk < 0:
             return _count_chunks(starts, step.sequences, tokens, kv_heads, together)
         sequence, first, kv_head, many = _find_chunk(starts, step.sequences, tokens, kv_heads, together, chunk)
@@ -104,7 +130,7 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         position = contexts[sequence] - (starts[sequence + 1] - first)
         end = min(contexts[sequence], position + rows // group)
 
-        padded = _padded(rows)
+        padded = padded_rows(rows)
         places, coming, states = scratch, scratch + PLACES_BYTES, scratch + 2 * PLACES_BYTES
         state_bytes = 4 * padded * (3 + dim + width)
         # Scores are those of the head at work.
@@ -118,18 +144,22 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         table = integers(step.block_table + sequence * step.table_width * 4, step.table_width)
         begin = 0 if args.window == 0 else max(0, position - args.window + 1) // KEYS * KEYS
         if begin < end:
-            locate(stored, dim, block, args, table, begin, end, kv_head, places)
-            fetch(places, 0, KEYS, many * dim * stored)
+            find(args, table, begin, end, kv_head, places)
+            bring(args, places, 0, KEYS, many * dim * stored)
         for base in range(begin, end, KEYS):
             present = min(KEYS, end - base)
             if base + KEYS < end:
-                locate(stored, dim, block, args, table, base + KEYS, end, kv_head, coming)
+                find(args, table, base + KEYS, end, kv_head, coming)
             for head in range(many):
                 if base + KEYS < end:
-                    fetch(coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
+                    bring(args, coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
                 state, mine = states + head * state_bytes, own + head * own_bytes
                 take_keys(args, kv_head + head, position - base, rows, present, places, state, scores, mine)
-                _advance(places, dim * stored)
+                if unit:
+                    _advance(places, PARTS, dim * stored)
+                    _advance(places + 8 * PARTS, STEPS, 2 * dim * stored)
+                else:
+                    _advance(places, 2 * KEYS, dim * stored)
             places, coming = coming, places
         if unit:
             release(0)
@@ -145,12 +175,6 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
 def _state(at: int, padded: int, dim: int) -> Any:
     """Addresses of a head's peaks, masses, shrinks [padded], queries [padded, dim] and sums, float32 from `at` on."""
     return at, at + 4 * padded, at + 8 * padded, at + 12 * padded, at + 4 * padded * (3 + dim)
-
-
-@njit(inline="always")
-def _padded(rows: int) -> int:
-    """A number of rows, in whole registers of the matrix unit."""
-    return (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
 
 
 @njit(inline="always")
@@ -259,10 +283,10 @@ def fetch(places: int, first: int, last: int, size: int) -> None:
 
 
 @njit(inline="always")
-def _advance(places: int, size: int) -> None:
-    """Go on to the next head's keys and values, `size` bytes behind."""
-    found = words(places, 2 * KEYS)
-    for j in range(2 * KEYS):
+def _advance(places: int, count: int, size: int) -> None:
+    """Go on with so many addresses to the next head's, `size` bytes behind."""
+    found = words(places, count)
+    for j in range(count):
         found[j] += size
 
 

@@ -1,7 +1,7 @@
 """The tiles of attention: their sizes, and the scratch memory that they take."""
 
 from kernels.cpu.cache_forms import BFLOAT16
-from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS, matrix_unit, register_floats
+from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_ROWS, matrix_unit, register_floats
 
 LANES = register_floats()
 """Float32 numbers in a register."""
@@ -13,20 +13,21 @@ PLACES_BYTES = 2 * 8 * KEYS
 """Bytes of the addresses of a tile's keys and values."""
 DEPTH = 32
 """Bfloat16 numbers in a row of a register of the matrix unit, which multiplies and adds them in pairs."""
-ROWS_TOGETHER = 8
-"""Rows whose queries fill such a register: upper parts are its first columns, and lower parts its last ones."""
 PARTS = KEYS // REGISTER_ROWS
 """Parts of a tile's keys, each of which fills such a register."""
-PRODUCT_BYTES = PARTS * REGISTER_BYTES // ROWS_TOGETHER
-"""Bytes of a row's products with a tile's keys, those of its query's upper and lower part."""
+STEPS = KEYS // DEPTH
+"""Parts of a tile's values, each of which fills such a register in pairs."""
+PRODUCT_BYTES = 4 * KEYS
+"""Bytes of a row's products with a tile's keys."""
 
 
 def serves(stored: int, dim: int, block: int) -> bool:
     """Whether there is a matrix unit that can attend with heads of `dim` over a cache in blocks of `block` tokens.
 
-    `stored` is the cache's form.
+    `stored` is the cache's form. The unit wants the values of every two tokens number beside number: such a cache has
+    them as [blocks, block / 2, kv_heads, dim, 2].
     """
-    suitable = stored == BFLOAT16 and dim % DEPTH == 0 and block % REGISTER_ROWS == 0
+    suitable = stored == BFLOAT16 and dim % DEPTH == 0 and block % DEPTH == 0
     return suitable and matrix_unit()
 
 
@@ -41,7 +42,7 @@ def scratch_bytes(dim: int, group: int) -> int:
 
 def unit_bytes(dim: int, rows: int) -> int:
     """Bytes that a tile of `rows` (a multiple of REGISTER_ROWS) needs where the matrix unit multiplies."""
-    return 2 * CONFIGURATION_BYTES + rows * (4 * dim + PRODUCT_BYTES + 4 * KEYS) + 2 * dim * (KEYS + 1)
+    return 2 * CONFIGURATION_BYTES + rows * (4 * dim + PRODUCT_BYTES + 4 * KEYS) + 2 * dim * DEPTH
 
 
 def scratch_bytes_of_weights(dim: int) -> int:

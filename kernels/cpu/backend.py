@@ -48,7 +48,7 @@ from kernels.cpu.arguments import (
     StepWords,
     WeighArguments,
 )
-from kernels.cpu.attention_memory import scratch_bytes, scratch_bytes_of_weights
+from kernels.cpu.attention_memory import DEPTH, scratch_bytes, scratch_bytes_of_weights, serves
 from kernels.cpu.cache_forms import STORED
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.operations import (
@@ -72,7 +72,7 @@ from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.recording import Call, Recorder, Recording
-from kernels.cpu.target import path_name
+from kernels.cpu.target import matrix_unit, path_name
 
 WORD = {name: index for index, name in enumerate(StepWords._fields)}
 """The index of each word of a step."""
@@ -99,7 +99,7 @@ class CpuBackend:
     keeps_fp8 = False
     embeds_packed = True
     cache_dtype: torch.dtype | None = torch.bfloat16
-    block_size = 16
+    block_size = DEPTH if matrix_unit() else 16
     capturable = False
 
     def __init__(self, threads: int, *, batch_invariant: bool = False) -> None:
@@ -235,7 +235,7 @@ class CpuBackend:
         cache: LayerCache,
         slots: Tensor,
     ) -> Tensor:
-        kv_heads, dim = cache.keys.shape[2:]
+        _, block, kv_heads, dim = cache.keys.shape
         queries = self._empty(len(qkv), heads, dim)
         self._set(qkv, {"slots": slots})
         arguments = RotateArguments(
@@ -257,7 +257,8 @@ class CpuBackend:
             key_scales=_address(cache.key_scales),
             value_scales=_address(cache.value_scales),
         )
-        self._run(rotate_operation(STORED[cache.keys.dtype]), arguments)
+        stored = STORED[cache.keys.dtype]
+        self._run(rotate_operation(stored, serves(stored, dim, block)), arguments)
         return queries
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:

@@ -33,7 +33,7 @@ from kernels.cpu.instructions import (
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.rounding import round_row
-from kernels.cpu.storage import store
+from kernels.cpu.storage import store, store_beside
 
 TOKENS_A_CHUNK = 2
 """Number of tokens in a chunk of work."""
@@ -144,10 +144,10 @@ def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos
         out[half + i] = b * cos[i] + a * sin[i]
 
 
-def define_rotate(stored: int) -> Function:
+def define_rotate(stored: int, paired: bool) -> Function:
     """Norm and rotate queries and keys, and store keys and values in the cache in the form `stored` (`storage.py`).
 
-    Its arguments are `RotateArguments`.
+    With `paired`, values are stored as `matrix_attention.py` wants them. Its arguments are `RotateArguments`.
     """
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
@@ -179,7 +179,11 @@ def define_rotate(stored: int) -> Function:
                         floats(args.value_scales, kv_heads)[head],
                     )
                 store(stored, turned, args.keys + at, dim, key_scale)
-                store(stored, value, args.values + at, dim, value_scale)
+                if paired:
+                    pair, other = slots[row] // 2 * 2 * args.slot_bytes, slots[row] % 2
+                    store_beside(value, args.values + pair + (2 * head * dim + other) * stored, dim)
+                else:
+                    store(stored, value, args.values + at, dim, value_scale)
         return 0
 
     return run

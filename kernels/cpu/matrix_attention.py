@@ -2,39 +2,46 @@
 
 Queries and weights are float32. Each is split into the sum of two bfloat16 numbers, an upper and a lower part, with a
 relative error below 2^-16; the unit multiplies both parts, and adds in float32. Keys are read as they lie in the cache:
-their products with queries come out as [keys, rows], and are turned. Values are paired first, as the unit wants them.
+their products with queries come out as [keys, rows], and are turned. Values lie in the cache in pairs, as the unit
+wants them (`attention_memory.serves`).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
 from kernels.cpu import matrix_unit as unit
 from kernels.cpu import vectors as v
-from kernels.cpu.attention_memory import DEPTH, KEYS, PARTS, PRODUCT_BYTES, ROWS_TOGETHER
-from kernels.cpu.instructions import floats, instruction, words
-from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS, matrix_unit
+from kernels.cpu.arguments import AttendArguments
+from kernels.cpu.attention_memory import DEPTH, KEYS, PARTS, PRODUCT_BYTES, STEPS
+from kernels.cpu.cache_forms import BFLOAT16
+from kernels.cpu.instructions import instruction, prefetch, words
+from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_ROWS, matrix_unit
 
 LANES = 16
 """Float32 numbers in a vector, and in a row of a register of sums."""
-KEY_SUMS, QUERIES, CACHED, UPPER, LOWER, VALUE_SUMS = (0, 1), 2, 3, 4, 5, (6, 7)
-"""Registers: sums float32 [keys, 2 ROWS_TOGETHER]; paired queries, and later paired values, [DEPTH / 2, 2 LANES];
-keys [REGISTER_ROWS, DEPTH]; weights' parts [rows, DEPTH], and sums float32 [rows, LANES]."""
+NARROW = 4
+"""Number of rows up to which queries and scores take a quarter of a register."""
+KEY_SUMS, UPPER_QUERIES, LOWER_QUERIES, CACHED, WEIGHTS, VALUE_SUMS = (0, 1), 2, 3, 4, 5, (6, 7)
+"""Registers: scores float32 [REGISTER_ROWS keys, columns]; queries' parts, in pairs, [DEPTH / 2, columns, 2]; keys
+[REGISTER_ROWS, DEPTH], and later values in pairs, [DEPTH / 2, LANES, 2]; weights [rows, DEPTH], and sums float32 [rows,
+LANES]. There are LANES columns, or NARROW ones: one for each row."""
 
 
 def _emit_configure(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
-    place, rows = values
+    place, columns, rows = values
     full, height = ir.Constant(v.I64, 64), ir.Constant(v.I64, REGISTER_ROWS)
-    unit.configure(builder, place, [(full, height)] * UPPER + [(full, rows)] * 4)
+    narrow = builder.mul(columns, ir.Constant(v.I64, 4))
+    unit.configure(builder, place, [(narrow, height)] * 4 + [(full, height)] + [(full, rows)] * 3)
     return ir.Constant(v.I64, 0)
 
 
-configure = instruction(types.int64, [types.int64, types.int64], _emit_configure)
-"""Give the calling thread's registers their shapes, for up to 16 rows of weights at once: (scratch, rows) -> 0."""
+configure = instruction(types.int64, [types.int64] * 3, _emit_configure)
+"""Give the calling thread's registers their shapes, for up to 16 rows at once: (scratch, columns, rows) -> 0."""
 
 
 def _with_dim(emit: Callable[[ir.IRBuilder, int, Sequence[v.Value]], None], arguments: int) -> Any:
@@ -56,67 +63,138 @@ def _with_dim(emit: Callable[[ir.IRBuilder, int, Sequence[v.Value]], None], argu
 
 @intrinsic(prefer_literal=True)
 def pair_queries(_: Any, dim: Any, queries: Any, out: Any) -> Any:
-    """Split the queries [ROWS_TOGETHER, dim] float32 of some rows, and arrange them for a product with keys.
+    """Split the queries [LANES, dim] float32 of some rows, and arrange them for a product with keys.
 
-    Written to `out`: [dim / DEPTH, DEPTH / 2, 2 ROWS_TOGETHER, 2] bfloat16. `dim` is a compile-time constant.
+    Written to `out`: [dim / DEPTH, 2 parts, DEPTH / 2, LANES, 2] bfloat16. `dim` is a compile-time constant.
     """
-    return _with_dim(_emit_queries, 2)(dim)
-
-
-def _emit_queries(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) -> None:
-    queries, out = arguments
-    for step in range(dim // DEPTH):
-        parts = [
-            v.split(builder, v.load(builder, v.vector(v.F32, DEPTH), queries, 4 * (row * dim + step * DEPTH)))
-            for row in range(ROWS_TOGETHER)
-        ]
-        columns = [builder.bitcast(part, v.vector(v.I32, LANES)) for half in zip(*parts, strict=True) for part in half]
-        for index, row in enumerate(v.transpose(builder, columns)):
-            v.store(builder, row, out, step * REGISTER_BYTES + 64 * index)
+    return _with_dim(partial(_emit_queries, v.transpose, LANES), 2)(dim)
 
 
 @intrinsic(prefer_literal=True)
-def score_keys(_: Any, dim: Any, queries: Any, parts: Any, stride: Any, products: Any) -> Any:
-    """Products of `ROWS_TOGETHER` rows' queries, from `pair_queries`, with the keys of a tile.
+def pair_few_queries(_: Any, dim: Any, queries: Any, out: Any) -> Any:
+    """`pair_queries` for NARROW rows: `out` is [dim / DEPTH, 2 parts, DEPTH / 2, NARROW, 2] bfloat16."""
+    return _with_dim(partial(_emit_queries, _interleave, NARROW), 2)(dim)
 
-    `parts` is the address of PARTS addresses, each of `REGISTER_ROWS` keys that lie `stride` bytes apart. Products are
-    [PARTS, REGISTER_ROWS, 2 ROWS_TOGETHER] float32. `dim` is a compile-time constant.
+
+def _emit_queries(
+    turn: Callable[[ir.IRBuilder, Sequence[v.Value]], list[v.Value]],
+    rows: int,
+    builder: ir.IRBuilder,
+    dim: int,
+    arguments: Sequence[v.Value],
+) -> None:
+    queries, out = arguments
+    for step in range(dim // DEPTH):
+        splits = [
+            v.split(builder, v.load(builder, v.vector(v.F32, DEPTH), queries, 4 * (row * dim + step * DEPTH)))
+            for row in range(rows)
+        ]
+        for part, halves in enumerate(zip(*splits, strict=True)):
+            turned = turn(builder, [builder.bitcast(half, v.vector(v.I32, LANES)) for half in halves])
+            for index, numbers in enumerate(turned):
+                v.store(builder, numbers, out, 64 * (rows * (2 * step + part) + index))
+
+
+def _interleave(builder: ir.IRBuilder, rows: Sequence[v.Value]) -> list[v.Value]:
+    """Vectors with the first numbers of all four rows, then their second ones, and so on."""
+    pairs = [v.interleave(builder, a, b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    wide = v.vector(v.I64, LANES // 2)
+    return [
+        quad
+        for a, b in zip(*pairs, strict=True)
+        for quad in v.interleave(builder, builder.bitcast(a, wide), builder.bitcast(b, wide))
+    ]
+
+
+@intrinsic(prefer_literal=True)
+def score_keys(_: Any, dim: Any, columns: Any, queries: Any, parts: Any, count: Any, stride: Any, products: Any) -> Any:
+    """Products of some rows' queries, from `pair_queries` or `pair_few_queries`, with the keys of a tile.
+
+    `parts` is the address of so many addresses, an even number, each of `REGISTER_ROWS` keys that lie `stride` bytes
+    apart. Products are [count, REGISTER_ROWS, columns] float32. `dim` is a compile-time constant.
     """
-    return _with_dim(_emit_scores, 4)(dim)
+    return _with_dim(_emit_scores, 6)(dim)
 
 
 def _emit_scores(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) -> None:
-    queries, parts, stride, products = arguments
-    row = ir.Constant(v.I64, 64)
-    for first in range(0, PARTS, len(KEY_SUMS)):
+    columns, queries, parts, count, stride, products = arguments
+    row = builder.mul(columns, ir.Constant(v.I64, 4))
+    size = builder.mul(row, ir.Constant(v.I64, REGISTER_ROWS))
+
+    def score(index: v.Value, _: list[v.Value]) -> list[v.Value]:
+        first = builder.mul(index, ir.Constant(v.I64, len(KEY_SUMS)))
+        place = builder.add(parts, builder.mul(first, ir.Constant(v.I64, 8)))
+        keys = [v.load(builder, v.I64, place, 8 * number) for number in range(len(KEY_SUMS))]
         for sums in KEY_SUMS:
             unit.clear(builder, sums)
+        at = queries
         for step in range(dim // DEPTH):
-            unit.load(builder, QUERIES, v.at(builder, queries, step * REGISTER_BYTES), row)
-            for index, sums in enumerate(KEY_SUMS):
-                keys = v.load(builder, v.I64, parts, 8 * (first + index))
-                unit.load(builder, CACHED, v.at(builder, keys, 2 * DEPTH * step), stride)
-                unit.multiply(builder, "tdpbf16ps", sums, CACHED, QUERIES)
-        for index, sums in enumerate(KEY_SUMS):
-            unit.store(builder, sums, v.at(builder, products, (first + index) * REGISTER_BYTES), row)
+            for register in (UPPER_QUERIES, LOWER_QUERIES):
+                unit.load(builder, register, at, row)
+                at = builder.add(at, size)
+            for sums, key in zip(KEY_SUMS, keys, strict=True):
+                unit.load(builder, CACHED, v.at(builder, key, 2 * DEPTH * step), stride)
+                unit.multiply(builder, "tdpbf16ps", sums, CACHED, UPPER_QUERIES)
+                unit.multiply(builder, "tdpbf16ps", sums, CACHED, LOWER_QUERIES)
+        out = builder.add(products, builder.mul(first, size))
+        for number, sums in enumerate(KEY_SUMS):
+            unit.store(builder, sums, out if number == 0 else builder.add(out, size), row)
+        return []
+
+    v.repeat(builder, builder.sdiv(count, ir.Constant(v.I64, len(KEY_SUMS))), [], score)
 
 
 @intrinsic
-def turn_scores(_: Any, products: Any, scores: Any) -> Any:
-    """Add the products of upper and lower parts, from `score_keys`, to scores, [ROWS_TOGETHER, KEYS] float32."""
+def turn_scores(_: Any, products: Any, scores: Any, parts: Any) -> Any:
+    """Turn the products of LANES rows, from `score_keys`, to scores, [LANES, KEYS] float32, for so many parts."""
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        kind = v.vector(v.F32, LANES)
-        for part in range(PARTS):
-            place = part * REGISTER_BYTES
-            keys = [v.load(builder, kind, values[0], place + 64 * key) for key in range(REGISTER_ROWS)]
-            columns = v.transpose(builder, keys)
-            for row in range(ROWS_TOGETHER):
-                score = builder.fadd(columns[row], columns[ROWS_TOGETHER + row])
-                v.store(builder, score, values[1], 4 * (row * KEYS + part * REGISTER_ROWS))
+        _emit_turns(builder, LANES, v.transpose, values)
         return context.get_dummy_value()
 
-    return types.none(types.int64, types.int64), generate
+    return types.none(*[types.int64] * 3), generate
+
+
+@intrinsic
+def turn_few_scores(_: Any, products: Any, scores: Any, parts: Any) -> Any:
+    """`turn_scores` for NARROW rows."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
+        _emit_turns(builder, NARROW, _separate, values)
+        return context.get_dummy_value()
+
+    return types.none(*[types.int64] * 3), generate
+
+
+def _emit_turns(
+    builder: ir.IRBuilder,
+    rows: int,
+    turn: Callable[[ir.IRBuilder, Sequence[v.Value]], list[v.Value]],
+    arguments: Sequence[v.Value],
+) -> None:
+    products, scores, parts = arguments
+
+    def turn_part(part: v.Value, _: list[v.Value]) -> list[v.Value]:
+        source = builder.add(products, builder.mul(part, ir.Constant(v.I64, 4 * REGISTER_ROWS * rows)))
+        target = builder.add(scores, builder.mul(part, ir.Constant(v.I64, 4 * REGISTER_ROWS)))
+        keys = [v.load(builder, v.vector(v.I32, LANES), source, 64 * index) for index in range(rows)]
+        for row, numbers in enumerate(turn(builder, keys)):
+            v.store(builder, numbers, target, 4 * KEYS * row)
+        return []
+
+    v.repeat(builder, parts, [], turn_part)
+
+
+def _separate(builder: ir.IRBuilder, mixed: Sequence[v.Value]) -> list[v.Value]:
+    """The four rows that `_interleave` makes these vectors of."""
+    wide = [builder.bitcast(numbers, v.vector(v.I64, LANES // 2)) for numbers in mixed]
+    pairs = [v.separate(builder, a, b) for a, b in zip(wide[::2], wide[1::2], strict=True)]
+    narrow = v.vector(v.I32, LANES)
+    return [
+        row
+        for a, b in zip(*pairs, strict=True)
+        for row in v.separate(builder, builder.bitcast(a, narrow), builder.bitcast(b, narrow))
+    ]
 
 
 @intrinsic
@@ -134,92 +212,166 @@ def split_weights(_: Any, weights: Any, upper: Any, lower: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def pair_values(_: Any, dim: Any, first: Any, second: Any, out: Any) -> Any:
-    """Write the values [dim] bfloat16 of two keys, at their addresses, number beside number to `out`, [dim, 2].
+def copy_values(_: Any, dim: Any, present: Any, values: Any, stride: Any, out: Any) -> Any:
+    """Copy the values [DEPTH / 2, dim, 2] bfloat16 of a part to `out`, with zeros for keys that are not `present`.
 
-    `dim` is a compile-time constant.
+    Rows of `values` lie `stride` bytes apart. `dim` is a compile-time constant.
     """
-    return _with_dim(_emit_pairs, 3)(dim)
+    return _with_dim(_emit_copy, 4)(dim)
 
 
-def _emit_pairs(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) -> None:
-    first, second, out = arguments
-    kind = v.vector(v.I16, DEPTH)
-    for d in range(0, dim, DEPTH):
-        a, b = (v.load(builder, kind, place, 2 * d) for place in (first, second))
-        for half in (0, 1):
-            places = [lane + other * DEPTH for lane in range(16 * half, 16 * half + 16) for other in (0, 1)]
-            pairs = builder.shuffle_vector(a, b, ir.Constant(v.vector(v.I32, DEPTH), places))
-            v.store(builder, pairs, out, 4 * (d + 16 * half))
+def _emit_copy(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) -> None:
+    present, values, stride, out = arguments
+
+    def copy(pair: v.Value, _: list[v.Value]) -> list[v.Value]:
+        before = builder.sub(present, builder.mul(pair, ir.Constant(v.I64, 2)))
+        masks = [builder.icmp_signed(">", before, ir.Constant(v.I64, key)) for key in (0, 1)]
+        bits = [
+            builder.select(mask, ir.Constant(v.I32, 0xFFFF << 16 * key), ir.Constant(v.I32, 0))
+            for key, mask in enumerate(masks)
+        ]
+        kept = v.splat(builder, builder.or_(*bits), LANES)
+        source = builder.add(values, builder.mul(pair, stride))
+        target = builder.add(out, builder.mul(pair, ir.Constant(v.I64, 4 * dim)))
+        for d in range(0, dim, LANES):
+            v.store(builder, builder.and_(v.load(builder, kept.type, source, 4 * d), kept), target, 4 * d)
+        return []
+
+    v.repeat(builder, ir.Constant(v.I64, DEPTH // 2), [], copy)
 
 
 @intrinsic(prefer_literal=True)
-def add_values(_: Any, dim: Any, upper: Any, lower: Any, values: Any, sums: Any) -> Any:
-    """Add the products of rows' weights with a tile's values to sums [rows, dim] float32.
+def add_values(_: Any, dim: Any, steps: Any, upper: Any, lower: Any, parts: Any, strides: Any, sums: Any) -> Any:
+    """Add the products of rows' weights with so many steps of a tile's values to sums [rows, dim] float32.
 
-    `upper` and `lower` are the weights' parts, [rows, KEYS] bfloat16 each; values are [KEYS / 2, dim, 2] bfloat16. The
+    `upper` and `lower` are the weights' parts, [rows, KEYS] bfloat16 each. `parts` and `strides` are the addresses of
+    a word for each step: the address of its values [DEPTH / 2, dim, 2] bfloat16, and the bytes between their rows. The
     number of rows is that of `configure`; `dim` is a compile-time constant.
     """
-    return _with_dim(_emit_values, 4)(dim)
+    return _with_dim(_emit_values, 6)(dim)
 
 
 def _emit_values(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) -> None:
-    upper, lower, values, sums = arguments
-    weight_stride, stride = ir.Constant(v.I64, 2 * KEYS), ir.Constant(v.I64, 4 * dim)
+    steps, upper, lower, parts, strides, sums = arguments
+    weight_stride, sum_stride = ir.Constant(v.I64, 2 * KEYS), ir.Constant(v.I64, 4 * dim)
     for d in range(0, dim, LANES * len(VALUE_SUMS)):
         places = [v.at(builder, sums, 4 * (d + LANES * index)) for index in range(len(VALUE_SUMS))]
         for register, place in zip(VALUE_SUMS, places, strict=True):
-            unit.load(builder, register, place, stride)
-        for first in range(0, KEYS, DEPTH):
-            unit.load(builder, UPPER, v.at(builder, upper, 2 * first), weight_stride)
-            unit.load(builder, LOWER, v.at(builder, lower, 2 * first), weight_stride)
+            unit.load(builder, register, place, sum_stride)
+
+        def add(step: v.Value, _: list[v.Value], d: int = d) -> list[v.Value]:
+            word, offset = (builder.mul(step, ir.Constant(v.I64, size)) for size in (8, 2 * DEPTH))
+            values = v.load(builder, v.I64, builder.add(parts, word))
+            stride = v.load(builder, v.I64, builder.add(strides, word))
             for index, register in enumerate(VALUE_SUMS):
-                paired = v.at(builder, values, 2 * first * dim + 4 * (d + LANES * index))
-                unit.load(builder, QUERIES, paired, stride)
-                unit.multiply(builder, "tdpbf16ps", register, UPPER, QUERIES)
-                unit.multiply(builder, "tdpbf16ps", register, LOWER, QUERIES)
+                unit.load(builder, CACHED, v.at(builder, values, 4 * (d + LANES * index)), stride)
+                for weights in (upper, lower):
+                    unit.load(builder, WEIGHTS, builder.add(weights, offset), weight_stride)
+                    unit.multiply(builder, "tdpbf16ps", register, WEIGHTS, CACHED)
+            return []
+
+        v.repeat(builder, steps, [], add)
         for register, place in zip(VALUE_SUMS, places, strict=True):
-            unit.store(builder, register, place, stride)
+            unit.store(builder, register, place, sum_stride)
 
 
 @njit(inline="always")
 def begin_tile(dim: int, rows: int, queries: int, own: int) -> None:
     """Prepare the unit, and its memory at `own`, for a tile of rows with `queries` [rows, dim] float32."""
-    configure(own, min(rows, REGISTER_ROWS))
-    for row in range(0, rows, ROWS_TOGETHER):
-        pair_queries(dim, queries + 4 * dim * row, own + 2 * CONFIGURATION_BYTES + 4 * dim * row)
+    configure(own, _columns(rows), min(rows, REGISTER_ROWS))
+    paired = own + 2 * CONFIGURATION_BYTES
+    if rows <= NARROW:
+        pair_few_queries(dim, queries, paired)
+    else:
+        for row in range(0, rows, LANES):
+            pair_queries(dim, queries + 4 * dim * row, paired + 4 * dim * row)
 
 
 @njit(inline="always")
-def score_tile(dim: int, rows: int, present: int, keys: Any, stride: int, own: int, scores: int) -> None:
-    """Scores [rows, KEYS] float32 of a tile's keys, `present` of them, at the addresses `keys` and `stride` apart."""
-    padded = (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
-    parts, queries = own + CONFIGURATION_BYTES, own + 2 * CONFIGURATION_BYTES
-    products = queries + 4 * padded * dim
-    for part in range(PARTS):
-        # Absent keys are hidden later; those of another part are read in their place.
-        words(parts, PARTS)[part] = keys[part * REGISTER_ROWS if part * REGISTER_ROWS < present else 0]
-    for row in range(0, rows, ROWS_TOGETHER):
-        score_keys(dim, queries + 4 * dim * row, parts, stride, products + PRODUCT_BYTES * row)
-    for row in range(0, rows, ROWS_TOGETHER):
-        turn_scores(products + PRODUCT_BYTES * row, scores + 4 * KEYS * row)
+def _columns(rows: int) -> int:
+    """The number of columns for a tile of rows."""
+    return NARROW if rows <= NARROW else LANES
 
 
 @njit(inline="always")
-def add_tile(dim: int, rows: int, present: int, values: Any, own: int, weights: int, sums: int) -> None:
-    """Add the values of a tile's keys, at the addresses `values`, to sums [rows, dim], by weights [rows, KEYS]."""
-    padded = (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
-    upper = own + 2 * CONFIGURATION_BYTES + padded * (4 * dim + PRODUCT_BYTES)
-    lower = upper + 2 * KEYS * padded
-    paired = lower + 2 * KEYS * padded
-    zeros = paired + 2 * KEYS * dim
+def padded_rows(rows: int) -> int:
+    """A number of rows, in whole registers."""
+    return (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
+
+
+@njit(inline="always")
+def score_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: int, scores: int) -> None:
+    """Scores [rows, KEYS] float32 of a tile's keys, `present` of them.
+
+    `parts` is the address of the addresses of PARTS parts of the keys, which lie `stride` bytes apart.
+    """
+    queries = own + 2 * CONFIGURATION_BYTES
+    products = queries + 4 * padded_rows(rows) * dim
+    count = (present + DEPTH - 1) // DEPTH * (DEPTH // REGISTER_ROWS)
+    for row in range(0, rows, REGISTER_ROWS):
+        place = products + PRODUCT_BYTES * row
+        score_keys(dim, _columns(rows), queries + 4 * dim * row, parts, count, stride, place)
+    if rows <= NARROW:
+        turn_few_scores(products, scores, count)
+    else:
+        for row in range(0, rows, REGISTER_ROWS):
+            turn_scores(products + PRODUCT_BYTES * row, scores + 4 * KEYS * row, count)
+
+
+@njit(inline="always")
+def add_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: int, weights: int, sums: int) -> None:
+    """Add the values of a tile's keys, `present` of them, to sums [rows, dim], by weights [rows, KEYS].
+
+    `parts` is the address of the addresses of STEPS parts of the values, whose pairs lie `stride` bytes apart.
+    """
+    upper = own + 2 * CONFIGURATION_BYTES + padded_rows(rows) * (4 * dim + PRODUCT_BYTES)
+    lower = upper + 2 * KEYS * padded_rows(rows)
+    rest = lower + 2 * KEYS * padded_rows(rows)
     for row in range(rows):
         split_weights(weights + 4 * KEYS * row, upper + 2 * KEYS * row, lower + 2 * KEYS * row)
-    for d in range(dim // 2):
-        floats(zeros, dim // 2)[d] = np.float32(0)
-    for key in range(0, KEYS, 2):
-        first: Any = values[key] if key < present else zeros
-        second: Any = values[key + 1] if key + 1 < present else zeros
-        pair_values(dim, first, second, paired + 4 * dim * (key // 2))
+    steps = (present + DEPTH - 1) // DEPTH
+    places, strides = words(own + CONFIGURATION_BYTES, STEPS), words(own + CONFIGURATION_BYTES + 8 * STEPS, STEPS)
+    for step in range(steps):
+        places[step], strides[step] = words(parts, STEPS)[step], stride
+    if present < steps * DEPTH:
+        # Absent values are multiplied by 0, and any number may stand in their place.
+        copy_values(dim, present - (steps - 1) * DEPTH, places[steps - 1], stride, rest)
+        places[steps - 1], strides[steps - 1] = rest, 4 * dim
+    place = own + CONFIGURATION_BYTES
     for row in range(0, rows, REGISTER_ROWS):
-        add_values(dim, upper + 2 * KEYS * row, lower + 2 * KEYS * row, paired, sums + 4 * dim * row)
+        first = 2 * KEYS * row
+        add_values(dim, steps, upper + first, lower + first, place, place + 8 * STEPS, sums + 4 * dim * row)
+
+
+@njit(inline="always")
+def locate_parts(
+    dim: int, block: int, args: AttendArguments, table: Any, base: int, end: int, kv_head: int, places: int
+) -> None:
+    """Write the addresses of a tile's parts to `places`, [PARTS] int64 for keys and [STEPS] int64 for values.
+
+    Behind the sequence's end, the first part is repeated.
+    """
+    keys, values = words(places, PARTS), words(places + 8 * PARTS, STEPS)
+    for part in range(PARTS):
+        at = base + part * REGISTER_ROWS
+        if at >= end:
+            at = base
+        slot = table[at // block] * block + at % block
+        keys[part] = args.keys + (slot * args.kv_heads + kv_head) * dim * BFLOAT16
+        if part % 2 == 0:
+            values[part // 2] = args.values + (slot * args.kv_heads + 2 * kv_head) * dim * BFLOAT16
+
+
+@njit(inline="always")
+def fetch_parts(places: int, first: int, last: int, stride: int, size: int) -> None:
+    """Begin to fetch `size` bytes of each of a tile's keys and values from `first` to `last` - 1.
+
+    Keys lie `stride` bytes apart, and so do values, in pairs.
+    """
+    keys, values = words(places, PARTS), words(places + 8 * PARTS, STEPS)
+    for j in range(first, last):
+        key = keys[j // REGISTER_ROWS] + j % REGISTER_ROWS * stride
+        value = values[j // DEPTH] + j % DEPTH // 2 * 2 * stride + j % 2 * size
+        for line in range(0, size, 64):
+            prefetch(key + line)
+            prefetch(value + line)

@@ -49,6 +49,14 @@ def store(stored: int, source: Any, address: int, count: int, scale: Any) -> Non
             codes[i] = _to_fp8(source[i] / scale)
 
 
+@njit(inline="always")
+def store_beside(source: Any, address: int, count: int) -> None:
+    """Store `count` float32 numbers of `source` as bfloat16 in every second place from `address` on."""
+    places = halves(address, 2 * count)
+    for i in range(count):
+        places[2 * i] = _to_bfloat16(source[i])
+
+
 def widen(builder: ir.IRBuilder, stored: int, codes: v.Value) -> v.Value:
     """Numbers in the form `stored`, given by their bits in the lowest bits of i32 [lanes], as float32 [lanes].
 

@@ -293,6 +293,25 @@ def transpose(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
     return done
 
 
+def interleave(builder: ir.IRBuilder, a: Value, b: Value) -> tuple[Value, Value]:
+    """The numbers of two vectors in turns: those of their lower halves, and those of their upper halves."""
+    lanes = a.type.count
+    places = [lane + other for lane in range(lanes) for other in (0, lanes)]
+    return _two(builder, a, b, places[:lanes], places[lanes:])
+
+
+def separate(builder: ir.IRBuilder, a: Value, b: Value) -> tuple[Value, Value]:
+    """The two vectors that `interleave` makes a and b of."""
+    lanes = a.type.count
+    return _two(builder, a, b, list(range(0, 2 * lanes, 2)), list(range(1, 2 * lanes, 2)))
+
+
+def _two(builder: ir.IRBuilder, a: Value, b: Value, first: list[int], second: list[int]) -> tuple[Value, Value]:
+    """Two vectors of lanes of a and b."""
+    kind = vector(I32, a.type.count)
+    return tuple(builder.shuffle_vector(a, b, ir.Constant(kind, places)) for places in (first, second))
+
+
 def sum_up(add: Callable[[Value, Value], Value], values: Sequence[Value]) -> Value:
     """The sum of values, added one after another."""
     total = values[0]

@@ -18,7 +18,9 @@ from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCa
 from kernels.cpu import backend, pages
 from kernels.cpu.activations import TOKENS, UNIT_FROM, Rounding, rounding_for
 from kernels.cpu.arguments import RoundArguments
+from kernels.cpu.attention_memory import serves
 from kernels.cpu.backend import CpuBackend
+from kernels.cpu.cache_forms import STORED
 from kernels.cpu.operations import round_operation
 from kernels.cpu.panels import Format
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
@@ -180,19 +182,20 @@ def test_rotation_angles() -> None:
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
 @pytest.mark.parametrize("normed", [True, False])
 def test_rotate_and_store(cache_dtype: torch.dtype, normed: bool) -> None:
-    case = attention_case([(3, 5)], head_dim=16, cache_dtype=cache_dtype)
+    case = attention_case([(3, 6), (2, 5)], head_dim=32, block_size=CPU.block_size, cache_dtype=cache_dtype)
     tokens = len(case.q)
-    qkv = torch.randn(tokens, (4 + 2 * 2) * 16) * 20
+    qkv = torch.randn(tokens, (4 + 2 * 2) * 32) * 20
     slots = case.layout.slots.clone()
     slots[2] = -1
-    norms = HeadNorms(torch.randn(16), torch.randn(16), 1e-5) if normed else None
+    norms = HeadNorms(torch.randn(32), torch.randn(32), 1e-5) if normed else None
     rotation = REFERENCE.rotation(1.0 / 1e4 ** (torch.arange(6) / 6), 1.0, case.layout.positions)
-    caches = [LayerCache(*[None if part is None else part.clone() for part in case.cache]) for _ in range(2)]  # type: ignore[arg-type]
+    caches = [as_stored(case.cache), case.cache]
     queries = [
         backend.rotate_and_store(qkv, 4, norms, rotation, cache, slots)
         for backend, cache in zip((CPU, REFERENCE), caches, strict=True)
     ]
     torch.testing.assert_close(*queries, rtol=1e-5, atol=1e-5)
+    caches[1] = as_stored(caches[1])
     for name in ("keys", "values"):
         got, expected = (decode(getattr(cache, name), getattr(cache, name[:-1] + "_scales")) for cache in caches)
         # A number next to the middle between two that can be stored may fall to either side.
@@ -216,19 +219,46 @@ def test_fp8_and_bfloat16_are_stored_as_the_reference_rounds() -> None:
             torch.testing.assert_close(stored[0].float(), expected.float(), rtol=0, atol=0, equal_nan=True)
 
 
+def as_stored(cache: LayerCache) -> LayerCache:
+    """A copy of a cache as the CPU stores it: for the matrix unit, values of two tokens lie number beside number."""
+    blocks, block, kv_heads, dim = cache.values.shape
+    values = cache.values.clone()
+    if serves(STORED[values.dtype], dim, block):
+        pairs = values.view(blocks, block // 2, 2, kv_heads, dim).permute(0, 1, 3, 4, 2)
+        values = pairs.reshape(values.shape)
+    return cache._replace(keys=cache.keys.clone(), values=values)
+
+
+def stored(case: AttentionCase) -> AttentionCase:
+    """A case with its cache as the CPU stores it."""
+    return replace(case, cache=as_stored(case.cache))
+
+
+def ragged(heads: int = 4, cache_dtype: torch.dtype = torch.float32) -> AttentionCase:
+    """A batch over a cache in blocks of the CPU's own size."""
+    return attention_case(RAGGED, heads=heads, head_dim=32, block_size=CPU.block_size, cache_dtype=cache_dtype)
+
+
 def check(case: AttentionCase, options: AttentionOptions = PLAIN) -> None:
     expected = attend(case.q, case.cache, case.layout, options)
     # The matrix unit multiplies numbers with a relative error of 2^-17.
     error = 1e-4 if case.cache.keys.dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(CPU.attend(case.q, case.cache, case.layout, options), expected, rtol=error, atol=error)
+    got = CPU.attend(case.q, as_stored(case.cache), case.layout, options)
+    torch.testing.assert_close(got, expected, rtol=error, atol=error)
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
 def test_attention_over_ragged_batches(cache_dtype: torch.dtype) -> None:
-    check(attention_case(RAGGED, cache_dtype=cache_dtype))
+    check(ragged(cache_dtype=cache_dtype))
 
 
-SHAPES = [(64, 16, torch.bfloat16), (5, 3, torch.bfloat16), (17, 1, torch.float32)]
+SHAPES = [
+    (64, 32, torch.bfloat16),
+    (96, 64, torch.bfloat16),
+    (64, 16, torch.bfloat16),
+    (5, 3, torch.bfloat16),
+    (17, 1, torch.float32),
+]
 SHAPES += [(256, 8, torch.float32), (80, 64, FP8)]
 
 
@@ -276,7 +306,8 @@ FEATURES = {
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_attention_features(feature: str) -> None:
-    check(attention_case(RAGGED), FEATURES[feature])
+    for cache_dtype in (torch.float32, torch.bfloat16):
+        check(ragged(cache_dtype=cache_dtype), FEATURES[feature])
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
@@ -284,7 +315,7 @@ def test_attention_features(feature: str) -> None:
 def test_a_row_of_attention_depends_on_no_other_in_any_bit(cache_dtype: torch.dtype, window: int | None) -> None:
     options = replace(PLAIN, window=window)
     for heads in (2, 6, 14):
-        case = attention_case(RAGGED, heads=heads, cache_dtype=cache_dtype)
+        case = stored(ragged(heads, cache_dtype))
         whole = CPU.attend(case.q, case.cache, case.layout, options)
         for sequence in (3, 5, 7):
             begin, end = case.layout.query_starts[sequence : sequence + 2].tolist()
@@ -325,7 +356,7 @@ def check_weights(case: AttentionCase, options: AttentionOptions, heads: Sequenc
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
 @pytest.mark.parametrize("feature", FEATURES)
 def test_attention_weights(cache_dtype: torch.dtype, feature: str) -> None:
-    check_weights(attention_case(RAGGED, cache_dtype=cache_dtype), FEATURES[feature], [3, 0, 2])
+    check_weights(ragged(cache_dtype=cache_dtype), FEATURES[feature], [3, 0, 2])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -358,7 +389,7 @@ def test_attention_weights_of_any_shape(
 
 
 def test_attention_of_what_is_not_a_number_or_unbounded() -> None:
-    case = attention_case(RAGGED, cache_dtype=torch.bfloat16)
+    case = stored(ragged(cache_dtype=torch.bfloat16))
     expected = CPU.attend(case.q, case.cache, case.layout, PLAIN)
     case.q[60, 1, 3] = float("nan")
     got = CPU.attend(case.q, case.cache, case.layout, PLAIN)
@@ -366,7 +397,8 @@ def test_attention_of_what_is_not_a_number_or_unbounded() -> None:
     got[60, 1] = expected[60, 1]
     assert torch.equal(got, expected)
     # The weights of all keys but one are far below the least float32.
-    check(replace(case, q=torch.randn(case.q.shape) * 1000))
+    # Rounded numbers would change such scores by more than the distance between some of them.
+    check(replace(ragged(), q=torch.randn(case.q.shape) * 1000))
 
 
 def test_a_row_of_a_projection_depends_on_no_other_in_any_bit() -> None:
@@ -451,7 +483,7 @@ def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pyt
 MASKED = """
 import torch
 from kernels.cpu.target import path_name
-from tests.kernels.cpu.test_backend import CPU, FP8, INVARIANT, PLAIN, RAGGED, attention_case, quantized
+from tests.kernels.cpu.test_backend import CPU, FP8, INVARIANT, PLAIN, RAGGED, attention_case, quantized, stored
 torch.manual_seed(0)
 print(path_name())
 for bits, group, offsets in ((4, 32, True), (8, 32, False)):
@@ -465,7 +497,7 @@ wanted, logits = batch(50), torch.randn(50, 1001)
 assert torch.equal(CPU.sample(logits, wanted), sample(logits, wanted))
 if path_name() in ("portable", "avx512-vnni, amx"):
     check(logits, torch.arange(50), 20)
-    case = attention_case(RAGGED, heads=6, head_dim=32, cache_dtype=torch.bfloat16)
+    case = stored(attention_case(RAGGED, heads=6, head_dim=32, block_size=32, cache_dtype=torch.bfloat16))
     print(CPU.attend(case.q, case.cache, case.layout, PLAIN).double().abs().sum().item())
 """
 """Paths differ in how products are added, for weights of 4 bits and of 8, and on a matrix unit in attention too. Other
