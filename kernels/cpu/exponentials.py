@@ -7,7 +7,7 @@ from numba import types
 
 from kernels.cpu import vectors as v
 from kernels.cpu.instructions import SIGNLESS, instruction
-from kernels.cpu.rows import LANES, load, over_row, spread
+from kernels.cpu.rows import LANES, load, over_row, place, spread
 
 
 def _emit_peak(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
@@ -22,7 +22,7 @@ def _emit_peak(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
         return builder.xor(bits, builder.and_(sign, v.like(bits, int(SIGNLESS))))
 
     def raise_peak(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
-        bits = builder.bitcast(load(builder, _at(builder, row, first), lanes), carried[0].type)
+        bits = builder.bitcast(load(builder, place(builder, row, first), lanes), carried[0].type)
         return [larger(carried[0], ordered(bits))]
 
     lowest = [v.filled(v.I32, LANES, -(2**31))]
@@ -39,7 +39,7 @@ def _emit_mass(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 
     def add(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
         mass, above = carried
-        logits = load(builder, _at(builder, row, first), lanes)
+        logits = load(builder, place(builder, row, first), lanes)
         weights = v.exp(builder, builder.fsub(logits, spread(builder, peak, lanes)))
         counted = builder.fcmp_ordered(">", logits, spread(builder, least, lanes))
         return [builder.fadd(mass, weights), builder.add(above, builder.zext(counted, above.type))]
@@ -59,8 +59,3 @@ mass_and_count = instruction(types.int64, [types.int64, types.int64, types.float
 
 The lower half of the result has the bits of the sum, a float32, and the upper half the number.
 """
-
-
-def _at(builder: ir.IRBuilder, row: v.Value, index: v.Value) -> v.Value:
-    """The address of a row's number."""
-    return builder.add(row, builder.mul(index, ir.Constant(v.I64, 4)))

@@ -7,16 +7,15 @@ from numba import types
 
 from kernels.cpu import vectors as v
 from kernels.cpu.instructions import instruction
-from kernels.cpu.rows import LANES, load, over_row, spread
+from kernels.cpu.rows import LANES, load, over_row, place, spread
 
 
 def _emit_weigh(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
     row, count, peak, temperature, cut, out = values
 
     def write(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
-        offset = builder.mul(first, ir.Constant(v.I64, 4))
-        logits = load(builder, builder.add(row, offset), lanes)
-        v.store(builder, _weights(builder, logits, peak, temperature, cut), builder.add(out, offset))
+        logits = load(builder, place(builder, row, first), lanes)
+        v.store(builder, _weights(builder, logits, peak, temperature, cut), place(builder, out, first))
         return carried
 
     over_row(builder, count, [], write)
@@ -35,7 +34,7 @@ def _emit_race(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
 
     def compete(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
         first = builder.add(begin, first)
-        logits = load(builder, builder.add(row, builder.mul(first, ir.Constant(v.I64, 4))), lanes)
+        logits = load(builder, place(builder, row, first), lanes)
         weights = _weights(builder, logits, peak, temperature, cut)
         kept = builder.fcmp_ordered(">=", weights, spread(builder, least, lanes))
         weights = builder.select(kept, weights, v.like(weights, 0))

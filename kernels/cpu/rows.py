@@ -3,15 +3,20 @@
 Numba's own vectoriser takes half a register where the CPU has 512 bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
+from numba import types
 
 from kernels.cpu import vectors as v
+from kernels.cpu.instructions import instruction
 from kernels.cpu.target import register_floats
 
 LANES = register_floats()
 """Numbers in a register."""
+WIDE = 2 * LANES
+"""Numbers in two registers: two chains of arithmetic take hardly longer than one, in which each step waits."""
 
 Body = Callable[[v.Value, int, list[v.Value]], list[v.Value]]
 
@@ -22,18 +27,55 @@ def over_row(
     carried: list[v.Value],
     body: Body,
     merge: Callable[[list[v.Value]], list[v.Value]] = lambda carried: carried,
+    lanes: int = LANES,
 ) -> list[v.Value]:
-    """Run `body` for each vector of a row, and number by number for those left, which may be none.
+    """Run `body` for each vector of a row, of so many `lanes`, and number by number for those left, which may be none.
 
     It takes the index of its first number, its lanes, and values that are carried on; between the loops `merge` makes
     scalars of these.
     """
-    lanes = ir.Constant(v.I64, LANES)
-    vectors = builder.sdiv(count, lanes)
-    carried = _loop(builder, vectors, carried, lambda i, values: body(builder.mul(i, lanes), LANES, values))
-    done = builder.mul(vectors, lanes)
+    width = ir.Constant(v.I64, lanes)
+    vectors = builder.sdiv(count, width)
+    carried = _loop(builder, vectors, carried, lambda i, values: body(builder.mul(i, width), lanes, values))
+    done = builder.mul(vectors, width)
     rest = builder.sub(count, done)
     return _loop(builder, rest, merge(carried), lambda i, values: body(builder.add(done, i), 1, values))
+
+
+def sum_over(builder: ir.IRBuilder, count: v.Value, term: Callable[[v.Value, int], v.Value]) -> v.Value:
+    """The sum of a row's terms, in an order that depends on their number alone.
+
+    `term` makes a vector or a scalar of them, from the index of the first one and the lanes.
+    """
+
+    def add(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
+        return [builder.fadd(carried[0], term(first, lanes))]
+
+    zeros = v.filled(v.F32, WIDE, 0)
+    (total,) = over_row(builder, count, [zeros], add, lambda sums: [v.across(builder, builder.fadd, sums[0])], WIDE)
+    return total
+
+
+def mapped(rows: int, numbers: int, compute: Callable[..., v.Value]) -> Any:
+    """A function for kernels that writes a row of what `compute` makes of those at the same place of other rows.
+
+    Its arguments are the addresses of so many `rows`, so many `numbers` (float32), the rows' size, and the address to
+    write to; it returns the size. `compute` takes the builder, and a vector or a scalar for each row and each number.
+    """
+
+    def emit(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+        *given, size, out = values
+
+        def write(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
+            loaded = [load(builder, place(builder, row, first), lanes) for row in given[:rows]]
+            made = compute(builder, *loaded, *[spread(builder, number, lanes) for number in given[rows:]])
+            v.store(builder, made, place(builder, out, first))
+            return carried
+
+        over_row(builder, size, [], write, lanes=WIDE)
+        return size
+
+    return instruction(types.int64, [types.int64] * rows + [types.float32] * numbers + [types.int64] * 2, emit)
 
 
 def _loop(
@@ -52,6 +94,11 @@ def _loop(
         value.add_incoming(first, before)
         value.add_incoming(later, inside)
     return carried
+
+
+def place(builder: ir.IRBuilder, row: v.Value, index: v.Value) -> v.Value:
+    """The address of a row's number."""
+    return builder.add(row, builder.mul(index, ir.Constant(v.I64, 4)))
 
 
 def load(builder: ir.IRBuilder, address: v.Value, lanes: int) -> v.Value:
