@@ -106,7 +106,7 @@ class MultiplyArguments(NamedTuple):
 
     step: int
     x: int
-    """[rows, inputs]."""
+    """[rows, inputs]; 0 if the weight's form needs rounded ones."""
     rounded: int
     """x as in `RoundArguments`, if the weight's form needs that."""
     sums: int
@@ -119,6 +119,25 @@ class MultiplyArguments(NamedTuple):
     groups: int
     """Number of groups of inputs."""
     outputs: int
+    exponent: int
+    """`Panels.exponent`."""
+
+
+class GatedMultiplyArguments(NamedTuple):
+    """`MultiplyArguments` of a projection to a gate and what it is multiplied with, and the place of the products."""
+
+    step: int
+    x: int
+    rounded: int
+    sums: int
+    panels: int
+    bias: int
+    out: int
+    groups: int
+    outputs: int
+    exponent: int
+    made_rounded: int
+    """The products as in `RoundArguments`."""
 
 
 class AnglesArguments(NamedTuple):

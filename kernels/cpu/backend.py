@@ -38,6 +38,7 @@ from kernels.cpu.arguments import (
     AttentionWeightsArguments,
     EmbedArguments,
     GatedArguments,
+    GatedMultiplyArguments,
     KeepArguments,
     LogprobsArguments,
     MultiplyArguments,
@@ -57,6 +58,7 @@ from kernels.cpu.operations import (
     angles_operation,
     attend_operation,
     embed_operation,
+    gated_multiply_operation,
     gated_operation,
     keep_operation,
     logprobs_operation,
@@ -83,6 +85,22 @@ Words = Mapping[str, Tensor | int]
 """Some words of a step by their names in `StepWords`: numbers, and tensors that stand for their addresses."""
 
 
+class Product(NamedTuple):
+    """A projection, as it was run last."""
+
+    rounding: Rounding
+    arguments: MultiplyArguments
+    inputs: Tensor
+    """The rounded activations, whose memory is not reused as long as somebody may multiply them again."""
+
+
+class Gate(NamedTuple):
+    """A projection's outputs that are a gate and what it is multiplied with."""
+
+    kind: ActivationKind
+    product: Product
+
+
 class Maker(NamedTuple):
     """An operation that can round the activations that it makes."""
 
@@ -90,6 +108,8 @@ class Maker(NamedTuple):
     arguments: NormArguments | GatedArguments
     out: int
     """Address of the activations."""
+    gate: Gate | None = None
+    """The gate that it multiplies, if it comes right behind its projection."""
 
 
 class CpuBackend:
@@ -116,6 +136,9 @@ class CpuBackend:
         """Address of the words for the next operation."""
         self._recorder: Recorder | None = None
         self._maker: Maker | None = None
+        self._product: Product | None = None
+        self._unwritten: set[int] = set()
+        """Addresses of activations that a recording rounds at once, and does not write itself in every step."""
         self._arena = Arena()
         self._pages = Pages()
 
@@ -162,7 +185,7 @@ class CpuBackend:
         self._set(x)
         arguments = MultiplyArguments(
             step=self._step,
-            x=x.data_ptr(),
+            x=0 if rounding.needed else x.data_ptr(),
             rounded=rounded.data_ptr(),
             sums=sums.data_ptr(),
             panels=panels.data.data_ptr(),
@@ -170,15 +193,21 @@ class CpuBackend:
             out=out.data_ptr(),
             groups=groups,
             outputs=panels.rows,
+            exponent=panels.exponent,
         )
-        self._run_all([*before, (multiply_operation(rounding), arguments)])
+        self._run_all([*before, (multiply_operation(rounding, False), arguments)])
+        self._product = Product(rounding, arguments, rounded)
         return out[:rows]
 
     def _rounding_calls(self, x: Tensor, rounding: Rounding, columns: int, rounded: int, sums: int) -> list[Call]:
         """The call that rounds x; none if the operation that makes x has just been recorded, which does it then."""
         maker = self._maker
         if self._recorder is not None and maker is not None and maker.out == x.data_ptr():
-            self._recorder.calls[-1] = maker.operation(rounding), maker.arguments._replace(rounded=rounded, sums=sums)
+            calls = self._recorder.calls
+            calls[-1] = maker.operation(rounding), maker.arguments._replace(rounded=rounded, sums=sums)
+            if maker.gate is not None and 0 < rounding.unit_from == maker.gate.product.rounding.unit_from:
+                calls[-2:] = _by_size(maker.gate, rounding, calls[-1][1], rounded)
+                self._unwritten.add(maker.out)
             return []
         return [(round_operation(rounding), RoundArguments(self._step, x.data_ptr(), columns, rounded, sums))]
 
@@ -320,7 +349,10 @@ class CpuBackend:
         out = self._empty(rows, size)
         self._set(gate_up)
         arguments = GatedArguments(self._step, gate_up.data_ptr(), out.data_ptr(), size)
-        self._make(Maker(partial(gated_operation, kind), arguments, out.data_ptr()))
+        product, gate = self._product, None
+        if product is not None and product.arguments.out == gate_up.data_ptr() and size % DEPTH == 0:
+            gate = Gate(kind, product)
+        self._make(Maker(partial(gated_operation, kind, 0), arguments, out.data_ptr(), gate))
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
@@ -411,7 +443,9 @@ class CpuBackend:
         # The system maps new memory for every large tensor, page by page, which takes longer than filling it.
         if self._recorder is None and math.prod(shape) * dtype.itemsize <= LARGE:
             return torch.empty(shape, dtype=dtype)
-        return self._arena.empty(shape, dtype)
+        made = self._arena.empty(shape, dtype)
+        self._unwritten.discard(made.data_ptr())
+        return made
 
     def _set(self, rows: Tensor, words: Words | None = None) -> None:
         """Set the batch of the next operation: a row for each of its tokens, and words of the step.
@@ -430,8 +464,10 @@ class CpuBackend:
         self._run_all([(operation, arguments)])
 
     def _run_all(self, calls: Sequence[Call]) -> None:
-        self._maker = None
+        self._maker = self._product = None
         if self._recorder is not None:
+            read = {word for _, arguments in calls for word in arguments}
+            assert self._unwritten.isdisjoint(read), "activations behind a gate are for one projection alone"
             self._recorder.calls += calls
             return
         rows, words = self._pending
@@ -447,6 +483,19 @@ class CpuBackend:
 def _plain(options: AttentionOptions) -> bool:
     """Whether scores are changed by neither soft cap nor ALiBi."""
     return options.softcap is None and options.alibi_slopes is None
+
+
+def _by_size(gate: Gate, rounding: Rounding, gated: Sequence[int], rounded: int) -> list[Call]:
+    """The calls of a projection, its gate, and the rounding of their product to `rounded`.
+
+    In steps in which the matrix unit multiplies they are one, else they are two. `gated` are the gate's arguments.
+    """
+    own, arguments, _ = gate.product
+    return [
+        (multiply_operation(own, True), arguments),
+        (gated_operation(gate.kind, own.unit_from, rounding), gated),
+        (gated_multiply_operation(own, gate.kind, rounding), GatedMultiplyArguments(*arguments, rounded)),
+    ]
 
 
 def _weights_call(step: int, q: Tensor, layer: LayerQueries, chosen: int, out: int, width: int) -> Call:

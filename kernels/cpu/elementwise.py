@@ -33,7 +33,7 @@ from kernels.cpu.instructions import (
 from kernels.cpu.norms import add_rows, scale_row, shift_row, sum_row, sum_squares
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
-from kernels.cpu.rounding import round_row
+from kernels.cpu.rounding import by_unit, round_row
 from kernels.cpu.storage import store, store_beside
 
 TOKENS_A_CHUNK = 2
@@ -195,10 +195,10 @@ def define_activation(kind: ActivationKind) -> Function:
     return run
 
 
-def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
+def define_gated(kind: ActivationKind, few: int, rounding: Rounding | None) -> Function:
     """The activation function `kind` of the gate, times up (Shazeer, arXiv 2002.05202); rounded too, if so asked.
 
-    Its arguments are `GatedArguments`.
+    It does nothing in steps of `few` tokens or more, unless that is 0. Its arguments are `GatedArguments`.
     """
     write, rounds = GATE[kind], rounding is not None
     group, low, split, count, unit_from = (rounding or UNROUNDED).constants
@@ -207,7 +207,7 @@ def define_gated(kind: ActivationKind, rounding: Rounding | None) -> Function:
         args: GatedArguments = unpack(GatedArguments, arguments)
         rows, size = unpack(StepWords, args.step).rows, args.size
         if chunk < 0:
-            return (rows + LIGHT - 1) // LIGHT
+            return 0 if by_unit(few, rows) else (rows + LIGHT - 1) // LIGHT
         for row in range(chunk * LIGHT, min(rows, chunk * LIGHT + LIGHT)):
             gate, out = args.gate_up + row * size * 8, args.out + row * size * 4
             write(gate, gate + size * 4, size, out)

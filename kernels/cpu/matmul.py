@@ -22,10 +22,10 @@ def _most_tokens(form: Format) -> int:
     return TILE if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else TILE // 2
 
 
-def define_multiply(rounding: Rounding) -> Function:
+def define_multiply(rounding: Rounding, few: bool) -> Function:
     """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
-    Its arguments are `MultiplyArguments`.
+    With `few` it does nothing in steps in which the matrix unit multiplies. Its arguments are `MultiplyArguments`.
     """
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
@@ -39,7 +39,7 @@ def define_multiply(rounding: Rounding) -> Function:
         unit = by_unit(unit_from, rows)
         share = PANELS if unit else max(1, CHUNK_BYTES // (groups * group_bytes))
         if chunk < 0:
-            return (panels + share - 1) // share
+            return 0 if few and unit else (panels + share - 1) // share
         first, last = chunk * share, min(panels, chunk * share + share)
         if unit:
             _multiply_with_unit(bits, group, offsets, count, group_bytes, args, rows, first, last - 1, scratch)
@@ -89,40 +89,71 @@ def _multiply_with_unit(
 
     `args` are `MultiplyArguments`, and `count` is the number of parts of an activation.
     """
-    groups, outputs = args.groups, args.outputs
-    steps = groups * group // DEPTH
-    tile_bytes = steps * count * REGISTER_BYTES
+    outputs = args.outputs
     whole = (first + PANELS) * LANES <= outputs
     for top in range(0, rows, MOST_ROWS):
         many = min(MOST_ROWS, rows - top)
         out, out_stride = args.out + 4 * (outputs * top + first * LANES), 4 * outputs
         if not whole:
             out, out_stride = scratch + REST, 4 * PANELS * LANES
-        begun, begun_stride = args.bias + 4 * first * LANES if whole and args.bias != 0 else 0, 0
-        for step in range(0, steps, STEPS):
-            size = min(STEPS, steps - step)
-            at = args.panels + (first * groups + step * (DEPTH // group)) * group_bytes
-            beside = at + (last - first) * groups * group_bytes
-            row = 0
-            while row < many:
-                left = many - row
-                if row == 0 or left < TOKENS:
-                    configure(scratch, min(left, TOKENS))
-                tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
-                tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
-                x = args.rounded + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
-                before, place = begun + begun_stride * row, out + out_stride * row
-                # fmt: off
-                multiply_panels(
-                    bits, group, offsets, tiles, unpacks, at, beside, size,
-                    x, tile_bytes, before, begun_stride, place, out_stride, scratch,
-                )
-                # fmt: on
-                row += tokens
-            begun, begun_stride = out, out_stride
+        begun = args.bias + 4 * first * LANES if whole and args.bias != 0 else 0
+        # fmt: off
+        multiply_block(
+            bits, group, offsets, count, group_bytes, args, top, many, first, last, begun, out, out_stride, scratch
+        )
+        # fmt: on
         if not whole:
             _copy(out, many, first * LANES, outputs, args.bias, args.out + 4 * outputs * top)
     release(0)
+
+
+@njit(inline="always")
+def multiply_block(
+    bits: int,
+    group: int,
+    offsets: int,
+    count: int,
+    group_bytes: int,
+    args: MultiplyArguments,
+    top: int,
+    many: int,
+    first: int,
+    last: int,
+    begun: int,
+    out: int,
+    out_stride: int,
+    scratch: int,
+) -> None:
+    """Multiply `many` tokens from `top` on, up to MOST_ROWS, with the panels `first` and `last` by the matrix unit.
+
+    `count` is the number of parts of an activation. Outputs are [many, PANELS * LANES] float32 in rows `out_stride`
+    bytes apart; they begin with the numbers [PANELS * LANES] at `begun`, or with 0 if that is 0.
+    """
+    groups = args.groups
+    steps = groups * group // DEPTH
+    tile_bytes = steps * count * REGISTER_BYTES
+    begun_stride = 0
+    for step in range(0, steps, STEPS):
+        size = min(STEPS, steps - step)
+        at = args.panels + (first * groups + step * (DEPTH // group)) * group_bytes
+        beside = at + (last - first) * groups * group_bytes
+        row = 0
+        while row < many:
+            left = many - row
+            if row == 0 or left < TOKENS:
+                configure(scratch, min(left, TOKENS))
+            tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
+            tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
+            x = args.rounded + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
+            before, place = begun + begun_stride * row, out + out_stride * row
+            # fmt: off
+            multiply_panels(
+                bits, group, offsets, tiles, unpacks, at, beside, args.exponent, size,
+                x, tile_bytes, before, begun_stride, place, out_stride, scratch,
+            )
+            # fmt: on
+            row += tokens
+        begun, begun_stride = out, out_stride
 
 
 @njit(inline="always")

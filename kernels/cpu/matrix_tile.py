@@ -5,7 +5,7 @@ them; activations are bfloat16 numbers, or sums of two. The unit adds in float32
 a token's outputs have the same bits alone and beside others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -17,9 +17,9 @@ from kernels.cpu import matrix_unit as unit
 from kernels.cpu import vectors as v
 from kernels.cpu.activations import DEPTH, TOKENS, parts, serves
 from kernels.cpu.instructions import instruction
+from kernels.cpu.matrix_weights import mix, unpacked
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROWS
-from kernels.cpu.tile import load_offsets
 
 STEPS = 64
 """Limit of steps whose weights are unpacked at a time."""
@@ -48,21 +48,21 @@ configure = instruction(types.int64, [types.int64, types.int64], _emit_configure
 
 
 @intrinsic(prefer_literal=True)
-def round_inputs(_: Any, count: Any, x: Any, out: Any) -> Any:
-    """Round a token's activations [DEPTH] float32 to sums of `count` bfloat16 numbers.
+def round_inputs(_: Any, mixed: Any, count: Any, x: Any, out: Any) -> Any:
+    """Round a token's activations [DEPTH] float32 to sums of `count` bfloat16 numbers, `mixed` if that is not 0.
 
-    `count` is a compile-time constant; x and `out` are addresses. The parts are rows of `count` registers [TOKENS,
-    DEPTH] that lie one behind the other; `out` is the row in the first of them.
+    `mixed` and `count` are compile-time constants; x and `out` are addresses. The parts are rows of `count` registers
+    [TOKENS, DEPTH] that lie one behind the other; `out` is the row in the first of them.
     """
-    many = count.literal_value
+    other, many = bool(mixed.literal_value), count.literal_value
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        numbers = v.load(builder, v.vector(v.F32, DEPTH), values[1])
-        for part, bits in enumerate(v.split(builder, numbers)[:many]):
-            v.store(builder, bits, values[2], part * REGISTER_BYTES)
+        numbers = v.load(builder, v.vector(v.F32, DEPTH), values[2])
+        for part, halves in enumerate(v.split(builder, numbers)[:many]):
+            v.store(builder, mix(builder, halves) if other else halves, values[3], part * REGISTER_BYTES)
         return context.get_dummy_value()
 
-    return types.none(count, types.int64, types.int64), generate
+    return types.none(mixed, count, types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -75,6 +75,7 @@ def multiply_panels(
     unpacks: Any,
     first: Any,
     second: Any,
+    exponent: Any,
     steps: Any,
     x: Any,
     tile_bytes: Any,
@@ -87,10 +88,10 @@ def multiply_panels(
     """Multiply some tokens with the `first` and the `second` panel, for up to STEPS steps of the sums.
 
     `bits`, `group` and `offsets` (the weight's `Format`) are compile-time constants; all others are addresses, strides
-    of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights are those in scratch memory, and are
-    written there first if `unpacks` is 1 and not 0. x has the tokens' activations as `round_inputs` writes them, tiles
-    `tile_bytes` apart. Sums begin with the numbers at `begun`, or with 0 if that is 0, and go to `out`, [tokens,
-    PANELS * LANES] float32.
+    of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights, with the `exponent` of `Panels`, are in
+    scratch memory, and are written there first if `unpacks` is 1 and not 0. x has the tokens' activations as
+    `round_inputs` writes them, tiles `tile_bytes` apart. Sums begin with the numbers at `begun`, or with 0 if that is
+    0, and go to `out`, [tokens, PANELS * LANES] float32.
     """
     form = Format(bits.literal_value, group.literal_value, offsets.literal_value)
 
@@ -104,11 +105,11 @@ def multiply_panels(
                     _emit(builder, form, many, bool(fresh), values[5:])
         return context.get_dummy_value()
 
-    return types.none(bits, group, offsets, *[types.int64] * 12), generate
+    return types.none(bits, group, offsets, *[types.int64] * 13), generate
 
 
 def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, arguments: Sequence[v.Value]) -> None:
-    first, second, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch = arguments
+    first, second, exponent, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch = arguments
     weights = [v.at(builder, scratch, UNPACKED + panel * STEPS * REGISTER_BYTES) for panel in range(PANELS)]
     inputs = [_place(builder, x, tile_bytes, tile) for tile in range(tiles)]
 
@@ -125,7 +126,7 @@ def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, argume
             size = DEPTH // form.group * form.group_bytes
             at = _place(builder, panel, step, size)
             v.prefetch_ahead(builder, at, size)
-            _emit_unpack(builder, form, at, _place(builder, place, step, REGISTER_BYTES))
+            _emit_unpack(builder, form, at, exponent, _place(builder, place, step, REGISTER_BYTES))
         # Numbers cannot be loaded until their stores are done, so the unit is one step behind.
         with builder.if_then(builder.icmp_signed(">", step, ir.Constant(v.I64, 0))):
             multiply(builder.sub(step, ir.Constant(v.I64, 1)))
@@ -167,83 +168,18 @@ def _emit_products(
         unit.load(builder, WEIGHTS[panel], place, row)
     for part in range(count):
         for tile, numbers in enumerate(inputs):
-            unit.load(builder, INPUTS[tile], v.at(builder, numbers, part * REGISTER_BYTES), row)
+            # Weights stay in the first-level cache, which has no room for activations beside them.
+            unit.load_passing(builder, INPUTS[tile], v.at(builder, numbers, part * REGISTER_BYTES), row)
             for panel in range(PANELS):
                 unit.multiply(builder, "tdpbf16ps", SUMS[panel][tile], INPUTS[tile], WEIGHTS[panel])
 
 
-def _emit_unpack(builder: ir.IRBuilder, form: Format, at: v.Value, place: v.Value) -> None:
+def _emit_unpack(builder: ir.IRBuilder, form: Format, at: v.Value, exponent: v.Value, place: v.Value) -> None:
     """Write the weights of a step, in groups of a panel from `at` on, to `place`: [DEPTH / 2, LANES, 2] bfloat16."""
     for group in range(DEPTH // form.group):
         source = v.at(builder, at, group * form.group_bytes)
-        for index, pair in enumerate(_unpacked(builder, form, source)):
+        for index, pair in enumerate(unpacked(builder, form, source, exponent)):
             v.store(builder, pair, place, (group * form.group // 2 + index) * 4 * LANES)
-
-
-def _unpacked(builder: ir.IRBuilder, form: Format, at: v.Value) -> Iterator[v.Value]:
-    """The weights of a group: for every two inputs, pairs of bfloat16 numbers of each output, i32 [LANES].
-
-    Each pair is made when it is asked for, so that few of them need registers at a time.
-    """
-    if form.bits == 16:
-        kind = v.vector(v.I16, LANES)
-        for k in range(0, form.group, 2):
-            a, b = (builder.zext(v.load(builder, kind, at, 2 * LANES * i), v.vector(v.I32, LANES)) for i in (k, k + 1))
-            yield builder.or_(a, builder.shl(b, v.like(b, 16)))
-        return
-    slope, intercept = _line(builder, form, at)
-    codes = _nibble_floats(builder, form, at) if form.bits == 4 else _byte_floats(builder, form, at)
-    numbers = (builder.bitcast(v.fma(builder, code, slope, intercept), v.vector(v.I32, LANES)) for code in codes)
-    for a, b in zip(numbers, numbers, strict=True):
-        yield builder.or_(builder.lshr(a, v.like(a, 16)), builder.and_(b, v.like(b, -(1 << 16))))
-
-
-def _line(builder: ir.IRBuilder, form: Format, at: v.Value) -> tuple[v.Value, v.Value]:
-    """The slopes and intercepts, float32 [LANES], of a group's weights as a function of t = 1 + code / 2^bits.
-
-    Both are larger by a small factor, since the lower half of a weight's bits is cut off: on average the factor makes
-    up for it, and it changes no weight that is a bfloat16 number.
-    """
-    kind = v.vector(v.I16, LANES)
-    scale = v.halves_to_floats(builder, v.load(builder, kind, at, form.codes_bytes))
-    slope = builder.fmul(scale, v.like(scale, 2**form.bits))
-    if form.offsets:
-        intercept = builder.fsub(load_offsets(builder, form, at), slope)
-    else:
-        # Signed codes have had their highest bit inverted, which adds 2^(bits - 1).
-        intercept = builder.fmul(scale, v.like(scale, -(2.0**form.bits) - 2.0 ** (form.bits - 1)))
-    factor = v.like(scale, 1 + 0.7 * 2.0**-8)
-    return builder.fmul(slope, factor), builder.fmul(intercept, factor)
-
-
-ONE = 0x3F800000
-"""The bits of 1.0 in float32. A code in the highest bits of the fraction makes the number 1 + code / 2^bits."""
-
-
-def _nibble_floats(builder: ir.IRBuilder, form: Format, at: v.Value) -> Iterator[v.Value]:
-    """1 + code / 16 of a group's 4-bit codes: float32 [LANES] for every input."""
-    for half in (0, 4):
-        for index in range(form.group // 8):
-            quads = v.load(builder, v.vector(v.I32, LANES), at, 4 * LANES * index)
-            for j in range(4):
-                yield _fraction(builder, quads, 4, 8 * j + half, ONE)
-
-
-def _byte_floats(builder: ir.IRBuilder, form: Format, at: v.Value) -> Iterator[v.Value]:
-    """1 + code / 256 of a group's 8-bit codes, plus 128 if they are signed: float32 [LANES] for every input."""
-    one = ONE if form.offsets else ONE | 1 << 22
-    for index in range(form.group // 2):
-        pairs = v.load(builder, v.vector(v.I16, LANES), at, 2 * LANES * index)
-        for j in range(2):
-            yield _fraction(builder, builder.zext(pairs, v.vector(v.I32, LANES)), 8, 8 * j, one)
-
-
-def _fraction(builder: ir.IRBuilder, words: v.Value, bits: int, place: int, one: int) -> v.Value:
-    """Float32 numbers with the bits `one`, exclusive-or `bits` bits of i32 words, from bit `place` on, as fraction."""
-    shift = 23 - bits - place
-    moved = builder.shl(words, v.like(words, shift)) if shift >= 0 else builder.lshr(words, v.like(words, -shift))
-    fraction = builder.and_(moved, v.like(words, ((1 << bits) - 1) << (23 - bits)))
-    return builder.bitcast(builder.xor(fraction, v.like(words, one)), v.vector(v.F32, LANES))
 
 
 def _place(builder: ir.IRBuilder, base: v.Value, index: v.Value, size: int) -> v.Value:

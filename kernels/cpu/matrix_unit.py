@@ -45,6 +45,11 @@ def load(builder: ir.IRBuilder, register: int, address: v.Value, stride: v.Value
     _call(builder, "tileloadd64", _index(register), _pointer(builder, address), stride)
 
 
+def load_passing(builder: ir.IRBuilder, register: int, address: v.Value, stride: v.Value) -> None:
+    """`load` of what need not be kept in the first-level cache."""
+    _call(builder, "tileloaddt164", _index(register), _pointer(builder, address), stride)
+
+
 def store(builder: ir.IRBuilder, register: int, address: v.Value, stride: v.Value) -> None:
     """Store a register in rows `stride` bytes apart."""
     _call(builder, "tilestored64", _index(register), _pointer(builder, address), stride)

@@ -10,13 +10,16 @@ from kernels.cpu.panels import Format
 embed_operation: Callable[[Format], Operation] = operation("elementwise:define_embed")
 norm_operation: Callable[[bool, Rounding | None], Operation] = operation("elementwise:define_norm")
 round_operation: Callable[[Rounding], Operation] = operation("rounding:define_round")
-multiply_operation: Callable[[Rounding], Operation] = operation("matmul:define_multiply")
+multiply_operation: Callable[[Rounding, bool], Operation] = operation("matmul:define_multiply")
 angles_operation: Callable[[], Operation] = operation("elementwise:define_angles")
 rotate_operation: Callable[[int, bool], Operation] = operation("elementwise:define_rotate")
 attend_operation: Callable[[int, int, int, bool], Operation] = operation("attention:define_attend")
 weights_operation: Callable[[int, int, int, bool], Operation] = operation("attention_weights:define_weights")
 activation_operation: Callable[[ActivationKind], Operation] = operation("elementwise:define_activation")
-gated_operation: Callable[[ActivationKind, Rounding | None], Operation] = operation("elementwise:define_gated")
+gated_operation: Callable[[ActivationKind, int, Rounding | None], Operation] = operation("elementwise:define_gated")
+gated_multiply_operation: Callable[[Rounding, ActivationKind, Rounding], Operation] = operation(
+    "gated_matmul:define_gated_multiply"
+)
 keep_operation: Callable[[], Operation] = operation("elementwise:define_keep")
 sample_operation: Callable[[], Operation] = operation("sampling:define_sample")
 logprobs_operation: Callable[[], Operation] = operation("logprobs:define_logprobs")

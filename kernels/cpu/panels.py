@@ -3,8 +3,8 @@
 A tile reads the groups of its panel in the order in which they lie. The arithmetic stands in `tile.py`.
 """
 
+import math
 from dataclasses import dataclass
-from math import gcd
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ LANES = register_floats()
 """Number of outputs in a panel: the float32 numbers that a register holds."""
 GROUP = 32
 """Limit of inputs in a group."""
+CODE_SHIFTS = {4: 6, 8: 2}
+"""Places by which codes are moved to make fractions of float16 numbers, by their bits; see `matrix_weights.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Panels(OpaqueWeight):
     form: Format
     rows: int
     columns: int
+    exponent: int = 0
+    """Power of 2 by which weights of up to 8 bits may be multiplied while they are float16 numbers."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,7 +93,18 @@ def pack_quantized(weight: QuantizedWeight) -> Panels:
     if form.offsets:
         stored = offsets.half() if exact else offsets
         parts.append(_panelled(stored.repeat_interleave(repeat, 1), 1).view(torch.uint8))
-    return Panels(torch.cat(parts, dim=-1), form, rows, columns)
+    exponent = _exponent(weight.bits, weight.scales.float(), offsets)
+    return Panels(torch.cat(parts, dim=-1), form, rows, columns, exponent)
+
+
+def _exponent(bits: int, scales: Tensor, offsets: Tensor) -> int:
+    """The largest power of 2, from -20 to 4, with which scales and weights are in the range of float16 numbers.
+
+    Scales are also multiplied by 2^(24 - CODE_SHIFTS[bits]).
+    """
+    scale, offset = scales.abs().max().item(), offsets.abs().max().item()
+    largest = max(scale * 2.0 ** (24 - CODE_SHIFTS[bits]), scale * 2**bits + offset, 2.0**-24)
+    return max(-20, min(4, 15 - math.frexp(largest)[1]))
 
 
 def pack_dense(weight: Tensor) -> Panels:
@@ -98,7 +113,7 @@ def pack_dense(weight: Tensor) -> Panels:
     short = weight.bfloat16()
     exact = weight.dtype == torch.bfloat16 or torch.equal(short.to(weight.dtype), weight)
     stored = short if exact else weight.float()
-    group = gcd(columns, GROUP)
+    group = math.gcd(columns, GROUP)
     data = _panelled(stored, group).view(torch.uint8)
     return Panels(data, Format(8 * stored.itemsize, group, 0), rows, columns)
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels.cpu.crew import Crew
 from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, machine_code_of
+from kernels.host_memory import large_pages
 
 CLOSED = 0
 """A ticket that belongs to no run."""
@@ -48,9 +48,9 @@ class Workers:
         """Start `threads` - 1 threads; the calling thread is counted."""
         self._epoch = 0
         self._crew = Crew(threads)
-        self._memory = np.zeros((threads, SCRATCH_BYTES + 64), np.uint8)
-        self._scratch = [address + -address % 64 for address in _addresses(self._memory)]
-        """Address of each thread's scratch memory, at the beginning of a cache line."""
+        self._memory = large_pages(threads * SCRATCH_BYTES)
+        self._scratch = [self._memory.data_ptr() + SCRATCH_BYTES * index for index in range(threads)]
+        """Address of each thread's scratch memory, at the beginning of a page."""
         self._work = _entry("walk:define_run", 2)
         self._open = _entry("walk:define_open", 2)
         self._current = np.zeros(1, np.int64)
@@ -108,11 +108,6 @@ class Workers:
     def _serve(self, index: int) -> None:
         serve = _entry("walk:define_serve", 4)
         serve(self._woken, self._current.ctypes.data, self._awake[index].ctypes.data, self._scratch[index])
-
-
-def _addresses(rows: NDArray[np.uint8]) -> list[int]:
-    """The address of each row."""
-    return [row.ctypes.data for row in rows]
 
 
 @cache

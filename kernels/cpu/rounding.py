@@ -41,7 +41,8 @@ def round_row(
     if by_unit(unit_from, rows):
         tile = rounded + row // TOKENS * (columns // DEPTH) * count * REGISTER_BYTES
         for step in range(columns // DEPTH):
-            round_inputs(count, x + 4 * DEPTH * step, tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH)
+            place = tile + step * count * REGISTER_BYTES + row % TOKENS * 2 * DEPTH
+            round_inputs(split, count, x + 4 * DEPTH * step, place)
     else:
         groups = columns // group
         for g in range(groups):

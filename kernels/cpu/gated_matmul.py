@@ -1,0 +1,61 @@
+"""A projection to a gate and what it is multiplied with, whose product is rounded for the next projection.
+
+The matrix unit computes 32 outputs of each for all tokens, and they become inputs of the next projection at once. Their
+float32 numbers, several times as many bytes, never leave the second-level cache.
+"""
+
+from kernels.backend import ActivationKind
+from kernels.cpu.activations import DEPTH, TOKENS, Rounding, parts
+from kernels.cpu.arguments import GatedMultiplyArguments, MultiplyArguments, StepWords
+from kernels.cpu.gates import GATE
+from kernels.cpu.instructions import unpack
+from kernels.cpu.matmul import multiply_block
+from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, round_inputs
+from kernels.cpu.matrix_unit import release
+from kernels.cpu.operation import Function
+from kernels.cpu.panels import LANES
+from kernels.cpu.rounding import by_unit
+from kernels.cpu.target import REGISTER_BYTES
+
+PRODUCTS = REST + 4 * MOST_ROWS * 2 * PANELS * LANES
+"""Place in scratch memory: behind outputs [MOST_ROWS, gate and up, PANELS * LANES] float32 lie their products."""
+
+
+def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Rounding) -> Function:
+    """Multiply activations with a weight in panels: first those of the gate, then those of what it is multiplied with.
+
+    The products are rounded as in `made`. The operation does nothing in steps in which the matrix unit does not
+    multiply. Its arguments are `GatedMultiplyArguments`.
+    """
+    form, unit_from = rounding.form, rounding.unit_from
+    bits, group, offsets, group_bytes, count = form.bits, form.group, form.offsets, form.group_bytes, parts(form)
+    _, _, made_split, made_count, _ = made.constants
+    multiply_gate, half = GATE[kind], 4 * PANELS * LANES
+
+    def run(arguments: int, chunk: int, scratch: int) -> int:
+        args: GatedMultiplyArguments = unpack(GatedMultiplyArguments, arguments)
+        product: MultiplyArguments = unpack(MultiplyArguments, arguments)
+        rows, size = unpack(StepWords, args.step).rows, args.outputs // 2
+        if chunk < 0:
+            return size // DEPTH if by_unit(unit_from, rows) else 0
+        outputs, products = scratch + REST, scratch + PRODUCTS
+        for top in range(0, rows, MOST_ROWS):
+            many = min(MOST_ROWS, rows - top)
+            for part in range(2):
+                first, out = chunk * PANELS + part * (size // LANES), outputs + part * half
+                # fmt: off
+                multiply_block(
+                    bits, group, offsets, count, group_bytes, product, top, many, first, first + PANELS - 1,
+                    0, out, 2 * half, scratch,
+                )
+                # fmt: on
+            for row in range(many):
+                gate, token = outputs + 2 * half * row, top + row
+                multiply_gate(gate, gate + half, DEPTH, products)
+                tile = (token // TOKENS * (size // DEPTH) + chunk) * made_count
+                place = args.made_rounded + tile * REGISTER_BYTES + token % TOKENS * 2 * DEPTH
+                round_inputs(made_split, made_count, products, place)
+        release(0)
+        return 0
+
+    return run
