@@ -43,10 +43,11 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
             many = min(MOST_ROWS, rows - top)
             for part in range(2):
                 first, out = chunk * PANELS + part * (size // LANES), outputs + part * half
+                begun = args.bias + 4 * first * LANES if args.bias != 0 else 0
                 # fmt: off
                 multiply_block(
                     bits, group, offsets, count, group_bytes, product, top, many, first, first + PANELS - 1,
-                    0, out, 2 * half, scratch,
+                    begun, out, 2 * half, scratch,
                 )
                 # fmt: on
             for row in range(many):

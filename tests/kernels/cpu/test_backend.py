@@ -455,6 +455,7 @@ def test_a_program_does_what_it_recorded_for_any_number_of_tokens(bits: int) -> 
     else:
         dtype = torch.bfloat16 if bits == 16 else torch.float32
         wide, narrow, double = (CPU.pack(torch.randn(shape).to(dtype), None) for shape in shapes)
+    double = replace(double, bias=torch.randn(128))
     weight = torch.randn(64)
     x = torch.randn(40, 64)
 
