@@ -59,7 +59,8 @@ def test_an_fp8_cache_holds_four_times_as_many_tokens_as_a_float32_one(dummy: Ru
 
 def test_without_a_size_the_cache_takes_a_share_of_memory_as_far_as_there_is_a_use_for_it(dummy: RunnerConfig) -> None:
     sizeless = replace(dummy, cache_memory=None)
-    assert load_runner(sizeless).limits.num_blocks == 4 * 64 // 16
+    limits = load_runner(sizeless).limits
+    assert limits.num_blocks == 4 * 64 // limits.block_size
     some = 5.5 * BLOCK_BYTES / available_memory()
     assert 0 < load_runner(replace(sizeless, memory_share=some)).limits.num_blocks < 16
     with pytest.raises(CacheSizeError, match="hold no block"):
@@ -96,7 +97,8 @@ def test_memory_is_divided_among_the_caches_of_both_models(drafted: RunnerConfig
     assert load_runner(drafted).limits.num_blocks == 2**20 // (BLOCK_BYTES + BLOCK_BYTES // 3)
     sizeless = replace(drafted, cache_memory=None)
     some = 5.5 * BLOCK_BYTES / available_memory()
-    assert load_runner(sizeless).limits.num_blocks == 4 * 64 // 16
+    limits = load_runner(sizeless).limits
+    assert limits.num_blocks == 4 * 64 // limits.block_size
     assert load_runner(replace(sizeless, memory_share=some)).limits.num_blocks in (3, 4, 5)
     assert load_runner(replace(drafted, cache_dtype="fp8")).limits.num_blocks > 2**20 // BLOCK_BYTES
 
