@@ -200,9 +200,14 @@ async def test_the_client_keeps_no_stream_that_is_over(client: KeptClient) -> No
 
 
 @pytest.mark.parametrize(("token", "reason"), [(EXIT, "exited with code 7"), (SEGFAULT, "killed by SIGSEGV")])
-async def test_a_crash_ends_every_stream_and_the_engine_comes_back(client: KeptClient, token: int, reason: str) -> None:
+async def test_a_crash_ends_every_stream_and_the_engine_comes_back(
+    client: KeptClient, script: Path, token: int, reason: str
+) -> None:
+    # No stream may end before the last request is there.
+    command(script, "steps 1")
     streams = [client.submit(EngineRequest([n], ENDLESS)) for n in range(4)]
     streams.append(client.submit(EngineRequest([token], PARAMS)))
+    command(script, "ok")
     await asyncio.gather(*(check_error(stream, reason) for stream in streams))
     await client.ready()
     assert client.restarts == 1
