@@ -121,6 +121,8 @@ class MultiplyArguments(NamedTuple):
     outputs: int
     exponent: int
     """`Panels.exponent`."""
+    few: int = 0
+    """1 if nothing is to be done in steps in which the matrix unit multiplies."""
 
 
 class GatedMultiplyArguments(NamedTuple):
@@ -136,6 +138,7 @@ class GatedMultiplyArguments(NamedTuple):
     groups: int
     outputs: int
     exponent: int
+    few: int
     made_rounded: int
     """The products as in `RoundArguments`."""
 

@@ -195,7 +195,7 @@ class CpuBackend:
             outputs=panels.rows,
             exponent=panels.exponent,
         )
-        self._run_all([*before, (multiply_operation(rounding, False), arguments)])
+        self._run_all([*before, (multiply_operation(rounding), arguments)])
         self._product = Product(rounding, arguments, rounded)
         return out[:rows]
 
@@ -492,7 +492,7 @@ def _by_size(gate: Gate, rounding: Rounding, gated: Sequence[int], rounded: int)
     """
     own, arguments, _ = gate.product
     return [
-        (multiply_operation(own, True), arguments),
+        (multiply_operation(own), arguments._replace(few=1)),
         (gated_operation(gate.kind, own.unit_from, rounding), gated),
         (gated_multiply_operation(own, gate.kind, rounding), GatedMultiplyArguments(*arguments, rounded)),
     ]

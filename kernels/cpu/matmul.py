@@ -22,10 +22,10 @@ def _most_tokens(form: Format) -> int:
     return TILE if dot_path() == "avx512-vnni" or (dot_path() == "avx2" and form.bits == 4) else TILE // 2
 
 
-def define_multiply(rounding: Rounding, few: bool) -> Function:
+def define_multiply(rounding: Rounding) -> Function:
     """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
-    With `few` it does nothing in steps in which the matrix unit multiplies. Its arguments are `MultiplyArguments`.
+    Its arguments are `MultiplyArguments`.
     """
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
@@ -39,7 +39,7 @@ def define_multiply(rounding: Rounding, few: bool) -> Function:
         unit = by_unit(unit_from, rows)
         share = PANELS if unit else max(1, CHUNK_BYTES // (groups * group_bytes))
         if chunk < 0:
-            return 0 if few and unit else (panels + share - 1) // share
+            return 0 if args.few != 0 and unit else (panels + share - 1) // share
         first, last = chunk * share, min(panels, chunk * share + share)
         if unit:
             _multiply_with_unit(bits, group, offsets, count, group_bytes, args, rows, first, last - 1, scratch)

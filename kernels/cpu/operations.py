@@ -10,7 +10,7 @@ from kernels.cpu.panels import Format
 embed_operation: Callable[[Format], Operation] = operation("elementwise:define_embed")
 norm_operation: Callable[[bool, Rounding | None], Operation] = operation("elementwise:define_norm")
 round_operation: Callable[[Rounding], Operation] = operation("rounding:define_round")
-multiply_operation: Callable[[Rounding, bool], Operation] = operation("matmul:define_multiply")
+multiply_operation: Callable[[Rounding], Operation] = operation("matmul:define_multiply")
 angles_operation: Callable[[], Operation] = operation("elementwise:define_angles")
 rotate_operation: Callable[[int, bool], Operation] = operation("elementwise:define_rotate")
 attend_operation: Callable[[int, int, int, bool], Operation] = operation("attention:define_attend")
