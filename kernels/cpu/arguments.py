@@ -115,7 +115,7 @@ class MultiplyArguments(NamedTuple):
     bias: int
     """[outputs], or none."""
     out: int
-    """[rows, outputs]."""
+    """[rows, outputs]; of `gated_matmul.py`, the products [rows, outputs / 2] as in `RoundArguments`."""
     groups: int
     """Number of groups of inputs."""
     outputs: int
@@ -123,24 +123,6 @@ class MultiplyArguments(NamedTuple):
     """`Panels.exponent`."""
     few: int = 0
     """1 if nothing is to be done in steps in which the matrix unit multiplies."""
-
-
-class GatedMultiplyArguments(NamedTuple):
-    """`MultiplyArguments` of a projection to a gate and what it is multiplied with, and the place of the products."""
-
-    step: int
-    x: int
-    rounded: int
-    sums: int
-    panels: int
-    bias: int
-    out: int
-    groups: int
-    outputs: int
-    exponent: int
-    few: int
-    made_rounded: int
-    """The products as in `RoundArguments`."""
 
 
 class AnglesArguments(NamedTuple):

@@ -13,6 +13,8 @@ PLACES_BYTES = 2 * 8 * KEYS
 """Bytes of the addresses of a tile's keys and values."""
 DEPTH = 32
 """Bfloat16 numbers in a row of a register of the matrix unit, which multiplies and adds them in pairs."""
+BLOCK = DEPTH if matrix_unit() else 16
+"""Tokens in a block of the KV cache, unless another number is asked for."""
 PARTS = KEYS // REGISTER_ROWS
 """Parts of a tile's keys, each of which fills such a register."""
 STEPS = KEYS // DEPTH

@@ -29,7 +29,7 @@ from kernels.backend import (
     SamplingBatch,
     Weighed,
 )
-from kernels.cpu.activations import TOKENS, Rounding, parts, rounding_for
+from kernels.cpu.activations import DEPTH, TOKENS, Rounding, parts, rounding_for
 from kernels.cpu.arena import LARGE, Arena
 from kernels.cpu.arguments import (
     ActivationArguments,
@@ -38,7 +38,6 @@ from kernels.cpu.arguments import (
     AttentionWeightsArguments,
     EmbedArguments,
     GatedArguments,
-    GatedMultiplyArguments,
     KeepArguments,
     LogprobsArguments,
     MultiplyArguments,
@@ -49,7 +48,7 @@ from kernels.cpu.arguments import (
     StepWords,
     WeighArguments,
 )
-from kernels.cpu.attention_memory import DEPTH, scratch_bytes, scratch_bytes_of_weights, serves
+from kernels.cpu.attention_memory import BLOCK, scratch_bytes, scratch_bytes_of_weights, serves
 from kernels.cpu.cache_forms import STORED
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.operations import (
@@ -74,7 +73,7 @@ from kernels.cpu.pages import Pages
 from kernels.cpu.panels import Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.recording import Call, Recorder, Recording
-from kernels.cpu.target import matrix_unit, path_name
+from kernels.cpu.target import path_name
 
 WORD = {name: index for index, name in enumerate(StepWords._fields)}
 """The index of each word of a step."""
@@ -86,7 +85,7 @@ Words = Mapping[str, Tensor | int]
 
 
 class Product(NamedTuple):
-    """A projection, as it was run last."""
+    """The projection that has just been recorded."""
 
     rounding: Rounding
     arguments: MultiplyArguments
@@ -119,7 +118,7 @@ class CpuBackend:
     keeps_fp8 = False
     embeds_packed = True
     cache_dtype: torch.dtype | None = torch.bfloat16
-    block_size = DEPTH if matrix_unit() else 16
+    block_size = BLOCK
     capturable = False
 
     def __init__(self, threads: int, *, batch_invariant: bool = False) -> None:
@@ -196,7 +195,8 @@ class CpuBackend:
             exponent=panels.exponent,
         )
         self._run_all([*before, (multiply_operation(rounding), arguments)])
-        self._product = Product(rounding, arguments, rounded)
+        if self._recorder is not None:
+            self._product = Product(rounding, arguments, rounded)
         return out[:rows]
 
     def _rounding_calls(self, x: Tensor, rounding: Rounding, columns: int, rounded: int, sums: int) -> list[Call]:
@@ -494,7 +494,7 @@ def _by_size(gate: Gate, rounding: Rounding, gated: Sequence[int], rounded: int)
     return [
         (multiply_operation(own), arguments._replace(few=1)),
         (gated_operation(gate.kind, own.unit_from, rounding), gated),
-        (gated_multiply_operation(own, gate.kind, rounding), GatedMultiplyArguments(*arguments, rounded)),
+        (gated_multiply_operation(own, gate.kind, rounding), arguments._replace(out=rounded)),
     ]
 
 

@@ -6,7 +6,7 @@ float32 numbers, several times as many bytes, never leave the second-level cache
 
 from kernels.backend import ActivationKind
 from kernels.cpu.activations import DEPTH, TOKENS, Rounding, parts
-from kernels.cpu.arguments import GatedMultiplyArguments, MultiplyArguments, StepWords
+from kernels.cpu.arguments import MultiplyArguments, StepWords
 from kernels.cpu.gates import GATE
 from kernels.cpu.instructions import unpack
 from kernels.cpu.matmul import multiply_block
@@ -25,7 +25,7 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
     """Multiply activations with a weight in panels: first those of the gate, then those of what it is multiplied with.
 
     The products are rounded as in `made`. The operation does nothing in steps in which the matrix unit does not
-    multiply. Its arguments are `GatedMultiplyArguments`.
+    multiply. Its arguments are `MultiplyArguments`.
     """
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, group_bytes, count = form.bits, form.group, form.offsets, form.group_bytes, parts(form)
@@ -33,8 +33,7 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
     multiply_gate, half = GATE[kind], 4 * PANELS * LANES
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
-        args: GatedMultiplyArguments = unpack(GatedMultiplyArguments, arguments)
-        product: MultiplyArguments = unpack(MultiplyArguments, arguments)
+        args: MultiplyArguments = unpack(MultiplyArguments, arguments)
         rows, size = unpack(StepWords, args.step).rows, args.outputs // 2
         if chunk < 0:
             return size // DEPTH if by_unit(unit_from, rows) else 0
@@ -46,7 +45,7 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
                 begun = args.bias + 4 * first * LANES if args.bias != 0 else 0
                 # fmt: off
                 multiply_block(
-                    bits, group, offsets, count, group_bytes, product, top, many, first, first + PANELS - 1,
+                    bits, group, offsets, count, group_bytes, args, top, many, first, first + PANELS - 1,
                     begun, out, 2 * half, scratch,
                 )
                 # fmt: on
@@ -54,7 +53,7 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
                 gate, token = outputs + 2 * half * row, top + row
                 multiply_gate(gate, gate + half, DEPTH, products)
                 tile = (token // TOKENS * (size // DEPTH) + chunk) * made_count
-                place = args.made_rounded + tile * REGISTER_BYTES + token % TOKENS * 2 * DEPTH
+                place = args.out + tile * REGISTER_BYTES + token % TOKENS * 2 * DEPTH
                 round_inputs(made_split, made_count, products, place)
         release(0)
         return 0
