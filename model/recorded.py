@@ -12,9 +12,8 @@ from torch import Tensor
 from kernels.backend import AttentionOptions, BatchLayout, KVCache, LayerCache, RecordingBackend, SamplingBatch
 from model.decoder import Decoder, FullPass, Passed, Probe, Rows
 
-HEAD_ROWS = 8
-"""Limit of rows whose logits a replayed pass computes too; more of them take much longer than the calls that it saves.
-"""
+HEAD_ROWS = 64
+"""Limit of rows whose logits a replayed pass computes too, and has memory for."""
 KEPT_ROWS = 64
 """Limit of tokens whose rows a replayed pass keeps for a probe; with more of them the calls take little of the time."""
 

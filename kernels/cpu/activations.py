@@ -9,6 +9,8 @@ DEPTH = 32
 """Inputs in a step of the matrix unit's sums: bfloat16 numbers in a row of a register."""
 TOKENS = REGISTER_ROWS
 """Limit of tokens in a register of the matrix unit."""
+MOST_ROWS = 512
+"""Limit of tokens that are multiplied with weights unpacked for the matrix unit before these are unpacked again."""
 TILE = 8
 """Limit of tokens that are multiplied at once without the matrix unit."""
 UNIT_FROM = 5
@@ -71,6 +73,6 @@ def serves(form: Format, groups: int) -> bool:
 def parts(form: Format) -> int:
     """Number of bfloat16 numbers whose sum is an activation: 1, with a relative error of 2^-9, or 2, with 2^-17.
 
-    Weights of 4 bits are so rough that the error is lost in theirs.
+    The error of the former is lost in that of weights of 4 and 8 bits.
     """
-    return 1 if form.bits == 4 else 2
+    return 1 if form.bits <= 8 else 2

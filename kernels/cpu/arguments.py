@@ -123,6 +123,8 @@ class MultiplyArguments(NamedTuple):
     """`Panels.exponent`."""
     few: int = 0
     """1 if nothing is to be done in steps in which the matrix unit multiplies."""
+    ranks: int = 0
+    """[chunks, rows] int64, or none: the highest rank of each row's outputs in a chunk of work, in place of outputs."""
 
 
 class AnglesArguments(NamedTuple):
@@ -276,6 +278,15 @@ class SampleArguments(NamedTuple):
     logits: int
     """[rows, vocab]."""
     vocab: int
+
+
+class PickArguments(NamedTuple):
+    """Ranks of logits, of which the token with the highest one is drawn."""
+
+    step: int
+    ranks: int
+    """[chunks, rows] int64."""
+    chunks: int
 
 
 class WeighArguments(NamedTuple):

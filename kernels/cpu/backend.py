@@ -29,7 +29,7 @@ from kernels.backend import (
     SamplingBatch,
     Weighed,
 )
-from kernels.cpu.activations import DEPTH, TOKENS, Rounding, parts, rounding_for
+from kernels.cpu.activations import DEPTH, MOST_ROWS, TOKENS, Rounding, parts, rounding_for
 from kernels.cpu.arena import LARGE, Arena
 from kernels.cpu.arguments import (
     ActivationArguments,
@@ -42,6 +42,7 @@ from kernels.cpu.arguments import (
     LogprobsArguments,
     MultiplyArguments,
     NormArguments,
+    PickArguments,
     RotateArguments,
     RoundArguments,
     SampleArguments,
@@ -63,6 +64,7 @@ from kernels.cpu.operations import (
     logprobs_operation,
     multiply_operation,
     norm_operation,
+    pick_operation,
     rotate_operation,
     round_operation,
     sample_operation,
@@ -70,7 +72,7 @@ from kernels.cpu.operations import (
     weights_operation,
 )
 from kernels.cpu.pages import Pages
-from kernels.cpu.panels import Panels, pack_dense, pack_quantized
+from kernels.cpu.panels import LANES, RANKED_PANELS, Panels, pack_dense, pack_quantized
 from kernels.cpu.program import Program, Workers
 from kernels.cpu.recording import Call, Recorder, Recording
 from kernels.cpu.target import path_name
@@ -359,10 +361,22 @@ class CpuBackend:
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
         self._set(logits, {**batch.tensors(), "drawn": tokens})
         if self._recorder is not None:
-            self._recorder.draw()
+            self._recorder.draw(self._greedy_calls(logits))
         arguments = SampleArguments(self._step, logits.data_ptr(), logits.shape[1])
         self._run(sample_operation(), arguments)
         return tokens
+
+    def _greedy_calls(self, logits: Tensor) -> list[Call]:
+        """The calls that draw greedily and leave no logits, if their projection has just been recorded."""
+        product, rows = self._product, len(logits)
+        if product is None or product.arguments.out != logits.data_ptr() or rows > MOST_ROWS:
+            return []
+        chunks = -(-product.arguments.outputs // (RANKED_PANELS * LANES))
+        ranks = self._empty(chunks, rows, dtype=torch.int64)
+        return [
+            (multiply_operation(product.rounding), product.arguments._replace(ranks=ranks.data_ptr())),
+            (pick_operation(), PickArguments(self._step, ranks.data_ptr(), chunks)),
+        ]
 
     def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
         logits = logits.contiguous()
@@ -427,16 +441,18 @@ class CpuBackend:
         if chosen is None:
             self._workers.run(program.program, lambda: self._write(tokens, step), program.whole)
             return None
-        rows, drawn, end = _kept(chosen), None, program.undrawn
+        rows, drawn, run, end = _kept(chosen), None, program.program, program.undrawn
         if sampling is not None:
-            drawn, end = torch.empty(chosen.shape[0], dtype=torch.int64), program.program.length
+            if program.greedy is not None and not (sampling.temperature > 0).any():
+                run = program.greedy
+            drawn, end = torch.empty(chosen.shape[0], dtype=torch.int64), run.length
             rows = {**rows, **sampling.tensors(), "drawn": drawn}
 
         def prepare() -> None:
             self._write(tokens, step)
             self._write(chosen, rows, row=1)
 
-        self._workers.run(program.program, prepare, end)
+        self._workers.run(run, prepare, end)
         return drawn
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

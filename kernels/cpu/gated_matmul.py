@@ -5,12 +5,12 @@ float32 numbers, several times as many bytes, never leave the second-level cache
 """
 
 from kernels.backend import ActivationKind
-from kernels.cpu.activations import DEPTH, TOKENS, Rounding, parts
+from kernels.cpu.activations import DEPTH, MOST_ROWS, TOKENS, Rounding, parts
 from kernels.cpu.arguments import MultiplyArguments, StepWords
 from kernels.cpu.gates import GATE
 from kernels.cpu.instructions import unpack
 from kernels.cpu.matmul import multiply_block
-from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, round_inputs
+from kernels.cpu.matrix_tile import PANELS, REST, round_inputs
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES

@@ -2,19 +2,22 @@
 
 from numba import njit
 
-from kernels.cpu.activations import DEPTH, SUMS_BYTES, TILE, TOKENS, Rounding, parts
+from kernels.cpu.activations import DEPTH, MOST_ROWS, SUMS_BYTES, TILE, TOKENS, Rounding, parts
 from kernels.cpu.arguments import MultiplyArguments, StepWords
-from kernels.cpu.instructions import floats, unpack
-from kernels.cpu.matrix_tile import MOST_ROWS, PANELS, REST, STEPS, configure, multiply_panels
+from kernels.cpu.instructions import floats, unpack, words
+from kernels.cpu.matrix_tile import PANELS, REST, STEPS, configure, multiply_panels
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
-from kernels.cpu.panels import LANES, Format
+from kernels.cpu.panels import LANES, RANKED_PANELS, Format
+from kernels.cpu.ranks import LOWEST, highest_rank
 from kernels.cpu.rounding import by_unit
 from kernels.cpu.target import REGISTER_BYTES, dot_path
 from kernels.cpu.tile import multiply_tile
 
 CHUNK_BYTES = 12 * 1024
 """Bytes of panels in a chunk of work, few enough to stay in a core's first-level cache while all tokens use them."""
+BEHIND = REST + 4 * MOST_ROWS * PANELS * LANES
+"""Place in scratch memory: behind outputs of panels that are not full lie those to be ranked."""
 
 
 def _most_tokens(form: Format) -> int:
@@ -25,51 +28,94 @@ def _most_tokens(form: Format) -> int:
 def define_multiply(rounding: Rounding) -> Function:
     """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
-    Its arguments are `MultiplyArguments`.
+    Its arguments are `MultiplyArguments`. Outputs of up to MOST_ROWS rows can be ranked in place of written.
     """
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
-    group_bytes, group_input_bytes = form.group_bytes, form.group_input_bytes
-    count, rounded = parts(form), int(rounding.needed)
+    group_bytes, count, rounded = form.group_bytes, parts(form), int(rounding.needed)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: MultiplyArguments = unpack(MultiplyArguments, arguments)
-        rows, groups, outputs = unpack(StepWords, args.step).rows, args.groups, args.outputs
+        rows, outputs = unpack(StepWords, args.step).rows, args.outputs
         panels = (outputs + LANES - 1) // LANES
-        unit = by_unit(unit_from, rows)
-        share = PANELS if unit else max(1, CHUNK_BYTES // (groups * group_bytes))
+        unit, ranked = by_unit(unit_from, rows), args.ranks != 0
+        share = PANELS if unit else 1 if ranked else max(1, CHUNK_BYTES // (args.groups * group_bytes))
+        span = RANKED_PANELS if ranked else share
         if chunk < 0:
-            return 0 if args.few != 0 and unit else (panels + share - 1) // share
-        first, last = chunk * share, min(panels, chunk * share + share)
-        if unit:
-            _multiply_with_unit(bits, group, offsets, count, group_bytes, args, rows, first, last - 1, scratch)
-            return 0
-        stride = groups * group_input_bytes
-        row = 0
-        while row < rows:
-            x, sums = args.x + row * stride, args.sums
-            if rounded:
-                place = row // TOKENS * groups * TOKENS + row % TOKENS
-                x, sums = args.rounded + place * group_input_bytes, sums + place * SUMS_BYTES
-            tokens = 1
-            # Rounded activations are as many as fill a tile, and one large tile takes less time than two.
-            while tokens < most and (tokens < rows - row if rounded else 2 * tokens <= rows - row):
-                tokens *= 2
-            for index in range(first, last):
-                panel = args.panels + index * groups * group_bytes
-                if tokens == 8:
-                    multiply_tile(bits, group, offsets, 8, panel, x, stride, sums, groups, scratch)
-                elif tokens == 4:
-                    multiply_tile(bits, group, offsets, 4, panel, x, stride, sums, groups, scratch)
-                elif tokens == 2:
-                    multiply_tile(bits, group, offsets, 2, panel, x, stride, sums, groups, scratch)
-                else:
-                    multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
-                _write(scratch, min(tokens, rows - row), row, index, outputs, args.bias, args.out)
-            row += tokens
+            return 0 if args.few != 0 and unit else (panels + span - 1) // span
+        for first in range(chunk * span, min(panels, chunk * span + span), share):
+            last = min(panels, first + share)
+            out, stride = args.out + 4 * LANES * first, 4 * outputs
+            if ranked:
+                out, stride = scratch + BEHIND, 4 * LANES * share
+            # fmt: off
+            if unit:
+                _multiply_with_unit(
+                    bits, group, offsets, count, group_bytes, args, rows, first, last - 1, out, stride, scratch
+                )
+            else:
+                _multiply_with_tiles(
+                    bits, group, offsets, most, rounded, group_bytes, args, rows, first, last, out, stride, scratch
+                )
+            # fmt: on
+            if ranked:
+                ranks = words(args.ranks + 8 * rows * chunk, rows)
+                begin, many = first * LANES, min(outputs, last * LANES) - first * LANES
+                for row in range(rows):
+                    before = LOWEST if first == chunk * span else ranks[row]
+                    ranks[row] = highest_rank(out + stride * row, many, begin, before)
         return 0
 
     return run
+
+
+@njit(inline="always")
+def _multiply_with_tiles(
+    bits: int,
+    group: int,
+    offsets: int,
+    most: int,
+    rounded: int,
+    group_bytes: int,
+    args: MultiplyArguments,
+    rows: int,
+    first: int,
+    last: int,
+    out: int,
+    out_stride: int,
+    scratch: int,
+) -> None:
+    """Multiply all tokens, up to `most` at a time, with the panels from `first` to `last`, which is not one of them.
+
+    `args` are `MultiplyArguments`, and activations are `rounded` if that is not 0. Outputs go to `out`, in rows
+    `out_stride` bytes apart.
+    """
+    groups, outputs = args.groups, args.outputs
+    input_bytes = 2 * group if bits <= 8 else 4 * group
+    stride = groups * input_bytes
+    row = 0
+    while row < rows:
+        x, sums = args.x + row * stride, args.sums
+        if rounded:
+            place = row // TOKENS * groups * TOKENS + row % TOKENS
+            x, sums = args.rounded + place * input_bytes, sums + place * SUMS_BYTES
+        tokens = 1
+        # Rounded activations are as many as fill a tile, and one large tile takes less time than two.
+        while tokens < most and (tokens < rows - row if rounded else 2 * tokens <= rows - row):
+            tokens *= 2
+        for index in range(first, last):
+            panel = args.panels + index * groups * group_bytes
+            if tokens == 8:
+                multiply_tile(bits, group, offsets, 8, panel, x, stride, sums, groups, scratch)
+            elif tokens == 4:
+                multiply_tile(bits, group, offsets, 4, panel, x, stride, sums, groups, scratch)
+            elif tokens == 2:
+                multiply_tile(bits, group, offsets, 2, panel, x, stride, sums, groups, scratch)
+            else:
+                multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
+            place = out + out_stride * row + 4 * LANES * (index - first)
+            _write(scratch, min(tokens, rows - row), index * LANES, outputs, args.bias, place, out_stride)
+        row += tokens
 
 
 @njit(inline="always")
@@ -83,27 +129,29 @@ def _multiply_with_unit(
     rows: int,
     first: int,
     last: int,
+    out: int,
+    out_stride: int,
     scratch: int,
 ) -> None:
     """Multiply all tokens with the panels `first` and `last`, which may be the same, by the matrix unit.
 
-    `args` are `MultiplyArguments`, and `count` is the number of parts of an activation.
+    `args` are `MultiplyArguments`, and `count` is the number of parts of an activation. Outputs go to `out`, in rows
+    `out_stride` bytes apart.
     """
-    outputs = args.outputs
-    whole = (first + PANELS) * LANES <= outputs
+    whole = (first + PANELS) * LANES <= args.outputs
     for top in range(0, rows, MOST_ROWS):
         many = min(MOST_ROWS, rows - top)
-        out, out_stride = args.out + 4 * (outputs * top + first * LANES), 4 * outputs
+        made, made_stride = out + out_stride * top, out_stride
         if not whole:
-            out, out_stride = scratch + REST, 4 * PANELS * LANES
+            made, made_stride = scratch + REST, 4 * PANELS * LANES
         begun = args.bias + 4 * first * LANES if whole and args.bias != 0 else 0
         # fmt: off
         multiply_block(
-            bits, group, offsets, count, group_bytes, args, top, many, first, last, begun, out, out_stride, scratch
+            bits, group, offsets, count, group_bytes, args, top, many, first, last, begun, made, made_stride, scratch
         )
         # fmt: on
         if not whole:
-            _copy(out, many, first * LANES, outputs, args.bias, args.out + 4 * outputs * top)
+            _copy(made, many, first * LANES, args.outputs, args.bias, out + out_stride * top, out_stride)
     release(0)
 
 
@@ -157,25 +205,25 @@ def multiply_block(
 
 
 @njit(inline="always")
-def _copy(totals: int, count: int, begin: int, outputs: int, bias: int, out: int) -> None:
-    """Write outputs from `begin` on, in `totals` [count, PANELS * LANES], to out [count, outputs], and add a bias."""
+def _copy(made: int, count: int, begin: int, outputs: int, bias: int, out: int, stride: int) -> None:
+    """Write outputs from `begin` on, in `made` [count, PANELS * LANES], to rows `stride` bytes apart; add the bias."""
+    many = outputs - begin
     for t in range(count):
-        done, place = floats(totals + 4 * PANELS * LANES * t, PANELS * LANES), floats(out + 4 * outputs * t, outputs)
-        for i in range(begin, outputs):
-            place[i] = done[i - begin]
+        done, place = floats(made + 4 * PANELS * LANES * t, many), floats(out + stride * t, many)
+        for i in range(many):
+            place[i] = done[i]
             if bias != 0:
-                place[i] += floats(bias, outputs)[i]
+                place[i] += floats(bias, outputs)[begin + i]
 
 
 @njit(inline="always")
-def _write(totals: int, count: int, row: int, panel: int, outputs: int, bias: int, out: int) -> None:
-    """Write `totals`, [count, LANES] float32, of the tokens from `row` on and a panel to `out`, and add the bias."""
-    many = min(LANES, outputs - panel * LANES)
+def _write(totals: int, count: int, begin: int, outputs: int, bias: int, out: int, stride: int) -> None:
+    """Write `totals`, [count, LANES] float32, outputs from `begin` on, to rows `stride` bytes apart; add the bias."""
+    many = min(LANES, outputs - begin)
     for t in range(count):
-        done = floats(totals + t * LANES * 4, LANES)
-        place = floats(out + ((row + t) * outputs + panel * LANES) * 4, LANES)
+        done, place = floats(totals + 4 * LANES * t, LANES), floats(out + stride * t, LANES)
         if bias != 0:
-            added = floats(bias + panel * LANES * 4, LANES)
+            added = floats(bias + 4 * begin, LANES)
             for i in range(many):
                 place[i] = done[i] + added[i]
         elif many == LANES:

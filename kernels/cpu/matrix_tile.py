@@ -25,8 +25,6 @@ STEPS = 64
 """Limit of steps whose weights are unpacked at a time."""
 PANELS = 2
 """Panels that are multiplied together, so that activations are loaded half as often."""
-MOST_ROWS = 512
-"""Limit of tokens that are multiplied with unpacked weights before these are unpacked again."""
 UNPACKED = CONFIGURATION_BYTES
 REST = UNPACKED + PANELS * STEPS * REGISTER_BYTES
 """Places in scratch memory: behind the registers' configuration lie the weights, [PANELS, STEPS, DEPTH / 2, LANES, 2]

@@ -21,6 +21,7 @@ gated_multiply_operation: Callable[[Rounding, ActivationKind, Rounding], Operati
     "gated_matmul:define_gated_multiply"
 )
 keep_operation: Callable[[], Operation] = operation("elementwise:define_keep")
+pick_operation: Callable[[], Operation] = operation("ranks:define_pick")
 sample_operation: Callable[[], Operation] = operation("sampling:define_sample")
 logprobs_operation: Callable[[], Operation] = operation("logprobs:define_logprobs")
 weigh_operation: Callable[[], Operation] = operation("stages:define_weigh")

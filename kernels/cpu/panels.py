@@ -15,6 +15,8 @@ from kernels.cpu.target import register_floats
 
 LANES = register_floats()
 """Number of outputs in a panel: the float32 numbers that a register holds."""
+RANKED_PANELS = 32
+"""Panels whose highest rank (`ranks.py`) can take the place of their outputs."""
 GROUP = 32
 """Limit of inputs in a group."""
 CODE_SHIFTS = {4: 6, 8: 2}

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import SamplingBatch, Weighed
-from kernels.reference import weigh
+from kernels.cpu.backend import CpuBackend
+from kernels.reference import dequantize, weigh
 from kernels.reference_sampling import exponentials, sample, sampled_weights, select_rows, stream_keys, uniforms
-from tests.kernels.cpu.test_backend import CPU
+from tests.kernels.cpu.test_backend import CPU, quantized
+from tests.kernels.gpu.cases import attention_case
 
 INFINITE = float("inf")
 
@@ -134,3 +136,45 @@ def test_rows_without_a_finite_maximum_draw_nothing(bad: float) -> None:
     assert torch.equal(CPU.sample(logits, wanted), expected)
     weights = CPU.weigh(logits, wanted, None).weights
     assert (weights.amax(-1) > 0).tolist() == (expected >= 0).tolist()
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_greedy_tokens_of_a_recording_are_those_of_its_logits(bits: int, biased: bool) -> None:
+    """It ranks the logits and does not write them; all are on the same path for few rows and for many."""
+    torch.manual_seed(0)
+    backend, vocab, hidden = CpuBackend(2), 1111, 64
+    weight = quantized(vocab, hidden, bits, 32, offsets=False) if bits <= 8 else torch.randn(vocab, hidden).bfloat16()
+    # Equal logits, the highest of every seventh row.
+    for part in (weight,) if isinstance(weight, Tensor) else (weight.codes, weight.scales):
+        part[700] = part[300]
+    dense = weight.float() if isinstance(weight, Tensor) else dequantize(weight)
+    bias = torch.randn(vocab).index_fill(0, torch.tensor([300, 700]), 1.0) if biased else None
+    linear = backend.pack(weight, bias)
+    x = torch.randn(60, hidden)
+    x[::7] = 1000 * dense[300]
+    x[3] = 0
+    x[5, 9], x[6, 1] = float("nan"), -float("nan")
+    x[8, 2] = INFINITE
+    assert (backend.linear(x, linear).argmax(-1)[::7] == 300).sum() > 5
+    layout = attention_case([(0, 1)]).layout
+
+    def draw() -> Tensor:
+        logits = backend.linear(backend.narrow(x, 48), linear)
+        backend.sample(logits, batch(48))
+        return logits
+
+    program, logits = backend.record(draw)
+    for count in (1, 3, 8, 17, 48):
+        for chosen in (torch.arange(count), torch.randint(60, (count,))):
+            logits.fill_(7.0)
+            sampled = batch(count)
+            greedy = replace(sampled, temperature=torch.zeros(count))
+            drawn = backend.replay(program, chosen, layout, chosen=chosen, sampling=greedy)
+            assert drawn is not None
+            assert bool((logits == 7.0).all())
+            backend.replay(program, chosen, layout, chosen=chosen)
+            assert torch.equal(drawn, backend.sample(logits[:count].clone(), greedy))
+            drawn = backend.replay(program, chosen, layout, chosen=chosen, sampling=sampled)
+            assert drawn is not None
+            assert torch.equal(drawn, backend.sample(logits[:count].clone(), sampled))
