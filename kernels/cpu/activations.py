@@ -71,7 +71,7 @@ def serves(form: Format, groups: int) -> bool:
 
 
 def parts(form: Format) -> int:
-    """Number of bfloat16 numbers whose sum is an activation: 1, with a relative error of 2^-9, or 2, with 2^-17.
+    """Number of bfloat16 numbers whose sum is an activation: 1, with a relative error of 2^-8, or 2, with 2^-17.
 
     The error of the former is lost in that of weights of 4 and 8 bits.
     """

@@ -44,7 +44,7 @@ def scratch_bytes(dim: int, group: int) -> int:
 
 def unit_bytes(dim: int, rows: int) -> int:
     """Bytes that a tile of `rows` (a multiple of REGISTER_ROWS) needs where the matrix unit multiplies."""
-    return 2 * CONFIGURATION_BYTES + rows * (4 * dim + PRODUCT_BYTES + 4 * KEYS) + 2 * dim * DEPTH
+    return 2 * CONFIGURATION_BYTES + rows * (2 * dim + PRODUCT_BYTES + 2 * KEYS) + 2 * dim * DEPTH
 
 
 def scratch_bytes_of_weights(dim: int) -> int:

@@ -1,9 +1,8 @@
 """The products of attention on the matrix unit of Intel CPUs (AMX), over a bfloat16 cache.
 
-Queries and weights are float32. Each is split into the sum of two bfloat16 numbers, an upper and a lower part, with a
-relative error below 2^-16; the unit multiplies both parts, and adds in float32. Keys are read as they lie in the cache:
-their products with queries come out as [keys, rows], and are turned. Values lie in the cache in pairs, as the unit
-wants them (`attention_memory.serves`).
+Queries and weights are rounded to bfloat16, and the unit adds in float32. Keys are read as they lie in the cache: their
+products with queries come out as [keys, rows], and are turned. Values lie in the cache in pairs, as the unit wants them
+(`attention_memory.serves`).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +25,8 @@ LANES = 16
 """Float32 numbers in a vector, and in a row of a register of sums."""
 NARROW = 4
 """Number of rows up to which queries and scores take a quarter of a register."""
-KEY_SUMS, UPPER_QUERIES, LOWER_QUERIES, CACHED, WEIGHTS, VALUE_SUMS = (0, 1), 2, 3, 4, 5, (6, 7)
-"""Registers: scores float32 [REGISTER_ROWS keys, columns]; queries' parts, in pairs, [DEPTH / 2, columns, 2]; keys
+KEY_SUMS, QUERIES, CACHED, WEIGHTS, VALUE_SUMS = (0, 1), 2, (3, 4), 5, (6, 7)
+"""Registers: scores float32 [REGISTER_ROWS keys, columns]; queries in pairs, [DEPTH / 2, columns, 2]; keys
 [REGISTER_ROWS, DEPTH], and later values in pairs, [DEPTH / 2, LANES, 2]; weights [rows, DEPTH], and sums float32 [rows,
 LANES]. There are LANES columns, or NARROW ones: one for each row."""
 
@@ -36,7 +35,7 @@ def _emit_configure(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value
     place, columns, rows = values
     full, height = ir.Constant(v.I64, 64), ir.Constant(v.I64, REGISTER_ROWS)
     narrow = builder.mul(columns, ir.Constant(v.I64, 4))
-    unit.configure(builder, place, [(narrow, height)] * 4 + [(full, height)] + [(full, rows)] * 3)
+    unit.configure(builder, place, [(narrow, height)] * 3 + [(full, height)] * 2 + [(full, rows)] * 3)
     return ir.Constant(v.I64, 0)
 
 
@@ -63,16 +62,16 @@ def _with_dim(emit: Callable[[ir.IRBuilder, int, Sequence[v.Value]], None], argu
 
 @intrinsic(prefer_literal=True)
 def pair_queries(_: Any, dim: Any, queries: Any, out: Any) -> Any:
-    """Split the queries [LANES, dim] float32 of some rows, and arrange them for a product with keys.
+    """Round the queries [LANES, dim] float32 of some rows, and arrange them for a product with keys.
 
-    Written to `out`: [dim / DEPTH, 2 parts, DEPTH / 2, LANES, 2] bfloat16. `dim` is a compile-time constant.
+    Written to `out`: [dim / DEPTH, DEPTH / 2, LANES, 2] bfloat16. `dim` is a compile-time constant.
     """
     return _with_dim(partial(_emit_queries, v.transpose, LANES), 2)(dim)
 
 
 @intrinsic(prefer_literal=True)
 def pair_few_queries(_: Any, dim: Any, queries: Any, out: Any) -> Any:
-    """`pair_queries` for NARROW rows: `out` is [dim / DEPTH, 2 parts, DEPTH / 2, NARROW, 2] bfloat16."""
+    """`pair_queries` for NARROW rows: `out` is [dim / DEPTH, DEPTH / 2, NARROW, 2] bfloat16."""
     return _with_dim(partial(_emit_queries, _interleave, NARROW), 2)(dim)
 
 
@@ -85,14 +84,13 @@ def _emit_queries(
 ) -> None:
     queries, out = arguments
     for step in range(dim // DEPTH):
-        splits = [
-            v.split(builder, v.load(builder, v.vector(v.F32, DEPTH), queries, 4 * (row * dim + step * DEPTH)))
+        rounded = [
+            v.to_bfloat16(builder, v.load(builder, v.vector(v.F32, DEPTH), queries, 4 * (row * dim + step * DEPTH)))
             for row in range(rows)
         ]
-        for part, halves in enumerate(zip(*splits, strict=True)):
-            turned = turn(builder, [builder.bitcast(half, v.vector(v.I32, LANES)) for half in halves])
-            for index, numbers in enumerate(turned):
-                v.store(builder, numbers, out, 64 * (rows * (2 * step + part) + index))
+        turned = turn(builder, [builder.bitcast(numbers, v.vector(v.I32, LANES)) for numbers in rounded])
+        for index, numbers in enumerate(turned):
+            v.store(builder, numbers, out, 64 * (rows * step + index))
 
 
 def _interleave(builder: ir.IRBuilder, rows: Sequence[v.Value]) -> list[v.Value]:
@@ -127,15 +125,11 @@ def _emit_scores(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) 
         keys = [v.load(builder, v.I64, place, 8 * number) for number in range(len(KEY_SUMS))]
         for sums in KEY_SUMS:
             unit.clear(builder, sums)
-        at = queries
         for step in range(dim // DEPTH):
-            for register in (UPPER_QUERIES, LOWER_QUERIES):
-                unit.load(builder, register, at, row)
-                at = builder.add(at, size)
-            for sums, key in zip(KEY_SUMS, keys, strict=True):
-                unit.load(builder, CACHED, v.at(builder, key, 2 * DEPTH * step), stride)
-                unit.multiply(builder, "tdpbf16ps", sums, CACHED, UPPER_QUERIES)
-                unit.multiply(builder, "tdpbf16ps", sums, CACHED, LOWER_QUERIES)
+            unit.load(builder, QUERIES, builder.add(queries, builder.mul(size, ir.Constant(v.I64, step))), row)
+            for sums, cached, key in zip(KEY_SUMS, CACHED, keys, strict=True):
+                unit.load(builder, cached, v.at(builder, key, 2 * DEPTH * step), stride)
+                unit.multiply(builder, "tdpbf16ps", sums, cached, QUERIES)
         out = builder.add(products, builder.mul(first, size))
         for number, sums in enumerate(KEY_SUMS):
             unit.store(builder, sums, out if number == 0 else builder.add(out, size), row)
@@ -198,17 +192,16 @@ def _separate(builder: ir.IRBuilder, mixed: Sequence[v.Value]) -> list[v.Value]:
 
 
 @intrinsic
-def split_weights(_: Any, weights: Any, upper: Any, lower: Any) -> Any:
-    """Split a row's weights [KEYS] float32 into `upper` and `lower` parts, [KEYS] bfloat16 each."""
+def round_weights(_: Any, weights: Any, out: Any) -> Any:
+    """Round a row's weights [KEYS] float32 to bfloat16."""
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
         for first in range(0, KEYS, DEPTH):
             numbers = v.load(builder, v.vector(v.F32, DEPTH), values[0], 4 * first)
-            for part, place in zip(v.split(builder, numbers), values[1:], strict=True):
-                v.store(builder, part, place, 2 * first)
+            v.store(builder, v.to_bfloat16(builder, numbers), values[1], 2 * first)
         return context.get_dummy_value()
 
-    return types.none(types.int64, types.int64, types.int64), generate
+    return types.none(types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -241,18 +234,18 @@ def _emit_copy(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) ->
 
 
 @intrinsic(prefer_literal=True)
-def add_values(_: Any, dim: Any, steps: Any, upper: Any, lower: Any, parts: Any, strides: Any, sums: Any) -> Any:
+def add_values(_: Any, dim: Any, steps: Any, weights: Any, parts: Any, strides: Any, sums: Any) -> Any:
     """Add the products of rows' weights with so many steps of a tile's values to sums [rows, dim] float32.
 
-    `upper` and `lower` are the weights' parts, [rows, KEYS] bfloat16 each. `parts` and `strides` are the addresses of
-    a word for each step: the address of its values [DEPTH / 2, dim, 2] bfloat16, and the bytes between their rows. The
-    number of rows is that of `configure`; `dim` is a compile-time constant.
+    Weights are [rows, KEYS] bfloat16. `parts` and `strides` are the addresses of a word for each step: the address of
+    its values [DEPTH / 2, dim, 2] bfloat16, and the bytes between their rows. The number of rows is that of
+    `configure`; `dim` is a compile-time constant.
     """
-    return _with_dim(_emit_values, 6)(dim)
+    return _with_dim(_emit_values, 5)(dim)
 
 
 def _emit_values(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) -> None:
-    steps, upper, lower, parts, strides, sums = arguments
+    steps, weights, parts, strides, sums = arguments
     weight_stride, sum_stride = ir.Constant(v.I64, 2 * KEYS), ir.Constant(v.I64, 4 * dim)
     for d in range(0, dim, LANES * len(VALUE_SUMS)):
         places = [v.at(builder, sums, 4 * (d + LANES * index)) for index in range(len(VALUE_SUMS))]
@@ -263,11 +256,10 @@ def _emit_values(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) 
             word, offset = (builder.mul(step, ir.Constant(v.I64, size)) for size in (8, 2 * DEPTH))
             values = v.load(builder, v.I64, builder.add(parts, word))
             stride = v.load(builder, v.I64, builder.add(strides, word))
-            for index, register in enumerate(VALUE_SUMS):
-                unit.load(builder, CACHED, v.at(builder, values, 4 * (d + LANES * index)), stride)
-                for weights in (upper, lower):
-                    unit.load(builder, WEIGHTS, builder.add(weights, offset), weight_stride)
-                    unit.multiply(builder, "tdpbf16ps", register, WEIGHTS, CACHED)
+            unit.load(builder, WEIGHTS, builder.add(weights, offset), weight_stride)
+            for index, (register, cached) in enumerate(zip(VALUE_SUMS, CACHED, strict=True)):
+                unit.load(builder, cached, v.at(builder, values, 4 * (d + LANES * index)), stride)
+                unit.multiply(builder, "tdpbf16ps", register, WEIGHTS, cached)
             return []
 
         v.repeat(builder, steps, [], add)
@@ -284,7 +276,7 @@ def begin_tile(dim: int, rows: int, queries: int, own: int) -> None:
         pair_few_queries(dim, queries, paired)
     else:
         for row in range(0, rows, LANES):
-            pair_queries(dim, queries + 4 * dim * row, paired + 4 * dim * row)
+            pair_queries(dim, queries + 4 * dim * row, paired + 2 * dim * row)
 
 
 @njit(inline="always")
@@ -306,11 +298,11 @@ def score_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: 
     `parts` is the address of the addresses of PARTS parts of the keys, which lie `stride` bytes apart.
     """
     queries = own + 2 * CONFIGURATION_BYTES
-    products = queries + 4 * padded_rows(rows) * dim
+    products = queries + 2 * padded_rows(rows) * dim
     count = (present + DEPTH - 1) // DEPTH * (DEPTH // REGISTER_ROWS)
     for row in range(0, rows, REGISTER_ROWS):
         place = products + PRODUCT_BYTES * row
-        score_keys(dim, _columns(rows), queries + 4 * dim * row, parts, count, stride, place)
+        score_keys(dim, _columns(rows), queries + 2 * dim * row, parts, count, stride, place)
     if rows <= NARROW:
         turn_few_scores(products, scores, count)
     else:
@@ -324,11 +316,10 @@ def add_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: in
 
     `parts` is the address of the addresses of STEPS parts of the values, whose pairs lie `stride` bytes apart.
     """
-    upper = own + 2 * CONFIGURATION_BYTES + padded_rows(rows) * (4 * dim + PRODUCT_BYTES)
-    lower = upper + 2 * KEYS * padded_rows(rows)
-    rest = lower + 2 * KEYS * padded_rows(rows)
+    rounded = own + 2 * CONFIGURATION_BYTES + padded_rows(rows) * (2 * dim + PRODUCT_BYTES)
+    rest = rounded + 2 * KEYS * padded_rows(rows)
     for row in range(rows):
-        split_weights(weights + 4 * KEYS * row, upper + 2 * KEYS * row, lower + 2 * KEYS * row)
+        round_weights(weights + 4 * KEYS * row, rounded + 2 * KEYS * row)
     steps = (present + DEPTH - 1) // DEPTH
     places, strides = words(own + CONFIGURATION_BYTES, STEPS), words(own + CONFIGURATION_BYTES + 8 * STEPS, STEPS)
     for step in range(steps):
@@ -339,8 +330,7 @@ def add_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: in
         places[steps - 1], strides[steps - 1] = rest, 4 * dim
     place = own + CONFIGURATION_BYTES
     for row in range(0, rows, REGISTER_ROWS):
-        first = 2 * KEYS * row
-        add_values(dim, steps, upper + first, lower + first, place, place + 8 * STEPS, sums + 4 * dim * row)
+        add_values(dim, steps, rounded + 2 * KEYS * row, place, place + 8 * STEPS, sums + 4 * dim * row)
 
 
 @njit(inline="always")

@@ -56,7 +56,7 @@ def round_inputs(_: Any, mixed: Any, count: Any, x: Any, out: Any) -> Any:
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
         numbers = v.load(builder, v.vector(v.F32, DEPTH), values[2])
-        for part, halves in enumerate(v.split(builder, numbers)[:many]):
+        for part, halves in enumerate(v.split(builder, numbers) if many == 2 else [v.to_bfloat16(builder, numbers)]):
             v.store(builder, mix(builder, halves) if other else halves, values[3], part * REGISTER_BYTES)
         return context.get_dummy_value()
 

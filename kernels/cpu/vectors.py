@@ -19,6 +19,13 @@ Value: TypeAlias = Any
 """An `ir.Value`; llvmlite has no type annotations."""
 
 
+class _Bfloat16(ir.Type):
+    """LLVM's type of bfloat16 numbers, which llvmlite lacks."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
 def vector(element: ir.Type, lanes: int) -> ir.Type:
     """The type of a vector of `lanes` elements."""
     return ir.VectorType(element, lanes)
@@ -125,24 +132,28 @@ def halves_to_floats(builder: ir.IRBuilder, halves: Value) -> Value:
     return builder.bitcast(builder.or_(builder.bitcast(number, sign.type), sign), number.type)
 
 
+def to_bfloat16(builder: ir.IRBuilder, numbers: Value) -> Value:
+    """The bits, i16 [lanes], of the bfloat16 numbers nearest to float32 numbers; a NaN stays one."""
+    lanes = numbers.type.count
+    if "avx512bf16" in features():
+        return builder.bitcast(builder.fptrunc(numbers, vector(_Bfloat16(), lanes)), vector(I16, lanes))
+    # LLVM's own way without the instruction is a call for every number.
+    bits = builder.bitcast(numbers, vector(I32, lanes))
+    nearest = builder.lshr(builder.add(bits, like(bits, 0x8000)), like(bits, 16))
+    # Rounding could carry the bits of a NaN into the sign, so a NaN gets fixed bits.
+    unknown = builder.fcmp_unordered("uno", numbers, numbers)
+    return builder.trunc(builder.select(unknown, like(bits, 0x7FC0), nearest), vector(I16, lanes))
+
+
 def split(builder: ir.IRBuilder, numbers: Value) -> tuple[Value, Value]:
     """The bits, i16 [lanes], of two bfloat16 numbers for each float32: the nearest one, and the nearest to the rest.
 
     Their sum has a relative error of up to 2^-17.
     """
-    # Rounding could carry the bits of a NaN into the sign, so a NaN gets fixed bits.
-    unknown = builder.fcmp_unordered("uno", numbers, numbers)
-    upper = builder.select(unknown, filled(I32, numbers.type.count, 0x7FC0), _to_bfloat16(builder, numbers))
-    near = builder.bitcast(builder.shl(upper, like(upper, 16)), numbers.type)
-    lower = _to_bfloat16(builder, builder.fsub(numbers, near))
-    kind = vector(I16, numbers.type.count)
-    return builder.trunc(upper, kind), builder.trunc(lower, kind)
-
-
-def _to_bfloat16(builder: ir.IRBuilder, numbers: Value) -> Value:
-    """The bits of the nearest bfloat16 numbers in the lower half of i32 [lanes]; any bits for a NaN."""
-    bits = builder.bitcast(numbers, vector(I32, numbers.type.count))
-    return builder.lshr(builder.add(bits, like(bits, 0x8000)), like(bits, 16))
+    upper = to_bfloat16(builder, numbers)
+    wide = vector(I32, numbers.type.count)
+    near = builder.bitcast(builder.shl(builder.zext(upper, wide), filled(I32, wide.count, 16)), numbers.type)
+    return upper, to_bfloat16(builder, builder.fsub(numbers, near))
 
 
 def add_pairs(builder: ir.IRBuilder, a: Value, b: Value) -> Value:

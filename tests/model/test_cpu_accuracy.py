@@ -25,7 +25,7 @@ from service.text.chat import JinjaTemplate
 from service.text.tokenizer import VocabularyTokenizer, load_tokenizer
 
 CPU = torch.device("cpu")
-BLOCK_SIZE = 16
+BLOCK_SIZE = CpuBackend.block_size
 ENGLISH = """The history of the printing press begins in Mainz, where around 1440 a goldsmith named Johannes Gutenberg
 began to cast single letters in metal. Printing itself was not new: in China and Korea books had been printed from
 carved blocks of wood for centuries, and the oldest book known to have been printed with movable metal type was

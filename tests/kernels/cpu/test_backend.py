@@ -221,11 +221,17 @@ def test_fp8_and_bfloat16_are_stored_as_the_reference_rounds() -> None:
             torch.testing.assert_close(stored[0].float(), expected.float(), rtol=0, atol=0, equal_nan=True)
 
 
+def on_unit(cache: LayerCache) -> bool:
+    """Whether the matrix unit attends over the cache."""
+    _, block, _, dim = cache.keys.shape
+    return serves(STORED[cache.keys.dtype], dim, block)
+
+
 def as_stored(cache: LayerCache) -> LayerCache:
     """A copy of a cache as the CPU stores it: for the matrix unit, values of two tokens lie number beside number."""
     blocks, block, kv_heads, dim = cache.values.shape
     values = cache.values.clone()
-    if serves(STORED[values.dtype], dim, block):
+    if on_unit(cache):
         pairs = values.view(blocks, block // 2, 2, kv_heads, dim).permute(0, 1, 3, 4, 2)
         values = pairs.reshape(values.shape)
     return cache._replace(keys=cache.keys.clone(), values=values)
@@ -242,11 +248,15 @@ def ragged(heads: int = 4, cache_dtype: torch.dtype = torch.float32) -> Attentio
 
 
 def check(case: AttentionCase, options: AttentionOptions = PLAIN) -> None:
-    expected = attend(case.q, case.cache, case.layout, options)
-    # The matrix unit multiplies numbers with a relative error of 2^-17.
-    error = 1e-4 if case.cache.keys.dtype == torch.bfloat16 else 1e-5
     got = CPU.attend(case.q, as_stored(case.cache), case.layout, options)
-    torch.testing.assert_close(got, expected, rtol=error, atol=error)
+    q, error = case.q, torch.tensor(0.0)
+    if on_unit(case.cache):
+        # The matrix unit multiplies queries and weights of the nearest bfloat16 numbers.
+        q = (q * options.scale).bfloat16().float() / options.scale
+        sizes = case.cache._replace(values=case.cache.values.abs())
+        error = 2.0**-8 * attend(q, sizes, case.layout, options)
+    expected = attend(q, case.cache, case.layout, options)
+    assert bool(((got - expected).abs() <= error + 1e-5 * (1 + expected.abs())).all())
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, FP8])
