@@ -19,8 +19,10 @@ GIVEN_UP = 1.0
 """Seconds of all runs of a trial, after which it ends without them."""
 GAIN = 0.95
 """Share of the time that another number of threads must stay below to be taken."""
-PAUSE = 3.0
-"""Seconds between trials."""
+HOPELESS = 1.25
+"""Ratio of the times for the same work, with another number of threads and with the present one, that ends a trial."""
+PAUSE, LONGEST_PAUSE = 3.0, 24.0
+"""Seconds between trials: at first, and at most; they double with each trial that changes nothing."""
 CONTENDED = 30.0
 """Switches in a second of runs, of threads that would have run on, from which on others are taken to want the cores."""
 
@@ -50,13 +52,14 @@ class Crew:
         self._down = False
         self._samples: dict[int, Sample] = {}
         """Each number of threads in a trial with its runs; {}: no trial."""
+        self._pause = PAUSE
         self._rest()
 
     def choose(self, work: int) -> int:
         """Number of threads for the next run, of a program with `work` chunks."""
         if self._most == 1:
             return 1
-        if not self._samples and self._clock() - self._since > PAUSE:
+        if not self._samples and self._clock() - self._since > self._pause:
             self._begin()
         self._before = self._switches()
         # Runs of the same work take turns, since what others do to the machine changes while a trial lasts.
@@ -89,18 +92,21 @@ class Crew:
         """Keep the faster number of threads once that is known, or the one there was where nothing tells."""
         seconds = [sum(map(sum, sample.values())) for sample in self._samples.values()]
         now, other = self._samples
-        ratio = _ratio(self._samples[other], self._samples[now])
-        if (ratio is None or min(seconds) < SAMPLE) and sum(seconds) < GIVEN_UP:
-            return
-        if ratio is not None and ratio < GAIN:
-            self.size = other
+        first, ratio = (_ratio(self._samples[other], self._samples[now], runs) for runs in (1, RUNS))
+        if first is not None and first > HOPELESS:
+            self._end(now)
+        elif (ratio is not None and min(seconds) >= SAMPLE) or sum(seconds) >= GIVEN_UP:
+            self._end(other if ratio is not None and ratio < GAIN else now)
+
+    def _end(self, size: int) -> None:
+        """End a trial with a number of threads."""
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if size == self.size else PAUSE
+        self.size = size
         self._rest()
 
 
-def _ratio(one: Sample, other: Sample) -> float | None:
-    """The time of one sample's runs as a share of the other's, for work that both have done; None if there is none."""
-    shared = [work for work in one.keys() & other.keys() if min(len(one[work]), len(other[work])) >= RUNS]
-    if not shared:
-        return None
+def _ratio(one: Sample, other: Sample, runs: int) -> float | None:
+    """The time of one sample's runs as a share of the other's, for work that both have done so many times, if any."""
+    shared = [work for work in one.keys() & other.keys() if min(len(one[work]), len(other[work])) >= runs]
     mine, theirs = (sum(len(other[work]) * fmean(sample[work]) for work in shared) for sample in (one, other))
-    return mine / theirs
+    return mine / theirs if shared else None
