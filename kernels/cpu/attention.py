@@ -30,7 +30,7 @@ from kernels.cpu.attention_tile import (
     take_exp,
 )
 from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, unpack, words
-from kernels.cpu.matrix_attention import add_tile, begin_tile, fetch_parts, locate_parts, padded_rows, score_tile
+from kernels.cpu.matrix_attention import add_tile, begin_tile, begin_unit, locate_parts, padded_rows, score_tile
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.target import REGISTER_ROWS
@@ -66,53 +66,94 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
     @njit(inline="always")
     def take_keys(
         args: AttendArguments,
-        kv_head: int,
+        table: Any,
+        begin: int,
+        end: int,
         position: int,
+        kv_head: int,
+        many: int,
         rows: Any,
-        present: int,
-        places: int,
-        state: int,
+        states: int,
         scores: int,
         own: int,
+        scratch: int,
     ) -> None:
-        """Add the `present` keys of a tile, at `places`, and their values to the state of a KV head's rows.
+        """Add the keys from `begin` to `end` and their values to the states of `many` KV heads from `kv_head` on.
 
-        `position` is as in `_find_peaks`. `scores` [rows, KEYS] float32 and the memory at `own` are for this alone.
+        `position` is that of the first row's token. `scores` [rows, KEYS] float32, the memory at `own` and that at
+        `scratch` are for this alone.
         """
-        vectors = (present + LANES - 1) // LANES
+        padded, lanes = padded_rows(rows), width // LANES
+        places, coming = scratch, scratch + PLACES_BYTES
         keys, values = own, own + 4 * KEYS * dim
-        peaks, masses, shrinks, queries, sums = _state(state, padded_rows(rows), dim)
-        if unit:
-            stride = args.kv_heads * dim * stored
-            score_tile(dim, rows, present, places, stride, own, scores)
-        else:
-            _load(stored, dim, width, present, places, keys, values)
-            multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
-        _find_peaks(flag, args, kv_head, position, rows, vectors, scores, peaks, shrinks)
-        _take_exps(rows, vectors, scores, peaks, masses, shrinks)
-        if unit:
-            _shrink(rows, dim, sums, shrinks)
-            _clear(rows, vectors, scores)
-            add_tile(dim, rows, present, places + 8 * PARTS, 2 * stride, own, scores, sums)
-        else:
-            lanes = width // LANES
-            multiply(rows, lanes, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
+        if begin < end:
+            locate(stored, dim, block, args, table, begin, end, kv_head, places)
+            fetch(places, 0, KEYS, many * dim * stored)
+        for base in range(begin, end, KEYS):
+            present = min(KEYS, end - base)
+            vectors = (present + LANES - 1) // LANES
+            if base + KEYS < end:
+                locate(stored, dim, block, args, table, base + KEYS, end, kv_head, coming)
+            for head in range(many):
+                if base + KEYS < end:
+                    fetch(coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
+                peaks, masses, shrinks, queries, sums = _state(states, head, padded, dim, width)
+                _load(stored, dim, width, present, places, keys, values)
+                multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
+                _find_peaks(flag, args, kv_head + head, position - base, rows, vectors, scores, peaks, shrinks)
+                _take_exps(rows, vectors, scores, peaks, masses, shrinks)
+                multiply(rows, lanes, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
+                _advance(places, 2 * KEYS, dim * stored)
+            places, coming = coming, places
 
     @njit(inline="always")
-    def find(args: AttendArguments, table: Any, base: int, end: int, kv_head: int, places: int) -> None:
-        """Write the addresses of a tile's keys and values to `places`, for the unit those of their parts."""
-        if unit:
+    def take_keys_by_unit(
+        args: AttendArguments,
+        table: Any,
+        begin: int,
+        end: int,
+        position: int,
+        kv_head: int,
+        many: int,
+        rows: int,
+        states: int,
+        scores: int,
+        own: int,
+        places: int,
+    ) -> None:
+        """`take_keys` by the matrix unit, with `scores` [many, padded rows, KEYS] and memory at `places`.
+
+        All heads have their scores before any has its weights: what one head waits for leaves time for the others. The
+        CPU by itself fetches what comes next.
+        """
+        padded, stride = padded_rows(rows), args.kv_heads * dim * stored
+        score_bytes = 4 * padded * KEYS
+        begin_unit(rows, own)
+        for head in range(many):
+            _, _, _, queries, _ = _state(states, head, padded, dim, width)
+            begin_tile(dim, rows, queries, own + head * own_bytes)
+        for base in range(begin, end, KEYS):
+            present = min(KEYS, end - base)
+            vectors = (present + LANES - 1) // LANES
             locate_parts(dim, block, args, table, base, end, kv_head, places)
-        else:
-            locate(stored, dim, block, args, table, base, end, kv_head, places)
+            for head in range(many):
+                score_tile(dim, rows, present, places, stride, own + head * own_bytes, scores + head * score_bytes)
+                _advance(places, PARTS, dim * stored)
+            for head in range(many):
+                peaks, masses, shrinks, _, _ = _state(states, head, padded, dim, width)
+                found = scores + head * score_bytes
+                _find_peaks(flag, args, kv_head + head, position - base, rows, vectors, found, peaks, shrinks)
+                _take_exps(rows, vectors, found, peaks, masses, shrinks)
+                _clear(rows, vectors, found)
+            for head in range(many):
+                _, _, shrinks, _, sums = _state(states, head, padded, dim, width)
+                mine, found = own + head * own_bytes, scores + head * score_bytes
+                _shrink(rows, dim, sums, shrinks)
+                add_tile(dim, rows, present, places + 8 * PARTS, 2 * stride, mine, found, sums)
+                _advance(places + 8 * PARTS, STEPS, 2 * dim * stored)
+        release(0)
 
-    @njit(inline="always")
-    def bring(args: AttendArguments, places: int, first: int, last: int, size: int) -> None:
-        """Begin to fetch `size` bytes of each of a tile's keys and values from `first` to `last` - 1."""
-        if unit:
-            fetch_parts(places, first, last, args.kv_heads * dim * stored, size)
-        else:
-            fetch(places, first, last, size)
+    take = take_keys_by_unit if unit else take_keys
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: AttendArguments = unpack(AttendArguments, arguments)
@@ -131,40 +172,17 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         end = min(contexts[sequence], position + rows // group)
 
         padded = padded_rows(rows)
-        places, coming, states = scratch, scratch + PLACES_BYTES, scratch + 2 * PLACES_BYTES
-        state_bytes = 4 * padded * (3 + dim + width)
-        # Scores are those of the head at work.
-        scores = states + many * state_bytes
-        own = scores + 4 * padded * KEYS
+        states = scratch + 2 * PLACES_BYTES
+        scores = states + many * _state_bytes(padded, dim, width)
+        own = scores + many * 4 * padded * KEYS
         for head in range(many):
-            peaks, masses, _, queries, sums = _state(states + head * state_bytes, padded, dim)
+            peaks, masses, _, queries, sums = _state(states, head, padded, dim, width)
             _begin(args, first, kv_head + head, dim, width, rows, queries, sums, peaks, masses)
-            if unit:
-                begin_tile(dim, rows, queries, own + head * own_bytes)
         table = integers(step.block_table + sequence * step.table_width * 4, step.table_width)
         begin = 0 if args.window == 0 else max(0, position - args.window + 1) // KEYS * KEYS
-        if begin < end:
-            find(args, table, begin, end, kv_head, places)
-            bring(args, places, 0, KEYS, many * dim * stored)
-        for base in range(begin, end, KEYS):
-            present = min(KEYS, end - base)
-            if base + KEYS < end:
-                find(args, table, base + KEYS, end, kv_head, coming)
-            for head in range(many):
-                if base + KEYS < end:
-                    bring(args, coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
-                state, mine = states + head * state_bytes, own + head * own_bytes
-                take_keys(args, kv_head + head, position - base, rows, present, places, state, scores, mine)
-                if unit:
-                    _advance(places, PARTS, dim * stored)
-                    _advance(places + 8 * PARTS, STEPS, 2 * dim * stored)
-                else:
-                    _advance(places, 2 * KEYS, dim * stored)
-            places, coming = coming, places
-        if unit:
-            release(0)
+        take(args, table, begin, end, position, kv_head, many, rows, states, scores, own, scratch)
         for head in range(many):
-            _, masses, _, _, sums = _state(states + head * state_bytes, padded, dim)
+            _, masses, _, _, sums = _state(states, head, padded, dim, width)
             _end(args, first, kv_head + head, dim, width, rows, sums, masses)
         return 0
 
@@ -172,8 +190,15 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
 
 
 @njit(inline="always")
-def _state(at: int, padded: int, dim: int) -> Any:
-    """Addresses of a head's peaks, masses, shrinks [padded], queries [padded, dim] and sums, float32 from `at` on."""
+def _state_bytes(padded: int, dim: int, width: int) -> int:
+    """Bytes of the state of a head with so many rows."""
+    return 4 * padded * (3 + dim + width)
+
+
+@njit(inline="always")
+def _state(states: int, head: int, padded: int, dim: int, width: int) -> Any:
+    """Addresses of a head's peaks, masses, shrinks [padded], queries [padded, dim] and sums, float32."""
+    at = states + head * _state_bytes(padded, dim, width)
     return at, at + 4 * padded, at + 8 * padded, at + 12 * padded, at + 4 * padded * (3 + dim)
 
 

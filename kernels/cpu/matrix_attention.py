@@ -18,7 +18,7 @@ from kernels.cpu import vectors as v
 from kernels.cpu.arguments import AttendArguments
 from kernels.cpu.attention_memory import DEPTH, KEYS, PARTS, PRODUCT_BYTES, STEPS
 from kernels.cpu.cache_forms import BFLOAT16
-from kernels.cpu.instructions import instruction, prefetch, words
+from kernels.cpu.instructions import instruction, words
 from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_ROWS, matrix_unit
 
 LANES = 16
@@ -268,9 +268,14 @@ def _emit_values(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) 
 
 
 @njit(inline="always")
-def begin_tile(dim: int, rows: int, queries: int, own: int) -> None:
-    """Prepare the unit, and its memory at `own`, for a tile of rows with `queries` [rows, dim] float32."""
+def begin_unit(rows: int, own: int) -> None:
+    """Prepare the unit for tiles of so many rows, of which the memory at `own` belongs to the first."""
     configure(own, _columns(rows), min(rows, REGISTER_ROWS))
+
+
+@njit(inline="always")
+def begin_tile(dim: int, rows: int, queries: int, own: int) -> None:
+    """Prepare the memory at `own` for a tile of rows with `queries` [rows, dim] float32."""
     paired = own + 2 * CONFIGURATION_BYTES
     if rows <= NARROW:
         pair_few_queries(dim, queries, paired)
@@ -350,18 +355,3 @@ def locate_parts(
         keys[part] = args.keys + (slot * args.kv_heads + kv_head) * dim * BFLOAT16
         if part % 2 == 0:
             values[part // 2] = args.values + (slot * args.kv_heads + 2 * kv_head) * dim * BFLOAT16
-
-
-@njit(inline="always")
-def fetch_parts(places: int, first: int, last: int, stride: int, size: int) -> None:
-    """Begin to fetch `size` bytes of each of a tile's keys and values from `first` to `last` - 1.
-
-    Keys lie `stride` bytes apart, and so do values, in pairs.
-    """
-    keys, values = words(places, PARTS), words(places + 8 * PARTS, STEPS)
-    for j in range(first, last):
-        key = keys[j // REGISTER_ROWS] + j % REGISTER_ROWS * stride
-        value = values[j // DEPTH] + j % DEPTH // 2 * 2 * stride + j % 2 * size
-        for line in range(0, size, 64):
-            prefetch(key + line)
-            prefetch(value + line)
