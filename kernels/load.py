@@ -32,7 +32,7 @@ def load_backend(
                 raise ValueError("the cpu backend computes in float32: use dtype=float32, or the reference backend")
             try:
                 from kernels.cpu.backend import CpuBackend
-                from kernels.cpu.machine_code import check_compiler
+                from kernels.cpu.build import check_compiler
 
                 check_compiler()
             except ImportError as error:
@@ -57,7 +57,7 @@ def _best_on_cpu(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "reference"
     try:
-        from kernels.cpu.machine_code import check_compiler
+        from kernels.cpu.build import check_compiler
         from kernels.cpu.target import dot_path
 
         check_compiler()

@@ -317,8 +317,8 @@ class CpuBackend:
         )
         kind = STORED[cache.keys.dtype], dim, block, _plain(options)
         if self._recorder is not None:
-            # Compiled now, so that nobody waits for it when somebody first looks at the weights.
-            weights_operation(*kind)
+            # Somebody may look at the weights.
+            self._recorder.need(weights_operation(*kind))
         self._run(attend_operation(*kind), arguments)
         return out
 
@@ -406,13 +406,13 @@ class CpuBackend:
         return out
 
     def record(self, function: Callable[[], T]) -> tuple[Recording, T]:
-        # Compiled now, so that nobody waits for it when somebody first asks for log-probabilities or distributions.
-        logprobs_operation()
-        weigh_operation()
         self._recorder = Recorder()
+        # Somebody may ask for log-probabilities or distributions.
+        self._recorder.need(logprobs_operation())
+        self._recorder.need(weigh_operation())
         try:
             out = function()
-            return self._recorder.finish(), out
+            return self._recorder.finish(self._workers.count), out
         finally:
             self._recorder, self._step = None, self._words.ctypes.data
 

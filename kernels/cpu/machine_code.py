@@ -49,10 +49,9 @@ def address_of(name: str, compile: Callable[[], MachineCode]) -> int:
 
     `name` says which function it is, and with which compile-time constants.
     """
-    folder = _folder()
-    if folder is None:
+    path = _path(name)
+    if path is None:
         return load(compile())
-    path = folder / sha256(name.encode()).hexdigest()[:32]
     machine_code = _read(path)
     if machine_code is None:
         machine_code = compile()
@@ -60,11 +59,21 @@ def address_of(name: str, compile: Callable[[], MachineCode]) -> int:
     return load(machine_code)
 
 
-def check_compiler() -> None:
-    """Import Numba where it will be needed, since nothing is kept that it compiled. Raises ImportError."""
+def is_kept(name: str) -> bool:
+    """Whether a file has the function of this name, or none can be written."""
+    path = _path(name)
+    return path is None or path.exists()
+
+
+def keeps() -> bool:
+    """Whether what is compiled can be kept. Raises ImportError if Numba is not installed."""
+    return _folder() is not None
+
+
+def _path(name: str) -> Path | None:
+    """The file of a function; None if nothing can be kept."""
     folder = _folder()
-    if folder is None or not any(folder.glob("*")):
-        import numba  # noqa: F401
+    return None if folder is None else folder / sha256(name.encode()).hexdigest()[:32]
 
 
 @cache

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from kernels.cpu.machine_code import MachineCode, address_of
+from kernels.cpu.machine_code import MachineCode, address_of, is_kept
 
 WORDS = 24
 """Number of int64 words in an operation's arguments."""
@@ -28,27 +28,40 @@ Function = Callable[[int, int, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A compiled operation. `address` is the start of its machine code."""
+    """A compiled operation: the function that a definition makes of compile-time constants."""
 
-    address: int
+    definition: str
+    """Its place, module:function in this package."""
+    constants: tuple[Any, ...]
+    """Each has a repr that tells it from others."""
+
+    @property
+    def address(self) -> int:
+        """The start of its machine code, which is compiled now if no file has it."""
+        return machine_code_of(self.definition, *self.constants)
+
+    @property
+    def kept(self) -> bool:
+        """Whether a file has its machine code, or there can be none."""
+        return is_kept(_name(self.definition, self.constants))
 
 
 def operation(definition: str) -> Callable[..., Operation]:
-    """The maker of operations from compile-time constants, by a definition as in `machine_code_of`."""
-
-    @cache
-    def make(*constants: Any) -> Operation:
-        return Operation(machine_code_of(definition, *constants))
-
-    return make
+    """The maker of operations from compile-time constants, by a definition as in `Operation`."""
+    return lambda *constants: Operation(definition, constants)
 
 
+@cache
 def machine_code_of(definition: str, *constants: Any) -> int:
-    """Address of a compiled function. `definition` is module:function in this package; constants have a repr."""
+    """Address of a compiled function; the arguments are as in `Operation`."""
 
     def compile() -> MachineCode:
         from kernels.cpu.compiler import compiled
 
         return compiled(pkgutil.resolve_name(f"{__package__}.{definition}")(*constants))
 
-    return address_of(f"{definition}{constants}", compile)
+    return address_of(_name(definition, constants), compile)
+
+
+def _name(definition: str, constants: tuple[Any, ...]) -> str:
+    return f"{definition}{constants}"

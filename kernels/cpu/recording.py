@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kernels.cpu.build import build
 from kernels.cpu.operation import Operation
 from kernels.cpu.program import Program
 
@@ -30,7 +31,8 @@ class Recorder:
         self.calls: list[Call] = []
         self._whole: int | None = None
         self._undrawn: int | None = None
-        self._greedy: Program | None = None
+        self._greedy: list[Call] = []
+        self._needed: list[Operation] = []
 
     def narrow(self) -> None:
         """Note that the calls from here on are those on chosen rows alone."""
@@ -43,10 +45,22 @@ class Recorder:
         """
         self._undrawn = len(self.calls)
         if greedy:
-            self._greedy = Program([*self.calls[:-1], *greedy])
+            self._greedy = [*self.calls[:-1], *greedy]
 
-    def finish(self) -> Recording:
-        """The recording of all calls. Parts that it does not have are empty ones at its end."""
+    def need(self, operation: Operation) -> None:
+        """Note an operation that is no part of the recording, and is compiled with it so that nobody waits later."""
+        self._needed.append(operation)
+
+    def finish(self, processes: int) -> Recording:
+        """The recording of all calls, compiled in up to so many processes.
+
+        Parts that it does not have are empty ones at its end.
+        """
+        needed = [operation for operation, _ in (*self.calls, *self._greedy)] + self._needed
+        build(needed, processes)
+        for operation in needed:
+            # Compiles it here if it could not be kept.
+            _ = operation.address
         undrawn = len(self.calls) if self._undrawn is None else self._undrawn
         whole = undrawn if self._whole is None else self._whole
-        return Recording(Program(self.calls), whole, undrawn, self._greedy)
+        return Recording(Program(self.calls), whole, undrawn, Program(self._greedy) if self._greedy else None)

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import ActivationKind, AttentionOptions, HeadNorms, LayerCache, LayerQueries, QuantizedWeight
-from kernels.cpu import backend, pages
+from kernels.cpu import pages, recording
 from kernels.cpu.activations import TOKENS, UNIT_FROM, Rounding, rounding_for
 from kernels.cpu.arguments import RoundArguments
 from kernels.cpu.attention_memory import serves
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.cache_forms import STORED
-from kernels.cpu.operations import round_operation
+from kernels.cpu.operation import Operation
+from kernels.cpu.operations import logprobs_operation, round_operation, weigh_operation, weights_operation
 from kernels.cpu.panels import Format
 from kernels.cpu.target import matrix_unit
 from kernels.reference import ReferenceBackend, attend, decode, dequantize, encode
@@ -341,13 +342,11 @@ def test_a_row_of_attention_depends_on_no_other_in_any_bit(cache_dtype: torch.dt
 
 def test_a_recording_compiles_what_looks_at_its_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes seconds, in which everybody's tokens would wait for the first who looks."""
-    asked: list[tuple[int, int, int, bool]] = []
-    monkeypatch.setattr(backend, "weights_operation", lambda *kind: asked.append(kind))
+    built: list[Operation] = []
+    monkeypatch.setattr(recording, "build", lambda operations, _: built.extend(operations))
     case = attention_case([(3, 5)], cache_dtype=torch.bfloat16)
     CPU.record(lambda: CPU.attend(case.q, case.cache, case.layout, PLAIN))
-    assert asked == [(2, 16, 16, True)]
-    CPU.attend(case.q, case.cache, case.layout, PLAIN)
-    assert len(asked) == 1
+    assert {weights_operation(2, 16, 16, True), logprobs_operation(), weigh_operation()} < {*built}
 
 
 def check_weights(case: AttentionCase, options: AttentionOptions, heads: Sequence[int], sparse: bool = False) -> None:

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from kernels.cpu import machine_code
+from kernels.cpu.build import WALKS, build, check_compiler
 from kernels.cpu.compiler import compiled
 from kernels.cpu.machine_code import MachineCode, address_of
+from kernels.cpu.operation import Operation
+from kernels.cpu.operations import angles_operation, keep_operation, pick_operation
 
 _ENGINE = machine_code._engine.__wrapped__
 
@@ -77,6 +80,27 @@ assert "numba" in sys.modules
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
 
 
+def test_many_operations_are_compiled_in_processes_of_their_own(folder: Path) -> None:
+    """One that cannot be compiled is left to whoever needs it, who sees why."""
+    wanted = [pick_operation(), keep_operation(), angles_operation(), Operation("ranks:define_nothing", ())]
+    code = f"""
+import sys
+from kernels.cpu.build import WALKS, build, check_compiler
+from kernels.cpu.operation import Operation
+check_compiler()
+build({wanted[:3]!r}, 2)
+assert "numba" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(before) == 3 + len(WALKS)
+    build(wanted, 2)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert not wanted[-1].kept
+    with pytest.raises(AttributeError, match="define_nothing"):
+        _ = wanted[-1].address
+
+
 def test_a_damaged_file_is_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address_of("successor", compile_successor)
     (path,) = folder.iterdir()
@@ -135,7 +159,7 @@ def test_a_process_whose_folder_was_removed_goes_on(folder: Path, monkeypatch: p
     address_of("successor", compile_successor)
     shutil.rmtree(folder)
     forget(monkeypatch)
-    machine_code.check_compiler()
+    check_compiler()
     assert call(address_of("successor", compile_successor), 41) == 42
 
 

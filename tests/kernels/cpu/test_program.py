@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +22,15 @@ def count_chunks(record: int, chunk: int, scratch: int) -> int:
     return 0
 
 
-COUNT = Operation(load(compiled(count_chunks)))
+class Count(Operation):
+    """An operation that no file keeps."""
+
+    @cached_property
+    def address(self) -> int:  # type: ignore[override]
+        return load(compiled(count_chunks))
+
+
+COUNT = Count("count_chunks", ())
 
 
 def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:

@@ -123,6 +123,8 @@ def test_on_a_cpu_float32_is_for_compiled_kernels_and_the_rest_for_the_reference
     for module in [name for name in sys.modules if name.startswith("kernels.cpu")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "numba", None)
+    (tmp_path / "numba.py").write_text("raise ImportError('no Numba for other processes either')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     # A home without kept kernels, which would need no Numba.
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_runner(dummy).info.backend == "reference"
@@ -144,7 +146,7 @@ def test_kernels_that_are_kept_load_without_a_compiler(dummy: RunnerConfig) -> N
     code += (
         f"load_runner(RunnerConfig(model={dummy.model!r}, backend='cpu', load_format='dummy', cache_memory=2**20))\n"
     )
-    code += "from kernels.cpu.operations import sample_operation; sample_operation()"
+    code += "from kernels.cpu.operations import sample_operation; sample_operation().address"
     for arguments in ([], ["kept"]):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
