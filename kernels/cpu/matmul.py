@@ -28,7 +28,7 @@ def _most_tokens(form: Format) -> int:
 def define_multiply(rounding: Rounding) -> Function:
     """Multiply activations with a weight in panels of the rounding's form, and add a bias.
 
-    Its arguments are `MultiplyArguments`. Outputs of up to MOST_ROWS rows can be ranked in place of written.
+    Its arguments are `MultiplyArguments`. The ranks of outputs can be written instead, of up to MOST_ROWS rows.
     """
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)

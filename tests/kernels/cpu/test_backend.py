@@ -340,8 +340,11 @@ def test_a_row_of_attention_depends_on_no_other_in_any_bit(cache_dtype: torch.dt
                 assert torch.equal(got, whole[begin + first : begin + last])
 
 
-def test_a_recording_compiles_what_looks_at_its_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes seconds, in which everybody's tokens would wait for the first who looks."""
+def test_a_recording_compiles_what_looks_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes seconds, in which everybody's tokens would wait for the first who looks.
+
+    Attention weights, log-probabilities and distributions are what one can look at.
+    """
     built: list[Operation] = []
     monkeypatch.setattr(recording, "build", lambda operations, _: built.extend(operations))
     case = attention_case([(3, 5)], cache_dtype=torch.bfloat16)

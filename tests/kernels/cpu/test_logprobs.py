@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.cpu import backend
 from kernels.cpu.backend import CpuBackend
 from kernels.reference import log_probabilities
 from tests.kernels.cpu.test_backend import CPU
-from tests.kernels.gpu.cases import attention_case
 
 INFINITE = float("inf")
 
@@ -76,12 +74,3 @@ def test_a_row_depends_on_no_other_and_on_no_number_of_threads() -> None:
     alone = CpuBackend(1)
     rows = [alone.log_probabilities(logits[[row]], tokens[[row]], 5) for row in range(9)]
     assert torch.equal(torch.cat(rows), whole)
-
-
-def test_a_recording_compiles_what_tells_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes seconds, in which everybody's tokens would wait for the first who asks."""
-    asked: list[bool] = []
-    monkeypatch.setattr(backend, "logprobs_operation", lambda: asked.append(True))
-    case = attention_case([(3, 5)])
-    CPU.record(lambda: CPU.activation(case.q, "silu"))
-    assert asked
