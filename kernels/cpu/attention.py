@@ -119,14 +119,14 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         states: int,
         scores: int,
         own: int,
-        places: int,
+        scratch: int,
     ) -> None:
-        """`take_keys` by the matrix unit, with `scores` [many, padded rows, KEYS] and memory at `places`.
+        """Do what `take_keys` does by the matrix unit; `scores` are [many, padded rows, KEYS].
 
-        All heads have their scores before any has its weights: what one head waits for leaves time for the others. The
-        CPU by itself fetches what comes next.
+        All heads have their scores before any has its weights, so that the CPU computes for one head while another
+        waits for memory. Nothing is fetched ahead, since the CPU does this by itself.
         """
-        padded, stride = padded_rows(rows), args.kv_heads * dim * stored
+        padded, stride, places = padded_rows(rows), args.kv_heads * dim * stored, scratch
         score_bytes = 4 * padded * KEYS
         begin_unit(rows, own)
         for head in range(many):

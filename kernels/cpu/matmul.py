@@ -32,7 +32,64 @@ def define_multiply(rounding: Rounding) -> Function:
     """
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
-    group_bytes, count, rounded = form.group_bytes, parts(form), int(rounding.needed)
+    group_bytes, input_bytes = form.group_bytes, form.group_input_bytes
+    count, rounded = parts(form), int(rounding.needed)
+
+    @njit(inline="always")
+    def by_tiles(
+        args: MultiplyArguments, rows: int, first: int, last: int, out: int, out_stride: int, scratch: int
+    ) -> None:
+        """Multiply all tokens, up to `most` at a time, with the panels from `first` to `last` - 1.
+
+        Outputs go to `out`, in rows `out_stride` bytes apart.
+        """
+        groups, outputs = args.groups, args.outputs
+        stride = groups * input_bytes
+        row = 0
+        while row < rows:
+            x, sums = args.x + row * stride, args.sums
+            if rounded:
+                place = row // TOKENS * groups * TOKENS + row % TOKENS
+                x, sums = args.rounded + place * input_bytes, sums + place * SUMS_BYTES
+            tokens = 1
+            # Rounded activations are as many as fill a tile, and one large tile takes less time than two.
+            while tokens < most and (tokens < rows - row if rounded else 2 * tokens <= rows - row):
+                tokens *= 2
+            for index in range(first, last):
+                panel = args.panels + index * groups * group_bytes
+                if tokens == 8:
+                    multiply_tile(bits, group, offsets, 8, panel, x, stride, sums, groups, scratch)
+                elif tokens == 4:
+                    multiply_tile(bits, group, offsets, 4, panel, x, stride, sums, groups, scratch)
+                elif tokens == 2:
+                    multiply_tile(bits, group, offsets, 2, panel, x, stride, sums, groups, scratch)
+                else:
+                    multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
+                place = out + out_stride * row + 4 * LANES * (index - first)
+                _write(scratch, min(tokens, rows - row), index * LANES, outputs, args.bias, place, out_stride)
+            row += tokens
+
+    @njit(inline="always")
+    def by_matrix_unit(
+        args: MultiplyArguments, rows: int, first: int, last: int, out: int, out_stride: int, scratch: int
+    ) -> None:
+        """Multiply all tokens as `by_tiles` does, by the matrix unit and with up to PANELS panels."""
+        whole = (first + PANELS) * LANES <= args.outputs
+        for top in range(0, rows, MOST_ROWS):
+            many = min(MOST_ROWS, rows - top)
+            made, made_stride = out + out_stride * top, out_stride
+            if not whole:
+                made, made_stride = scratch + REST, 4 * PANELS * LANES
+            begun = args.bias + 4 * first * LANES if whole and args.bias != 0 else 0
+            # fmt: off
+            multiply_block(
+                bits, group, offsets, count, group_bytes, args, top, many, first, last - 1,
+                begun, made, made_stride, scratch,
+            )
+            # fmt: on
+            if not whole:
+                _copy(made, many, first * LANES, args.outputs, args.bias, out + out_stride * top, out_stride)
+        release(0)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: MultiplyArguments = unpack(MultiplyArguments, arguments)
@@ -48,16 +105,10 @@ def define_multiply(rounding: Rounding) -> Function:
             out, stride = args.out + 4 * LANES * first, 4 * outputs
             if ranked:
                 out, stride = scratch + BEHIND, 4 * LANES * share
-            # fmt: off
             if unit:
-                _multiply_with_unit(
-                    bits, group, offsets, count, group_bytes, args, rows, first, last - 1, out, stride, scratch
-                )
+                by_matrix_unit(args, rows, first, last, out, stride, scratch)
             else:
-                _multiply_with_tiles(
-                    bits, group, offsets, most, rounded, group_bytes, args, rows, first, last, out, stride, scratch
-                )
-            # fmt: on
+                by_tiles(args, rows, first, last, out, stride, scratch)
             if ranked:
                 ranks = words(args.ranks + 8 * rows * chunk, rows)
                 begin, many = first * LANES, min(outputs, last * LANES) - first * LANES
@@ -67,92 +118,6 @@ def define_multiply(rounding: Rounding) -> Function:
         return 0
 
     return run
-
-
-@njit(inline="always")
-def _multiply_with_tiles(
-    bits: int,
-    group: int,
-    offsets: int,
-    most: int,
-    rounded: int,
-    group_bytes: int,
-    args: MultiplyArguments,
-    rows: int,
-    first: int,
-    last: int,
-    out: int,
-    out_stride: int,
-    scratch: int,
-) -> None:
-    """Multiply all tokens, up to `most` at a time, with the panels from `first` to `last`, which is not one of them.
-
-    `args` are `MultiplyArguments`, and activations are `rounded` if that is not 0. Outputs go to `out`, in rows
-    `out_stride` bytes apart.
-    """
-    groups, outputs = args.groups, args.outputs
-    input_bytes = 2 * group if bits <= 8 else 4 * group
-    stride = groups * input_bytes
-    row = 0
-    while row < rows:
-        x, sums = args.x + row * stride, args.sums
-        if rounded:
-            place = row // TOKENS * groups * TOKENS + row % TOKENS
-            x, sums = args.rounded + place * input_bytes, sums + place * SUMS_BYTES
-        tokens = 1
-        # Rounded activations are as many as fill a tile, and one large tile takes less time than two.
-        while tokens < most and (tokens < rows - row if rounded else 2 * tokens <= rows - row):
-            tokens *= 2
-        for index in range(first, last):
-            panel = args.panels + index * groups * group_bytes
-            if tokens == 8:
-                multiply_tile(bits, group, offsets, 8, panel, x, stride, sums, groups, scratch)
-            elif tokens == 4:
-                multiply_tile(bits, group, offsets, 4, panel, x, stride, sums, groups, scratch)
-            elif tokens == 2:
-                multiply_tile(bits, group, offsets, 2, panel, x, stride, sums, groups, scratch)
-            else:
-                multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
-            place = out + out_stride * row + 4 * LANES * (index - first)
-            _write(scratch, min(tokens, rows - row), index * LANES, outputs, args.bias, place, out_stride)
-        row += tokens
-
-
-@njit(inline="always")
-def _multiply_with_unit(
-    bits: int,
-    group: int,
-    offsets: int,
-    count: int,
-    group_bytes: int,
-    args: MultiplyArguments,
-    rows: int,
-    first: int,
-    last: int,
-    out: int,
-    out_stride: int,
-    scratch: int,
-) -> None:
-    """Multiply all tokens with the panels `first` and `last`, which may be the same, by the matrix unit.
-
-    `args` are `MultiplyArguments`, and `count` is the number of parts of an activation. Outputs go to `out`, in rows
-    `out_stride` bytes apart.
-    """
-    whole = (first + PANELS) * LANES <= args.outputs
-    for top in range(0, rows, MOST_ROWS):
-        many = min(MOST_ROWS, rows - top)
-        made, made_stride = out + out_stride * top, out_stride
-        if not whole:
-            made, made_stride = scratch + REST, 4 * PANELS * LANES
-        begun = args.bias + 4 * first * LANES if whole and args.bias != 0 else 0
-        # fmt: off
-        multiply_block(
-            bits, group, offsets, count, group_bytes, args, top, many, first, last, begun, made, made_stride, scratch
-        )
-        # fmt: on
-        if not whole:
-            _copy(made, many, first * LANES, args.outputs, args.bias, out + out_stride * top, out_stride)
-    release(0)
 
 
 @njit(inline="always")

@@ -2,7 +2,6 @@
 
 import threading
 import weakref
-from functools import cached_property
 
 import numpy as np
 
@@ -22,12 +21,15 @@ def count_chunks(record: int, chunk: int, scratch: int) -> int:
     return 0
 
 
+ADDRESS = load(compiled(count_chunks))
+
+
 class Count(Operation):
     """An operation that no file keeps."""
 
-    @cached_property
-    def address(self) -> int:  # type: ignore[override]
-        return load(compiled(count_chunks))
+    @property
+    def address(self) -> int:
+        return ADDRESS
 
 
 COUNT = Count("count_chunks", ())
