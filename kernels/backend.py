@@ -349,6 +349,7 @@ class RecordingBackend(Backend, Protocol):
         """A program of the operations that `function` asks for, not run yet, and what the function returned.
 
         The tensors that it makes have room for as many rows as those it was given; `replay` says how many there are.
+        A residual stream that is given to a norm has a later one's numbers after a replay.
         """
         ...
 

@@ -77,7 +77,7 @@ class NormArguments(NamedTuple):
     eps: int
     """Bits."""
     normed: int
-    """[rows, size]."""
+    """[rows, size], or none if only rounded numbers are wanted."""
     stream: int
     """[rows, size]: the sum; the same as x where there is no residual stream."""
     size: int
@@ -121,10 +121,14 @@ class MultiplyArguments(NamedTuple):
     outputs: int
     exponent: int
     """`Panels.exponent`."""
+    threads: int
+    """Number of threads that share the work."""
     few: int = 0
     """1 if nothing is to be done in steps in which the matrix unit multiplies."""
     ranks: int = 0
     """[chunks, rows] int64, or none: the highest rank of each row's outputs in a chunk of work, in place of outputs."""
+    residual: int = 0
+    """[rows, outputs], or none: what is added to the outputs; it may be `out` itself."""
 
 
 class AnglesArguments(NamedTuple):

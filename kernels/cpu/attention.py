@@ -224,16 +224,16 @@ def _count_chunks(starts: Any, sequences: int, tokens: int, kv_heads: int, toget
 def _find_chunk(starts: Any, sequences: int, tokens: int, kv_heads: int, together: int, index: int) -> Any:
     """The sequence of a chunk, its first token in the batch, its first KV head, and its number of KV heads.
 
-    A batch has its sequences with most tokens last, and their last tiles see most keys; these are computed first.
+    Chunks have the order of tokens, so that a thread attends with the queries that it has made itself (`program.py`).
     """
-    sequence = sequences - 1
+    sequence = 0
     while True:
         chunks = _chunks_of(starts, sequence, tokens, kv_heads, together)
         if index < chunks:
             break
         index -= chunks
-        sequence -= 1
-    tile, kv_head, many = chunks // kv_heads - 1 - index // kv_heads, index % kv_heads, 1
+        sequence += 1
+    tile, kv_head, many = index // kv_heads, index % kv_heads, 1
     if starts[sequence + 1] - starts[sequence] == 1:
         tile, kv_head = 0, index * together
         many = min(together, kv_heads - kv_head)

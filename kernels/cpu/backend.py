@@ -195,6 +195,7 @@ class CpuBackend:
             groups=groups,
             outputs=panels.rows,
             exponent=panels.exponent,
+            threads=self._workers.count,
         )
         self._run_all([*before, (multiply_operation(rounding), arguments)])
         if self._recorder is not None:
@@ -206,7 +207,11 @@ class CpuBackend:
         maker = self._maker
         if self._recorder is not None and maker is not None and maker.out == x.data_ptr():
             calls = self._recorder.calls
-            calls[-1] = maker.operation(rounding), maker.arguments._replace(rounded=rounded, sums=sums)
+            arguments = maker.arguments._replace(rounded=rounded, sums=sums)
+            if isinstance(arguments, NormArguments):
+                arguments = arguments._replace(normed=0)
+                self._unwritten.add(maker.out)
+            calls[-1] = maker.operation(rounding), arguments
             if maker.gate is not None and 0 < rounding.unit_from == maker.gate.product.rounding.unit_from:
                 calls[-2:] = _by_size(maker.gate, rounding, calls[-1][1], rounded)
                 self._unwritten.add(maker.out)
@@ -225,6 +230,8 @@ class CpuBackend:
         self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         rows, size = x.shape
+        if residual is not None and self._adds_to(residual, x):
+            x, residual = residual, None
         normed = self._empty(rows, size)
         stream = x if residual is None else self._empty(rows, size)
         self._set(x)
@@ -241,6 +248,19 @@ class CpuBackend:
         )
         self._make(Maker(partial(norm_operation, bias is not None), arguments, normed.data_ptr()))
         return normed, stream
+
+    def _adds_to(self, residual: Tensor, x: Tensor) -> bool:
+        """Have the projection that makes x add it to the residual stream, if it has just been recorded.
+
+        Either is then read and written once where it would be twice, and each thread has these numbers to itself.
+        """
+        product = self._product
+        if self._recorder is None or product is None or product.arguments.out != x.data_ptr():
+            return False
+        stream = residual.data_ptr()
+        arguments = product.arguments._replace(out=stream, residual=stream)
+        self._recorder.calls[-1] = multiply_operation(product.rounding), arguments
+        return True
 
     def rotation(self, frequencies: Tensor, magnitude: float, positions: Tensor) -> Rotation:
         half = len(frequencies)
@@ -483,11 +503,11 @@ class CpuBackend:
         self._maker = self._product = None
         if self._recorder is not None:
             read = {word for _, arguments in calls for word in arguments}
-            assert self._unwritten.isdisjoint(read), "activations behind a gate are for one projection alone"
+            assert self._unwritten.isdisjoint(read), "such activations are for one projection alone"
             self._recorder.calls += calls
             return
         rows, words = self._pending
-        self._workers.run(Program(calls), lambda: self._write(rows, words))
+        self._workers.run(Program(calls, self._workers.count), lambda: self._write(rows, words))
 
     def _write(self, rows: Tensor, words: Words, row: int = 0) -> None:
         written = self._words[row]

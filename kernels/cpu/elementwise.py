@@ -15,12 +15,10 @@ from kernels.cpu.arguments import (
     GatedArguments,
     KeepArguments,
     NormArguments,
-    RotateArguments,
     StepWords,
 )
 from kernels.cpu.gates import ACTIVATE, GATE
 from kernels.cpu.instructions import (
-    FLAGS,
     floats,
     from_bits,
     half_to_float,
@@ -34,7 +32,6 @@ from kernels.cpu.norms import add_rows, scale_row, shift_row, sum_row, sum_squar
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, Format
 from kernels.cpu.rounding import by_unit, round_row
-from kernels.cpu.storage import store, store_beside
 
 TOKENS_A_CHUNK = 2
 """Number of tokens in a chunk of work."""
@@ -67,7 +64,7 @@ def define_norm(mean: bool, rounding: Rounding | None) -> Function:
         eps = from_bits(np.int32(args.eps))
         for row in range(chunk * LIGHT, min(rows, chunk * LIGHT + LIGHT)):
             at = row * size * 4
-            stream, normed = args.stream + at, args.normed + at
+            stream, normed = args.stream + at, args.normed + at if args.normed != 0 else scratch
             centre, total = np.float32(0), np.float32(0)
             if args.residual != 0:
                 total = add_rows(args.x + at, args.residual + at, stream, size)
@@ -107,72 +104,6 @@ def define_angles() -> Function:
                 angle = position * frequencies[i]
                 cos[i] = np.float32(math.cos(angle)) * magnitude
                 sin[i] = np.float32(math.sin(angle)) * magnitude
-        return 0
-
-    return run
-
-
-@njit(inline="always", fastmath=FLAGS)
-def _normed_and_turned(head: Any, out: Any, dim: int, weight: int, eps: Any, cos: Any, sin: Any, half: int) -> None:
-    """Write one head [dim] to `out` [dim], RMS-normed by the weight at an address (0: none), with pairs rotated."""
-    scale = np.float32(1)
-    if weight != 0:
-        total = np.float32(0)
-        for i in range(dim):
-            total += head[i] * head[i]
-        scale = np.float32(1) / np.float32(math.sqrt(total / np.float32(dim) + eps))
-        weights = floats(weight, dim)
-        for i in range(dim):
-            out[i] = head[i] * scale * weights[i]
-    else:
-        for i in range(dim):
-            out[i] = head[i]
-    for i in range(half):
-        a, b = out[i], out[half + i]
-        out[i] = a * cos[i] - b * sin[i]
-        out[half + i] = b * cos[i] + a * sin[i]
-
-
-def define_rotate(stored: int, paired: bool) -> Function:
-    """Norm and rotate queries and keys, and store keys and values in the cache in the form `stored` (`storage.py`).
-
-    With `paired`, values are stored as `matrix_attention.py` wants them. Its arguments are `RotateArguments`.
-    """
-
-    def run(arguments: int, chunk: int, scratch: int) -> int:
-        args: RotateArguments = unpack(RotateArguments, arguments)
-        step: StepWords = unpack(StepWords, args.step)
-        if chunk < 0:
-            return (step.rows + TOKENS_A_CHUNK - 1) // TOKENS_A_CHUNK
-        heads, kv_heads, dim, half = args.heads, args.kv_heads, args.dim, args.half
-        eps = from_bits(np.int32(args.eps))
-        slots = words(step.slots, step.rows)
-        turned = floats(scratch, dim)
-        for row in range(chunk * TOKENS_A_CHUNK, min(step.rows, chunk * TOKENS_A_CHUNK + TOKENS_A_CHUNK)):
-            cos, sin = floats(args.cos + row * half * 4, half), floats(args.sin + row * half * 4, half)
-            qkv = args.qkv + row * (heads + 2 * kv_heads) * dim * 4
-            for head in range(heads):
-                query = floats(args.queries + (row * heads + head) * dim * 4, dim)
-                _normed_and_turned(floats(qkv + head * dim * 4, dim), query, dim, args.query_norm, eps, cos, sin, half)
-            if slots[row] < 0:
-                continue
-            for head in range(kv_heads):
-                key = floats(qkv + (heads + head) * dim * 4, dim)
-                value = floats(qkv + (heads + kv_heads + head) * dim * 4, dim)
-                _normed_and_turned(key, turned, dim, args.key_norm, eps, cos, sin, half)
-                at = slots[row] * args.slot_bytes + head * dim * stored
-                key_scale, value_scale = np.float32(1), np.float32(1)
-                if args.key_scales != 0:
-                    key_scale, value_scale = (
-                        floats(args.key_scales, kv_heads)[head],
-                        floats(args.value_scales, kv_heads)[head],
-                    )
-                store(stored, turned, args.keys + at, dim, key_scale)
-                if paired:
-                    pair, other = slots[row] // 2 * 2 * args.slot_bytes, slots[row] % 2
-                    store_beside(value, args.values + pair + (2 * head * dim + other) * stored, dim)
-                else:
-                    store(stored, value, args.values + at, dim, value_scale)
         return 0
 
     return run

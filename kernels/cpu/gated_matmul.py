@@ -9,7 +9,7 @@ from kernels.cpu.activations import DEPTH, MOST_ROWS, TOKENS, Rounding, parts
 from kernels.cpu.arguments import MultiplyArguments, StepWords
 from kernels.cpu.gates import GATE
 from kernels.cpu.instructions import unpack
-from kernels.cpu.matmul import multiply_block
+from kernels.cpu.matmul import multiply_block, rows_a_block
 from kernels.cpu.matrix_tile import PANELS, REST, round_inputs
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
@@ -30,31 +30,32 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, group_bytes, count = form.bits, form.group, form.offsets, form.group_bytes, parts(form)
     _, _, made_split, made_count, _ = made.constants
-    multiply_gate, half = GATE[kind], 4 * PANELS * LANES
+    multiply_gate, half_bytes = GATE[kind], 4 * PANELS * LANES
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: MultiplyArguments = unpack(MultiplyArguments, arguments)
         rows, size = unpack(StepWords, args.step).rows, args.outputs // 2
+        spans, block = size // DEPTH, rows_a_block(rows, args.threads)
         if chunk < 0:
-            return size // DEPTH if by_unit(unit_from, rows) else 0
+            return spans * ((rows + block - 1) // block) if by_unit(unit_from, rows) else 0
         outputs, products = scratch + REST, scratch + PRODUCTS
-        for top in range(0, rows, MOST_ROWS):
-            many = min(MOST_ROWS, rows - top)
-            for part in range(2):
-                first, out = chunk * PANELS + part * (size // LANES), outputs + part * half
-                begun = args.bias + 4 * first * LANES if args.bias != 0 else 0
-                # fmt: off
-                multiply_block(
-                    bits, group, offsets, count, group_bytes, args, top, many, first, first + PANELS - 1,
-                    begun, out, 2 * half, scratch,
-                )
-                # fmt: on
-            for row in range(many):
-                gate, token = outputs + 2 * half * row, top + row
-                multiply_gate(gate, gate + half, DEPTH, products)
-                tile = (token // TOKENS * (size // DEPTH) + chunk) * made_count
-                place = args.out + tile * REGISTER_BYTES + token % TOKENS * 2 * DEPTH
-                round_inputs(made_split, made_count, products, place)
+        top, index = chunk // spans * block, chunk % spans
+        many = min(block, rows - top)
+        for half in range(2):
+            first, out = index * PANELS + half * (size // LANES), outputs + half * half_bytes
+            begun = args.bias + 4 * first * LANES if args.bias != 0 else 0
+            # fmt: off
+            multiply_block(
+                bits, group, offsets, count, group_bytes, args, top, many, first, first + PANELS - 1,
+                begun, out, 2 * half_bytes, scratch,
+            )
+            # fmt: on
+        for row in range(many):
+            gate, token = outputs + 2 * half_bytes * row, top + row
+            multiply_gate(gate, gate + half_bytes, DEPTH, products)
+            tile = (token // TOKENS * spans + index) * made_count
+            place = args.out + tile * REGISTER_BYTES + token % TOKENS * 2 * DEPTH
+            round_inputs(made_split, made_count, products, place)
         release(0)
         return 0
 

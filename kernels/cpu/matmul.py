@@ -4,20 +4,23 @@ from numba import njit
 
 from kernels.cpu.activations import DEPTH, MOST_ROWS, SUMS_BYTES, TILE, TOKENS, Rounding, parts
 from kernels.cpu.arguments import MultiplyArguments, StepWords
-from kernels.cpu.instructions import floats, unpack, words
+from kernels.cpu.instructions import unpack, words
 from kernels.cpu.matrix_tile import PANELS, REST, STEPS, configure, multiply_panels
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, RANKED_PANELS, Format
 from kernels.cpu.ranks import LOWEST, highest_rank
 from kernels.cpu.rounding import by_unit
+from kernels.cpu.rows import add_row, copy_row
 from kernels.cpu.target import REGISTER_BYTES, dot_path
 from kernels.cpu.tile import multiply_tile
 
 CHUNK_BYTES = 12 * 1024
 """Bytes of panels in a chunk of work, few enough to stay in a core's first-level cache while all tokens use them."""
+LEAST_ROWS = 128
+"""Tokens of a block, at least, if not all are one: each block needs the weights unpacked once more."""
 BEHIND = REST + 4 * MOST_ROWS * PANELS * LANES
-"""Place in scratch memory: behind outputs of panels that are not full lie those to be ranked."""
+"""Place in scratch memory: behind outputs that go elsewhere lie those to be ranked."""
 
 
 def _most_tokens(form: Format) -> int:
@@ -66,29 +69,32 @@ def define_multiply(rounding: Rounding) -> Function:
                 else:
                     multiply_tile(bits, group, offsets, 1, panel, x, stride, sums, groups, scratch)
                 place = out + out_stride * row + 4 * LANES * (index - first)
-                _write(scratch, min(tokens, rows - row), index * LANES, outputs, args.bias, place, out_stride)
+                wide, there = min(LANES, outputs - index * LANES), min(tokens, rows - row)
+                _write(args, scratch, 4 * LANES, there, index * LANES, wide, args.bias, place, out_stride)
             row += tokens
 
     @njit(inline="always")
     def by_matrix_unit(
-        args: MultiplyArguments, rows: int, first: int, last: int, out: int, out_stride: int, scratch: int
+        args: MultiplyArguments, top: int, many: int, first: int, last: int, out: int, out_stride: int, scratch: int
     ) -> None:
-        """Multiply all tokens as `by_tiles` does, by the matrix unit and with up to PANELS panels."""
-        whole = (first + PANELS) * LANES <= args.outputs
-        for top in range(0, rows, MOST_ROWS):
-            many = min(MOST_ROWS, rows - top)
-            made, made_stride = out + out_stride * top, out_stride
-            if not whole:
-                made, made_stride = scratch + REST, 4 * PANELS * LANES
-            begun = args.bias + 4 * first * LANES if whole and args.bias != 0 else 0
-            # fmt: off
-            multiply_block(
-                bits, group, offsets, count, group_bytes, args, top, many, first, last - 1,
-                begun, made, made_stride, scratch,
-            )
-            # fmt: on
-            if not whole:
-                _copy(made, many, first * LANES, args.outputs, args.bias, out + out_stride * top, out_stride)
+        """Multiply `many` tokens from `top` on, up to MOST_ROWS, by the matrix unit with up to PANELS panels.
+
+        Outputs go to `out`, that of the first token, in rows `out_stride` bytes apart.
+        """
+        full = (first + PANELS) * LANES <= args.outputs
+        begun, bias = (args.bias + 4 * first * LANES, 0) if full and args.bias != 0 else (0, args.bias)
+        made, made_stride = out, out_stride
+        if not full or args.residual != 0:
+            made, made_stride = scratch + REST, 4 * PANELS * LANES
+        # fmt: off
+        multiply_block(
+            bits, group, offsets, count, group_bytes, args, top, many, first, last - 1,
+            begun, made, made_stride, scratch,
+        )
+        # fmt: on
+        if made != out:
+            wide = min(PANELS * LANES, args.outputs - first * LANES)
+            _write(args, made, made_stride, many, first * LANES, wide, bias, out, out_stride)
         release(0)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
@@ -98,26 +104,40 @@ def define_multiply(rounding: Rounding) -> Function:
         unit, ranked = by_unit(unit_from, rows), args.ranks != 0
         share = PANELS if unit else 1 if ranked else max(1, CHUNK_BYTES // (args.groups * group_bytes))
         span = RANKED_PANELS if ranked else share
+        spans, block = (panels + span - 1) // span, rows_a_block(rows, args.threads) if unit else max(1, rows)
         if chunk < 0:
-            return 0 if args.few != 0 and unit else (panels + span - 1) // span
-        for first in range(chunk * span, min(panels, chunk * span + span), share):
+            return 0 if args.few != 0 and unit else spans * ((rows + block - 1) // block)
+        top, part = chunk // spans * block, chunk % spans
+        many = min(block, rows - top)
+        for first in range(part * span, min(panels, part * span + span), share):
             last = min(panels, first + share)
-            out, stride = args.out + 4 * LANES * first, 4 * outputs
+            out, stride = args.out + 4 * (top * outputs + LANES * first), 4 * outputs
             if ranked:
                 out, stride = scratch + BEHIND, 4 * LANES * share
             if unit:
-                by_matrix_unit(args, rows, first, last, out, stride, scratch)
+                by_matrix_unit(args, top, many, first, last, out, stride, scratch)
             else:
                 by_tiles(args, rows, first, last, out, stride, scratch)
             if ranked:
-                ranks = words(args.ranks + 8 * rows * chunk, rows)
-                begin, many = first * LANES, min(outputs, last * LANES) - first * LANES
-                for row in range(rows):
-                    before = LOWEST if first == chunk * span else ranks[row]
-                    ranks[row] = highest_rank(out + stride * row, many, begin, before)
+                ranks = words(args.ranks + 8 * (rows * part + top), many)
+                begin, wide = first * LANES, min(outputs, last * LANES) - first * LANES
+                for row in range(many):
+                    before = LOWEST if first == part * span else ranks[row]
+                    ranks[row] = highest_rank(out + stride * row, wide, begin, before)
         return 0
 
     return run
+
+
+@njit(inline="always")
+def rows_a_block(rows: int, threads: int) -> int:
+    """Tokens that a chunk of work multiplies by the matrix unit, up to MOST_ROWS in whole pairs of tiles.
+
+    With many tokens each thread has some of its own, since activations, unlike weights, are read again and again.
+    """
+    blocks = max(1, min(threads, rows // LEAST_ROWS))
+    pairs = (rows + 2 * TOKENS * blocks - 1) // (2 * TOKENS * blocks)
+    return min(MOST_ROWS, max(1, pairs) * 2 * TOKENS)
 
 
 @njit(inline="always")
@@ -170,30 +190,27 @@ def multiply_block(
 
 
 @njit(inline="always")
-def _copy(made: int, count: int, begin: int, outputs: int, bias: int, out: int, stride: int) -> None:
-    """Write outputs from `begin` on, in `made` [count, PANELS * LANES], to rows `stride` bytes apart; add the bias."""
-    many = outputs - begin
-    for t in range(count):
-        done, place = floats(made + 4 * PANELS * LANES * t, many), floats(out + stride * t, many)
-        for i in range(many):
-            place[i] = done[i]
-            if bias != 0:
-                place[i] += floats(bias, outputs)[begin + i]
+def _write(
+    args: MultiplyArguments,
+    made: int,
+    made_stride: int,
+    count: int,
+    begin: int,
+    many: int,
+    bias: int,
+    out: int,
+    stride: int,
+) -> None:
+    """Write `many` outputs from `begin` on, in `count` rows, from `made` to `out`; add the residual.
 
-
-@njit(inline="always")
-def _write(totals: int, count: int, begin: int, outputs: int, bias: int, out: int, stride: int) -> None:
-    """Write `totals`, [count, LANES] float32, outputs from `begin` on, to rows `stride` bytes apart; add the bias."""
-    many = min(LANES, outputs - begin)
+    The `bias` [outputs] is added to `made` before, if it is not 0. Rows of `made` lie `made_stride` bytes apart; those
+    of `out`, and of the residual, `stride` bytes.
+    """
     for t in range(count):
-        done, place = floats(totals + 4 * LANES * t, LANES), floats(out + stride * t, LANES)
+        done, place = made + made_stride * t, out + stride * t
         if bias != 0:
-            added = floats(bias + 4 * begin, LANES)
-            for i in range(many):
-                place[i] = done[i] + added[i]
-        elif many == LANES:
-            for i in range(LANES):
-                place[i] = done[i]
+            add_row(done, bias + 4 * begin, many, done)
+        if args.residual != 0:
+            add_row(done, args.residual + (place - args.out), many, place)
         else:
-            for i in range(many):
-                place[i] = done[i]
+            copy_row(done, many, place)

@@ -19,6 +19,8 @@ from kernels.cpu.machine_code import MachineCode, address_of, is_kept
 
 WORDS = 24
 """Number of int64 words in an operation's arguments."""
+LINE = 64
+"""Bytes of a cache line, the memory that one thread at a time can write to."""
 SCRATCH_BYTES = 1 << 20
 """Bytes of scratch memory that each thread has for operations."""
 

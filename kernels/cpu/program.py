@@ -1,9 +1,10 @@
 """Programs: lists of operations that several threads run together, chunk by chunk.
 
-Each thread takes the next free chunk of the current operation, and goes on to the next operation once all chunks are
-done. Threads wait only for chunks that have been taken, so a thread that the system has descheduled does not delay the
-others. Such a thread may wake after the run is over and its tensors are freed. It then reads only the program, which is
-held for it, and whose tickets tell it to leave.
+Each thread has a share of every operation's chunks, the same part of them in each, so that it finds what it has made
+itself. It takes the next free chunk of its own share, then those of the others, and goes on to the next operation once
+all chunks are done. Threads wait only for chunks that have been taken, so a thread that the system has descheduled does
+not delay the others. Such a thread may wake after the run is over and its tensors are freed. It then reads only the
+program, which is held for it, and whose tickets tell it to leave.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from functools import cache
 import numpy as np
 
 from kernels.cpu.crew import Crew
-from kernels.cpu.operation import SCRATCH_BYTES, WORDS, Operation, machine_code_of
+from kernels.cpu.operation import LINE, SCRATCH_BYTES, WORDS, Operation, machine_code_of
 from kernels.host_memory import large_pages
 
 CLOSED = 0
@@ -26,16 +27,18 @@ CLOSED = 0
 class Program:
     """Operations with their arguments, in the order in which they run."""
 
-    def __init__(self, steps: Sequence[tuple[Operation, Sequence[int]]]) -> None:
+    def __init__(self, steps: Sequence[tuple[Operation, Sequence[int]]], shares: int) -> None:
+        """A program for up to `shares` threads."""
         self.length = len(steps)
         self.words = np.zeros((max(1, self.length), WORDS + 1), np.int64)
         for row, (operation, arguments) in zip(self.words, steps, strict=False):
             row[0] = operation.address
             row[1 : 1 + len(arguments)] = arguments
-        self.tickets = np.zeros((max(1, self.length), 16), np.int64)
-        """[operations, 16] int64: the ticket (word 0), the number of chunks (1), and in another cache line
-        epoch << SHIFT plus the number of chunks done (8); see `walk.py`."""
-        self.run = np.array([self.words.ctypes.data, self.tickets.ctypes.data, self.length, 0], np.int64)
+        self.tickets = np.zeros((max(1, self.length), 1 + shares, LINE // 8), np.int64)
+        """[operations, 1 + shares, words] int64, each row in a cache line of its own: an operation's counts, which are
+        epoch << SHIFT plus the number of chunks done, and the number of chunks; and the ticket of each share. See
+        `walk.py`."""
+        self.run = np.array([self.words.ctypes.data, self.tickets.ctypes.data, self.length, 0, shares], np.int64)
         """The newest run of this program: a `walk.Run`."""
         self.address = self.run.ctypes.data
         """Address of `run`."""
@@ -51,7 +54,7 @@ class Workers:
         self._memory = large_pages(threads * SCRATCH_BYTES)
         self._scratch = [self._memory.data_ptr() + SCRATCH_BYTES * index for index in range(threads)]
         """Address of each thread's scratch memory, at the beginning of a page."""
-        self._work = _entry("walk:define_run", 2)
+        self._work = _entry("walk:define_run", 3)
         self._open = _entry("walk:define_open", 2)
         self._current = np.zeros(1, np.int64)
         """The address of the current run, for threads that wake."""
@@ -76,11 +79,11 @@ class Workers:
         late thread of an earlier run reads half-written inputs.
         """
         self._epoch += 1
-        program.tickets[: program.length, 0] = CLOSED
+        program.tickets[: program.length, 1:, 0] = CLOSED
         if prepare is not None:
             prepare()
         length, epoch = program.length if operations is None else operations, self._epoch
-        program.run[2:] = length, epoch
+        program.run[2:4] = length, epoch
         self._hold(program)
         work = self._open(program.address, self._scratch[0])
         threads = self._crew.choose(work)
@@ -88,7 +91,7 @@ class Workers:
         self._current[0] = program.address
         if threads > 1:
             os.write(self._wake, bytes(threads - 1))
-        self._work(program.address, self._scratch[0])
+        self._work(program.address, self._scratch[0], 0)
         self._crew.took(work, threads, time.perf_counter() - began)
 
     def close(self) -> None:
@@ -106,8 +109,8 @@ class Workers:
             self._held.append(program)
 
     def _serve(self, index: int) -> None:
-        serve = _entry("walk:define_serve", 4)
-        serve(self._woken, self._current.ctypes.data, self._awake[index].ctypes.data, self._scratch[index])
+        serve = _entry("walk:define_serve", 5)
+        serve(self._woken, self._current.ctypes.data, self._awake[index].ctypes.data, self._scratch[index], index)
 
 
 @cache

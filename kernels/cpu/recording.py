@@ -51,16 +51,17 @@ class Recorder:
         """Note an operation that is no part of the recording, and is compiled with it so that nobody waits later."""
         self._needed.append(operation)
 
-    def finish(self, processes: int) -> Recording:
-        """The recording of all calls, compiled in up to so many processes.
+    def finish(self, threads: int) -> Recording:
+        """The recording of all calls for up to so many threads, compiled in up to as many processes.
 
         Parts that it does not have are empty ones at its end.
         """
         needed = [operation for operation, _ in (*self.calls, *self._greedy)] + self._needed
-        build(needed, processes)
+        build(needed, threads)
         for operation in needed:
             # Compiles it here if it could not be kept.
             _ = operation.address
         undrawn = len(self.calls) if self._undrawn is None else self._undrawn
         whole = undrawn if self._whole is None else self._whole
-        return Recording(Program(self.calls), whole, undrawn, Program(self._greedy) if self._greedy else None)
+        greedy = Program(self._greedy, threads) if self._greedy else None
+        return Recording(Program(self.calls, threads), whole, undrawn, greedy)

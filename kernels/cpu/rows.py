@@ -56,23 +56,24 @@ def sum_over(builder: ir.IRBuilder, count: v.Value, term: Callable[[v.Value, int
     return total
 
 
-def mapped(rows: int, numbers: int, compute: Callable[..., v.Value]) -> Any:
+def mapped(rows: int, numbers: int, compute: Callable[..., v.Value], lanes: int = WIDE) -> Any:
     """A function for kernels that writes a row of what `compute` makes of those at the same place of other rows.
 
     Its arguments are the addresses of so many `rows`, so many `numbers` (float32), the rows' size, and the address to
     write to; it returns the size. `compute` takes the builder, and a vector or a scalar for each row and each number.
+    Vectors have so many `lanes`.
     """
 
     def emit(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
         *given, size, out = values
 
-        def write(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
-            loaded = [load(builder, place(builder, row, first), lanes) for row in given[:rows]]
-            made = compute(builder, *loaded, *[spread(builder, number, lanes) for number in given[rows:]])
+        def write(first: v.Value, width: int, carried: list[v.Value]) -> list[v.Value]:
+            loaded = [load(builder, place(builder, row, first), width) for row in given[:rows]]
+            made = compute(builder, *loaded, *[spread(builder, number, width) for number in given[rows:]])
             v.store(builder, made, place(builder, out, first))
             return carried
 
-        over_row(builder, size, [], write, lanes=WIDE)
+        over_row(builder, size, [], write, lanes=lanes)
         return size
 
     return instruction(types.int64, [types.int64] * rows + [types.float32] * numbers + [types.int64] * 2, emit)
@@ -109,3 +110,9 @@ def load(builder: ir.IRBuilder, address: v.Value, lanes: int) -> v.Value:
 def spread(builder: ir.IRBuilder, value: v.Value, lanes: int) -> v.Value:
     """A scalar in every lane; itself if there is one lane."""
     return value if lanes == 1 else v.splat(builder, value, lanes)
+
+
+copy_row = mapped(1, 0, lambda builder, x: x, LANES)
+"""(row, size, out): write a row; returns the size."""
+add_row = mapped(2, 0, lambda builder, x, y: builder.fadd(x, y), LANES)
+"""(x, y, size, out): write the sum of two rows; returns the size."""

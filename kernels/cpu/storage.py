@@ -1,14 +1,16 @@
 """Conversion between float32 and the KV cache's forms, see `cache_forms.py`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
+from numba import njit, types
 
 from kernels.cpu import vectors as v
 from kernels.cpu.cache_forms import BFLOAT16, FLOAT32
-from kernels.cpu.instructions import FLAGS, INFINITY, SIGNLESS, bits_of, floats, halves, octets
+from kernels.cpu.instructions import FLAGS, INFINITY, SIGNLESS, bits_of, floats, halves, instruction, octets
+from kernels.cpu.rows import LANES, load, over_row, place
 
 
 @njit(inline="always")
@@ -49,12 +51,27 @@ def store(stored: int, source: Any, address: int, count: int, scale: Any) -> Non
             codes[i] = _to_fp8(source[i] / scale)
 
 
-@njit(inline="always")
-def store_beside(source: Any, address: int, count: int) -> None:
-    """Store `count` float32 numbers of `source` as bfloat16 in every second place from `address` on."""
-    places = halves(address, 2 * count)
-    for i in range(count):
-        places[2 * i] = _to_bfloat16(source[i])
+def _emit_beside(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+    source, size, out = values
+
+    def write(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
+        numbers = load(builder, place(builder, source, first), lanes)
+        if lanes == 1:
+            numbers = builder.bitcast(numbers, v.vector(v.F32, 1))
+        bits = v.to_bfloat16(builder, numbers)
+        places = ir.Constant(v.vector(v.I32, 2 * lanes), [lane // 2 for lane in range(2 * lanes)])
+        twice = builder.shuffle_vector(bits, bits, places)
+        v.store_where(builder, twice, [lane % 2 == 0 for lane in range(2 * lanes)], place(builder, out, first))
+        return carried
+
+    over_row(builder, size, [], write, lanes=LANES)
+    return size
+
+
+store_beside = instruction(types.int64, [types.int64] * 3, _emit_beside)
+"""(row, size, address): store a row of float32 numbers as bfloat16 in every second place from the address on; returns
+the size. The other places are not touched, since another thread may write to them.
+"""
 
 
 def widen(builder: ir.IRBuilder, stored: int, codes: v.Value) -> v.Value:

@@ -63,6 +63,14 @@ def store(builder: ir.IRBuilder, value: Value, address: Value, offset: int = 0) 
     builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
 
 
+def store_where(builder: ir.IRBuilder, values: Value, chosen: Sequence[bool], address: Value) -> None:
+    """Store the `chosen` elements of a vector of i16 at their places from `address` on; nothing else is written."""
+    place = builder.inttoptr(address, values.type.as_pointer())
+    mask = ir.Constant(vector(ir.IntType(1), len(chosen)), list(map(int, chosen)))
+    name = f"llvm.masked.store.v{len(chosen)}i16.p0"
+    call(builder, name, ir.VoidType(), [values, place, ir.Constant(I32, 1), mask])
+
+
 def at(builder: ir.IRBuilder, address: Value, offset: int) -> Value:
     """The address `offset` bytes behind another."""
     return builder.add(address, ir.Constant(address.type, offset))

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -468,38 +468,48 @@ def test_a_program_does_what_it_recorded_for_any_number_of_tokens(bits: int) -> 
         dtype = torch.bfloat16 if bits == 16 else torch.float32
         wide, narrow, double = (CPU.pack(torch.randn(shape).to(dtype), None) for shape in shapes)
     double = replace(double, bias=torch.randn(128))
+    wide_too = replace(wide, bias=torch.randn(64))
     weight = torch.randn(64)
-    x = torch.randn(40, 64)
+    given = torch.randn(40, 64)
 
     def forward(x: Tensor) -> Tensor:
         normed, stream = CPU.add_rms_norm(x, None, weight, 1e-5)
         for _ in range(3):
             projected = CPU.linear(normed, wide)
-            normed, stream = CPU.add_layer_norm(CPU.linear(projected, wide), stream, weight, weight, 1e-5)
+            normed, stream = CPU.add_layer_norm(CPU.linear(projected, wide_too), stream, weight, weight, 1e-5)
             gated = CPU.gated_activation(CPU.linear(normed, double), "gelu")
             normed, stream = CPU.add_rms_norm(CPU.linear(gated, wide), stream, weight, 1e-5)
         return CPU.linear(CPU.gated_activation(normed, "silu"), narrow)
 
+    x = given.clone()
     program, out = CPU.record(lambda: forward(x))
     case = attention_case([(0, 1)])
     for rows in (1, 3, 40, 2, UNIT_FROM, 33):
+        # A replay adds to the stream where it lies.
+        x.copy_(given)
         CPU.replay(program, x[:rows, 0], case.layout)
-        assert torch.equal(out[:rows], forward(x[:rows]))
+        assert torch.equal(out[:rows], forward(given[:rows]))
 
 
 def test_a_recording_has_no_second_use_of_what_it_does_not_write() -> None:
-    """The product of a gate is rounded for its projection, and its own numbers are not written in large steps."""
+    """Norms, and products of a gate in large steps, are rounded for a projection and not written themselves."""
     double, wide = (CPU.pack(quantized(rows, 64, 4, 32, True), None) for rows in (128, 64))
     x = torch.randn(40, 64)
 
-    def twice() -> Tensor:
-        gated = CPU.gated_activation(CPU.linear(x, double), "silu")
-        CPU.linear(gated, wide)
-        return CPU.linear(gated, wide)
+    def gate() -> Tensor:
+        return CPU.gated_activation(CPU.linear(x, double), "silu")
 
-    if matrix_unit():
+    def norm() -> Tensor:
+        return CPU.add_rms_norm(x, None, torch.randn(64), 1e-5)[0]
+
+    def twice(make: Callable[[], Tensor]) -> Tensor:
+        made = make()
+        CPU.linear(made, wide)
+        return CPU.linear(made, wide)
+
+    for make in (norm, gate) if matrix_unit() else (norm,):
         with pytest.raises(AssertionError, match="for one projection alone"):
-            CPU.record(twice)
+            CPU.record(lambda make=make: twice(make))
 
 
 def test_weights_keep_their_numbers_in_pages_shared_with_others(monkeypatch: pytest.MonkeyPatch) -> None:

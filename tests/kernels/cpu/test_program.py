@@ -37,12 +37,12 @@ COUNT = Count("count_chunks", ())
 
 def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:
     chunks, done = np.array([5]), np.zeros(64, np.int64)
-    program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 2)
+    program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 2, 1)
     workers = Workers(1)
     workers.run(program)
     assert done.tolist() == [2] * 5 + [0] * 59
     run = program.run.copy()
-    late = run.ctypes.data, workers._scratch[0]
+    late = run.ctypes.data, workers._scratch[0], 0
     # The words that the run read are those of another batch by now.
     chunks[0] = 40
     workers._work(*late)
@@ -59,7 +59,7 @@ def test_every_chunk_is_done_once_by_threads_that_come_and_go() -> None:
     for count in (1, 7, 64, 3) * 50:
         chunks, done = np.array([count]), np.zeros(64, np.int64)
         # A program of its own, gone with what it reads as soon as it has run.
-        workers.run(Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 3))
+        workers.run(Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 3, 3))
         assert done.tolist() == [3] * count + [0] * (64 - count)
     workers.close()
     for thread in threading.enumerate():
@@ -70,7 +70,7 @@ def test_every_chunk_is_done_once_by_threads_that_come_and_go() -> None:
 
 def test_only_the_first_operations_run_where_so_many_are_asked_for() -> None:
     chunks, done = np.array([3]), np.zeros(64, np.int64)
-    program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 5)
+    program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))] * 5, 2)
     workers = Workers(2)
     for operations in (2, 5, None, 0):
         done[:] = 0
@@ -80,7 +80,7 @@ def test_only_the_first_operations_run_where_so_many_are_asked_for() -> None:
 
 def test_a_program_lives_while_a_thread_may_read_it() -> None:
     def run() -> "weakref.ref[Program]":
-        program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))])
+        program = Program([(COUNT, (chunks.ctypes.data, done.ctypes.data))], 1)
         workers.run(program)
         return weakref.ref(program)
 
