@@ -1,24 +1,47 @@
 """A projection to a gate and what it is multiplied with, whose product is rounded for the next projection.
 
 The matrix unit computes 32 outputs of each for all tokens, and they become inputs of the next projection at once. Their
-float32 numbers, several times as many bytes, never leave the second-level cache.
+float32 numbers, several times as many bytes, never leave the second-level cache. Gates are multiplied while the unit
+computes the next tokens' outputs, since it leaves the rest of the core idle.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+
 from kernels.backend import ActivationKind
+from kernels.cpu import vectors as v
 from kernels.cpu.activations import DEPTH, MOST_ROWS, TOKENS, Rounding, parts
 from kernels.cpu.arguments import MultiplyArguments, StepWords
-from kernels.cpu.gates import GATE
-from kernels.cpu.instructions import unpack
-from kernels.cpu.matmul import multiply_block, rows_a_block
-from kernels.cpu.matrix_tile import PANELS, REST, round_inputs
+from kernels.cpu.gates import GATES
+from kernels.cpu.instructions import instruction, unpack, words
+from kernels.cpu.matmul import block_product, multiply_block, rows_a_block
+from kernels.cpu.matrix_tile import PANELS, REST, Work, panels_product, store_inputs
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES
 from kernels.cpu.rounding import by_unit
 from kernels.cpu.target import REGISTER_BYTES
 
-PRODUCTS = REST + 4 * MOST_ROWS * 2 * PANELS * LANES
-"""Place in scratch memory: behind outputs [MOST_ROWS, gate and up, PANELS * LANES] float32 lie their products."""
+WORK = REST + 4 * MOST_ROWS * 2 * PANELS * LANES
+"""Place in scratch memory: behind outputs [MOST_ROWS, gate and up, PANELS * LANES] float32 lie the words of `_Work`."""
+HALF = 4 * PANELS * LANES
+"""Bytes of a row's outputs of the gate, and of what it is multiplied with."""
+
+
+class _Work(NamedTuple):
+    """Rows whose gates are to be multiplied while others are computed, in words of memory."""
+
+    begin: v.Value
+    end: v.Value
+    outputs: v.Value
+    """Address of the first row's outputs."""
+    made: v.Value
+    """Address of the first row's place in the inputs of the next projection."""
+    tile_bytes: v.Value
+    """Bytes from a tile of these inputs to the next."""
 
 
 def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Rounding) -> Function:
@@ -29,8 +52,9 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
     """
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, group_bytes, count = form.bits, form.group, form.offsets, form.group_bytes, parts(form)
-    _, _, made_split, made_count, _ = made.constants
-    multiply_gate, half_bytes = GATE[kind], 4 * PANELS * LANES
+    gate_rows, gate_beside = _gating(kind, made)
+    multiply_beside = block_product(panels_product(gate_beside))
+    made_bytes, told_words = parts(made.form) * REGISTER_BYTES, len(_Work._fields)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: MultiplyArguments = unpack(MultiplyArguments, arguments)
@@ -38,25 +62,78 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
         spans, block = size // DEPTH, rows_a_block(rows, args.threads)
         if chunk < 0:
             return spans * ((rows + block - 1) // block) if by_unit(unit_from, rows) else 0
-        outputs, products = scratch + REST, scratch + PRODUCTS
         top, index = chunk // spans * block, chunk % spans
-        many = min(block, rows - top)
-        for half in range(2):
-            first, out = index * PANELS + half * (size // LANES), outputs + half * half_bytes
-            begun = args.bias + 4 * first * LANES if args.bias != 0 else 0
-            # fmt: off
-            multiply_block(
-                bits, group, offsets, count, group_bytes, args, top, many, first, first + PANELS - 1,
-                begun, out, 2 * half_bytes, scratch,
-            )
-            # fmt: on
-        for row in range(many):
-            gate, token = outputs + 2 * half_bytes * row, top + row
-            multiply_gate(gate, gate + half_bytes, DEPTH, products)
-            tile = (token // TOKENS * spans + index) * made_count
-            place = args.out + tile * REGISTER_BYTES + token % TOKENS * 2 * DEPTH
-            round_inputs(made_split, made_count, products, place)
+        many, first = min(block, rows - top), index * PANELS
+        beside, outputs, work = first + size // LANES, scratch + REST, scratch + WORK
+        begun = args.bias + 4 * first * LANES if args.bias != 0 else 0
+        begun_beside = args.bias + 4 * beside * LANES if args.bias != 0 else 0
+        place = args.out + (top // TOKENS * spans + index) * made_bytes
+        told = words(work, told_words)
+        told[2], told[3], told[4] = outputs, place, spans * made_bytes
+        # fmt: off
+        multiply_block(
+            bits, group, offsets, count, group_bytes, args, top, many, first, first + PANELS - 1,
+            begun, outputs, 2 * HALF, scratch, 0,
+        )
+        multiply_beside(
+            bits, group, offsets, count, group_bytes, args, top, many, beside, beside + PANELS - 1,
+            begun_beside, outputs + HALF, 2 * HALF, scratch, work,
+        )
+        # fmt: on
+        told[0], told[1] = told[1], many
+        gate_rows(work)
         release(0)
         return 0
 
     return run
+
+
+def _gating(kind: ActivationKind, made: Rounding) -> tuple[Any, Work]:
+    """A function for kernels that multiplies the gates of rows, which a `_Work` at an address names, and their `Work`.
+
+    Products are rounded as in `made`.
+    """
+    _, _, split, count, _ = made.constants
+
+    def gate_row(builder: ir.IRBuilder, told: _Work, row: v.Value) -> None:
+        outputs = builder.add(told.outputs, builder.mul(row, ir.Constant(v.I64, 2 * HALF)))
+        halves = [v.load(builder, v.vector(v.F32, DEPTH), outputs, half) for half in (0, HALF)]
+        tile, place = (step(row, ir.Constant(v.I64, TOKENS)) for step in (builder.udiv, builder.urem))
+        tile_at = builder.add(told.made, builder.mul(tile, told.tile_bytes))
+        at = builder.add(tile_at, builder.mul(place, ir.Constant(v.I64, 2 * DEPTH)))
+        store_inputs(builder, GATES[kind](builder, *halves), bool(split), count, at)
+
+    def gate_part(builder: ir.IRBuilder, told: _Work, begin: v.Value, end: v.Value) -> None:
+        rows = builder.sub(end, begin)
+
+        def gate(index: v.Value, _: list[v.Value]) -> list[v.Value]:
+            gate_row(builder, told, builder.add(begin, index))
+            return []
+
+        with builder.if_then(builder.icmp_signed(">", rows, ir.Constant(v.I64, 0))):
+            v.repeat(builder, rows, [], gate)
+
+    def begin_work(builder: ir.IRBuilder, work: v.Value, steps: v.Value) -> Callable[[v.Value], None]:
+        told = _told(builder, work)
+        # The rows of two tiles, in the order of steps.
+        rounded_up = builder.add(steps, ir.Constant(v.I64, 2 * TOKENS - 1))
+        each = builder.udiv(rounded_up, steps)
+
+        def go_on(step: v.Value) -> None:
+            begin = builder.add(told.begin, builder.mul(step, each))
+            end = builder.add(begin, each)
+            last = builder.icmp_signed("<", told.end, end)
+            gate_part(builder, told, begin, builder.select(last, told.end, end))
+
+        return go_on
+
+    def emit(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
+        told = _told(builder, values[0])
+        gate_part(builder, told, told.begin, told.end)
+        return values[0]
+
+    return instruction(types.int64, [types.int64], emit), begin_work
+
+
+def _told(builder: ir.IRBuilder, work: v.Value) -> _Work:
+    return _Work(*[v.load(builder, v.I64, work, 8 * index) for index in range(len(_Work._fields))])

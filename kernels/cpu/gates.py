@@ -49,7 +49,9 @@ def _gate(activation: Activation) -> Callable[..., v.Value]:
     return lambda builder, gate, up: builder.fmul(activation(builder, gate), up)
 
 
+GATES = {kind: _gate(activation) for kind, activation in _KINDS.items()}
+"""(builder, gate, up): the activation function of the gate, times up."""
 ACTIVATE = {kind: mapped(1, 0, activation) for kind, activation in _KINDS.items()}
 """(x, size, out): write the activation function of every number of a row; returns the size."""
-GATE = {kind: mapped(2, 0, _gate(activation)) for kind, activation in _KINDS.items()}
+GATE = {kind: mapped(2, 0, gate) for kind, gate in GATES.items()}
 """(gate, up, size, out): write the activation function of the gate, times up; returns the size."""

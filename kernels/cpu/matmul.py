@@ -1,5 +1,7 @@
 """A projection in two operations: activations are rounded, then multiplied with panels of the weight."""
 
+from typing import Any
+
 from numba import njit
 
 from kernels.cpu.activations import DEPTH, MOST_ROWS, SUMS_BYTES, TILE, TOKENS, Rounding, parts
@@ -89,7 +91,7 @@ def define_multiply(rounding: Rounding) -> Function:
         # fmt: off
         multiply_block(
             bits, group, offsets, count, group_bytes, args, top, many, first, last - 1,
-            begun, made, made_stride, scratch,
+            begun, made, made_stride, scratch, 0,
         )
         # fmt: on
         if made != out:
@@ -140,53 +142,69 @@ def rows_a_block(rows: int, threads: int) -> int:
     return min(MOST_ROWS, max(1, pairs) * 2 * TOKENS)
 
 
-@njit(inline="always")
-def multiply_block(
-    bits: int,
-    group: int,
-    offsets: int,
-    count: int,
-    group_bytes: int,
-    args: MultiplyArguments,
-    top: int,
-    many: int,
-    first: int,
-    last: int,
-    begun: int,
-    out: int,
-    out_stride: int,
-    scratch: int,
-) -> None:
-    """Multiply `many` tokens from `top` on, up to MOST_ROWS, with the panels `first` and `last` by the matrix unit.
+def block_product(multiply_panels: Any) -> Any:
+    """A function for kernels that multiplies a block of tokens, see `multiply_block`, by a `panels_product`."""
 
-    `count` is the number of parts of an activation. Outputs are [many, PANELS * LANES] float32 in rows `out_stride`
-    bytes apart; they begin with the numbers [PANELS * LANES] at `begun`, or with 0 if that is 0.
-    """
-    groups = args.groups
-    steps = groups * group // DEPTH
-    tile_bytes = steps * count * REGISTER_BYTES
-    begun_stride = 0
-    for step in range(0, steps, STEPS):
-        size = min(STEPS, steps - step)
-        at = args.panels + (first * groups + step * (DEPTH // group)) * group_bytes
-        beside = at + (last - first) * groups * group_bytes
-        row = 0
-        while row < many:
-            left = many - row
-            if row == 0 or left < TOKENS:
-                configure(scratch, min(left, TOKENS))
-            tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
-            tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
-            x = args.rounded + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
-            before, place = begun + begun_stride * row, out + out_stride * row
-            # fmt: off
-            multiply_panels(
-                bits, group, offsets, tiles, unpacks, at, beside, args.exponent, size,
-                x, tile_bytes, before, begun_stride, place, out_stride, scratch,
-            )
-            # fmt: on
-            row += tokens
-        begun, begun_stride = out, out_stride
+    @njit(inline="always")
+    def multiply_block(
+        bits: int,
+        group: int,
+        offsets: int,
+        count: int,
+        group_bytes: int,
+        args: MultiplyArguments,
+        top: int,
+        many: int,
+        first: int,
+        last: int,
+        begun: int,
+        out: int,
+        out_stride: int,
+        scratch: int,
+        work: int,
+    ) -> None:
+        """Multiply `many` tokens from `top` on, up to MOST_ROWS, with the panels `first` and `last` by the matrix unit.
+
+        `count` is the number of parts of an activation. Outputs are [many, PANELS * LANES] float32 in rows `out_stride`
+        bytes apart; they begin with the numbers [PANELS * LANES] at `begun`, or with 0 if that is 0.
+
+        The first two words at `work`, if that is not 0, become the last rows before that have all of their outputs, a
+        beginning and an end, while the unit multiplies others.
+        """
+        groups = args.groups
+        steps = groups * group // DEPTH
+        tile_bytes = steps * count * REGISTER_BYTES
+        begun_stride = 0
+        for step in range(0, steps, STEPS):
+            size = min(STEPS, steps - step)
+            at = args.panels + (first * groups + step * (DEPTH // group)) * group_bytes
+            beside = at + (last - first) * groups * group_bytes
+            before = row = 0
+            while row < many:
+                left = many - row
+                if row == 0 or left < TOKENS:
+                    configure(scratch, min(left, TOKENS))
+                tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
+                tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
+                x = args.rounded + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
+                start, place = begun + begun_stride * row, out + out_stride * row
+                if work != 0:
+                    done = words(work, 2)
+                    done[0], done[1] = before, row if step + size == steps else before
+                # fmt: off
+                multiply_panels(
+                    bits, group, offsets, tiles, unpacks, at, beside, args.exponent, size,
+                    x, tile_bytes, start, begun_stride, place, out_stride, scratch, work,
+                )
+                # fmt: on
+                before, row = row, row + tokens
+            begun, begun_stride = out, out_stride
+
+    return multiply_block
+
+
+multiply_block = block_product(multiply_panels)
+"""The product without any other work."""
 
 
 @njit(inline="always")

@@ -5,7 +5,7 @@ them; activations are bfloat16 numbers, or sums of two. The unit adds in float32
 a token's outputs have the same bits alone and beside others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -55,61 +55,86 @@ def round_inputs(_: Any, mixed: Any, count: Any, x: Any, out: Any) -> Any:
     other, many = bool(mixed.literal_value), count.literal_value
 
     def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        numbers = v.load(builder, v.vector(v.F32, DEPTH), values[2])
-        for part, halves in enumerate(v.split(builder, numbers) if many == 2 else [v.to_bfloat16(builder, numbers)]):
-            v.store(builder, mix(builder, halves) if other else halves, values[3], part * REGISTER_BYTES)
+        store_inputs(builder, v.load(builder, v.vector(v.F32, DEPTH), values[2]), other, many, values[3])
         return context.get_dummy_value()
 
     return types.none(mixed, count, types.int64, types.int64), generate
 
 
-@intrinsic(prefer_literal=True)
-def multiply_panels(
-    _: Any,
-    bits: Any,
-    group: Any,
-    offsets: Any,
-    tiles: Any,
-    unpacks: Any,
-    first: Any,
-    second: Any,
-    exponent: Any,
-    steps: Any,
-    x: Any,
-    tile_bytes: Any,
-    begun: Any,
-    begun_stride: Any,
-    out: Any,
-    out_stride: Any,
-    scratch: Any,
-) -> Any:
-    """Multiply some tokens with the `first` and the `second` panel, for up to STEPS steps of the sums.
-
-    `bits`, `group` and `offsets` (the weight's `Format`) are compile-time constants; all others are addresses, strides
-    of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights, with the `exponent` of `Panels`, are in
-    scratch memory, and are written there first if `unpacks` is 1 and not 0. x has the tokens' activations as
-    `round_inputs` writes them, tiles `tile_bytes` apart. Sums begin with the numbers at `begun`, or with 0 if that is
-    0, and go to `out`, [tokens, PANELS * LANES] float32.
-    """
-    form = Format(bits.literal_value, group.literal_value, offsets.literal_value)
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        # A caller's branch that is never taken is compiled too.
-        if serves(form, DEPTH // form.group):
-            for many, fresh in product((1, 2), (0, 1)):
-                wanted = zip(values[3:5], (many, fresh), strict=True)
-                fits = [builder.icmp_signed("==", given, ir.Constant(v.I64, number)) for given, number in wanted]
-                with builder.if_then(builder.and_(*fits)):
-                    _emit(builder, form, many, bool(fresh), values[5:])
-        return context.get_dummy_value()
-
-    return types.none(bits, group, offsets, *[types.int64] * 13), generate
+def store_inputs(builder: ir.IRBuilder, numbers: v.Value, mixed: bool, count: int, out: v.Value) -> None:
+    """Write a step's activations float32 [DEPTH] to `out`, as `round_inputs` does."""
+    for part, halves in enumerate(v.split(builder, numbers) if count == 2 else [v.to_bfloat16(builder, numbers)]):
+        v.store(builder, mix(builder, halves) if mixed else halves, out, part * REGISTER_BYTES)
 
 
-def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, arguments: Sequence[v.Value]) -> None:
-    first, second, exponent, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch = arguments
+Work = Callable[[ir.IRBuilder, v.Value, v.Value], Callable[[v.Value], None]]
+"""Work for the rest of the core while the unit multiplies: (builder, work, steps) -> what emits a step's part of it.
+
+`work` is the address of what it needs, `steps` the number of steps.
+"""
+
+
+def panels_product(begin_work: Work | None = None) -> Any:
+    """A function for kernels that multiplies, see `multiply_panels`, and does some work beside that in every step."""
+
+    @intrinsic(prefer_literal=True)
+    def multiply_panels(
+        _: Any,
+        bits: Any,
+        group: Any,
+        offsets: Any,
+        tiles: Any,
+        unpacks: Any,
+        first: Any,
+        second: Any,
+        exponent: Any,
+        steps: Any,
+        x: Any,
+        tile_bytes: Any,
+        begun: Any,
+        begun_stride: Any,
+        out: Any,
+        out_stride: Any,
+        scratch: Any,
+        work: Any,
+    ) -> Any:
+        """Multiply some tokens with the `first` and the `second` panel, for up to STEPS steps of the sums.
+
+        `bits`, `group` and `offsets` (the weight's `Format`) are compile-time constants; all others are addresses,
+        strides of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights, with the `exponent` of
+        `Panels`, are in scratch memory, and are written there first if `unpacks` is 1 and not 0. x has the tokens'
+        activations as `round_inputs` writes them, tiles `tile_bytes` apart. Sums begin with the numbers at `begun`, or
+        with 0 if that is 0, and go to `out`, [tokens, PANELS * LANES] float32.
+        """
+        form = Format(bits.literal_value, group.literal_value, offsets.literal_value)
+
+        def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
+            # A caller's branch that is never taken is compiled too.
+            if serves(form, DEPTH // form.group):
+                for many, fresh in product((1, 2), (0, 1)):
+                    wanted = zip(values[3:5], (many, fresh), strict=True)
+                    fits = [builder.icmp_signed("==", given, ir.Constant(v.I64, number)) for given, number in wanted]
+                    with builder.if_then(builder.and_(*fits)):
+                        _emit(builder, form, many, bool(fresh), values[5:], begin_work)
+            return context.get_dummy_value()
+
+        return types.none(bits, group, offsets, *[types.int64] * 14), generate
+
+    return multiply_panels
+
+
+def _emit(
+    builder: ir.IRBuilder,
+    form: Format,
+    tiles: int,
+    unpacks: bool,
+    arguments: Sequence[v.Value],
+    begin_work: Work | None,
+) -> None:
+    first, second, exponent, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch, work = arguments
     weights = [v.at(builder, scratch, UNPACKED + panel * STEPS * REGISTER_BYTES) for panel in range(PANELS)]
     inputs = [_place(builder, x, tile_bytes, tile) for tile in range(tiles)]
+    go_on = begin_work(builder, work, steps) if begin_work is not None and not unpacks else None
 
     def multiply(step: v.Value) -> None:
         here = [_place(builder, place, step, REGISTER_BYTES) for place in weights]
@@ -119,6 +144,8 @@ def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, argume
     def advance(step: v.Value, _: list[v.Value]) -> list[v.Value]:
         if not unpacks:
             multiply(step)
+            if go_on is not None:
+                go_on(step)
             return []
         for panel, place in zip((first, second), weights, strict=True):
             size = DEPTH // form.group * form.group_bytes
@@ -138,6 +165,10 @@ def _emit(builder: ir.IRBuilder, form: Format, tiles: int, unpacks: bool, argume
         place = _place(builder, out, out_stride, TOKENS * tile)
         for panel in range(PANELS):
             unit.store(builder, SUMS[panel][tile], v.at(builder, place, 4 * LANES * panel), out_stride)
+
+
+multiply_panels = panels_product()
+"""The product without any other work."""
 
 
 def _emit_begin(builder: ir.IRBuilder, tiles: int, begun: v.Value, stride: v.Value) -> None:
