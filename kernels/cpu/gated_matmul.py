@@ -5,20 +5,19 @@ float32 numbers, several times as many bytes, never leave the second-level cache
 computes the next tokens' outputs, since it leaves the rest of the core idle.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba import types
 
 from kernels.backend import ActivationKind
 from kernels.cpu import vectors as v
 from kernels.cpu.activations import DEPTH, MOST_ROWS, TOKENS, Rounding, parts
 from kernels.cpu.arguments import MultiplyArguments, StepWords
+from kernels.cpu.beside import Work, work_on_rows
 from kernels.cpu.gates import GATES
-from kernels.cpu.instructions import instruction, unpack, words
-from kernels.cpu.matmul import block_product, multiply_block, rows_a_block
-from kernels.cpu.matrix_tile import PANELS, REST, Work, panels_product, store_inputs
+from kernels.cpu.instructions import unpack, words
+from kernels.cpu.matmul import block_product, rows_a_block
+from kernels.cpu.matrix_tile import PANELS, REST, panels_product, store_inputs
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES
@@ -26,13 +25,13 @@ from kernels.cpu.rounding import by_unit
 from kernels.cpu.target import REGISTER_BYTES
 
 WORK = REST + 4 * MOST_ROWS * 2 * PANELS * LANES
-"""Place in scratch memory: behind outputs [MOST_ROWS, gate and up, PANELS * LANES] float32 lie the words of `_Work`."""
+"""Place in scratch memory: behind outputs [MOST_ROWS, gate and up, PANELS * LANES] float32 lie words, see `_Gates`."""
 HALF = 4 * PANELS * LANES
 """Bytes of a row's outputs of the gate, and of what it is multiplied with."""
 
 
-class _Work(NamedTuple):
-    """Rows whose gates are to be multiplied while others are computed, in words of memory."""
+class _Gates(NamedTuple):
+    """Rows whose gates are to be multiplied, as words of memory."""
 
     begin: v.Value
     end: v.Value
@@ -53,8 +52,8 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, group_bytes, count = form.bits, form.group, form.offsets, form.group_bytes, parts(form)
     gate_rows, gate_beside = _gating(kind, made)
-    multiply_beside = block_product(panels_product(gate_beside))
-    made_bytes, told_words = parts(made.form) * REGISTER_BYTES, len(_Work._fields)
+    multiply_block, multiply_beside = block_product(panels_product()), block_product(panels_product(gate_beside))
+    made_bytes, told_words = parts(made.form) * REGISTER_BYTES, len(_Gates._fields)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: MultiplyArguments = unpack(MultiplyArguments, arguments)
@@ -89,13 +88,10 @@ def define_gated_multiply(rounding: Rounding, kind: ActivationKind, made: Roundi
 
 
 def _gating(kind: ActivationKind, made: Rounding) -> tuple[Any, Work]:
-    """A function for kernels that multiplies the gates of rows, which a `_Work` at an address names, and their `Work`.
-
-    Products are rounded as in `made`.
-    """
+    """`work_on_rows` that multiplies the gates of rows, and rounds the products as in `made`."""
     _, _, split, count, _ = made.constants
 
-    def gate_row(builder: ir.IRBuilder, told: _Work, row: v.Value) -> None:
+    def emit_row(builder: ir.IRBuilder, told: _Gates, row: v.Value) -> None:
         outputs = builder.add(told.outputs, builder.mul(row, ir.Constant(v.I64, 2 * HALF)))
         halves = [v.load(builder, v.vector(v.F32, DEPTH), outputs, half) for half in (0, HALF)]
         tile, place = (step(row, ir.Constant(v.I64, TOKENS)) for step in (builder.udiv, builder.urem))
@@ -103,37 +99,4 @@ def _gating(kind: ActivationKind, made: Rounding) -> tuple[Any, Work]:
         at = builder.add(tile_at, builder.mul(place, ir.Constant(v.I64, 2 * DEPTH)))
         store_inputs(builder, GATES[kind](builder, *halves), bool(split), count, at)
 
-    def gate_part(builder: ir.IRBuilder, told: _Work, begin: v.Value, end: v.Value) -> None:
-        rows = builder.sub(end, begin)
-
-        def gate(index: v.Value, _: list[v.Value]) -> list[v.Value]:
-            gate_row(builder, told, builder.add(begin, index))
-            return []
-
-        with builder.if_then(builder.icmp_signed(">", rows, ir.Constant(v.I64, 0))):
-            v.repeat(builder, rows, [], gate)
-
-    def begin_work(builder: ir.IRBuilder, work: v.Value, steps: v.Value) -> Callable[[v.Value], None]:
-        told = _told(builder, work)
-        # The rows of two tiles, in the order of steps.
-        rounded_up = builder.add(steps, ir.Constant(v.I64, 2 * TOKENS - 1))
-        each = builder.udiv(rounded_up, steps)
-
-        def go_on(step: v.Value) -> None:
-            begin = builder.add(told.begin, builder.mul(step, each))
-            end = builder.add(begin, each)
-            last = builder.icmp_signed("<", told.end, end)
-            gate_part(builder, told, begin, builder.select(last, told.end, end))
-
-        return go_on
-
-    def emit(builder: ir.IRBuilder, values: Sequence[v.Value]) -> v.Value:
-        told = _told(builder, values[0])
-        gate_part(builder, told, told.begin, told.end)
-        return values[0]
-
-    return instruction(types.int64, [types.int64], emit), begin_work
-
-
-def _told(builder: ir.IRBuilder, work: v.Value) -> _Work:
-    return _Work(*[v.load(builder, v.I64, work, 8 * index) for index in range(len(_Work._fields))])
+    return work_on_rows(_Gates, emit_row)

@@ -1,13 +1,16 @@
 """A projection in two operations: activations are rounded, then multiplied with panels of the weight."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from llvmlite import ir
 from numba import njit
 
+from kernels.cpu import vectors as v
 from kernels.cpu.activations import DEPTH, MOST_ROWS, SUMS_BYTES, TILE, TOKENS, Rounding, parts
 from kernels.cpu.arguments import MultiplyArguments, StepWords
+from kernels.cpu.beside import work_on_rows
 from kernels.cpu.instructions import unpack, words
-from kernels.cpu.matrix_tile import PANELS, REST, STEPS, configure, multiply_panels
+from kernels.cpu.matrix_tile import PANELS, REST, STEPS, configure, panels_product
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, RANKED_PANELS, Format
@@ -22,7 +25,39 @@ CHUNK_BYTES = 12 * 1024
 LEAST_ROWS = 128
 """Tokens of a block, at least, if not all are one: each block needs the weights unpacked once more."""
 BEHIND = REST + 4 * MOST_ROWS * PANELS * LANES
-"""Place in scratch memory: behind outputs that go elsewhere lie those to be ranked."""
+WORK = BEHIND + 4 * MOST_ROWS * PANELS * LANES
+"""Places in scratch memory: behind the unit's outputs lie those to be ranked, and behind these the words of `_Rows`."""
+
+
+class _Rows(NamedTuple):
+    """Rows of outputs to be written, PANELS * LANES of each, as words of memory."""
+
+    begin: v.Value
+    end: v.Value
+    made: v.Value
+    """Address of the first row as the unit writes it."""
+    out: v.Value
+    """Address of the first row's place."""
+    stride: v.Value
+    """Bytes from a row's place to the next."""
+    residual: v.Value
+    """Address of what is added to the first row, in rows like those of `out`; 0 if nothing is."""
+
+
+def _emit_row(builder: ir.IRBuilder, told: _Rows, row: v.Value) -> None:
+    source = builder.add(told.made, builder.mul(row, ir.Constant(v.I64, 4 * PANELS * LANES)))
+    offset = builder.mul(row, told.stride)
+    place, added = (builder.add(base, offset) for base in (told.out, told.residual))
+    numbers = v.load(builder, v.vector(v.F32, PANELS * LANES), source)
+    with builder.if_else(builder.icmp_signed("==", told.residual, ir.Constant(v.I64, 0))) as (alone, both):
+        with alone:
+            v.store(builder, numbers, place)
+        with both:
+            v.store(builder, builder.fadd(numbers, v.load(builder, numbers.type, added)), place)
+
+
+write_rows, write_beside = work_on_rows(_Rows, _emit_row)
+"""Outputs go to memory that is often in no cache, which takes as long as a fifth of the product."""
 
 
 def _most_tokens(form: Format) -> int:
@@ -38,7 +73,8 @@ def define_multiply(rounding: Rounding) -> Function:
     form, unit_from = rounding.form, rounding.unit_from
     bits, group, offsets, most = form.bits, form.group, form.offsets, _most_tokens(form)
     group_bytes, input_bytes = form.group_bytes, form.group_input_bytes
-    count, rounded = parts(form), int(rounding.needed)
+    count, rounded, told_words = parts(form), int(rounding.needed), len(_Rows._fields)
+    multiply_block = block_product(panels_product(write_beside))
 
     @njit(inline="always")
     def by_tiles(
@@ -85,18 +121,21 @@ def define_multiply(rounding: Rounding) -> Function:
         """
         full = (first + PANELS) * LANES <= args.outputs
         begun, bias = (args.bias + 4 * first * LANES, 0) if full and args.bias != 0 else (0, args.bias)
-        made, made_stride = out, out_stride
-        if not full or args.residual != 0:
-            made, made_stride = scratch + REST, 4 * PANELS * LANES
+        place, stride = (out, out_stride) if full or args.ranks != 0 else (scratch + BEHIND, 4 * PANELS * LANES)
+        told = words(scratch + WORK, told_words)
+        told[2], told[3], told[4] = scratch + REST, place, stride
+        told[5] = args.residual + (out - args.out) if full and args.residual != 0 else 0
         # fmt: off
         multiply_block(
             bits, group, offsets, count, group_bytes, args, top, many, first, last - 1,
-            begun, made, made_stride, scratch, 0,
+            begun, scratch + REST, 4 * PANELS * LANES, scratch, scratch + WORK,
         )
         # fmt: on
-        if made != out:
+        told[0], told[1] = told[1], many
+        write_rows(scratch + WORK)
+        if not full:
             wide = min(PANELS * LANES, args.outputs - first * LANES)
-            _write(args, made, made_stride, many, first * LANES, wide, bias, out, out_stride)
+            _write(args, place, stride, many, first * LANES, wide, bias, out, out_stride)
         release(0)
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
@@ -201,10 +240,6 @@ def block_product(multiply_panels: Any) -> Any:
             begun, begun_stride = out, out_stride
 
     return multiply_block
-
-
-multiply_block = block_product(multiply_panels)
-"""The product without any other work."""
 
 
 @njit(inline="always")

@@ -5,7 +5,7 @@ them; activations are bfloat16 numbers, or sums of two. The unit adds in float32
 a token's outputs have the same bits alone and beside others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from kernels.cpu import matrix_unit as unit
 from kernels.cpu import vectors as v
 from kernels.cpu.activations import DEPTH, TOKENS, parts, serves
+from kernels.cpu.beside import Work
 from kernels.cpu.instructions import instruction
 from kernels.cpu.matrix_weights import mix, unpacked
 from kernels.cpu.panels import LANES, Format
@@ -67,15 +68,8 @@ def store_inputs(builder: ir.IRBuilder, numbers: v.Value, mixed: bool, count: in
         v.store(builder, mix(builder, halves) if mixed else halves, out, part * REGISTER_BYTES)
 
 
-Work = Callable[[ir.IRBuilder, v.Value, v.Value], Callable[[v.Value], None]]
-"""Work for the rest of the core while the unit multiplies: (builder, work, steps) -> what emits a step's part of it.
-
-`work` is the address of what it needs, `steps` the number of steps.
-"""
-
-
 def panels_product(begin_work: Work | None = None) -> Any:
-    """A function for kernels that multiplies, see `multiply_panels`, and does some work beside that in every step."""
+    """A function for kernels that multiplies, see `multiply_panels`, and does other work in every step."""
 
     @intrinsic(prefer_literal=True)
     def multiply_panels(
@@ -165,10 +159,6 @@ def _emit(
         place = _place(builder, out, out_stride, TOKENS * tile)
         for panel in range(PANELS):
             unit.store(builder, SUMS[panel][tile], v.at(builder, place, 4 * LANES * panel), out_stride)
-
-
-multiply_panels = panels_product()
-"""The product without any other work."""
 
 
 def _emit_begin(builder: ir.IRBuilder, tiles: int, begun: v.Value, stride: v.Value) -> None:
