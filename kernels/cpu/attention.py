@@ -11,10 +11,12 @@ from numba import njit
 
 from kernels.cpu.arguments import AttendArguments, AttentionWeightsArguments, StepWords
 from kernels.cpu.attention_memory import (
+    DEPTH,
     KEYS,
     LANES,
     PARTS,
     PLACES_BYTES,
+    PRODUCT_BYTES,
     ROWS,
     STEPS,
     serves,
@@ -30,7 +32,18 @@ from kernels.cpu.attention_tile import (
     take_exp,
 )
 from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, unpack, words
-from kernels.cpu.matrix_attention import add_tile, begin_tile, begin_unit, locate_parts, padded_rows, score_tile
+from kernels.cpu.matrix_attention import (
+    add_tile,
+    begin_tile,
+    begin_unit,
+    columns_of,
+    locate_parts,
+    padded_rows,
+    products_of,
+    score_tile,
+    weights_of,
+)
+from kernels.cpu.matrix_softmax import soften
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.target import REGISTER_ROWS
@@ -121,35 +134,43 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         own: int,
         scratch: int,
     ) -> None:
-        """Do what `take_keys` does by the matrix unit; `scores` are [many, padded rows, KEYS].
+        """Do what `take_keys` does by the matrix unit; nothing is at `scores`.
 
         All heads have their scores before any has its weights, so that the CPU computes for one head while another
         waits for memory. Nothing is fetched ahead, since the CPU does this by itself.
         """
         padded, stride, places = padded_rows(rows), args.kv_heads * dim * stored, scratch
-        score_bytes = 4 * padded * KEYS
+        cap, tokens = from_bits(np.int32(args.softcap)), rows // (args.heads // args.kv_heads)
+        # Positions from which on a key may be hidden from the first row, and up to which from the last.
+        first, last = position + 1, position + tokens - args.window if args.window != 0 else 0
         begin_unit(rows, own)
         for head in range(many):
             _, _, _, queries, _ = _state(states, head, padded, dim, width)
             begin_tile(dim, rows, queries, own + head * own_bytes)
+            _bound(args, position, kv_head + head, rows, padded, _bounds(states, head, padded, dim, width))
         for base in range(begin, end, KEYS):
             present = min(KEYS, end - base)
-            vectors = (present + LANES - 1) // LANES
+            steps = (present + DEPTH - 1) // DEPTH
+            hides = int(base + steps * DEPTH > first or base < last)
             locate_parts(dim, block, args, table, base, end, kv_head, places)
             for head in range(many):
-                score_tile(dim, rows, present, places, stride, own + head * own_bytes, scores + head * score_bytes)
+                score_tile(dim, rows, steps, places, stride, own + head * own_bytes)
                 _advance(places, PARTS, dim * stored)
             for head in range(many):
-                peaks, masses, shrinks, _, _ = _state(states, head, padded, dim, width)
-                found = scores + head * score_bytes
-                _find_peaks(flag, args, kv_head + head, position - base, rows, vectors, found, peaks, shrinks)
-                _take_exps(rows, vectors, found, peaks, masses, shrinks)
-                _clear(rows, vectors, found)
+                peaks, _, _, _, _ = _state(states, head, padded, dim, width)
+                bounds, mine = _bounds(states, head, padded, dim, width), own + head * own_bytes
+                products, weights = products_of(dim, rows, mine), weights_of(dim, rows, mine)
+                for row in range(0, rows, REGISTER_ROWS):
+                    # fmt: off
+                    soften(
+                        flag, columns_of(rows), products + PRODUCT_BYTES * row, steps, base, hides, cap,
+                        bounds + 4 * row, peaks + 4 * row, 4 * padded, weights + 2 * KEYS * row,
+                    )
+                    # fmt: on
             for head in range(many):
                 _, _, shrinks, _, sums = _state(states, head, padded, dim, width)
-                mine, found = own + head * own_bytes, scores + head * score_bytes
                 _shrink(rows, dim, sums, shrinks)
-                add_tile(dim, rows, present, places + 8 * PARTS, 2 * stride, mine, found, sums)
+                add_tile(dim, rows, present, places + 8 * PARTS, 2 * stride, own + head * own_bytes, sums)
                 _advance(places + 8 * PARTS, STEPS, 2 * dim * stored)
         release(0)
 
@@ -174,7 +195,7 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         padded = padded_rows(rows)
         states = scratch + 2 * PLACES_BYTES
         scores = states + many * _state_bytes(padded, dim, width)
-        own = scores + many * 4 * padded * KEYS
+        own = scores if unit else scores + many * 4 * padded * KEYS
         for head in range(many):
             peaks, masses, _, queries, sums = _state(states, head, padded, dim, width)
             _begin(args, first, kv_head + head, dim, width, rows, queries, sums, peaks, masses)
@@ -191,8 +212,8 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
 
 @njit(inline="always")
 def _state_bytes(padded: int, dim: int, width: int) -> int:
-    """Bytes of the state of a head with so many rows."""
-    return 4 * padded * (3 + dim + width)
+    """Bytes of the state of a head with so many rows, and of their bounds."""
+    return 4 * padded * (6 + dim + width)
 
 
 @njit(inline="always")
@@ -200,6 +221,28 @@ def _state(states: int, head: int, padded: int, dim: int, width: int) -> Any:
     """Addresses of a head's peaks, masses, shrinks [padded], queries [padded, dim] and sums, float32."""
     at = states + head * _state_bytes(padded, dim, width)
     return at, at + 4 * padded, at + 8 * padded, at + 12 * padded, at + 4 * padded * (3 + dim)
+
+
+@njit(inline="always")
+def _bounds(states: int, head: int, padded: int, dim: int, width: int) -> int:
+    """The address of what a head's rows see, as `soften` wants it: int32 [2, padded], and float32 [padded]."""
+    return states + head * _state_bytes(padded, dim, width) + 4 * padded * (3 + dim + width)
+
+
+@njit(inline="always")
+def _bound(args: AttendArguments, position: int, kv_head: int, rows: int, padded: int, bounds: int) -> None:
+    """Write what rows see, the first of which belongs to the token at `position`; those behind the last see nothing."""
+    group = args.heads // args.kv_heads
+    lows, highs = integers(bounds, padded), integers(bounds + 4 * padded, padded)
+    slopes = floats(bounds + 8 * padded, padded)
+    for row in range(rows, padded):
+        lows[row], highs[row], slopes[row] = 0, 0, np.float32(0)
+    for token in range(rows // group):
+        high = position + token + 1
+        for head in range(group):
+            row = token * group + head
+            lows[row], highs[row] = high - args.window if args.window != 0 else 0, high
+            slopes[row] = np.float32(0) if args.slopes == 0 else floats(args.slopes, args.heads)[kv_head * group + head]
 
 
 @njit(inline="always")
@@ -369,21 +412,14 @@ def _take_exps(rows: int, vectors: int, scores: int, peaks: int, masses: int, sh
         totals[row] = totals[row] * factors[row] + added
 
 
-@njit(inline="always")
-def _clear(rows: int, vectors: int, weights: int) -> None:
-    """Set the weights [rows, KEYS] float32 of the keys behind so many vectors to 0."""
-    for row in range(rows):
-        for key in range(vectors * LANES, KEYS):
-            floats(weights + 4 * KEYS * row, KEYS)[key] = np.float32(0)
-
-
 @njit(inline="always", fastmath=FLAGS)
 def _shrink(rows: int, dim: int, sums: int, shrinks: int) -> None:
-    """Multiply the sums [rows, dim] float32 of each row with its shrink."""
+    """Multiply the sums [rows, dim] float32 of each row with its shrink, which mostly is 1 after the first tiles."""
     for row in range(rows):
         total, factor = floats(sums + 4 * dim * row, dim), floats(shrinks, rows)[row]
-        for d in range(dim):
-            total[d] *= factor
+        if factor != np.float32(1):
+            for d in range(dim):
+                total[d] *= factor
 
 
 @njit

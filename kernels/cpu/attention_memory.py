@@ -39,7 +39,7 @@ def scratch_bytes(dim: int, group: int) -> int:
     rows = max(ROWS, group) + REGISTER_ROWS
     heads_own = ROWS // REGISTER_ROWS * unit_bytes(dim, REGISTER_ROWS)
     own = max(4 * KEYS * (dim + width), unit_bytes(dim, rows), heads_own)
-    return 2 * PLACES_BYTES + 4 * rows * (3 + dim + width + KEYS) + own
+    return 2 * PLACES_BYTES + 4 * rows * (6 + dim + width + KEYS) + own
 
 
 def unit_bytes(dim: int, rows: int) -> int:

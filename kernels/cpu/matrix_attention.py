@@ -1,8 +1,8 @@
 """The products of attention on the matrix unit of Intel CPUs (AMX), over a bfloat16 cache.
 
 Queries and weights are rounded to bfloat16, and the unit adds in float32. Keys are read as they lie in the cache: their
-products with queries come out as [keys, rows], and are turned. Values lie in the cache in pairs, as the unit wants them
-(`attention_memory.serves`).
+products with queries come out as [keys, rows], of which `matrix_softmax.py` makes weights. Values lie in the cache in
+pairs, as the unit wants them (`attention_memory.serves`).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +19,9 @@ from kernels.cpu.arguments import AttendArguments
 from kernels.cpu.attention_memory import DEPTH, KEYS, PARTS, PRODUCT_BYTES, STEPS
 from kernels.cpu.cache_forms import BFLOAT16
 from kernels.cpu.instructions import instruction, words
+from kernels.cpu.matrix_softmax import LANES, NARROW
 from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_ROWS, matrix_unit
 
-LANES = 16
-"""Float32 numbers in a vector, and in a row of a register of sums."""
-NARROW = 4
-"""Number of rows up to which queries and scores take a quarter of a register."""
 KEY_SUMS, QUERIES, CACHED, WEIGHTS, VALUE_SUMS = (0, 1), 2, (3, 4), 5, (6, 7)
 """Registers: scores float32 [REGISTER_ROWS keys, columns]; queries in pairs, [DEPTH / 2, columns, 2]; keys
 [REGISTER_ROWS, DEPTH], and later values in pairs, [DEPTH / 2, LANES, 2]; weights [rows, DEPTH], and sums float32 [rows,
@@ -138,72 +135,6 @@ def _emit_scores(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) 
     v.repeat(builder, builder.sdiv(count, ir.Constant(v.I64, len(KEY_SUMS))), [], score)
 
 
-@intrinsic
-def turn_scores(_: Any, products: Any, scores: Any, parts: Any) -> Any:
-    """Turn the products of LANES rows, from `score_keys`, to scores, [LANES, KEYS] float32, for so many parts."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        _emit_turns(builder, LANES, v.transpose, values)
-        return context.get_dummy_value()
-
-    return types.none(*[types.int64] * 3), generate
-
-
-@intrinsic
-def turn_few_scores(_: Any, products: Any, scores: Any, parts: Any) -> Any:
-    """`turn_scores` for NARROW rows."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        _emit_turns(builder, NARROW, _separate, values)
-        return context.get_dummy_value()
-
-    return types.none(*[types.int64] * 3), generate
-
-
-def _emit_turns(
-    builder: ir.IRBuilder,
-    rows: int,
-    turn: Callable[[ir.IRBuilder, Sequence[v.Value]], list[v.Value]],
-    arguments: Sequence[v.Value],
-) -> None:
-    products, scores, parts = arguments
-
-    def turn_part(part: v.Value, _: list[v.Value]) -> list[v.Value]:
-        source = builder.add(products, builder.mul(part, ir.Constant(v.I64, 4 * REGISTER_ROWS * rows)))
-        target = builder.add(scores, builder.mul(part, ir.Constant(v.I64, 4 * REGISTER_ROWS)))
-        keys = [v.load(builder, v.vector(v.I32, LANES), source, 64 * index) for index in range(rows)]
-        for row, numbers in enumerate(turn(builder, keys)):
-            v.store(builder, numbers, target, 4 * KEYS * row)
-        return []
-
-    v.repeat(builder, parts, [], turn_part)
-
-
-def _separate(builder: ir.IRBuilder, mixed: Sequence[v.Value]) -> list[v.Value]:
-    """The four rows that `_interleave` makes these vectors of."""
-    wide = [builder.bitcast(numbers, v.vector(v.I64, LANES // 2)) for numbers in mixed]
-    pairs = [v.separate(builder, a, b) for a, b in zip(wide[::2], wide[1::2], strict=True)]
-    narrow = v.vector(v.I32, LANES)
-    return [
-        row
-        for a, b in zip(*pairs, strict=True)
-        for row in v.separate(builder, builder.bitcast(a, narrow), builder.bitcast(b, narrow))
-    ]
-
-
-@intrinsic
-def round_weights(_: Any, weights: Any, out: Any) -> Any:
-    """Round a row's weights [KEYS] float32 to bfloat16."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
-        for first in range(0, KEYS, DEPTH):
-            numbers = v.load(builder, v.vector(v.F32, DEPTH), values[0], 4 * first)
-            v.store(builder, v.to_bfloat16(builder, numbers), values[1], 2 * first)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64), generate
-
-
 @intrinsic(prefer_literal=True)
 def copy_values(_: Any, dim: Any, present: Any, values: Any, stride: Any, out: Any) -> Any:
     """Copy the values [DEPTH / 2, dim, 2] bfloat16 of a part to `out`, with zeros for keys that are not `present`.
@@ -270,7 +201,7 @@ def _emit_values(builder: ir.IRBuilder, dim: int, arguments: Sequence[v.Value]) 
 @njit(inline="always")
 def begin_unit(rows: int, own: int) -> None:
     """Prepare the unit for tiles of so many rows, of which the memory at `own` belongs to the first."""
-    configure(own, _columns(rows), min(rows, REGISTER_ROWS))
+    configure(own, columns_of(rows), min(rows, REGISTER_ROWS))
 
 
 @njit(inline="always")
@@ -285,7 +216,7 @@ def begin_tile(dim: int, rows: int, queries: int, own: int) -> None:
 
 
 @njit(inline="always")
-def _columns(rows: int) -> int:
+def columns_of(rows: int) -> int:
     """The number of columns for a tile of rows."""
     return NARROW if rows <= NARROW else LANES
 
@@ -297,34 +228,41 @@ def padded_rows(rows: int) -> int:
 
 
 @njit(inline="always")
-def score_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: int, scores: int) -> None:
-    """Scores [rows, KEYS] float32 of a tile's keys, `present` of them.
-
-    `parts` is the address of the addresses of PARTS parts of the keys, which lie `stride` bytes apart.
-    """
-    queries = own + 2 * CONFIGURATION_BYTES
-    products = queries + 2 * padded_rows(rows) * dim
-    count = (present + DEPTH - 1) // DEPTH * (DEPTH // REGISTER_ROWS)
-    for row in range(0, rows, REGISTER_ROWS):
-        place = products + PRODUCT_BYTES * row
-        score_keys(dim, _columns(rows), queries + 2 * dim * row, parts, count, stride, place)
-    if rows <= NARROW:
-        turn_few_scores(products, scores, count)
-    else:
-        for row in range(0, rows, REGISTER_ROWS):
-            turn_scores(products + PRODUCT_BYTES * row, scores + 4 * KEYS * row, count)
+def products_of(dim: int, rows: int, own: int) -> int:
+    """The address of a tile's scores, PRODUCT_BYTES a row: [keys, columns] float32 for each REGISTER_ROWS rows."""
+    return own + 2 * CONFIGURATION_BYTES + 2 * padded_rows(rows) * dim
 
 
 @njit(inline="always")
-def add_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: int, weights: int, sums: int) -> None:
-    """Add the values of a tile's keys, `present` of them, to sums [rows, dim], by weights [rows, KEYS].
+def weights_of(dim: int, rows: int, own: int) -> int:
+    """The address of a tile's weights [rows, KEYS] bfloat16."""
+    return products_of(dim, rows, own) + PRODUCT_BYTES * padded_rows(rows)
+
+
+@njit(inline="always")
+def score_tile(dim: int, rows: int, steps: int, parts: int, stride: int, own: int) -> None:
+    """Scores of a tile's keys, in so many steps of DEPTH of them.
+
+    `parts` is the address of the addresses of PARTS parts of the keys, which lie `stride` bytes apart.
+    """
+    queries, products = own + 2 * CONFIGURATION_BYTES, products_of(dim, rows, own)
+    for row in range(0, rows, REGISTER_ROWS):
+        # fmt: off
+        score_keys(
+            dim, columns_of(rows), queries + 2 * dim * row, parts, steps * (DEPTH // REGISTER_ROWS), stride,
+            products + PRODUCT_BYTES * row,
+        )
+        # fmt: on
+
+
+@njit(inline="always")
+def add_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: int, sums: int) -> None:
+    """Add the values of a tile's keys, `present` of them, to sums [rows, dim], by the tile's weights.
 
     `parts` is the address of the addresses of STEPS parts of the values, whose pairs lie `stride` bytes apart.
     """
-    rounded = own + 2 * CONFIGURATION_BYTES + padded_rows(rows) * (2 * dim + PRODUCT_BYTES)
-    rest = rounded + 2 * KEYS * padded_rows(rows)
-    for row in range(rows):
-        round_weights(weights + 4 * KEYS * row, rounded + 2 * KEYS * row)
+    weights = weights_of(dim, rows, own)
+    rest = weights + 2 * KEYS * padded_rows(rows)
     steps = (present + DEPTH - 1) // DEPTH
     places, strides = words(own + CONFIGURATION_BYTES, STEPS), words(own + CONFIGURATION_BYTES + 8 * STEPS, STEPS)
     for step in range(steps):
@@ -335,7 +273,7 @@ def add_tile(dim: int, rows: int, present: int, parts: int, stride: int, own: in
         places[steps - 1], strides[steps - 1] = rest, 4 * dim
     place = own + CONFIGURATION_BYTES
     for row in range(0, rows, REGISTER_ROWS):
-        add_values(dim, steps, rounded + 2 * KEYS * row, place, place + 8 * STEPS, sums + 4 * dim * row)
+        add_values(dim, steps, weights + 2 * KEYS * row, place, place + 8 * STEPS, sums + 4 * dim * row)
 
 
 @njit(inline="always")

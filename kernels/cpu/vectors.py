@@ -221,17 +221,32 @@ def exp(builder: ir.IRBuilder, x: Value) -> Value:
     lowest = like(x, -87.3)
     bounded = smaller(builder, larger(builder, x, lowest), like(x, 88.7))
     n = rint(builder, builder.fmul(bounded, like(x, 1.4426950408889634)))
-    # ln 2 in two parts; n times the first one, which has few bits, is exact.
-    r = fma(builder, n, like(x, 2.12194440e-4), fma(builder, n, like(x, -0.693359375), bounded))
-    p = like(x, 1.9875691500e-4)
-    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = fma(builder, p, r, like(x, coefficient))
-    p = builder.fadd(fma(builder, builder.fmul(p, r), r, r), like(x, 1))
+    p = exp_fraction(builder, bounded, n)
     exponent = builder.fptosi(n, vector(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32)
     power = builder.shl(builder.add(exponent, like(exponent, 127)), like(exponent, 23))
     # Both comparisons are false for a NaN, which is returned itself.
     rest = builder.select(builder.fcmp_ordered("<=", x, lowest), like(x, 0), x)
     return builder.select(builder.fcmp_ordered(">", x, lowest), builder.fmul(p, builder.bitcast(power, x.type)), rest)
+
+
+def exp_fraction(builder: ir.IRBuilder, x: Value, n: Value) -> Value:
+    """e^(x - n ln 2) of float32, a scalar or a vector, where n is the integer nearest to x / ln 2."""
+    # ln 2 in two parts; n times the first one, which has few bits, is exact.
+    r = fma(builder, n, like(x, 2.12194440e-4), fma(builder, n, like(x, -0.693359375), x))
+    p = like(x, 1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = fma(builder, p, r, like(x, coefficient))
+    return builder.fadd(fma(builder, builder.fmul(p, r), r, r), like(x, 1))
+
+
+def times_power(builder: ir.IRBuilder, x: Value, n: Value) -> Value:
+    """The product x 2^n of float32 [lanes], by AVX-512's instruction for it; n are whole numbers."""
+    lanes = x.type.count
+    if lanes < 16:
+        wide = [lanes_from(builder, numbers, 0, 16) for numbers in (x, n)]
+        return lanes_from(builder, times_power(builder, *wide), 0, lanes)
+    mask, current = ir.Constant(I16, -1), ir.Constant(I32, 4)
+    return call(builder, "llvm.x86.avx512.mask.scalef.ps.512", x.type, [x, n, x, mask, current])
 
 
 def log(builder: ir.IRBuilder, x: Value) -> Value:
