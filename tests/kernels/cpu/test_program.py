@@ -21,18 +21,27 @@ def count_chunks(record: int, chunk: int, scratch: int) -> int:
     return 0
 
 
-ADDRESS = load(compiled(count_chunks))
+def note_chunks(record: int, chunk: int, scratch: int) -> int:
+    """Ten chunks, each of which writes how many came before it."""
+    r = words(record, 1)
+    if chunk < 0:
+        return 10
+    words(r[0], 11)[chunk] = add_to_word(r[0] + 80, 1)
+    return 0
 
 
-class Count(Operation):
+ADDRESSES = {function.__name__: load(compiled(function)) for function in (count_chunks, note_chunks)}
+
+
+class Unkept(Operation):
     """An operation that no file keeps."""
 
     @property
     def address(self) -> int:
-        return ADDRESS
+        return ADDRESSES[self.definition]
 
 
-COUNT = Count("count_chunks", ())
+COUNT, NOTE = (Unkept(name, ()) for name in ADDRESSES)
 
 
 def test_a_late_thread_does_nothing_whatever_has_become_of_the_run() -> None:
@@ -66,6 +75,19 @@ def test_every_chunk_is_done_once_by_threads_that_come_and_go() -> None:
         if thread.name.startswith("kernels-") and thread not in before:
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_a_thread_begins_with_its_own_share_and_takes_those_of_others_then() -> None:
+    noted = np.zeros(11, np.int64)
+    program, workers = Program([(NOTE, (noted.ctypes.data,))], 3), Workers(1)
+    workers.run(program)
+    assert noted.tolist() == [*range(10), 10]
+    for share, order in ((1, [7, 8, 9, 0, 1, 2, 3, 4, 5, 6]), (2, [4, 5, 6, 7, 8, 9, 0, 1, 2, 3])):
+        noted[:] = 0
+        program.run[3] += 1
+        workers._open(program.address, workers._scratch[0])
+        workers._work(program.address, workers._scratch[0], share)
+        assert noted.tolist() == [*order, 10]
 
 
 def test_only_the_first_operations_run_where_so_many_are_asked_for() -> None:
