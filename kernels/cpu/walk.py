@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
 
 def define_open() -> Walk:
-    """Count the chunks of every operation, and open its ticket so that threads can take them; returns their number."""
+    """Count the chunks of every operation, and open its tickets so that threads can take them; returns their number."""
 
     def open_tickets(record: int, scratch: int) -> int:
         run: Run = unpack(Run, record)
@@ -117,9 +117,8 @@ def walk(record: int, scratch: int, own: int) -> int:
                 taken = read_word(ticket)
                 if taken >> SHIFT != epoch:
                     return 1
-                # If a later run has begun, this number is that run's. Then the ticket has changed, and no chunk is
-                # taken.
-                chunk, chunks = taken & CHUNK, words(counts, 2)[1]
+                # If a later run has begun, this number is that run's. The ticket has changed then: no chunk is taken.
+                chunk, chunks = taken & CHUNK, read_word(counts + 8)
                 if chunk >= _begin(chunks, share + 1, shares):
                     break
                 if exchange_word(ticket, taken, taken + 1) != 0:
