@@ -49,7 +49,8 @@ def sum_over(builder: ir.IRBuilder, count: v.Value, term: Callable[[v.Value, int
     """
 
     def add(first: v.Value, lanes: int, carried: list[v.Value]) -> list[v.Value]:
-        return [builder.fadd(carried[0], term(first, lanes))]
+        # Without this LLVM would reorder the sum, and not alike for every term.
+        return [v.rounded(builder, builder.fadd(carried[0], term(first, lanes)))]
 
     zeros = v.filled(v.F32, WIDE, 0)
     (total,) = over_row(builder, count, [zeros], add, lambda sums: [v.across(builder, builder.fadd, sums[0])], WIDE)

@@ -491,6 +491,23 @@ def test_a_program_does_what_it_recorded_for_any_number_of_tokens(bits: int) -> 
         assert torch.equal(out[:rows], forward(given[:rows]))
 
 
+@pytest.mark.parametrize("width", [7, 16, 48, 64])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_recorded_projection_adds_to_a_residual_stream_of_any_width(width: int, biased: bool) -> None:
+    packed = CPU.pack(quantized(width, 96, 4, 32, True), torch.randn(width) if biased else None)
+    x, given, weight = torch.randn(300, 96), torch.randn(300, width), torch.randn(width)
+
+    def add(residual: Tensor) -> tuple[Tensor, Tensor]:
+        return CPU.add_rms_norm(CPU.linear(x, packed), residual, weight, 1e-5)
+
+    expected, stream = add(given), given.clone()
+    program, got = CPU.record(lambda: add(stream))
+    CPU.replay(program, x[:, 0], attention_case([(0, 1)]).layout)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert got[1].data_ptr() == stream.data_ptr()
+
+
 def test_a_recording_has_no_second_use_of_what_it_does_not_write() -> None:
     """Norms, and products of a gate in large steps, are rounded for a projection and not written themselves."""
     double, wide = (CPU.pack(quantized(rows, 64, 4, 32, True), None) for rows in (128, 64))
