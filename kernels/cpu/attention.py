@@ -10,18 +10,9 @@ import numpy as np
 from numba import njit
 
 from kernels.cpu.arguments import AttendArguments, AttentionWeightsArguments, StepWords
-from kernels.cpu.attention_memory import (
-    DEPTH,
-    KEYS,
-    LANES,
-    PARTS,
-    PLACES_BYTES,
-    PRODUCT_BYTES,
-    ROWS,
-    STEPS,
-    serves,
-    unit_bytes,
-)
+from kernels.cpu.attention_by_unit import take_by_unit
+from kernels.cpu.attention_memory import KEYS, LANES, PLACES_BYTES, ROWS, serves
+from kernels.cpu.attention_state import advance, padded_rows, state_bytes, state_of
 from kernels.cpu.attention_tile import (
     ROWS_AT_ONCE,
     VECTORS_AT_ONCE,
@@ -32,21 +23,7 @@ from kernels.cpu.attention_tile import (
     take_exp,
 )
 from kernels.cpu.instructions import FLAGS, floats, from_bits, integers, prefetch, unpack, words
-from kernels.cpu.matrix_attention import (
-    add_tile,
-    begin_tile,
-    begin_unit,
-    columns_of,
-    locate_parts,
-    padded_rows,
-    products_of,
-    score_tile,
-    weights_of,
-)
-from kernels.cpu.matrix_softmax import soften
-from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
-from kernels.cpu.target import REGISTER_ROWS
 
 UNIT_ROWS = 48
 """Rows in a tile where the matrix unit multiplies: fewer than `ROWS`, since sharing keys saves the unit less time."""
@@ -74,7 +51,6 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
     width = -(-dim // LANES) * LANES
     flag, unit = int(plain), serves(stored, dim, block)
     most = UNIT_ROWS if unit else ROWS
-    own_bytes = unit_bytes(dim, REGISTER_ROWS) if unit else 0
 
     @njit(inline="always")
     def take_keys(
@@ -87,18 +63,17 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
         many: int,
         rows: Any,
         states: int,
-        scores: int,
-        own: int,
+        memory: int,
         scratch: int,
     ) -> None:
         """Add the keys from `begin` to `end` and their values to the states of `many` KV heads from `kv_head` on.
 
-        `position` is that of the first row's token. `scores` [rows, KEYS] float32, the memory at `own` and that at
-        `scratch` are for this alone.
+        `position` is that of the first row's token. The memory at `memory` and at `scratch` is for this alone.
         """
         padded, lanes = padded_rows(rows), width // LANES
         places, coming = scratch, scratch + PLACES_BYTES
-        keys, values = own, own + 4 * KEYS * dim
+        scores, keys = memory, memory + 4 * padded * KEYS
+        values = keys + 4 * KEYS * dim
         if begin < end:
             locate(stored, dim, block, args, table, begin, end, kv_head, places)
             fetch(places, 0, KEYS, many * dim * stored)
@@ -110,71 +85,16 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
             for head in range(many):
                 if base + KEYS < end:
                     fetch(coming, KEYS * head // many, KEYS * (head + 1) // many, many * dim * stored)
-                peaks, masses, shrinks, queries, sums = _state(states, head, padded, dim, width)
+                peaks, masses, shrinks, queries, sums = state_of(states, head, padded, dim, width)
                 _load(stored, dim, width, present, places, keys, values)
                 multiply(rows, vectors, dim, queries, 4 * dim, keys, 4 * KEYS, scores, 4 * KEYS, shrinks, 0)
                 _find_peaks(flag, args, kv_head + head, position - base, rows, vectors, scores, peaks, shrinks)
                 _take_exps(rows, vectors, scores, peaks, masses, shrinks)
                 multiply(rows, lanes, present, scores, 4 * KEYS, values, 4 * width, sums, 4 * width, shrinks, 1)
-                _advance(places, 2 * KEYS, dim * stored)
+                advance(places, 2 * KEYS, dim * stored)
             places, coming = coming, places
 
-    @njit(inline="always")
-    def take_keys_by_unit(
-        args: AttendArguments,
-        table: Any,
-        begin: int,
-        end: int,
-        position: int,
-        kv_head: int,
-        many: int,
-        rows: int,
-        states: int,
-        scores: int,
-        own: int,
-        scratch: int,
-    ) -> None:
-        """Do what `take_keys` does by the matrix unit; nothing is at `scores`.
-
-        All heads have their scores before any has its weights, so that the CPU computes for one head while another
-        waits for memory. Nothing is fetched ahead, since the CPU does this by itself.
-        """
-        padded, stride, places = padded_rows(rows), args.kv_heads * dim * stored, scratch
-        cap, tokens = from_bits(np.int32(args.softcap)), rows // (args.heads // args.kv_heads)
-        # Positions from which on a key may be hidden from the first row, and up to which from the last.
-        first, last = position + 1, position + tokens - args.window if args.window != 0 else 0
-        begin_unit(rows, own)
-        for head in range(many):
-            _, _, _, queries, _ = _state(states, head, padded, dim, width)
-            begin_tile(dim, rows, queries, own + head * own_bytes)
-            _bound(args, position, kv_head + head, rows, padded, _bounds(states, head, padded, dim, width))
-        for base in range(begin, end, KEYS):
-            present = min(KEYS, end - base)
-            steps = (present + DEPTH - 1) // DEPTH
-            hides = int(base + steps * DEPTH > first or base < last)
-            locate_parts(dim, block, args, table, base, end, kv_head, places)
-            for head in range(many):
-                score_tile(dim, rows, steps, places, stride, own + head * own_bytes)
-                _advance(places, PARTS, dim * stored)
-            for head in range(many):
-                peaks, _, _, _, _ = _state(states, head, padded, dim, width)
-                bounds, mine = _bounds(states, head, padded, dim, width), own + head * own_bytes
-                products, weights = products_of(dim, rows, mine), weights_of(dim, rows, mine)
-                for row in range(0, rows, REGISTER_ROWS):
-                    # fmt: off
-                    soften(
-                        flag, columns_of(rows), products + PRODUCT_BYTES * row, steps, base, hides, cap,
-                        bounds + 4 * row, peaks + 4 * row, 4 * padded, weights + 2 * KEYS * row,
-                    )
-                    # fmt: on
-            for head in range(many):
-                _, _, shrinks, _, sums = _state(states, head, padded, dim, width)
-                _shrink(rows, dim, sums, shrinks)
-                add_tile(dim, rows, present, places + 8 * PARTS, 2 * stride, own + head * own_bytes, sums)
-                _advance(places + 8 * PARTS, STEPS, 2 * dim * stored)
-        release(0)
-
-    take = take_keys_by_unit if unit else take_keys
+    take = take_by_unit(stored, dim, block, plain) if unit else take_keys
 
     def run(arguments: int, chunk: int, scratch: int) -> int:
         args: AttendArguments = unpack(AttendArguments, arguments)
@@ -194,55 +114,19 @@ def define_attend(stored: int, dim: int, block: int, plain: bool) -> Function:
 
         padded = padded_rows(rows)
         states = scratch + 2 * PLACES_BYTES
-        scores = states + many * _state_bytes(padded, dim, width)
-        own = scores if unit else scores + many * 4 * padded * KEYS
+        memory = states + many * state_bytes(padded, dim, width)
         for head in range(many):
-            peaks, masses, _, queries, sums = _state(states, head, padded, dim, width)
+            peaks, masses, _, queries, sums = state_of(states, head, padded, dim, width)
             _begin(args, first, kv_head + head, dim, width, rows, queries, sums, peaks, masses)
         table = integers(step.block_table + sequence * step.table_width * 4, step.table_width)
         begin = 0 if args.window == 0 else max(0, position - args.window + 1) // KEYS * KEYS
-        take(args, table, begin, end, position, kv_head, many, rows, states, scores, own, scratch)
+        take(args, table, begin, end, position, kv_head, many, rows, states, memory, scratch)
         for head in range(many):
-            _, masses, _, _, sums = _state(states, head, padded, dim, width)
+            _, masses, _, _, sums = state_of(states, head, padded, dim, width)
             _end(args, first, kv_head + head, dim, width, rows, sums, masses)
         return 0
 
     return run
-
-
-@njit(inline="always")
-def _state_bytes(padded: int, dim: int, width: int) -> int:
-    """Bytes of the state of a head with so many rows, and of their bounds."""
-    return 4 * padded * (6 + dim + width)
-
-
-@njit(inline="always")
-def _state(states: int, head: int, padded: int, dim: int, width: int) -> Any:
-    """Addresses of a head's peaks, masses, shrinks [padded], queries [padded, dim] and sums, float32."""
-    at = states + head * _state_bytes(padded, dim, width)
-    return at, at + 4 * padded, at + 8 * padded, at + 12 * padded, at + 4 * padded * (3 + dim)
-
-
-@njit(inline="always")
-def _bounds(states: int, head: int, padded: int, dim: int, width: int) -> int:
-    """The address of what a head's rows see, as `soften` wants it: int32 [2, padded], and float32 [padded]."""
-    return states + head * _state_bytes(padded, dim, width) + 4 * padded * (3 + dim + width)
-
-
-@njit(inline="always")
-def _bound(args: AttendArguments, position: int, kv_head: int, rows: int, padded: int, bounds: int) -> None:
-    """Write what rows see, the first of which belongs to the token at `position`; those behind the last see nothing."""
-    group = args.heads // args.kv_heads
-    lows, highs = integers(bounds, padded), integers(bounds + 4 * padded, padded)
-    slopes = floats(bounds + 8 * padded, padded)
-    for row in range(rows, padded):
-        lows[row], highs[row], slopes[row] = 0, 0, np.float32(0)
-    for token in range(rows // group):
-        high = position + token + 1
-        for head in range(group):
-            row = token * group + head
-            lows[row], highs[row] = high - args.window if args.window != 0 else 0, high
-            slopes[row] = np.float32(0) if args.slopes == 0 else floats(args.slopes, args.heads)[kv_head * group + head]
 
 
 @njit(inline="always")
@@ -351,14 +235,6 @@ def fetch(places: int, first: int, last: int, size: int) -> None:
 
 
 @njit(inline="always")
-def _advance(places: int, count: int, size: int) -> None:
-    """Go on with so many addresses to the next head's, `size` bytes behind."""
-    found = words(places, count)
-    for j in range(count):
-        found[j] += size
-
-
-@njit(inline="always")
 def _load(stored: int, dim: int, width: int, present: int, places: int, keys: int, values: int) -> None:
     """Write a tile's keys to `keys`, [dim, KEYS] float32, and its values to `values`, [KEYS, width] float32."""
     for j in range(0, present, LANES):
@@ -410,16 +286,6 @@ def _take_exps(rows: int, vectors: int, scores: int, peaks: int, masses: int, sh
     for row in range(rows):
         added = take_exp(scores + 4 * KEYS * row, vectors, highest[row])
         totals[row] = totals[row] * factors[row] + added
-
-
-@njit(inline="always", fastmath=FLAGS)
-def _shrink(rows: int, dim: int, sums: int, shrinks: int) -> None:
-    """Multiply the sums [rows, dim] float32 of each row with its shrink, which mostly is 1 after the first tiles."""
-    for row in range(rows):
-        total, factor = floats(sums + 4 * dim * row, dim), floats(shrinks, rows)[row]
-        if factor != np.float32(1):
-            for d in range(dim):
-                total[d] *= factor
 
 
 @njit

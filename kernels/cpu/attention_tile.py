@@ -180,15 +180,17 @@ def find_peak(
 
 def _emit_peak(builder: ir.IRBuilder, plain: bool, arguments: Sequence[v.Value]) -> v.Value:
     scores, vectors, low, high, before, cap, slope, distance = arguments
+    bounds = [v.splat(builder, builder.trunc(bound, v.I32), LANES) for bound in (low, high)]
+    biases = v.splat(builder, slope, LANES), v.splat(builder, builder.trunc(distance, v.I32), LANES)
 
     def change(index: v.Value, _: list[v.Value]) -> list[v.Value]:
         values, place = _vector(builder, scores, index)
-        v.store(builder, _capped_and_biased(builder, values, _keys(builder, index), cap, slope, distance), place)
+        v.store(builder, capped_and_biased(builder, values, _keys(builder, index), cap, *biases), place)
         return []
 
     def hide(index: v.Value, _: list[v.Value]) -> list[v.Value]:
         values, place = _vector(builder, scores, index)
-        v.store(builder, _hidden(builder, values, _keys(builder, index), low, high), place)
+        v.store(builder, hidden(builder, values, _keys(builder, index), *bounds), place)
         return []
 
     def compare(index: v.Value, peaks: list[v.Value]) -> list[v.Value]:
@@ -235,19 +237,20 @@ def _keys(builder: ir.IRBuilder, index: v.Value) -> v.Value:
     return builder.add(v.splat(builder, first, LANES), ir.Constant(v.vector(v.I32, LANES), list(range(LANES))))
 
 
-def _hidden(builder: ir.IRBuilder, scores: v.Value, keys: v.Value, low: v.Value, high: v.Value) -> v.Value:
-    """Scores, with -inf for keys below `low` and from `high` on."""
-    first, last = (v.splat(builder, builder.trunc(bound, v.I32), LANES) for bound in (low, high))
-    visible = builder.and_(builder.icmp_signed(">=", keys, first), builder.icmp_signed("<", keys, last))
+def hidden(builder: ir.IRBuilder, scores: v.Value, keys: v.Value, low: v.Value, high: v.Value) -> v.Value:
+    """Scores, with -inf for keys below `low` and from `high` on; all but the scores are i32 [LANES]."""
+    visible = builder.and_(builder.icmp_signed(">=", keys, low), builder.icmp_signed("<", keys, high))
     return builder.select(visible, scores, v.like(scores, float("-inf")))
 
 
-def _capped_and_biased(
+def capped_and_biased(
     builder: ir.IRBuilder, scores: v.Value, keys: v.Value, cap: v.Value, slope: v.Value, distance: v.Value
 ) -> v.Value:
-    """Scores capped, cap * tanh(score / cap), if cap is not 0, plus slope * (key - distance)."""
-    limit = v.splat(builder, cap, LANES)
+    """Scores capped, cap * tanh(score / cap), if cap is not 0, plus slope * (key - distance).
+
+    `cap` is a scalar; keys and distances are i32 [LANES], slopes float32 [LANES].
+    """
+    limit = v.splat(builder, cap, scores.type.count)
     capped = builder.fmul(limit, v.tanh(builder, builder.fdiv(scores, limit)))
     scores = builder.select(builder.fcmp_ordered("==", limit, v.like(limit, 0)), scores, capped)
-    offsets = builder.sub(keys, v.splat(builder, builder.trunc(distance, v.I32), LANES))
-    return v.fma(builder, v.splat(builder, slope, LANES), builder.sitofp(offsets, scores.type), scores)
+    return v.fma(builder, slope, builder.sitofp(builder.sub(keys, distance), scores.type), scores)

@@ -17,6 +17,7 @@ from kernels.cpu import matrix_unit as unit
 from kernels.cpu import vectors as v
 from kernels.cpu.arguments import AttendArguments
 from kernels.cpu.attention_memory import DEPTH, KEYS, PARTS, PRODUCT_BYTES, STEPS
+from kernels.cpu.attention_state import padded_rows
 from kernels.cpu.cache_forms import BFLOAT16
 from kernels.cpu.instructions import instruction, words
 from kernels.cpu.matrix_softmax import LANES, NARROW
@@ -219,12 +220,6 @@ def begin_tile(dim: int, rows: int, queries: int, own: int) -> None:
 def columns_of(rows: int) -> int:
     """The number of columns for a tile of rows."""
     return NARROW if rows <= NARROW else LANES
-
-
-@njit(inline="always")
-def padded_rows(rows: int) -> int:
-    """A number of rows, in whole registers."""
-    return (rows + REGISTER_ROWS - 1) // REGISTER_ROWS * REGISTER_ROWS
 
 
 @njit(inline="always")

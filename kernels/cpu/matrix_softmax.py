@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from kernels.cpu import vectors as v
 from kernels.cpu.attention_memory import DEPTH, KEYS
+from kernels.cpu.attention_tile import capped_and_biased, hidden
 from kernels.cpu.target import matrix_unit
 
 LANES = 16
@@ -104,10 +105,10 @@ def _emit(builder: ir.IRBuilder, plain: bool, columns: int, tile: _Softmax) -> N
 
     low, high = (of_rows(v.I32, tile.bounds, number) for number in range(2))
     if not plain:
-        slope = of_rows(v.F32, tile.bounds, 2)
-        replace(lambda score, keys: _changed(builder, score, keys, tile.cap, slope, high))
+        slope, own = of_rows(v.F32, tile.bounds, 2), builder.sub(high, v.like(high, 1))
+        replace(lambda score, keys: capped_and_biased(builder, score, keys, tile.cap, slope, own))
     with builder.if_then(builder.icmp_signed("!=", tile.hides, ir.Constant(v.I64, 0))):
-        replace(lambda score, keys: _hidden(builder, score, keys, low, high))
+        replace(lambda score, keys: hidden(builder, score, keys, low, high))
 
     peaks = _nth(builder, tile, tile.state, 0)
     before = v.load(builder, v.vector(v.F32, columns), peaks)
@@ -139,23 +140,6 @@ def _gathered(
         half = lanes.type.count // 2
         lanes = combine(*[v.lanes_from(builder, lanes, first, half) for first in (0, half)])
     return lanes
-
-
-def _changed(
-    builder: ir.IRBuilder, score: v.Value, keys: v.Value, cap: v.Value, slope: v.Value, high: v.Value
-) -> v.Value:
-    """Scores capped, if cap is not 0, plus slope * (key - query's position), which is the one before `high`."""
-    limit = v.splat(builder, cap, LANES)
-    capped = builder.fmul(limit, v.tanh(builder, builder.fdiv(score, limit)))
-    score = builder.select(builder.fcmp_ordered("==", limit, v.like(limit, 0)), score, capped)
-    distance = builder.sub(builder.add(keys, v.like(keys, 1)), high)
-    return v.fma(builder, slope, builder.sitofp(distance, score.type), score)
-
-
-def _hidden(builder: ir.IRBuilder, score: v.Value, keys: v.Value, low: v.Value, high: v.Value) -> v.Value:
-    """Scores, with -inf for keys below `low` and from `high` on."""
-    visible = builder.and_(builder.icmp_signed(">=", keys, low), builder.icmp_signed("<", keys, high))
-    return builder.select(visible, score, v.like(score, float("-inf")))
 
 
 def _find_peak(builder: ir.IRBuilder, columns: int, tile: _Softmax, vectors: v.Value, before: v.Value) -> v.Value:
