@@ -41,7 +41,8 @@ def test_a_probe_asks_as_many_times_at_once_as_there_are_users() -> None:
             assert {server.prompt_tokens(body) for body in server.bodies} == {PROMPT_TOKENS}
             pace = pace_of(answers)
             assert pace
-            assert pace.per_output_token >= 0.01
+            # A first token that is read late on a busy machine makes the rest of the answer look faster.
+            assert pace.per_output_token > 0.9 * 0.01
 
 
 def test_a_probe_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
