@@ -26,7 +26,7 @@ from kernels.gpu.attention import attend
 from kernels.gpu.decode import DECODING, DecodeTiles, Decoding, Splitting
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.matmul import PROJECTING, Projecting, Tiling, linear, pack
-from kernels.gpu.prefill import PrefillTiles
+from kernels.gpu.prefill import PrefillTiles, PrefillWarps
 from kernels.gpu.sampling import Tuning, sample
 
 SAMPLING: dict[str, tuple[int, ...]] = {
@@ -77,6 +77,12 @@ PREFILL_TILES = {
     128: (PrefillTiles(64, 128, 4, 2), PrefillTiles(128, 64, 8, 3), PrefillTiles(128, 128, 8, 2)),
 }
 """Tokens in a block of the cache -> the tiles to try, with those that an H200 is served with among them."""
+PREFILL_WARPS: dict[str, PrefillTiles | PrefillWarps] = {
+    "Hopper's own": PrefillWarps(),
+    "Hopper's own, 3 stages": PrefillWarps(stages=3),
+    "Hopper's own, no turns": PrefillWarps(turns=False),
+}
+"""The kernel of `kernels.gpu.hopper_prefill`; other chips measure the portable kernel instead."""
 FEW_TOKENS = (
     Projecting(folded=True),
     Projecting(step=2, lean=True, folded=True),
@@ -159,7 +165,8 @@ def _decoding(choices: Mapping[str, Decoding]) -> dict[str, Callable[..., object
 
 
 def _prefill(choices: Sequence[PrefillTiles]) -> dict[str, Callable[..., object]]:
-    return {"tiles " + ",".join(map(str, tiles)): partial(attend, prefill=tiles) for tiles in choices}
+    tiles: dict[str, PrefillTiles | PrefillWarps] = {"tiles " + ",".join(map(str, sizes)): sizes for sizes in choices}
+    return {name: partial(attend, prefill=choice) for name, choice in (tiles | PREFILL_WARPS).items()}
 
 
 _SPLITS = {f"splits {name}": Decoding(splitting) for name, splitting in SPLITTINGS.items()}
@@ -191,7 +198,7 @@ def measure_decode_variants(bench: Bench) -> None:
 
 
 def measure_prefill_variants(bench: Bench) -> None:
-    """Measure every size of the tiles of prompts, over caches with blocks of each size."""
+    """Measure every size of the tiles of prompts and Hopper's own kernel, over caches with blocks of each size."""
     _measure_tables(bench, PREFILL_TABLES)
 
 

@@ -35,6 +35,7 @@ from kernels.gpu.backend import TritonBackend
 from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import Target
 from kernels.gpu.matmul import PROJECTING, Projecting, Tiling
+from kernels.gpu.prefill import PrefillWarps
 
 Feature = Literal["window", "softcap", "alibi", "sinks"]
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -52,6 +53,7 @@ class Case:
     """Whether a model family needs it in the dtype it is published in. Other cases are compiled only with --all."""
     batch_invariant: bool = False
     decoding: Decoding = DECODING
+    prefill: PrefillWarps | None = None
     projecting: Projecting = PROJECTING
     dependent: bool = False
     """Whether kernels are launched early, on chips that can do so."""
@@ -120,10 +122,13 @@ PROJECTINGS = {
 }
 """Ways of projecting that are not served, for few tokens and for many. With 64 tokens, an A100 would spill."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
+HOPPERS = "attend d128 32/8 bf16 by Hopper's own kernel"
+"""Name of the case of which other chips start the portable kernel."""
 TIGHTEST = frozenset(
     {
         "attend d128 32/8 bf16",
         "attend d128 32/8 bf16 cache fp8",
+        HOPPERS,
         "attend d192 64/8 bf16",
         "attend d256 8/4 bf16 softcap+window (Gemma 2 local)",
         "attend d64 32/8 fp32",
@@ -160,6 +165,7 @@ def record(target: Target, only: str = "", extent: Extent = "served") -> list[Va
                     launcher,
                     batch_invariant=case.batch_invariant,
                     decoding=case.decoding,
+                    prefill=case.prefill,
                     projecting=case.projecting,
                 )
             )
@@ -189,6 +195,9 @@ def _attention() -> Iterator[Case]:
     once = Decoding(folded=True, paired=True)
     for model in (Model(128, 32, 8), Model(128, 32, 8, BF16, FP8)):
         yield Case(f"attend {model} in one launch", partial(_attend, model), decoding=once)
+    yield Case(HOPPERS, partial(_attend, Model(128, 32, 8)), prefill=PrefillWarps())
+    deeper = PrefillWarps(stages=3, turns=False)
+    yield Case(f"{HOPPERS}, 3 stages", partial(_attend, Model(128, 32, 8)), False, prefill=deeper)
     small_blocks = Model(128, 32, 8, block_size=16)
     yield Case(f"attend {small_blocks}", partial(_attend, small_blocks))
     for shape in GROUPS:

@@ -81,6 +81,8 @@ class RecordingLauncher:
     its arguments alone would not determine its variants.
     """
 
+    compiles_gluon = True
+
     def __init__(self, target: Target) -> None:
         self.target = target
         self.dependent = False

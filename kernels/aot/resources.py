@@ -13,6 +13,7 @@ from typing import Any
 import triton
 from triton import knobs
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from kernels.aot.record import FP_FUSION, Variant, gpu_target
 from kernels.gpu.launch import Target
@@ -36,7 +37,7 @@ Within an innermost loop none is allowed.
 SASS_OPCODE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
 SASS_BRANCH = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?BRA\b[^;]*?\b0x([0-9a-f]+)", re.MULTILINE)
 AMD_OPCODE = re.compile(r"^\s+([a-z]\w+)\s", re.MULTILINE)
-DOT = re.compile(r"tt\.dot(?:_scaled)? .*? : tensor<[\dx]+x(\w+)")
+DOT = re.compile(r"(?:tt\.dot(?:_scaled)?|ttng\.warp_group_dot) .*? : (?:tensor|!ttg\.memdesc)<[\dx]+x(\w+)")
 """A dot in Triton's IR; the group is the type of its left operand."""
 
 
@@ -84,7 +85,9 @@ def compile_variant(variant: Variant) -> Resources:
 
 def compiled(variant: Variant) -> Any:
     """The variant as Triton's compiler makes it for its target. Raises any exception of the compiler."""
-    source = ASTSource(variant.resolve(), variant.signature, variant.constants, variant.attributes)
+    kernel = variant.resolve()
+    kind = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = kind(kernel, variant.signature, variant.constants, variant.attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": FP_FUSION}
     return triton.compile(source, target=gpu_target(variant.target), options=options)
 
@@ -96,7 +99,7 @@ def _read_nvidia(kernel: Any) -> Resources:
         usage = _cuobjdump("-res-usage", cubin.name)
         stack = _figure(r"\bSTACK:(\d+)", usage) + _figure(r"\bLOCAL:(\d+)", usage)
         # Disassembling takes as long as compiling a small kernel, and most of those have nothing that is counted.
-        counts = stack or DOT.search(kernel.asm["ttir"]) or PTX_ASYNC_COPY.search(kernel.asm["ptx"])
+        counts = stack or _dots(kernel) or PTX_ASYNC_COPY.search(kernel.asm["ptx"])
         code = _cuobjdump("-sass", cubin.name) if counts else ""
     opcodes = [opcode for _, opcode in SASS_OPCODE.findall(code)]
     return Resources(
@@ -141,7 +144,12 @@ def _read_amd(kernel: Any) -> Resources:
 
 
 def _needs_tensor_core(kernel: Any) -> bool:
-    return any(operand != "f32" for operand in DOT.findall(kernel.asm["ttir"]))
+    return any(operand != "f32" for operand in _dots(kernel))
+
+
+def _dots(kernel: Any) -> list[str]:
+    """The type of the left operand of each dot. Gluon has no Triton IR, but names the tensor cores' dots itself."""
+    return DOT.findall(kernel.asm.get("ttir") or kernel.asm["ttgir"])
 
 
 def _cuobjdump(what: str, path: str) -> str:

@@ -23,7 +23,7 @@ from kernels.gpu.decode import (
 )
 from kernels.gpu.fp8 import converts_e4m3
 from kernels.gpu.launch import Launcher
-from kernels.gpu.prefill import PrefillTiles, prefill_kernel, prefill_tiles
+from kernels.gpu.prefill import PrefillTiles, PrefillWarps, prefill_kernel, prefill_tiles
 from kernels.gpu.tiles import HEAD_PARTS, LOG2_E
 
 OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -36,9 +36,11 @@ def attend(
     layout: BatchLayout,
     options: AttentionOptions,
     decoding: Decoding = DECODING,
-    prefill: PrefillTiles | None = None,
+    prefill: PrefillTiles | PrefillWarps | None = None,
 ) -> Tensor:
     """See `Backend.attend`. Without `prefill`, prompts get the tiles of `prefill_tiles`.
+
+    With PrefillWarps they go to Hopper's own kernel where it fits.
 
     Raises ValueError for a head dimension that is not in HEAD_PARTS.
     """
@@ -135,27 +137,42 @@ class _Call:
         operand = operand_dtype(q, cache.keys)
         return cls(q, cache, layout, options, operand, arguments, constants, torch.empty_like(q))
 
+    def prompt_tiles(self, rows: int) -> int:
+        """An upper bound on the number of tiles of `rows` rows that the prompts have.
 
-def _prefill(launch: Launcher, call: _Call, tiles: PrefillTiles | None) -> None:
-    layout = call.layout
-    tiles = tiles or prefill_tiles(call.q.shape[2], call.operand, launch.target)
-    first, sequences = layout.singles, layout.context_lens.shape[0]
-    # An upper bound on the number of tiles. The lengths of the prompts are known only on the device, so each prompt is
-    # given one tile more than its share of the rows, for a last tile that is partly empty.
-    count = (call.q.shape[0] - first) * call.constants["GROUP"] // tiles.block_m + sequences - first
+        The lengths of the prompts are known only on the device, so each prompt is given one tile more than its share of
+        the rows, for a last tile that is partly empty.
+        """
+        group: int = self.constants["GROUP"]
+        prompts = self.layout.context_lens.shape[0] - self.layout.singles
+        return (self.q.shape[0] - self.layout.singles) * group // rows + prompts
+
+
+def _prefill(launch: Launcher, call: _Call, chosen: PrefillTiles | PrefillWarps | None) -> None:
+    if isinstance(chosen, PrefillWarps):
+        # Not imported before it is needed: it is written in Gluon, which is experimental.
+        from kernels.gpu import hopper_prefill as hopper
+
+        if launch.compiles_gluon and hopper.fits(launch.target, call.q, call.cache, call.options):
+            scale, _ = scores_in_base_2(call.options)
+            tiles = call.prompt_tiles(hopper.ROWS)
+            hopper.attend_prompts(launch, call.out, call.q, call.cache, call.layout, scale, tiles, chosen)
+            return
+        chosen = None
+    layout, sizes = call.layout, chosen or prefill_tiles(call.q.shape[2], call.operand, launch.target)
     launch(
         prefill_kernel,
-        (call.constants["KV_HEADS"], count),
+        (call.constants["KV_HEADS"], call.prompt_tiles(sizes.block_m)),
         call.out,
         *call.arguments,
         layout.query_starts,
-        first,
-        sequences,
+        layout.singles,
+        layout.context_lens.shape[0],
         **call.constants,
-        BLOCK_M=tiles.block_m,
-        BLOCK_N=tiles.block_n,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        BLOCK_M=sizes.block_m,
+        BLOCK_N=sizes.block_n,
+        num_warps=sizes.num_warps,
+        num_stages=sizes.num_stages,
     )
 
 

@@ -27,6 +27,7 @@ from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import JitLauncher, Launcher, device_target
 from kernels.gpu.matmul import PROJECTING, Projecting, linear, pack
 from kernels.gpu.norm import add_layer_norm, add_rms_norm
+from kernels.gpu.prefill import PrefillTiles, PrefillWarps
 from kernels.gpu.rotary import rotate_and_store
 from kernels.gpu.sampling import sample
 from kernels.gpu.weights import attention_weights
@@ -50,11 +51,16 @@ class TritonBackend:
         *,
         batch_invariant: bool = False,
         decoding: Decoding = DECODING,
+        prefill: PrefillTiles | PrefillWarps | None = None,
         projecting: Projecting = PROJECTING,
     ) -> None:
-        """With `batch_invariant`, no bit of a row's result depends on the other rows. This makes projections slower."""
+        """With `batch_invariant`, no bit of a row's result depends on the other rows. This makes projections slower.
+
+        For `prefill` see `kernels.gpu.attention.attend`.
+        """
         self._launch = launch
         self._decoding = decoding
+        self._prefill = prefill
         self._projecting = projecting
         self._batch_invariant = batch_invariant
 
@@ -98,7 +104,7 @@ class TritonBackend:
         return rotate_and_store(self._launch, qkv, heads, norms, rotation, cache, slots)
 
     def attend(self, q: Tensor, cache: LayerCache, layout: BatchLayout, options: AttentionOptions) -> Tensor:
-        return attend(self._launch, q, cache, layout, options, self._decoding)
+        return attend(self._launch, q, cache, layout, options, self._decoding, self._prefill)
 
     def attention_weights(self, layers: Sequence[LayerQueries], positions: Tensor, blocks: Tensor) -> Tensor:
         weights = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from triton import knobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,10 @@ class Launcher(Protocol):
     def dependent(self) -> bool:
         """Whether kernels with a constexpr argument DEPENDENT get True for it; see `kernels.gpu.dependent`."""
 
+    @property
+    def compiles_gluon(self) -> bool:
+        """Whether kernels in Gluon can be started. Triton has no interpreter for them."""
+
     def __call__(
         self, kernel: Any, grid: tuple[int, ...], *arguments: object, num_warps: int, num_stages: int, **constants: Any
     ) -> None:
@@ -66,6 +71,10 @@ class JitLauncher:
     target: Target
     dependent: bool = False
     """Has not run on a GPU yet, so that it is not the default; `python -m benchmarks --variants` measures it."""
+
+    @property
+    def compiles_gluon(self) -> bool:
+        return not knobs.runtime.interpret
 
     def __post_init__(self) -> None:
         if self.dependent and not self.target.launches_early:

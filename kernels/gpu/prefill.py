@@ -25,6 +25,15 @@ class PrefillTiles(NamedTuple):
     num_stages: int
 
 
+class PrefillWarps(NamedTuple):
+    """The options of `hopper_prefill.hopper_prefill_kernel`."""
+
+    stages: int = 2
+    """Steps of 128 keys whose keys and values shared memory has room for."""
+    turns: bool = True
+    """Whether the two groups of warps that compute take turns with the tensor cores."""
+
+
 _AMPERE = {
     64: PrefillTiles(128, 64, 8, 3),
     80: PrefillTiles(128, 64, 8, 3),
@@ -107,22 +116,13 @@ def prefill_kernel(
     The GROUP query heads that share a KV head are neighbouring rows: row r of a sequence is query head r % GROUP of
     its token r // GROUP. A tile of BLOCK_M rows thus reads its keys once for BLOCK_M / GROUP tokens.
 
-    The grid is (KV_HEADS, tiles), where tiles is at least `_tiles_before(sequences, ...)`.
+    The grid is (KV_HEADS, tiles), where tiles is at least as many as `find_tile` counts in all sequences.
     """
     kv_head = tl.program_id(0)
     # The order is reversed so that the longest work starts first: later tiles of a sequence have more keys, and later
     # sequences have more tokens.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    # Binary search for the sequence that this tile belongs to.
-    sequence = first
-    beyond = sequences
-    while beyond - sequence > 1:
-        middle = (sequence + beyond) // 2
-        if _tiles_before(middle, query_starts, first, GROUP, BLOCK_M) <= tile:
-            sequence = middle
-        else:
-            beyond = middle
-    tile -= _tiles_before(sequence, query_starts, first, GROUP, BLOCK_M)
+    sequence, tile = find_tile(tile, query_starts, first, sequences, GROUP, BLOCK_M)
     begin = tl.load(query_starts + sequence)
     tokens = tl.load(query_starts + sequence + 1) - begin
     if tile * BLOCK_M >= tokens * GROUP:
@@ -195,9 +195,18 @@ def prefill_kernel(
 
 
 @triton.jit
-def _tiles_before(sequence, query_starts, first, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The index of the first tile of `sequence`.
+def find_tile(tile, query_starts, first, sequences, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The sequence that the tile with index `tile` belongs to, and the tile's index among those of that sequence.
 
     Each sequence has one tile more than its share of the rows, for a last tile that is partly empty.
     """
-    return (tl.load(query_starts + sequence) - first) * GROUP // BLOCK_M + sequence - first
+    sequence = first
+    beyond = sequences
+    while beyond - sequence > 1:
+        middle = (sequence + beyond) // 2
+        if (tl.load(query_starts + middle) - first) * GROUP // BLOCK_M + middle - first <= tile:
+            sequence = middle
+        else:
+            beyond = middle
+    tile -= (tl.load(query_starts + sequence) - first) * GROUP // BLOCK_M + sequence - first
+    return sequence, tile

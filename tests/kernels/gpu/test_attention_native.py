@@ -12,8 +12,18 @@ from kernels.backend import AttentionOptions
 from kernels.gpu.attention import attend
 from kernels.gpu.decode import SPLIT, Decoding
 from kernels.gpu.launch import JitLauncher, device_target
+from kernels.gpu.prefill import PrefillWarps
 from kernels.reference import decode
-from tests.kernels.gpu.cases import FP8, PADDING, AttentionCase, Lengths, attention_case, part_of, poison
+from tests.kernels.gpu.cases import (
+    FP8,
+    PADDING,
+    PADDING_BEHIND_PROMPTS,
+    AttentionCase,
+    Lengths,
+    attention_case,
+    part_of,
+    poison,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -80,8 +90,8 @@ def options_of(feature: str, case: AttentionCase) -> AttentionOptions:
     raise ValueError(feature)
 
 
-def run(case: AttentionCase, options: AttentionOptions) -> Tensor:
-    return attend(LAUNCH, case.q, case.cache, case.layout, options)
+def run(case: AttentionCase, options: AttentionOptions, warps: PrefillWarps | None = None) -> Tensor:
+    return attend(LAUNCH, case.q, case.cache, case.layout, options, prefill=warps)
 
 
 def exact(case: AttentionCase, options: AttentionOptions) -> tuple[Tensor, Tensor]:
@@ -123,13 +133,13 @@ def exact_sequence(
     return sums, magnitudes
 
 
-def check(case: AttentionCase, feature: str = "plain") -> None:
+def check(case: AttentionCase, feature: str = "plain", warps: PrefillWarps | None = None) -> None:
     """Off by no more than rounding the weights for the tensor cores, then the result, and some of float32's.
 
     With an FP8 cache the tensor cores take float16.
     """
     options = options_of(feature, case)
-    got = run(case, options)
+    got = run(case, options, warps)
     expected, magnitude = exact(case, options)
     operand = torch.float16 if case.cache.keys.dtype == FP8 else case.q.dtype
     bound = (HALF_STEP[operand] + 1e-4) * magnitude + HALF_STEP[got.dtype] * expected.abs() + 1e-6
@@ -297,3 +307,33 @@ def test_two_runs_are_alike_to_the_bit(form: str) -> None:
     first = run(case, options_of("all", case))
     for _ in range(20):
         assert torch.equal(run(case, options_of("all", case)), first)
+
+
+hopper = pytest.mark.skipif(LAUNCH.target.arch != 90, reason="a kernel for Hopper alone")
+HOPPER = {"turns": PrefillWarps(), "no turns": PrefillWarps(turns=False), "3 stages": PrefillWarps(stages=3)}
+
+
+@hopper
+@pytest.mark.parametrize("warps", HOPPER)
+@pytest.mark.parametrize("form", ["bf16", "fp16"])
+@pytest.mark.parametrize("page", [16, 64, 128, 256])
+def test_hoppers_own_kernel(page: int, form: str, warps: str) -> None:
+    lengths = [*RAGGED, (900, 1100), (2 * page, 2000), *PADDING_BEHIND_PROMPTS]
+    for heads, kv_heads in ((32, 8), (28, 4), (4, 4)):
+        check(make(form, lengths, heads=heads, kv_heads=kv_heads, page=page), warps=HOPPER[warps])
+    check(make(form, [(60_000, 100), (0, 5000)], heads=8, kv_heads=2, page=page), warps=HOPPER[warps])
+
+
+@hopper
+@pytest.mark.parametrize("warps", HOPPER)
+def test_hoppers_own_kernel_is_alike_to_the_bit_alone_in_a_batch_in_chunks_and_again(warps: str) -> None:
+    case = make("bf16", random_lengths(5, singles=3, prompts=9))
+    options = options_of("plain", case)
+    together = run(case, options, HOPPER[warps])
+    for _ in range(20):
+        assert torch.equal(run(case, options, HOPPER[warps]), together)
+    for sequence, (begin, end) in enumerate(pairwise(case.layout.query_starts.tolist())):
+        cuts = [0, (end - begin) // 2, end - begin] if end - begin > 3 else [0, end - begin]
+        for first, last in pairwise(cuts):
+            alone = run(part_of(case, sequence, first, last), options, HOPPER[warps])
+            assert torch.equal(alone, together[begin + first : begin + last]), (sequence, first, last)
