@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.bench import Bench
 from benchmarks.report import MICROSECONDS, Row
@@ -49,12 +50,18 @@ def measure_matmul(bench: Bench) -> None:
             bench.attempt(case, partial(_measure_quantized, bench, case, make, out, width))
 
 
-def floor_of(bench: Bench, weight: QuantizedWeight | Fp8Weight, rows: int) -> float:
+def floor_of(bench: Bench, weight: Tensor | QuantizedWeight | Fp8Weight, rows: int) -> float:
     """Seconds to read a weight, or for its products with `rows` tokens in the model's dtype, whichever is longer."""
-    codes = weight.numbers if isinstance(weight, Fp8Weight) else weight.codes
     out, width = weight.shape
     products = 2.0 * rows * out * width
-    return max(bench.rates.moving(codes.nbytes + weight.scales.nbytes), bench.rates.computing(products))
+    return max(bench.rates.moving(_bytes_of(weight)), bench.rates.computing(products))
+
+
+def _bytes_of(weight: Tensor | QuantizedWeight | Fp8Weight) -> int:
+    if isinstance(weight, Tensor):
+        return weight.nbytes
+    codes = weight.numbers if isinstance(weight, Fp8Weight) else weight.codes
+    return codes.nbytes + weight.scales.nbytes
 
 
 def measure_batch_invariance(bench: Bench) -> None:
@@ -84,7 +91,7 @@ def _measure_invariant(bench: Bench, name: str, out: int, width: int) -> None:
     for count in (*ROWS, 2048):
         rows = bench.sizes.tokens(count)
         x = bench.random(rows, width)
-        floor = max(bench.rates.moving(dense.nbytes), bench.rates.computing(2.0 * rows * out * width))
+        floor = floor_of(bench, dense, rows)
         usual = bench.timer.cold(partial(bench.backend.linear, x, packed))
         seconds = bench.timer.cold(partial(invariant.linear, x, packed))
         row = Row("batch-invariant matmul", f"{name}, {count} tokens", MICROSECONDS, seconds, floor)

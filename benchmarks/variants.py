@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from triton import next_power_of_2
 
 from benchmarks.attention import (
@@ -112,6 +113,14 @@ MANY_TOKENS = (
     Projecting(Tiling(128, 128, 8, 2), 1, True),
 )
 """Ways of projecting to try beside that served. A tile has fewer tokens where there are fewer."""
+INVARIANT = (
+    Projecting(wide=Tiling(64, 128, 4, 4)),
+    Projecting(wide=Tiling(64, 256, 8, 3)),
+    Projecting(wide=Tiling(128, 64, 4, 4)),
+    Projecting(wide=Tiling(128, 128, 8, 3)),
+    Projecting(wide=Tiling(128, 128, 8, 4)),
+)
+"""Tilings for many tokens with batch invariance to try beside that for few."""
 NARROWEST = 8
 """Tokens in the smallest tile that a GPU's tensor cores take."""
 SMOKE_CASES = 2
@@ -219,13 +228,15 @@ def _measure_tables(bench: Bench, tables: Sequence[Table]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ProductTable:
-    """Ways of multiplying quantised weights over the same cases."""
+    """Ways of multiplying weights over the same cases."""
 
     section: str
     tokens: tuple[int, ...]
     projections: tuple[str, ...]
     variants: Mapping[str, Projecting | None]
     """None: torch's product with a dense weight."""
+    forms: tuple[str, ...] = ("W4", "W8")
+    """Names in FORMS, or DENSE, which is multiplied with batch invariance."""
 
 
 def _products(choices: Sequence[Projecting]) -> dict[str, Projecting | None]:
@@ -233,22 +244,29 @@ def _products(choices: Sequence[Projecting]) -> dict[str, Projecting | None]:
 
 
 def _product_name(choice: Projecting) -> str:
-    tiles = ",".join(str(size) for size in choice.tiling or () if size is not None)
+    tiles = ",".join(str(size) for size in choice.tiling or choice.wide or () if size is not None)
     step = f"step {choice.step}" * (choice.step > 1)
     return ", ".join(filter(None, (tiles and f"tiles {tiles}", step, "lean" * choice.lean, "folded" * choice.folded)))
 
 
+DENSE = "dense"
 MATMUL_TABLES = (
     ProductTable("matmul variants, few tokens", (1, 16), ("gate and up", "qkv", "down"), _products(FEW_TOKENS)),
     ProductTable("matmul variants, many tokens", (64, 32, 128, 256), ("gate and up",), _products(MANY_TOKENS)),
+    ProductTable(
+        "matmul variants, batch-invariant", (512, 2048), ("gate and up", "qkv", "down"), _products(INVARIANT), (DENSE,)
+    ),
 )
 
 
 def measure_matmul_variants(bench: Bench) -> None:
-    """Measure products with 4-bit and 8-bit weights in every size of tiles, and with codes read in either way."""
+    """Measure products with 4-bit and 8-bit weights and batch-invariant ones, in every size of tiles.
+
+    Codes are read in either way.
+    """
     for table in MATMUL_TABLES:
         shapes = {name: (out, width) for name, out, width in projections(bench)}
-        cases = [(name, form, count) for count in table.tokens for name in table.projections for form in ("W4", "W8")]
+        cases = [(name, form, count) for count in table.tokens for name in table.projections for form in table.forms]
         for name, form, count in cases[:SMOKE_CASES] if bench.report.smoke else cases:
             _measure_products(bench, table, f"{name} {form}, {count} tokens", form, count, *shapes[name])
 
@@ -257,14 +275,16 @@ def _measure_products(
     bench: Bench, table: ProductTable, case: str, form: str, count: int, out: int, width: int
 ) -> None:
     launch, rows = JitLauncher(device_target(bench.device)), bench.sizes.tokens(count)
-    dense, weight, x = bench.random(out, width), FORMS[form](out, width, bench.device), bench.random(rows, width)
-    assert isinstance(weight, QuantizedWeight)
+    dense, x = bench.random(out, width), bench.random(rows, width)
+    weight = dense if form == DENSE else FORMS[form](out, width, bench.device)
+    assert isinstance(weight, Tensor | QuantizedWeight)
     packed, floor = pack(weight, None), floor_of(bench, weight, rows)
+    invariant = form == DENSE
     for variant, choice in table.variants.items():
         row = partial(Row, table.section, case, MICROSECONDS, floor=floor, variant=variant)
         run = partial(F.linear, x, dense)
         if choice is not None:
-            run = partial(linear, launch, x, packed, batch_invariant=False, projecting=_fitted(choice, rows))
+            run = partial(linear, launch, x, packed, batch_invariant=invariant, projecting=_fitted(choice, rows))
         bench.attempt(f"{table.section}: {case}, {variant}", partial(_measure, bench, row, run))
 
 

@@ -121,6 +121,8 @@ PROJECTINGS = {
     "folded": Projecting(folded=True),
 }
 """Ways of projecting that are not served, for few tokens and for many. With 64 tokens, an A100 would spill."""
+WIDE = Projecting(wide=Tiling(128, 128, 8, 3))
+"""A way of projecting many tokens with batch invariance that is not served."""
 KINDS: tuple[ActivationKind, ...] = get_args(ActivationKind)
 HOPPERS = "attend d128 32/8 bf16 by Hopper's own kernel"
 """Name of the case of which other chips start the portable kernel."""
@@ -339,6 +341,9 @@ def _matmul() -> Iterator[Case]:
         dense = partial(_dense, dtype)
         yield Case(f"linear {_name(dtype)}", dense, served)
         yield Case(f"linear {_name(dtype)} invariant", dense, served, batch_invariant=True)
+        if served:
+            name = f"linear {_name(dtype)} invariant, wide"
+            yield Case(name, dense, batch_invariant=True, projecting=WIDE)
 
 
 def _quantized(bits: Literal[4, 8], group_size: int, offsets: bool, dtype: torch.dtype, backend: Backend) -> None:

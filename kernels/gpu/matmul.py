@@ -55,9 +55,9 @@ class Tiling(NamedTuple):
 
 
 class Projecting(NamedTuple):
-    """A choice of how to multiply quantised weights; `python -m benchmarks --variants` measures others.
+    """A choice of how to multiply; `python -m benchmarks --variants` measures others.
 
-    Neither a larger `step` nor `lean` nor `folded` has run on a GPU yet.
+    Neither a larger `step` nor `lean`, `folded` and `wide` have run on a GPU yet.
     """
 
     tiling: Tiling | None = None
@@ -74,6 +74,12 @@ class Projecting(NamedTuple):
     """Whether the last program to finish a split adds up all of its tile; otherwise a second kernel adds them up.
 
     The norm that follows could add them up as well, but has one program a row to read them all.
+    """
+    wide: Tiling | None = None
+    """With batch invariance, the tiling for dense weights and more than FUSED_TOKENS tokens; None for that of few.
+
+    It must change no bit, so that `programs` means nothing in it: splits are those for few tokens. Within a split, the
+    order of additions is that of the tensor cores' instructions, which is to be the same for all widths of a tile.
     """
 
 
@@ -128,13 +134,16 @@ def _project(
         form = {"BITS": 16, "ZERO": 0, "GROUP": 64, "WIDTH": 64}
     tile = 16 // form["BITS"] * form["WIDTH"]
     offset = operands[2] is not None
-    tiling = projecting.tiling or _tiling(
+    usual = projecting.tiling or _tiling(
         tokens, form["BITS"], form["WIDTH"], offset, x.dtype, launch.target, batch_invariant
     )
+    widened = batch_invariant and form["BITS"] == 16 and tokens > FUSED_TOKENS
+    tiling = projecting.wide or usual if widened else usual
     rows, columns = triton.cdiv(outputs, tiling.outputs), triton.cdiv(tokens, tiling.tokens)
     tiles = triton.cdiv(inputs, tile)
     step = projecting.step if tiles % projecting.step == 0 else 1
-    tiles_per_split, splits = split_inputs(rows, tiles, launch.target, tiling.programs, step)
+    blocks = triton.cdiv(outputs, usual.outputs)
+    tiles_per_split, splits = split_inputs(blocks, tiles, launch.target, usual.programs, step)
     apart = splits > 1 and rows * columns < launch.target.multiprocessors
     sums, counters, folded = split_sums(launch, splits if apart else 1, y, projecting.folded)
     later = apart and not folded

@@ -315,6 +315,25 @@ def test_batch_invariant_rows_depend_on_nothing_else(form: Form | None, dtype: t
     assert together.isnan().any(1).nonzero().flatten().tolist() == [1, 68]
 
 
+def test_wide_tiles_change_no_bit() -> None:
+    """They have the splits of few tokens. Whether tensor cores add up alike in a wide tile, only a GPU can tell."""
+    outputs, tile = 100, tile_of(None)
+    # Whole numbers, which NumPy adds up to the same sums in each tile of inputs, so far apart in size that the order in
+    # which these are added shows.
+    numbers = random(outputs, 8 * tile).mul(8).round()
+    weight = numbers * torch.tensor([1, 1 << 14]).repeat_interleave(tile).repeat(4)
+    x = random(FUSED_TOKENS + 44, 8 * tile, seed=1).mul(8).round()
+    chip = replace(LAUNCH.target, multiprocessors=2)
+    wide = Projecting(wide=Tiling(128, 128, 8, 2))
+    with splits_of(2):
+        few = project(x, weight, None, batch_invariant=True, target=chip)
+        many = project(x, weight, None, batch_invariant=True, target=chip, projecting=wide)
+        alone = project(x[7:8], weight, None, batch_invariant=True, target=chip, projecting=wide)
+    assert_projected(many, x, weight, None)
+    assert torch.equal(many, few)
+    assert torch.equal(many[7:8], alone)
+
+
 @forms
 def test_tokens_that_are_not_contiguous_and_none_at_all(form: Form) -> None:
     weight = quantized(form, 20, 256)

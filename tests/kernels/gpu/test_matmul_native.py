@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.aot.cases import FORMS
 from kernels.backend import Linear, QuantizedWeight
 from kernels.gpu.launch import JitLauncher, device_target
-from kernels.gpu.matmul import FUSED_TOKENS, linear, pack
+from kernels.gpu.matmul import FUSED_TOKENS, Projecting, Tiling, linear, pack
 from kernels.gpu.packed import dequantize, rearrange
 from kernels.reference import dequantize as reference_dequantize
 
@@ -133,6 +133,18 @@ def test_batch_invariant_rows_depend_on_nothing_else(
         for row, expected in zip(rows, alone, strict=True):
             if row in batch:
                 assert torch.equal(together[row - batch.start], expected), (batch, row)
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("sizes", [(64, 128, 4, 4), (64, 256, 8, 3), (128, 64, 4, 4), (128, 128, 8, 3)], ids=str)
+def test_wide_tiles_change_no_bit(sizes: tuple[int, int, int, int], dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """The tensor cores add up in the same order whatever the tile: if not, batch invariance cannot have wide tiles."""
+    weight = pack(random(*shape, dtype=dtype) / shape[1] ** 0.5, random(shape[0], dtype=dtype, seed=2))
+    x = random(700, shape[1], dtype=dtype, seed=1)
+    got = linear(LAUNCH, x, weight, batch_invariant=True, projecting=Projecting(wide=Tiling(*sizes)))
+    assert torch.equal(got, project(x, weight, batch_invariant=True))
+    assert torch.equal(got[-3:], project(x[-3:], weight, batch_invariant=True))
 
 
 @pytest.mark.parametrize(
