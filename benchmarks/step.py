@@ -20,6 +20,7 @@ from kernels.gpu.backend import TritonBackend
 from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.matmul import PROJECTING, Projecting
+from kernels.gpu.matvec import RowTiling
 from model.batch import batch_layout
 from model.contract import Chunk
 from model.decoder import Decoder
@@ -57,6 +58,8 @@ WAYS = {
     "products folded": Way(projecting=Projecting(folded=True)),
     "both folded": Way(Decoding(folded=True), Projecting(folded=True)),
     "both folded, early": Way(Decoding(folded=True), Projecting(folded=True), dependent=True),
+    "by rows": Way(projecting=Projecting(rows=RowTiling())),
+    "all of it": Way(Decoding(folded=True), Projecting(folded=True, rows=RowTiling()), dependent=True),
 }
 
 

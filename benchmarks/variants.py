@@ -27,6 +27,7 @@ from kernels.gpu.attention import attend
 from kernels.gpu.decode import DECODING, DecodeTiles, Decoding, Splitting
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.matmul import PROJECTING, Projecting, Tiling, linear, pack
+from kernels.gpu.matvec import RowTiling
 from kernels.gpu.prefill import PrefillTiles, PrefillWarps
 from kernels.gpu.sampling import Tuning, sample
 
@@ -121,6 +122,15 @@ INVARIANT = (
     Projecting(wide=Tiling(128, 128, 8, 4)),
 )
 """Tilings for many tokens with batch invariance to try beside that for few."""
+ROWS = (
+    Projecting(rows=RowTiling()),
+    Projecting(rows=RowTiling(1, 1024, 4)),
+    Projecting(rows=RowTiling(2, 1024, 4)),
+    Projecting(rows=RowTiling(8, 1024, 4)),
+    Projecting(rows=RowTiling(4, 512, 2)),
+    Projecting(rows=RowTiling(4, 2048, 8)),
+)
+"""Tilings for one token and a dense weight to try beside torch's product."""
 NARROWEST = 8
 """Tokens in the smallest tile that a GPU's tensor cores take."""
 SMOKE_CASES = 2
@@ -236,7 +246,8 @@ class ProductTable:
     variants: Mapping[str, Projecting | None]
     """None: torch's product with a dense weight."""
     forms: tuple[str, ...] = ("W4", "W8")
-    """Names in FORMS, or DENSE, which is multiplied with batch invariance."""
+    """Names in FORMS, or DENSE."""
+    batch_invariant: bool = False
 
 
 def _products(choices: Sequence[Projecting]) -> dict[str, Projecting | None]:
@@ -244,7 +255,7 @@ def _products(choices: Sequence[Projecting]) -> dict[str, Projecting | None]:
 
 
 def _product_name(choice: Projecting) -> str:
-    tiles = ",".join(str(size) for size in choice.tiling or choice.wide or () if size is not None)
+    tiles = ",".join(str(size) for size in choice.tiling or choice.wide or choice.rows or () if size is not None)
     step = f"step {choice.step}" * (choice.step > 1)
     return ", ".join(filter(None, (tiles and f"tiles {tiles}", step, "lean" * choice.lean, "folded" * choice.folded)))
 
@@ -254,16 +265,25 @@ MATMUL_TABLES = (
     ProductTable("matmul variants, few tokens", (1, 16), ("gate and up", "qkv", "down"), _products(FEW_TOKENS)),
     ProductTable("matmul variants, many tokens", (64, 32, 128, 256), ("gate and up",), _products(MANY_TOKENS)),
     ProductTable(
-        "matmul variants, batch-invariant", (512, 2048), ("gate and up", "qkv", "down"), _products(INVARIANT), (DENSE,)
+        "matmul variants, one token",
+        (1,),
+        ("qkv", "attention output", "gate and up", "down"),
+        _products(ROWS),
+        (DENSE,),
+    ),
+    ProductTable(
+        "matmul variants, batch-invariant",
+        (512, 2048),
+        ("gate and up", "qkv", "down"),
+        _products(INVARIANT),
+        (DENSE,),
+        batch_invariant=True,
     ),
 )
 
 
 def measure_matmul_variants(bench: Bench) -> None:
-    """Measure products with 4-bit and 8-bit weights and batch-invariant ones, in every size of tiles.
-
-    Codes are read in either way.
-    """
+    """Measure products with 4-bit, 8-bit and dense weights in every size of tiles, and codes read in either way."""
     for table in MATMUL_TABLES:
         shapes = {name: (out, width) for name, out, width in projections(bench)}
         cases = [(name, form, count) for count in table.tokens for name in table.projections for form in table.forms]
@@ -279,7 +299,7 @@ def _measure_products(
     weight = dense if form == DENSE else FORMS[form](out, width, bench.device)
     assert isinstance(weight, Tensor | QuantizedWeight)
     packed, floor = pack(weight, None), floor_of(bench, weight, rows)
-    invariant = form == DENSE
+    invariant = table.batch_invariant
     for variant, choice in table.variants.items():
         row = partial(Row, table.section, case, MICROSECONDS, floor=floor, variant=variant)
         run = partial(F.linear, x, dense)

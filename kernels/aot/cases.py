@@ -35,6 +35,7 @@ from kernels.gpu.backend import TritonBackend
 from kernels.gpu.decode import DECODING, Decoding
 from kernels.gpu.launch import Target
 from kernels.gpu.matmul import PROJECTING, Projecting, Tiling
+from kernels.gpu.matvec import RowTiling
 from kernels.gpu.prefill import PrefillWarps
 
 Feature = Literal["window", "softcap", "alibi", "sinks"]
@@ -144,6 +145,7 @@ TIGHTEST = frozenset(
         "linear W8 e4m3 128x128 bf16",
         "linear W8 e4m3 1xall bf16",
         "linear bf16 invariant",
+        "linear bf16 by rows",
         "sample",
     }
 )
@@ -344,6 +346,7 @@ def _matmul() -> Iterator[Case]:
         if served:
             name = f"linear {_name(dtype)} invariant, wide"
             yield Case(name, dense, batch_invariant=True, projecting=WIDE)
+            yield Case(f"linear {_name(dtype)} by rows", dense, projecting=Projecting(rows=RowTiling()))
 
 
 def _quantized(bits: Literal[4, 8], group_size: int, offsets: bool, dtype: torch.dtype, backend: Backend) -> None:

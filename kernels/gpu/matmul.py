@@ -2,7 +2,7 @@
 
 There are four cases:
 
-- dense weight: torch's matmul, unless batch invariance is asked for;
+- dense weight: torch's matmul, or for one token `matvec`, unless batch invariance is asked for;
 - quantised weight, few tokens: `_matmul`, which reads the codes once and converts them to numbers in registers, right
   before the tensor cores use them. It takes about as long as reading the weight's bytes;
 - quantised weight, many tokens: `dequantize` writes the numbers to memory, then torch's matmul;
@@ -26,6 +26,7 @@ from kernels.backend import Linear, QuantizedWeight
 from kernels.gpu.arrival import arrivals, last_to_arrive
 from kernels.gpu.dependent import wait_for_kernels_before
 from kernels.gpu.launch import Launcher, Target
+from kernels.gpu.matvec import RowTiling, multiply_rows
 from kernels.gpu.packed import PackedWeight, code_unit, dequantize, integers, rearrange
 
 FUSED_TOKENS = 256
@@ -57,7 +58,7 @@ class Tiling(NamedTuple):
 class Projecting(NamedTuple):
     """A choice of how to multiply; `python -m benchmarks --variants` measures others.
 
-    Neither a larger `step` nor `lean`, `folded` and `wide` have run on a GPU yet.
+    Neither a larger `step` nor `lean`, `folded`, `wide` and `rows` have run on a GPU yet.
     """
 
     tiling: Tiling | None = None
@@ -81,6 +82,8 @@ class Projecting(NamedTuple):
     It must change no bit, so that `programs` means nothing in it: splits are those for few tokens. Within a split, the
     order of additions is that of the tensor cores' instructions, which is to be the same for all widths of a tile.
     """
+    rows: RowTiling | None = None
+    """The tiling for dense weights and one token, without batch invariance; None for torch's matmul."""
 
 
 PROJECTING = Projecting()
@@ -107,6 +110,8 @@ def linear(
         return _project(launch, x, packed, weight.bias, batch_invariant, projecting)
     dense = dequantize(launch, packed, x.dtype) if isinstance(packed, PackedWeight) else packed
     assert isinstance(dense, Tensor), "pack() has not seen this weight"
+    if projecting.rows is not None and len(x) == 1:
+        return multiply_rows(launch, x, dense, weight.bias, projecting.rows)
     return F.linear(x, dense, weight.bias)
 
 

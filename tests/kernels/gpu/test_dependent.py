@@ -14,6 +14,7 @@ from kernels.gpu.backend import TritonBackend
 from kernels.gpu.decode import Decoding
 from kernels.gpu.launch import TARGETS, JitLauncher, Launcher, device_target
 from kernels.gpu.matmul import Projecting
+from kernels.gpu.matvec import RowTiling
 from tests.kernels.gpu.cases import FP8, attention_case
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,6 +114,11 @@ def _multiply_fp8(backend: Backend, weights: list[Tensor]) -> tuple[Tensor, ...]
     return (backend.linear(random(2, 1024, seed=2), backend.pack(weight, None)),)
 
 
+def _multiply_rows(backend: Backend, weights: list[Tensor]) -> tuple[Tensor, ...]:
+    weights += [random(40, 1500), random(40, seed=1)]
+    return (backend.linear(random(1, 1500, seed=2), backend.pack(*weights)),)
+
+
 @interpreted
 @pytest.mark.parametrize(
     ("operation", "kernels", "folded"),
@@ -127,13 +133,15 @@ def _multiply_fp8(backend: Backend, weights: list[Tensor]) -> tuple[Tensor, ...]
         (_multiply_4_bits, ["_matmul"], True),
         (_multiply_fp8, ["_quantize", "_matmul", "_add_splits"], False),
         (_multiply_fp8, ["_quantize", "_matmul"], True),
+        (_multiply_rows, ["_multiply_rows"], False),
     ],
 )
 def test_nothing_but_weights_is_read_before_the_kernels_before_have_ended(
     operation: Operation, kernels: list[str], folded: bool
 ) -> None:
     def backend(launch: Launcher) -> TritonBackend:
-        return TritonBackend(launch, decoding=Decoding(folded=folded), projecting=Projecting(folded=folded))
+        projecting = Projecting(folded=folded, rows=RowTiling())
+        return TritonBackend(launch, decoding=Decoding(folded=folded), projecting=projecting)
 
     plain = operation(backend(JitLauncher(TARGET)), [])
     weights: list[Tensor] = []

@@ -16,6 +16,7 @@ from kernels.backend import QuantizedWeight
 from kernels.gpu import matmul
 from kernels.gpu.launch import TARGETS, JitLauncher, Target, device_target
 from kernels.gpu.matmul import FUSED_TOKENS, PROJECTING, Projecting, Tiling, linear, pack
+from kernels.gpu.matvec import RowTiling
 from kernels.gpu.packed import dequantize, rearrange
 from kernels.reference import ReferenceBackend
 from kernels.reference import dequantize as reference_dequantize
@@ -313,6 +314,17 @@ def test_batch_invariant_rows_depend_on_nothing_else(form: Form | None, dtype: t
         assert torch.equal(together[row], expected)
     assert torch.equal(some[7], alone[1])
     assert together.isnan().any(1).nonzero().flatten().tolist() == [1, 68]
+
+
+@dtypes
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (30, 100), (17, 2048), (64, 2500)])
+@pytest.mark.parametrize("tiling", [RowTiling(), RowTiling(1, 256, 4), RowTiling(8, 4096, 4)], ids=str)
+def test_one_token_by_rows(tiling: RowTiling, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    weight = random(outputs, inputs, dtype=dtype) / inputs**0.5
+    x = random(3, inputs, dtype=dtype, seed=1)[1:2]
+    for bias in (None, random(outputs, dtype=dtype, seed=2)):
+        got = project(x, weight, bias, projecting=Projecting(rows=tiling))
+        assert_projected(got, x, weight, bias)
 
 
 def test_wide_tiles_change_no_bit() -> None:

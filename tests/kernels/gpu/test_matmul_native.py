@@ -10,6 +10,7 @@ from kernels.aot.cases import FORMS
 from kernels.backend import Linear, QuantizedWeight
 from kernels.gpu.launch import JitLauncher, device_target
 from kernels.gpu.matmul import FUSED_TOKENS, Projecting, Tiling, linear, pack
+from kernels.gpu.matvec import RowTiling
 from kernels.gpu.packed import dequantize, rearrange
 from kernels.reference import dequantize as reference_dequantize
 
@@ -133,6 +134,18 @@ def test_batch_invariant_rows_depend_on_nothing_else(
         for row, expected in zip(rows, alone, strict=True):
             if row in batch:
                 assert torch.equal(together[row - batch.start], expected), (batch, row)
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("tiling", [RowTiling(), RowTiling(1, 1024, 4), RowTiling(4, 2048, 8)], ids=str)
+def test_one_token_by_rows(tiling: RowTiling, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    weight = random(*shape, dtype=dtype) / shape[1] ** 0.5
+    x = random(1, shape[1], dtype=dtype, seed=1)
+    for bias in (None, random(shape[0], dtype=dtype, seed=2)):
+        packed = pack(weight, bias)
+        got = linear(LAUNCH, x, packed, batch_invariant=False, projecting=Projecting(rows=tiling))
+        assert_projected(got, x, weight, bias)
 
 
 @dtypes
