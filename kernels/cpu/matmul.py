@@ -10,7 +10,7 @@ from kernels.cpu.activations import DEPTH, MOST_ROWS, SUMS_BYTES, TILE, TOKENS, 
 from kernels.cpu.arguments import MultiplyArguments, StepWords
 from kernels.cpu.beside import work_on_rows
 from kernels.cpu.instructions import unpack, words
-from kernels.cpu.matrix_tile import PANELS, REST, STEPS, configure, panels_product
+from kernels.cpu.matrix_tile import PANELS, REST, RING, STEPS, configure, panels_product
 from kernels.cpu.matrix_unit import release
 from kernels.cpu.operation import Function
 from kernels.cpu.panels import LANES, RANKED_PANELS, Format
@@ -224,7 +224,9 @@ def block_product(multiply_panels: Any) -> Any:
                 if row == 0 or left < TOKENS:
                     configure(scratch, min(left, TOKENS))
                 tokens = 2 * TOKENS if left >= 2 * TOKENS else min(left, TOKENS)
-                tiles, unpacks = (tokens + TOKENS - 1) // TOKENS, int(row == 0)
+                tiles, keeps = (tokens + TOKENS - 1) // TOKENS, 0
+                if row == 0:
+                    keeps = RING if tokens == many else STEPS
                 x = args.rounded + (top + row) // TOKENS * tile_bytes + step * count * REGISTER_BYTES
                 start, place = begun + begun_stride * row, out + out_stride * row
                 if work != 0:
@@ -232,7 +234,7 @@ def block_product(multiply_panels: Any) -> Any:
                     done[0], done[1] = before, row if step + size == steps else before
                 # fmt: off
                 multiply_panels(
-                    bits, group, offsets, tiles, unpacks, at, beside, args.exponent, size,
+                    bits, group, offsets, tiles, keeps, at, beside, args.exponent, size,
                     x, tile_bytes, start, begun_stride, place, out_stride, scratch, work,
                 )
                 # fmt: on

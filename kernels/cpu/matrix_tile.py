@@ -5,7 +5,7 @@ them; activations are bfloat16 numbers, or sums of two. The unit adds in float32
 a token's outputs have the same bits alone and beside others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -24,6 +24,8 @@ from kernels.cpu.target import CONFIGURATION_BYTES, REGISTER_BYTES, REGISTER_ROW
 
 STEPS = 64
 """Limit of steps whose weights are unpacked at a time."""
+RING = 4
+"""Steps whose weights scratch memory keeps where no other tokens need them: few enough for the first-level cache."""
 PANELS = 2
 """Panels that are multiplied together, so that activations are loaded half as often."""
 UNPACKED = CONFIGURATION_BYTES
@@ -78,7 +80,7 @@ def panels_product(begin_work: Work | None = None) -> Any:
         group: Any,
         offsets: Any,
         tiles: Any,
-        unpacks: Any,
+        keeps: Any,
         first: Any,
         second: Any,
         exponent: Any,
@@ -96,20 +98,21 @@ def panels_product(begin_work: Work | None = None) -> Any:
 
         `bits`, `group` and `offsets` (the weight's `Format`) are compile-time constants; all others are addresses,
         strides of rows in bytes and numbers. There are 1 or 2 `tiles` of tokens. Weights, with the `exponent` of
-        `Panels`, are in scratch memory, and are written there first if `unpacks` is 1 and not 0. x has the tokens'
-        activations as `round_inputs` writes them, tiles `tile_bytes` apart. Sums begin with the numbers at `begun`, or
-        with 0 if that is 0, and go to `out`, [tokens, PANELS * LANES] float32.
+        `Panels`, are written to scratch memory, which keeps those of the last `keeps` steps, STEPS or RING; if that is
+        0, all are there already. x has the tokens' activations as `round_inputs` writes them, tiles `tile_bytes` apart.
+        Sums begin with the numbers at `begun`, or with 0 if that is 0, and go to `out`, [tokens, PANELS * LANES]
+        float32.
         """
         form = Format(bits.literal_value, group.literal_value, offsets.literal_value)
 
         def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[v.Value]) -> Any:
             # A caller's branch that is never taken is compiled too.
             if serves(form, DEPTH // form.group):
-                for many, fresh in product((1, 2), (0, 1)):
-                    wanted = zip(values[3:5], (many, fresh), strict=True)
-                    fits = [builder.icmp_signed("==", given, ir.Constant(v.I64, number)) for given, number in wanted]
-                    with builder.if_then(builder.and_(*fits)):
-                        _emit(builder, form, many, bool(fresh), values[5:], begin_work)
+                for many, unpacks in product((1, 2), (False, True)):
+                    fits = builder.icmp_signed("==", values[3], ir.Constant(v.I64, many))
+                    kept = builder.icmp_signed("!=" if unpacks else "==", values[4], ir.Constant(v.I64, 0))
+                    with builder.if_then(builder.and_(fits, kept)):
+                        _emit(builder, form, many, unpacks, values[4:], begin_work)
             return context.get_dummy_value()
 
         return types.none(bits, group, offsets, *[types.int64] * 14), generate
@@ -125,36 +128,54 @@ def _emit(
     arguments: Sequence[v.Value],
     begin_work: Work | None,
 ) -> None:
-    first, second, exponent, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch, work = arguments
+    keeps, first, second, exponent, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch, work = (
+        arguments
+    )
     weights = [v.at(builder, scratch, UNPACKED + panel * STEPS * REGISTER_BYTES) for panel in range(PANELS)]
     inputs = [_place(builder, x, tile_bytes, tile) for tile in range(tiles)]
+    products = PANELS + parts(form) * tiles * (1 + PANELS)
     go_on = begin_work(builder, work, steps) if begin_work is not None and not unpacks else None
 
-    def multiply(step: v.Value) -> None:
-        here = [_place(builder, place, step, REGISTER_BYTES) for place in weights]
-        numbers = [_place(builder, place, step, parts(form) * REGISTER_BYTES) for place in inputs]
-        _emit_products(builder, parts(form), here, numbers)
+    def unpacked_at(step: v.Value) -> list[v.Value]:
+        kept = builder.and_(step, builder.sub(keeps, ir.Constant(v.I64, 1))) if unpacks else step
+        return [_place(builder, place, kept, REGISTER_BYTES) for place in weights]
 
-    def advance(step: v.Value, _: list[v.Value]) -> list[v.Value]:
-        if not unpacks:
-            multiply(step)
-            if go_on is not None:
-                go_on(step)
-            return []
-        for panel, place in zip((first, second), weights, strict=True):
+    def multiply(step: v.Value) -> Iterator[None]:
+        here = unpacked_at(step)
+        numbers = [_place(builder, place, step, parts(form) * REGISTER_BYTES) for place in inputs]
+        return _emit_products(builder, parts(form), here, numbers)
+
+    def unpack(step: v.Value) -> Iterator[None]:
+        for panel, place in zip((first, second), unpacked_at(step), strict=True):
             size = DEPTH // form.group * form.group_bytes
             at = _place(builder, panel, step, size)
             v.prefetch_ahead(builder, at, size)
-            _emit_unpack(builder, form, at, exponent, _place(builder, place, step, REGISTER_BYTES))
-        # Numbers cannot be loaded until their stores are done, so the unit is one step behind.
-        with builder.if_then(builder.icmp_signed(">", step, ir.Constant(v.I64, 0))):
-            multiply(builder.sub(step, ir.Constant(v.I64, 1)))
+            yield from _emit_unpack(builder, form, at, exponent, place)
+
+    def multiply_unpacked(step: v.Value, _: list[v.Value]) -> list[v.Value]:
+        emitting = multiply(step)
+        if go_on is not None:
+            _advance(emitting, products // 2)
+            go_on(step)
+        _exhaust(emitting)
+        return []
+
+    def unpack_next(step: v.Value, _: list[v.Value]) -> list[v.Value]:
+        # A core does both at a time only if their instructions stand among each other: it looks no further ahead than
+        # to the end of a step.
+        _spread(multiply(step), products, unpack(builder.add(step, ir.Constant(v.I64, 1))), PANELS * DEPTH // 2)
         return []
 
     _emit_begin(builder, tiles, begun, begun_stride)
-    v.repeat(builder, steps, [], advance)
     if unpacks:
-        multiply(builder.sub(steps, ir.Constant(v.I64, 1)))
+        # Numbers cannot be loaded until their stores are done, so the unit is one step behind.
+        _exhaust(unpack(ir.Constant(v.I64, 0)))
+        last = builder.sub(steps, ir.Constant(v.I64, 1))
+        with builder.if_then(builder.icmp_signed(">", last, ir.Constant(v.I64, 0))):
+            v.repeat(builder, last, [], unpack_next)
+        _exhaust(multiply(last))
+    else:
+        v.repeat(builder, steps, [], multiply_unpacked)
     for tile in range(tiles):
         place = _place(builder, out, out_stride, TOKENS * tile)
         for panel in range(PANELS):
@@ -180,25 +201,54 @@ def _emit_products(
     count: int,
     weights: Sequence[v.Value],
     inputs: Sequence[v.Value],
-) -> None:
-    """Add the products of one step: each tile's activations, in `count` parts, with each panel's weights."""
+) -> Iterator[None]:
+    """Add the products of one step: each tile's activations, in `count` parts, with each panel's weights.
+
+    Yields after each instruction.
+    """
     row = ir.Constant(v.I64, 64)
     for panel, place in enumerate(weights):
         unit.load(builder, WEIGHTS[panel], place, row)
+        yield
     for part in range(count):
         for tile, numbers in enumerate(inputs):
             # Weights stay in the first-level cache, which has no room for activations beside them.
             unit.load_passing(builder, INPUTS[tile], v.at(builder, numbers, part * REGISTER_BYTES), row)
+            yield
             for panel in range(PANELS):
                 unit.multiply(builder, "tdpbf16ps", SUMS[panel][tile], INPUTS[tile], WEIGHTS[panel])
+                yield
 
 
-def _emit_unpack(builder: ir.IRBuilder, form: Format, at: v.Value, exponent: v.Value, place: v.Value) -> None:
-    """Write the weights of a step, in groups of a panel from `at` on, to `place`: [DEPTH / 2, LANES, 2] bfloat16."""
+def _emit_unpack(builder: ir.IRBuilder, form: Format, at: v.Value, exponent: v.Value, place: v.Value) -> Iterator[None]:
+    """Write the weights of a step, in groups of a panel from `at` on, to `place`: [DEPTH / 2, LANES, 2] bfloat16.
+
+    Yields after each of the DEPTH / 2 stores.
+    """
     for group in range(DEPTH // form.group):
         source = v.at(builder, at, group * form.group_bytes)
         for index, pair in enumerate(unpacked(builder, form, source, exponent)):
             v.store(builder, pair, place, (group * form.group // 2 + index) * 4 * LANES)
+            yield
+
+
+def _exhaust(emitting: Iterator[None]) -> None:
+    """Emit all that is left."""
+    for _ in emitting:
+        pass
+
+
+def _advance(emitting: Iterator[None], count: int) -> None:
+    """Emit `count` instructions."""
+    for _ in range(count):
+        next(emitting)
+
+
+def _spread(emitting: Iterator[None], count: int, among: Iterator[None], places: int) -> None:
+    """Emit all `count` instructions of an emitter evenly among the `places` that another one emits."""
+    for place, _ in enumerate(among):
+        _advance(emitting, count * (place + 1) // places - count * place // places)
+    _exhaust(emitting)
 
 
 def _place(builder: ir.IRBuilder, base: v.Value, index: v.Value, size: int) -> v.Value:
