@@ -239,8 +239,17 @@ def exp_fraction(builder: ir.IRBuilder, x: Value, n: Value) -> Value:
     return builder.fadd(fma(builder, builder.fmul(p, r), r, r), like(x, 1))
 
 
+def fraction(builder: ir.IRBuilder, x: Value) -> Value:
+    """The fraction x - floor(x) of float32 [lanes], by AVX-512's instruction for it."""
+    lanes = x.type.count
+    if lanes < 16:
+        return lanes_from(builder, fraction(builder, lanes_from(builder, x, 0, 16)), 0, lanes)
+    downwards, mask, current = ir.Constant(I32, 9), ir.Constant(I16, -1), ir.Constant(I32, 4)
+    return call(builder, "llvm.x86.avx512.mask.reduce.ps.512", x.type, [x, downwards, x, mask, current])
+
+
 def times_power(builder: ir.IRBuilder, x: Value, n: Value) -> Value:
-    """The product x 2^n of float32 [lanes], by AVX-512's instruction for it; n are whole numbers."""
+    """The product x 2^floor(n) of float32 [lanes], by AVX-512's instruction for it."""
     lanes = x.type.count
     if lanes < 16:
         wide = [lanes_from(builder, numbers, 0, 16) for numbers in (x, n)]
