@@ -163,6 +163,7 @@ def hopper_prefill_kernel(
             (_attend_half, (task, 1, QUERY_HEADS, GROUP, Q_TOKEN_STRIDE, Q_HEAD_STRIDE, TURNS)),
             (_copy_steps, (keys, values, rings, table, end, context, kv_head * 2 * WIDTH, PAGE)),
         ],
+        # Warps of the second and the third group, and registers of their threads. The first group is like the second.
         [4, 1],
         [240, 24],
     )
