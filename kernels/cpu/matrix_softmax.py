@@ -216,10 +216,10 @@ def _separated(builder: ir.IRBuilder, rounded: Sequence[v.Value]) -> list[v.Valu
 
 
 def _exp(builder: ir.IRBuilder, x: v.Value) -> v.Value:
-    """e^x of float32 numbers up to 0, to their last place but one; 2^-126 for x below -87.3, and NaN for NaN.
+    """e^x of float32 numbers up to 0, with a relative error of 2e-7 + 6e-8 |x|; NaN for NaN.
 
-    Numbers below 2^-126, the least normal one, would take the CPU a hundred times as long. This one changes no sum with
-    e^0, which is among the weights of every row.
+    For x below -87.3 it is 2^-126, the least normal number, since smaller ones would take the CPU a hundred times as
+    long. It changes no sum with e^0, which is among the weights of every row.
     """
     power = v.larger(builder, v.like(x, -126), builder.fmul(x, v.like(x, LOG2_E)))
     return v.times_power(builder, _power_of_fraction(builder, v.fraction(builder, power)), power)

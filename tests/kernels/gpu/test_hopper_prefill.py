@@ -24,6 +24,7 @@ from tests.kernels.gpu.hopper import HopperLauncher
 
 PLAIN = AttentionOptions(scale=0.1)
 TURNS = PrefillWarps()
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter runs the portable kernels")
 RAGGED: Lengths = [(0, 5), (130, 9), (97, 70), (0, 150), (500, 200), *PADDING_BEHIND_PROMPTS]
 
 
@@ -56,6 +57,7 @@ def test_blocks_and_prompts_of_many_sizes(block_size: int, dtype: torch.dtype) -
     check(case, run(case))
 
 
+@interpreted
 def test_beside_decoding_sequences() -> None:
     # In float16, since Triton's interpreter, which decodes, has no bfloat16 products.
     case = make([PADDING, (40, 1), *RAGGED], torch.float16)
@@ -77,6 +79,7 @@ def test_no_bit_of_a_row_depends_on_other_rows() -> None:
             assert torch.equal(run(part_of(case, sequence, 0, new), seed=1), together[begin : begin + new])
 
 
+@interpreted
 @pytest.mark.parametrize(
     "options",
     [

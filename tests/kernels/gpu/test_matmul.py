@@ -333,7 +333,7 @@ def test_wide_tiles_change_no_bit() -> None:
     # Whole numbers, which NumPy adds up to the same sums in each tile of inputs, so far apart in size that the order in
     # which these are added shows.
     numbers = random(outputs, 8 * tile).mul(8).round()
-    weight = numbers * torch.tensor([1, 1 << 14]).repeat_interleave(tile).repeat(4)
+    weight = numbers * torch.tensor([1, 1 << 14], device=DEVICE).repeat_interleave(tile).repeat(4)
     x = random(FUSED_TOKENS + 44, 8 * tile, seed=1).mul(8).round()
     chip = replace(LAUNCH.target, multiprocessors=2)
     wide = Projecting(wide=Tiling(128, 128, 8, 2))
