@@ -7,7 +7,7 @@ a token's outputs have the same bits alone and beside others.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -70,6 +70,24 @@ def store_inputs(builder: ir.IRBuilder, numbers: v.Value, mixed: bool, count: in
         v.store(builder, mix(builder, halves) if mixed else halves, out, part * REGISTER_BYTES)
 
 
+class _Panels(NamedTuple):
+    """Addresses and numbers of the products with two panels, see `multiply_panels`."""
+
+    keeps: v.Value
+    first: v.Value
+    second: v.Value
+    exponent: v.Value
+    steps: v.Value
+    x: v.Value
+    tile_bytes: v.Value
+    begun: v.Value
+    begun_stride: v.Value
+    out: v.Value
+    out_stride: v.Value
+    scratch: v.Value
+    work: v.Value
+
+
 def panels_product(begin_work: Work | None = None) -> Any:
     """A function for kernels that multiplies, see `multiply_panels`, and does other work in every step."""
 
@@ -112,7 +130,7 @@ def panels_product(begin_work: Work | None = None) -> Any:
                     fits = builder.icmp_signed("==", values[3], ir.Constant(v.I64, many))
                     kept = builder.icmp_signed("!=" if unpacks else "==", values[4], ir.Constant(v.I64, 0))
                     with builder.if_then(builder.and_(fits, kept)):
-                        _emit(builder, form, many, unpacks, values[4:], begin_work)
+                        _emit(builder, form, many, unpacks, _Panels(*values[4:]), begin_work)
             return context.get_dummy_value()
 
         return types.none(bits, group, offsets, *[types.int64] * 14), generate
@@ -125,19 +143,16 @@ def _emit(
     form: Format,
     tiles: int,
     unpacks: bool,
-    arguments: Sequence[v.Value],
+    told: _Panels,
     begin_work: Work | None,
 ) -> None:
-    keeps, first, second, exponent, steps, x, tile_bytes, begun, begun_stride, out, out_stride, scratch, work = (
-        arguments
-    )
-    weights = [v.at(builder, scratch, UNPACKED + panel * STEPS * REGISTER_BYTES) for panel in range(PANELS)]
-    inputs = [_place(builder, x, tile_bytes, tile) for tile in range(tiles)]
+    weights = [v.at(builder, told.scratch, UNPACKED + panel * STEPS * REGISTER_BYTES) for panel in range(PANELS)]
+    inputs = [_place(builder, told.x, told.tile_bytes, tile) for tile in range(tiles)]
     products = PANELS + parts(form) * tiles * (1 + PANELS)
-    go_on = begin_work(builder, work, steps) if begin_work is not None and not unpacks else None
+    go_on = begin_work(builder, told.work, told.steps) if begin_work is not None and not unpacks else None
 
     def unpacked_at(step: v.Value) -> list[v.Value]:
-        kept = builder.and_(step, builder.sub(keeps, ir.Constant(v.I64, 1))) if unpacks else step
+        kept = builder.and_(step, builder.sub(told.keeps, ir.Constant(v.I64, 1))) if unpacks else step
         return [_place(builder, place, kept, REGISTER_BYTES) for place in weights]
 
     def multiply(step: v.Value) -> Iterator[None]:
@@ -146,11 +161,11 @@ def _emit(
         return _emit_products(builder, parts(form), here, numbers)
 
     def unpack(step: v.Value) -> Iterator[None]:
-        for panel, place in zip((first, second), unpacked_at(step), strict=True):
+        for panel, place in zip((told.first, told.second), unpacked_at(step), strict=True):
             size = DEPTH // form.group * form.group_bytes
             at = _place(builder, panel, step, size)
             v.prefetch_ahead(builder, at, size)
-            yield from _emit_unpack(builder, form, at, exponent, place)
+            yield from _emit_unpack(builder, form, at, told.exponent, place)
 
     def multiply_unpacked(step: v.Value, _: list[v.Value]) -> list[v.Value]:
         emitting = multiply(step)
@@ -166,20 +181,20 @@ def _emit(
         _spread(multiply(step), products, unpack(builder.add(step, ir.Constant(v.I64, 1))), PANELS * DEPTH // 2)
         return []
 
-    _emit_begin(builder, tiles, begun, begun_stride)
+    _emit_begin(builder, tiles, told.begun, told.begun_stride)
     if unpacks:
         # Numbers cannot be loaded until their stores are done, so the unit is one step behind.
         _exhaust(unpack(ir.Constant(v.I64, 0)))
-        last = builder.sub(steps, ir.Constant(v.I64, 1))
+        last = builder.sub(told.steps, ir.Constant(v.I64, 1))
         with builder.if_then(builder.icmp_signed(">", last, ir.Constant(v.I64, 0))):
             v.repeat(builder, last, [], unpack_next)
         _exhaust(multiply(last))
     else:
-        v.repeat(builder, steps, [], multiply_unpacked)
+        v.repeat(builder, told.steps, [], multiply_unpacked)
     for tile in range(tiles):
-        place = _place(builder, out, out_stride, TOKENS * tile)
+        place = _place(builder, told.out, told.out_stride, TOKENS * tile)
         for panel in range(PANELS):
-            unit.store(builder, SUMS[panel][tile], v.at(builder, place, 4 * LANES * panel), out_stride)
+            unit.store(builder, SUMS[panel][tile], v.at(builder, place, 4 * LANES * panel), told.out_stride)
 
 
 def _emit_begin(builder: ir.IRBuilder, tiles: int, begun: v.Value, stride: v.Value) -> None:
