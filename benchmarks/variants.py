@@ -299,12 +299,12 @@ def _measure_products(
     weight = dense if form == DENSE else FORMS[form](out, width, bench.device)
     assert isinstance(weight, Tensor | QuantizedWeight)
     packed, floor = pack(weight, None), floor_of(bench, weight, rows)
-    invariant = table.batch_invariant
+    multiply = partial(linear, launch, x, packed, batch_invariant=table.batch_invariant)
     for variant, choice in table.variants.items():
         row = partial(Row, table.section, case, MICROSECONDS, floor=floor, variant=variant)
         run = partial(F.linear, x, dense)
         if choice is not None:
-            run = partial(linear, launch, x, packed, batch_invariant=invariant, projecting=_fitted(choice, rows))
+            run = partial(multiply, projecting=_fitted(choice, rows))
         bench.attempt(f"{table.section}: {case}, {variant}", partial(_measure, bench, row, run))
 
 

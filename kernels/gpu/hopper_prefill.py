@@ -1,5 +1,6 @@
-"""Attention of prompts by Hopper's own instructions, where the portable kernel of `prefill` leaves half of the tensor
-cores' time unused (FlashAttention-3: Shah et al., arXiv 2407.08608).
+"""Attention of prompts by Hopper's own instructions (FlashAttention-3: Shah et al., arXiv 2407.08608).
+
+The portable kernel of `prefill` reaches 474 of an H200's 800 TFLOP/s.
 
 A program is three groups of warps that run side by side. One copies keys and values to shared memory. Two attend to
 half of the rows each and take turns: while one computes its softmax, the other keeps the tensor cores busy.
@@ -47,13 +48,18 @@ _find_tile = gluon.jit(find_tile.fn)
 
 
 def fits(target: Target, q: Tensor, cache: LayerCache, options: AttentionOptions) -> bool:
-    """Whether the kernel can serve queries [tokens, heads, dim] over `cache` on `target`."""
+    """Whether the kernel can serve queries [tokens, heads, dim] over `cache` on `target`.
+
+    A cache block is a part of a step, or made of whole ones. It has no fewer than 8 tokens, since shared memory's rows
+    lie in a pattern that comes again after 8.
+    """
     block_size = cache.keys.shape[1]
     return (
         (target.backend, target.arch) == ("cuda", 90)
         and q.shape[2] == 2 * WIDTH.value
         and q.dtype == cache.keys.dtype
         and q.dtype in ELEMENTS
+        and block_size >= 8
         and max(block_size, STEP.value) % min(block_size, STEP.value) == 0
         and all(x is None for x in (options.window, options.softcap, options.alibi_slopes, options.sinks))
     )

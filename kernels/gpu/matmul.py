@@ -142,8 +142,8 @@ def _project(
     usual = projecting.tiling or _tiling(
         tokens, form["BITS"], form["WIDTH"], offset, x.dtype, launch.target, batch_invariant
     )
-    widened = batch_invariant and form["BITS"] == 16 and tokens > FUSED_TOKENS
-    tiling = projecting.wide or usual if widened else usual
+    many = batch_invariant and form["BITS"] == 16 and tokens > FUSED_TOKENS
+    tiling = projecting.wide if many and projecting.wide is not None else usual
     rows, columns = triton.cdiv(outputs, tiling.outputs), triton.cdiv(tokens, tiling.tokens)
     tiles = triton.cdiv(inputs, tile)
     step = projecting.step if tiles % projecting.step == 0 else 1

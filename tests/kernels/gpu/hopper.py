@@ -75,6 +75,7 @@ class Pointer:
 
 
 def load(pointer: Pointer, mask: Tensor | None = None, other: float = 0) -> Tensor:
+    """The elements that are pointed to; `other` where there is a mask that is not true."""
     if mask is None:
         return pointer.memory[pointer.at]
     seen = pointer.memory[torch.where(mask, pointer.at, 0)]
@@ -82,6 +83,7 @@ def load(pointer: Pointer, mask: Tensor | None = None, other: float = 0) -> Tens
 
 
 def store(pointer: Pointer, value: Tensor, mask: Tensor) -> None:
+    """Write elements where the mask is true."""
     at, wanted = pointer.at, mask.expand_as(value)
     pointer.memory[at[wanted]] = value[wanted]
 
@@ -113,15 +115,18 @@ class Barrier:
             self.phase, self._missing = self.phase + 1, self._count
 
 
-class Barriers(list[Barrier]):
+@dataclass(frozen=True, slots=True)
+class Barriers:
     """Barriers in shared memory."""
+
+    all: list[Barrier]
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self), 1
+        return len(self.all), 1
 
-    def index(self, at: int) -> Barrier:  # type: ignore[override]
-        return self[int(at)]
+    def index(self, at: int) -> Barrier:
+        return self.all[int(at)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +328,7 @@ class Machine:
 
     def _allocate(self, dtype: torch.dtype, shape: Sequence[int], _layout: object) -> Shared | Barriers:
         if dtype == torch.int64:
-            return Barriers(Barrier() for _ in range(shape[0]))
+            return Barriers([Barrier() for _ in range(shape[0])])
         return Shared(torch.full(shape, float("nan"), dtype=dtype), self)
 
     def _copy(self, source: Any, at: Sequence[int], barrier: Barrier, target: Shared) -> None:

@@ -51,7 +51,7 @@ def test_in_whatever_order_warps_copies_and_products_run(seed: int, warps: Prefi
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("block_size", [8, 16, 64, 128, 256])
 def test_blocks_and_prompts_of_many_sizes(block_size: int, dtype: torch.dtype) -> None:
     case = make(RAGGED, dtype, block_size)
     check(case, run(case))
@@ -105,5 +105,6 @@ def test_other_chips_dtypes_heads_and_blocks_do_not_fit() -> None:
         attention_case([(3, 70)], heads=8, head_dim=128, dtype=torch.bfloat16, cache_dtype=FP8),
         attention_case([(3, 70)], heads=8, head_dim=64, dtype=torch.bfloat16),
         attention_case([(3, 70)], heads=8, head_dim=128, dtype=torch.bfloat16, block_size=48),
+        attention_case([(3, 70)], heads=8, head_dim=128, dtype=torch.bfloat16, block_size=4),
     ):
         assert not fits(TARGETS["sm_90"], other.q, other.cache, PLAIN)
