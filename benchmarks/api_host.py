@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import uvloop
 
-from benchmarks.host import CONTEXT, DEVICE_SECONDS
+from benchmarks.waiting import CONTEXT, DEVICE_SECONDS
 from service.api.admission import Admission
 from service.api.places import Places
 from service.api.server import Server
@@ -41,7 +41,7 @@ async def measure(requests: int, seconds: float, profile: cProfile.Profile | Non
         served_model_name="measured", max_running=requests, token_budget=4096, max_waiting=0, request_timeout=600
     )
     source = locate(settings)
-    config = msgspec.structs.replace(engine_config(settings, source), loader="benchmarks.host:load")
+    config = msgspec.structs.replace(engine_config(settings, source), loader="benchmarks.waiting:load")
     client = ChannelClient()
     keeper = EngineKeeper(config, client.follow)
     await keeper.start()

@@ -16,6 +16,8 @@ from model.token_logprobs import TokenLogprobs
 
 INVALID_TOKEN = -1
 """The entry of `ChunkResult.tokens` where no token could be drawn: the logits were NaN, or no token was left."""
+LATE = b""
+"""Stands for a mask that depends on a token still being drawn; the mask takes its place before the draw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,10 @@ class Draw:
     fresh: bool = True
     """Whether this is the request's first draw in its row, which until then holds tokens of another request."""
     allowed: bytes | None = None
-    """Mask of the tokens that may be drawn, one bit each; token 0 is the lowest bit of byte 0. None: all may."""
+    """Mask of the tokens that may be drawn, one bit each; token 0 is the lowest bit of byte 0. None: all may.
+
+    It may be LATE when its step is started.
+    """
     candidates: int | None = None
     """Number of likeliest tokens that the draw's `Distribution` follows; None: no distribution is wanted."""
 
@@ -242,6 +247,11 @@ class StepPlan:
         """Number of tokens that the step computes."""
         return len(self.decoding) + sum([len(chunk.tokens) for chunk in self.others])
 
+    @property
+    def awaits_masks(self) -> bool:
+        """Whether a mask of a draw is LATE."""
+        return any(draw.allowed is LATE for chunk in self.others for draw in chunk.draws)
+
     def draws(self) -> Draws:
         """All draws, in the order of the chunks."""
         return Draws(self.decoding, [draw for chunk in self.others for draw in chunk.draws])
@@ -292,6 +302,12 @@ class DeviceLostError(Exception):
 class PendingStep(Protocol):
     """A step that has been started and may still be running."""
 
+    def draw(self) -> None:
+        """Begin the draws of a step whose plan awaited masks, which are there now.
+
+        It is called once for such a step, before the next one is started, and for no other. Raises as `Runner.start`.
+        """
+
     def result(self) -> StepResult:
         """Wait until the step has ended, and return its result. It is called once.
 
@@ -319,4 +335,7 @@ class Runner(Protocol):
         """
 
     def start(self, plan: StepPlan) -> PendingStep:
-        """Start a step. `Chunk.follows` refers to the draws of the plan that was started just before this one."""
+        """Start a step. `Chunk.follows` refers to the draws of the plan that was started just before this one.
+
+        The draws of a plan that awaits masks are left to `PendingStep.draw`.
+        """

@@ -3,14 +3,15 @@
 The scheduler decides which chunks make a step; the runner computes any plan.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kernels.backend import KVCache
+from kernels.backend import KVCache, SamplingBatch
 from model.batch import Batch, make_batch
 from model.contract import Chunk, ChunkResult, DeviceLostError, Draws, StepPlan, StepResult
 from model.decoder import Passed
@@ -92,33 +93,40 @@ class ModelRunner:
         tokens = self._drafter.fill(plan, batch, self._drawn) if self._drafter else batch.known_tokens(self._drawn)
         extras.look_up(tokens, self._embeddings, self._decoder)
         draws = plan.draws()
-        passed, choice, computed = self._compute(tokens, batch, extras, draws)
-        extras.take(passed.hidden, self._drawn[: len(draws)], self._decoder)
-        brought = None if choice is None else choice.to_host()
+        choose_tokens = self._compute(tokens, batch, extras, draws)
+        computed = Moment(self._device)
         guesses = Guesses(to_host(tokens), batch.begins) if self._drafter else None
-        return RunningStep(plan, draws, brought, guesses, extras, began, computed, Moment(self._device))
+        step = RunningStep(plan, draws, guesses, extras, self._device, began, computed, choose_tokens)
+        if not plan.awaits_masks:
+            step.draw()
+        return step
 
-    def _compute(
-        self, tokens: Tensor, batch: Batch, extras: Extras, draws: Draws
-    ) -> tuple[Passed, Choice | None, Moment]:
-        """The pass of a batch's `tokens`, its draws, and the moment between the two.
+    def _compute(self, tokens: Tensor, batch: Batch, extras: Extras, draws: Draws) -> Callable[[], Choice | None]:
+        """Run the pass of a batch's `tokens`; returns what makes its draws, and then whatever needs the drawn tokens.
 
-        A pass that draws by itself ends there.
+        A pass may draw by itself, if nothing is done with the logits but to draw from them.
         """
         if not draws:
-            return extras.run(tokens, batch, self._cache, self._decoder, None), None, Moment(self._device)
+            passed = extras.run(tokens, batch, self._cache, self._decoder, None)
+            return partial(extras.take, passed.hidden, self._drawn[:0], self._decoder)
         self._settings = settings = settings_of(draws, self._device, self._settings)
         sampling = settings.batch(draws)
         alone = settings.draws_alone(draws)
         passed = extras.run(tokens, batch, self._cache, self._decoder, sampling if alone else None)
-        computed = Moment(self._device)
+        return partial(self._draw, passed, extras, draws, settings, sampling)
+
+    def _draw(
+        self, passed: Passed, extras: Extras, draws: Draws, settings: BatchSettings, sampling: SamplingBatch
+    ) -> Choice:
+        """Draw from the logits of a pass, unless it has drawn by itself; returns the choice on its way to the host."""
         if passed.drawn is not None:
             choice = Choice(passed.drawn, None)
         else:
             assert passed.logits is not None
             choice = choose(self._decoder.backend, passed.logits, draws, self._memory, settings, sampling)
         self._drawn = choice.tokens
-        return passed, choice, computed
+        extras.take(passed.hidden, choice.tokens, self._decoder)
+        return choice.to_host()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +145,34 @@ class Guesses:
                 result.drafts = self.tokens[begin + chunk.known : begin + len(chunk.tokens)].tolist()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunningStep:
     """`model.contract.PendingStep` between its start and its end. Durations are measured on the device's clock."""
 
     plan: StepPlan
     draws: Draws
     """The plan's draws."""
-    choice: Choice | None
-    """The drawn tokens in host memory, complete once the step has ended; None if there are no draws."""
     guesses: Guesses | None
     """None if there is no draft model."""
     extras: Extras
+    device: torch.device
     began: Moment
     computed: Moment
-    ended: Moment
+    choose: Callable[[], Choice | None]
+    """Makes the draws, and what needs their tokens; the result is in host memory once the step has ended."""
+    choice: Choice | None = None
+    """The drawn tokens; None if there are no draws, or not yet."""
+    ended: Moment | None = None
+    """None before the draws have begun."""
+
+    @torch.inference_mode()
+    def draw(self) -> None:
+        with _device_errors():
+            self.choice = self.choose()
+            self.ended = Moment(self.device)
 
     def result(self) -> StepResult:
+        assert self.ended is not None, "the draws have not begun"
         with _device_errors():
             self.ended.wait()
         others, tokens = chunk_results(self.plan, self.draws, self.choice)

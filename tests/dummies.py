@@ -1,6 +1,7 @@
 """Decoders with random weights and no files: a spec, a backend and a device make one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from kernels.backend import Backend, KVCache
 from kernels.gpu.launch import Target
 from kernels.load import load_backend
-from model.contract import Chunk, Draw, StepResult
+from model.contract import INVALID_TOKEN, LATE, Chunk, Draw, Runner, StepPlan, StepResult
 from model.decoder import Decoder
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
@@ -86,6 +87,30 @@ def drawing(params: SamplingParams = GREEDY, output: Sequence[int] = (), ahead: 
 def drawn(result: StepResult) -> list[int]:
     """The tokens of all draws of a step."""
     return [token for chunk in result.chunks for token in chunk.tokens]
+
+
+def drawn_one_by_one(
+    runner: Runner,
+    allowed: Sequence[int],
+    starting: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[int]:
+    """The tokens of draws with masks that each allow one token, and come when their step has been started.
+
+    Steps are started ahead. `starting` is entered around whatever must not wait for the device.
+    """
+    prompt, output = [1, 2], list[int]()
+    pending = runner.start(StepPlan([Chunk(prompt, 0, range(4), drawing())]))
+    for step, token in enumerate(allowed):
+        (draw,) = drawing(GREEDY, output, ahead=1)
+        draw.allowed = LATE
+        with starting():
+            following = runner.start(StepPlan([Chunk([INVALID_TOKEN], 2 + step, range(4), [draw], follows=0)]))
+        output += drawn(pending.result())
+        draw.allowed = (1 << token).to_bytes(-(-runner.limits.vocab_size // 8), "little")
+        with starting():
+            following.draw()
+        pending = following
+    return [*output[1:], *drawn(pending.result())]
 
 
 def drawn_logprobs(result: StepResult) -> list[TokenLogprobs | None]:

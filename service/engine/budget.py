@@ -77,14 +77,11 @@ class Budget:
 
     def _may_decode(self, request: Request) -> bool:
         """Whether the next chunk of a request that is one token behind may be planned now."""
-        if request.awaits_mask:
-            return False
         if not request.promised:
-            return True
+            return not request.awaits_mask
         # Some wait for their draws in flight. Behind drafts no chunk can be planned, even if the load has ended all
         # drafting meanwhile.
-        alone = request.guide is not None or request.search is not None or bool(request.drafts)
-        return not (alone or self._drafting.allows(request))
+        return not (request.search is not None or request.drafts or self._drafting.allows(request))
 
     def _prompt_shares(self, running: Sequence[Request], budget: int) -> list[tuple[Request, int]]:
         """Deal out `budget` tokens among the running prompts, and waiting ones, which are admitted while it lasts."""

@@ -56,7 +56,8 @@ class EngineCore:
     A step that raises is run again one request at a time, and only the requests that fail alone end.
 
     Where the runner works apart from the host (`Runner.lookahead`), the next step is started before the running one has
-    landed, so that reporting, receiving and planning take place while the runner computes.
+    landed, so that reporting, receiving and planning take place while the runner computes. The masks of its draws may
+    depend on the tokens of the running one; they are then given to it once that has landed.
     """
 
     def __init__(
@@ -187,18 +188,19 @@ class EngineCore:
 
     def _compute(self) -> list[News]:
         """Start steps until the runner has its lookahead, then land the oldest; returns its news."""
-        while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
-            try:
+        try:
+            self._draw()
+            while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
                 self._in_flight.append(self._start(plan))
-            except DeviceLostError:
-                raise
-            except Exception:
-                logger.exception("a step failed")
-                # No plan can follow one that was not started; the steps before it land first, as always.
-                landed = []
-                while self._in_flight:
-                    landed += self._land()
-                return landed + self._isolate()
+        except DeviceLostError:
+            raise
+        except Exception:
+            logger.exception("a step failed")
+            # No plan can follow one that was not started; the steps before it land first, as always.
+            landed = []
+            while self._in_flight:
+                landed += self._land()
+            return landed + self._isolate()
         if not self._in_flight:
             self._scheduler.await_grammars()
             return []
@@ -212,6 +214,14 @@ class EngineCore:
     def _plan(self) -> StepPlan | None:
         with self.measured("schedule") as now:
             return self._scheduler.plan(now)
+
+    def _draw(self) -> None:
+        """Begin the draws of the newest step if they await masks: it is the only one in flight."""
+        if self._scheduler.awaits_masks:
+            started = self._in_flight.pop()  # It cannot land if this fails.
+            self._scheduler.give_masks()
+            started.pending.draw()
+            self._in_flight.append(started)
 
     def _land(self) -> list[News]:
         """Wait for the oldest step in flight; returns its news."""

@@ -76,14 +76,17 @@ class Landing:
 
     def _take(self, request: Request, chunk: Chunk, outcome: ChunkResult, now: float) -> Delta | None:
         """Take in the result of one chunk."""
+        if request.void:
+            request.void = False
+            return None
         if request.counted < len(request.prompt):
             self._count(request, chunk)
         if (outcome.scores or outcome.distributions) and _unsound(outcome):
             return self.fail(request, NOT_FINITE)
         if request.guide is not None and chunk.draws and _breaks_off(request.guide, request, outcome):
-            # The chunk is computed and drawn from again. Nothing else can be in flight for the request.
+            # The chunk is computed and drawn from again, and a chunk that follows the dropped token is void.
             request.promised -= 1
-            request.computed = chunk.start
+            request.take_back(chunk.start)
             return None
         if request.wishes:
             request.collected = max(request.collected, chunk.stop)

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model.contract import NOTHING, Draw, Wanted
+from model.contract import LATE, NOTHING, Draw, Wanted
 from model.sampling_params import SamplingParams
 from service.engine.grammars import Guide
 from service.engine.messages import FinishReason, RequestTimes
@@ -71,6 +71,8 @@ class Request:
     """Moment of its first token, once it has one."""
     last_drawn: float = 0.0
     """Moment of its newest token, once it has one."""
+    void: bool = False
+    """Whether its chunk in flight is to be dropped, together with what it draws (`Request.take_back`)."""
     ended: bool = False
     """Its last delta is made; results of steps in flight for it are dropped."""
     row: int = 0
@@ -167,6 +169,12 @@ class Request:
             self.first_drawn = now
             self.prefill = now - self.submitted - (self.queue or 0.0)
 
+    def take_back(self, start: int) -> None:
+        """Have the tokens from position `start` on computed and drawn from again; its chunk in flight becomes void."""
+        self.void = self.promised > 0
+        self.promised = 0
+        self.computed = start
+
     def append(self, token: int) -> FinishReason | None:
         """Append a drawn token to the output; returns the reason if the token ends the request."""
         self.output.append(token)
@@ -179,7 +187,9 @@ class Request:
 
         They refer to `prompt` and `output` and copy neither.
         """
-        allowed = None if self.guide is None else self.guide.mask
+        allowed = None
+        if self.guide is not None:
+            allowed = LATE if self.promised else self.guide.mask
         asked = self.wanted.inspect if self.wishes else None
         candidates = asked.distribution if asked is not None and asked.generated else None
         first = len(self.output) + self.promised

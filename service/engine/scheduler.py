@@ -29,7 +29,10 @@ from service.engine.searches import Searches
 from service.engine.steps import Step, next_step
 
 MASK_SECONDS = 0.002
-"""Time that a step waits for the masks of its draws; a request whose mask takes longer misses the step."""
+"""Time that a step waits for the masks of its draws; a request whose mask takes longer misses the step.
+
+A step that follows one in flight waits while it is computed, and the device waits for nothing.
+"""
 IDLE_SECONDS = 0.01
 """Time that the engine waits for grammars alone before it looks for messages again."""
 TOO_LATE = Refusal("deadline_exceeded", "the request's time to wait was over before its turn came", 1.0)
@@ -146,12 +149,13 @@ class Scheduler:
         seconds, is noted for requests that are planned for the first time.
         """
         before = self._in_flight[-1] if self._in_flight else None
+        if before is None:
+            running = self._roster.running.values()
+            wait_for_masks([request.guide for request in running if request.guide is not None], MASK_SECONDS)
         # Nobody is preempted before the step in flight has landed: it may end requests and so make room, and preemption
         # must find every other request as it was.
-        if before is not None and not self._roster.can_grow:
+        elif not self._roster.can_grow:
             return None
-        running = self._roster.running.values()
-        wait_for_masks([request.guide for request in running if request.guide is not None], MASK_SECONDS)
         plain, shares = self._budget.shares(before)
         if not plain and not shares:
             return None
@@ -160,6 +164,27 @@ class Scheduler:
                 request.begin(now)
         self._in_flight.append(next_step(plain, shares, before))
         return self._in_flight[-1].plan
+
+    @property
+    def awaits_masks(self) -> bool:
+        """Whether the newest step in flight awaits masks."""
+        return bool(self._in_flight) and self._in_flight[-1].plan.awaits_masks
+
+    def give_masks(self) -> None:
+        """Give the newest step in flight the masks that its draws await; the step before must have landed.
+
+        A request whose mask takes too long draws again in a later step.
+        """
+        late = self._in_flight[-1].late
+        wait_for_masks([request.guide for request, _, _ in late if request.guide is not None], MASK_SECONDS)
+        for request, chunk, draw in late:
+            draw.allowed = None
+            if request.ended or request.void or request.guide is None:
+                continue
+            if request.guide.ready:
+                draw.allowed = request.guide.mask
+            else:
+                request.take_back(chunk.start)
 
     def commit(self, result: StepResult, now: float, seconds: float = 0.0) -> list[News]:
         """Take in the tokens drawn by the oldest step in flight; returns news of each request that drew.
@@ -180,6 +205,7 @@ class Scheduler:
         The new steps are in flight in the order returned. Each computes the same tokens as its request's chunk in the
         failed step; promised tokens that the chunk waited for are known by now.
         """
+        self.give_masks()
         self._in_flight.extend(self._landed().apart())
         return [step.plan for step in self._in_flight]
 

@@ -6,7 +6,7 @@ Nothing here knows why a request is in a step, or what becomes of the draws.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from model.contract import INVALID_TOKEN, Chunk, Decoding, StepPlan
+from model.contract import INVALID_TOKEN, LATE, Chunk, Decoding, Draw, StepPlan
 from service.engine.request import Request
 from service.engine.wishes import wishes
 
@@ -26,14 +26,22 @@ class Step:
         """All requests, in the order of the plan's chunks."""
         return [*self.plain, *self.others]
 
-    def apart(self) -> "list[Step]":
-        """The same again, as one step for each request that has not ended.
+    @property
+    def late(self) -> list[tuple[Request, Chunk, Draw]]:
+        """The draws whose masks are LATE, with their requests and chunks."""
+        pairs = zip(self.others, self.plan.others, strict=True)
+        return [(request, chunk, draw) for request, chunk in pairs for draw in chunk.draws if draw.allowed is LATE]
 
-        Promised tokens that a chunk waited for must be known by now.
+    def apart(self) -> "list[Step]":
+        """The same again, as one step for each request that has not ended, unless its chunk is void.
+
+        Promised tokens that a chunk waited for must be known by now, and so must all masks.
         """
         steps = []
         for request, chunk in zip(self.requests, self.plan.chunks, strict=True):
-            if not request.ended:
+            if request.void:
+                request.void = False
+            elif not request.ended:
                 tokens = [*request.tokens(chunk.start, chunk.stop), *request.drafts]
                 steps.append(
                     Step(StepPlan([replace(chunk, tokens=tokens, follows=None)]), [], [request], {request.id: 0})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.api_host import measure
-from benchmarks.host import DEVICE_SECONDS
+from benchmarks.waiting import DEVICE_SECONDS
 from service.api import sse
 
 

@@ -29,7 +29,7 @@ from model.runner_config import RunnerConfig
 from model.sampling_params import SamplingParams
 from model.spec import DecoderSpec, LayerSpec, RopeSpec
 from model.token_logprobs import TokenLogprobs
-from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs, empty_cache, make_decoder
+from tests.dummies import GREEDY, drawing, drawn, drawn_logprobs, drawn_one_by_one, empty_cache, make_decoder
 
 pytestmark = pytest.mark.gpu
 
@@ -128,6 +128,14 @@ def answers(
 def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
     chance = random.Random(seed)
     return [[chance.randrange(1000) for _ in range(chance.randrange(1, 100))] for _ in range(count)]
+
+
+# Torch warns that the mode which finds waiting is new.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
+def test_a_mask_that_comes_while_the_device_computes_restricts_the_draw(graphs: bool) -> None:
+    runner = native_runner(native_decoder(), graphs=graphs)
+    assert drawn_one_by_one(runner, [300, 7, 999, 0, 300], no_waiting) == [300, 7, 999, 0, 300]
 
 
 @cache_dtypes

@@ -41,6 +41,7 @@ from tests.dummies import (
     drawing,
     drawn,
     drawn_logprobs,
+    drawn_one_by_one,
     empty_cache,
     make_decoder,
     moved,
@@ -175,6 +176,10 @@ def test_a_step_that_draws_nothing_has_an_empty_result() -> None:
 
 def test_a_cpu_computes_in_start_and_has_nothing_to_look_ahead_for() -> None:
     assert new_runner().lookahead == 0
+
+
+def test_a_mask_may_come_when_its_step_has_been_started() -> None:
+    assert drawn_one_by_one(new_runner(), [30, 7, 96, 0, 30]) == [30, 7, 96, 0, 30]
 
 
 # What must not happen between asking a GPU for a step and asking for its result: the host waiting for the device.

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from model.contract import INVALID_TOKEN, Chunk, ChunkResult, Draw, StepPlan, StepResult
+from model.contract import INVALID_TOKEN, LATE, Chunk, ChunkResult, Draw, StepPlan, StepResult
 from model.limits import ModelLimits, RunnerInfo
 from model.sampling_params import SamplingParams
 from model.token_logprobs import TokenLogprobs
@@ -50,9 +51,25 @@ class FakeStep:
     """A step whose outcome is settled. It is told when it is asked for, and in turn."""
 
     runner: "FakeRunner"
-    outcome: StepResult | Exception
+    outcome: StepResult | Exception | None
+    """None until its draws, which await masks, are made."""
+    make: Callable[[], StepResult]
+    """Makes the draws."""
+
+    def draw(self) -> None:
+        if isinstance(self.outcome, StepResult):
+            raise BrokenPromiseError("draws are made twice")
+        if self.runner.in_flight[0] is not self:
+            raise BrokenPromiseError("draws that await masks are made before the step before has landed")
+        refusal, self.runner.draw_refusal = self.runner.draw_refusal, None
+        if refusal is not None:
+            self.runner.in_flight.clear()
+            raise refusal
+        self.outcome = self.outcome or self.make()
 
     def result(self) -> StepResult:
+        if self.outcome is None:
+            raise BrokenPromiseError("a result is asked for before the draws are made")
         if not self.runner.in_flight or self.runner.in_flight.popleft() is not self:
             raise BrokenPromiseError("a result is asked for out of turn")
         if isinstance(self.outcome, Exception):
@@ -75,6 +92,8 @@ class FakeRunner:
         """Indices of chunks of the next step whose keys and values come out as NaN."""
         self.refusal: Exception | None = None
         """Raised instead of starting the next step."""
+        self.draw_refusal: Exception | None = None
+        """Raised instead of making the next draws that await masks."""
         self.failure: Exception | None = None
         """Raised where the next step's result is asked for."""
         self.broken: type[Exception] = RuntimeError
@@ -94,6 +113,8 @@ class FakeRunner:
         poisoned, self.poisoned_chunks = self.poisoned_chunks, set()
         if len(self.in_flight) > self.lookahead:
             raise BrokenPromiseError("too many steps are in flight")
+        if self.in_flight and self.in_flight[-1].outcome is None:
+            raise BrokenPromiseError("a step is started before the draws of the one before are made")
         self.plans.append(plan)
         self._check_blocks(plan)
         if refusal is not None:
@@ -109,14 +130,20 @@ class FakeRunner:
         if len(set(places)) != len(places):
             raise BrokenPromiseError("two requests have one place")
         followed, self._drawn = self._drawn, []
+        self._check_draws(plan)
+        make = partial(self._result_of, plan, filled, followed)
+        outcome = None if plan.awaits_masks else make()
+        self.in_flight.append(FakeStep(self, failure or outcome, make))
+        return self.in_flight[-1]
+
+    def _result_of(self, plan: StepPlan, filled: Sequence[Chunk], followed: list[tuple[Draw, int]]) -> StepResult:
+        """Make the draws of a plan, whose chunks are `filled`; `followed` are those of the step before."""
         chunks = [self._result(chunk, followed) for chunk in filled]
         for chunk, asked, told in zip(filled, plan.chunks, chunks, strict=True):
             told.drafts = chunk.tokens[chunk.known :] if asked.is_open else ()
         plain = len(plan.decoding)
         tokens = [token for chunk in chunks[:plain] for token in chunk.tokens]
-        result = StepResult(chunks[plain:], tokens, forward_seconds=0.5, sample_seconds=0.25)
-        self.in_flight.append(FakeStep(self, failure or result))
-        return self.in_flight[-1]
+        return StepResult(chunks[plain:], tokens, forward_seconds=0.5, sample_seconds=0.25)
 
     def _filled(self, chunk: Chunk) -> Chunk:
         """A chunk with guesses in place of the drafts that it leaves open, as a draft model makes them."""
@@ -169,6 +196,16 @@ class FakeRunner:
             if any(tables[block] > 1 for block in written):
                 raise BrokenPromiseError("a block is written that another request reads")
 
+    def _check_draws(self, plan: StepPlan) -> None:
+        """Check what holds of draws when their step is started; the outputs grow until the draws are made."""
+        for chunk in plan.chunks:
+            promised = chunk.follows is not None
+            for drafts, draw in enumerate(chunk.draws):
+                if draw.allowed is not None and (drafts or promised != (draw.allowed is LATE)):
+                    raise BrokenPromiseError("a mask is made before the token that it depends on")
+                if draw.index != len(draw.output) + promised + drafts:
+                    raise BrokenPromiseError("a draw has the index of another token")
+
     def _tokens(self, chunk: Chunk) -> Sequence[int]:
         """The tokens of a chunk, the one it follows among them."""
         *known, last = chunk.tokens
@@ -186,10 +223,8 @@ class FakeRunner:
     def _draw(self, chunk: Chunk, draw: Draw, drafts: int, followed: list[tuple[Draw, int]]) -> int:
         """The token that is drawn behind so many of the chunk's drafts."""
         promised = chunk.follows is not None
-        if draw.allowed is not None and (promised or drafts):
-            raise BrokenPromiseError("a mask is made before the token that it depends on")
-        if draw.index != len(draw.output) + promised + drafts:
-            raise BrokenPromiseError("a draw has the index of another token")
+        if draw.allowed is LATE:
+            raise BrokenPromiseError("a draw is made without its mask")
         if draw.index >= draw.params.max_tokens:
             raise BrokenPromiseError("a token is drawn that nobody asked for")
         if draw.fresh:
@@ -201,6 +236,7 @@ class FakeRunner:
         if POISON in stored:
             return INVALID_TOKEN
         before = [token for other, token in followed if other.output is draw.output] if promised else []
-        if stored[:stop] != [*draw.prompt, *draw.output, *before]:
+        # The output has the followed token already if that has landed meanwhile.
+        if stored[:stop] != [*draw.prompt, *[*draw.output, *before][: draw.index - drafts]]:
             raise BrokenPromiseError("the blocks hold other tokens than the request's")
         return next_token(stored, draw.allowed)

@@ -4,9 +4,6 @@ import itertools
 import json
 import random
 import re
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,84 +12,31 @@ import psutil
 import pytest
 from llguidance import LLParserLimits
 
-from model.contract import NOTHING, Wanted
-from model.runner import ModelRunner
+from model.contract import Wanted
 from model.sampling_params import SamplingParams
 from service.engine import grammar_source
 from service.engine.core import EngineCore
-from service.engine.drafts import DraftPolicy, look_up
 from service.engine.grammar_source import GrammarError, compiled, to_llguidance
-from service.engine.grammar_trial import Trial
-from service.engine.grammars import Grammars, Guide, Vocabulary, _Tokens, wait_for_masks
-from service.engine.messages import Cancel, Delta, EngineRequest, Grammar, Submit
-from tests.dummies import SMALL, empty_cache, make_decoder
+from service.engine.grammars import Grammars, Guide, _Tokens, wait_for_masks
+from service.engine.messages import Cancel, EngineRequest, Grammar, Submit
 from tests.service.engine.fakes import FakeRunner
 from tests.service.engine.guided import JSON_WORDS, WordVocabulary, schemas
+from tests.service.engine.guided_core import (
+    CHARACTERS,
+    END,
+    LETTERS,
+    ask,
+    fake_core,
+    json_grammar,
+    model_core,
+    outcome,
+    regex,
+    run,
+    text,
+)
 from tests.speed import work_within
 
-
-@pytest.fixture(scope="module")
-def trial() -> Trial:
-    return Trial()
-
-
-@pytest.fixture(autouse=True)
-def one_trial(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All engines of the file try their grammars in one process; each start would cost what many trials do."""
-    monkeypatch.setattr("service.engine.grammars.Trial", lambda: trial)
-
-
-LETTERS = WordVocabulary([b"a", b"b", b"c", b"ab", b"bc", b"abc", b"d"])
-"""As many tokens as the fake runner draws from."""
-END = 7
-
-
-CHARACTERS = WordVocabulary([bytes([byte]) for byte in range(256)])
-
-
-def regex(source: str) -> Grammar:
-    return Grammar("regex", source, "structured_outputs.regex")
-
-
-def json_grammar(schema: Any) -> Grammar:
-    return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema), "response_format")
-
-
-def run(core: EngineCore, messages: Sequence[Submit]) -> dict[int, list[Delta]]:
-    deltas: dict[int, list[Delta]] = {message.id: [] for message in messages}
-    for message in messages:
-        core.submit(message)
-    deadline = time.monotonic() + 120
-    while report := core.step():
-        assert time.monotonic() < deadline
-        for delta in report.deltas:
-            deltas[delta.id].append(delta)
-    core.check()
-    assert core.stats().blocks_used == 0
-    return deltas
-
-
-def fake_core(
-    blocks: int = 64, lookahead: int = 0, read_vocabulary: Callable[[], Vocabulary] = lambda: LETTERS
-) -> EngineCore:
-    return EngineCore(
-        FakeRunner(blocks, 4, lookahead),
-        token_budget=16,
-        max_running=8,
-        # Requests with a grammar step aside, which the runner holds them to.
-        drafts=DraftPolicy(guess=look_up, tokens=4, running=8),
-        read_vocabulary=read_vocabulary,
-    )
-
-
-def outcome(deltas: Sequence[Delta]) -> tuple[list[int], str | None, Any]:
-    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
-    return [token for delta in deltas for token in delta.tokens], deltas[-1].finish_reason, logprobs
-
-
-def text(deltas: Sequence[Delta], vocabulary: WordVocabulary = LETTERS) -> str:
-    assert deltas[-1].finish_reason in ("stop", "length"), deltas[-1]
-    return vocabulary.text(outcome(deltas)[0])
+pytestmark = pytest.mark.usefixtures("one_trial")
 
 
 def refusal(grammar: Grammar) -> str:
@@ -103,13 +47,6 @@ def refusal(grammar: Grammar) -> str:
     assert delta.refusal.field == grammar.field
     assert "\n" not in delta.refusal.reason
     return delta.refusal.reason
-
-
-def ask(
-    id: int, grammar: Grammar | None, prompt: Sequence[int] = (1, 2), wanted: Wanted = NOTHING, **params: Any
-) -> Submit:
-    settings = {"max_tokens": 40, "stop_token_ids": (END,)} | params
-    return Submit(id, EngineRequest([*prompt], SamplingParams(**settings), grammar=grammar, wanted=wanted))
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
@@ -178,13 +115,6 @@ def test_neighbours_in_a_batch_get_what_each_gets_alone(blocks: int, lookahead: 
     for message in messages:
         alone = run(fake_core(64, lookahead), [message])
         assert outcome(together[message.id]) == outcome(alone[message.id])
-
-
-def model_core(words: WordVocabulary = JSON_WORDS, max_running: int = 32) -> EngineCore:
-    """A random model, whose logits are wider than the vocabulary."""
-    decoder = make_decoder(replace(SMALL, vocab_size=words.vocab_size + 11, max_context=1024))
-    runner = ModelRunner(decoder, empty_cache(decoder, blocks=8192), decoder.spec.max_context)
-    return EngineCore(runner, token_budget=128, max_running=max_running, read_vocabulary=lambda: words)
 
 
 CLOSING = (b'"', b"}", b"]", b'"}', b"}}", b"]]", b"0", b"1", b",")
