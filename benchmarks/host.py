@@ -109,7 +109,7 @@ class MeasuredServer(EngineServer):
     def _send(self, report: Report) -> None:
         with self._meter.part("send"):
             super()._send(report)
-        self._left -= 1
+        self._left -= report.stats.totals.generated_tokens > 0  # Before that, grammars are compiled.
         if self._left == self._steps:
             self._began, self._tokens = time.perf_counter(), report.stats.totals.generated_tokens
         self.seconds = time.perf_counter() - self._began

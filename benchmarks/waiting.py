@@ -140,7 +140,13 @@ def _choice(draws: Draws) -> Choice:
     first = len(draws) - len(draws.others)
     for row, draw in enumerate(draws.others, first):
         if draw.allowed is not None:
-            tokens[row] = np.flatnonzero(np.unpackbits(np.frombuffer(draw.allowed, np.uint8), bitorder="little"))[0]
+            tokens[row] = _lowest(draw.allowed)
     asked = [params.logprobs for params in draws.params if params.logprobs is not None]
     table = torch.zeros(len(asked), 2 + 2 * max(asked), dtype=torch.float64) if asked else None
     return Choice(torch.from_numpy(tokens), table)
+
+
+def _lowest(mask: bytes) -> int:
+    """The lowest token of a mask."""
+    octets = mask.lstrip(b"\0")
+    return 8 * (len(mask) - len(octets)) + (octets[0] & -octets[0]).bit_length() - 1

@@ -29,7 +29,8 @@ from service.engine.block_events import BlockEvent, BlockEvents
 from service.engine.blocks import BlockPool
 from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.drafts import NO_DRAFTS, DraftPolicy
-from service.engine.grammars import Grammars, Vocabulary
+from service.engine.grammar_tokens import Vocabulary
+from service.engine.grammars import Grammars
 from service.engine.messages import Cancel, Delta, EngineStats, News, Report, Submit
 from service.engine.pace import Pace
 from service.engine.request import Request
@@ -254,7 +255,10 @@ class EngineCore:
         self._seconds["forward"] += result.forward_seconds
         self._seconds["sample"] += result.sample_seconds
         with self.measured("schedule") as now:
-            return self._scheduler.commit(result, now, seconds)
+            news = self._scheduler.commit(result, now, seconds)
+            if self._grammars:
+                self._grammars.begin_moves()
+            return news
 
     def _isolate(self) -> list[News]:
         """Run the only step in flight, which failed, again one request at a time; the requests that fail alone end.

@@ -8,7 +8,7 @@ from math import isnan
 
 from model.contract import INVALID_TOKEN, Chunk, ChunkResult, StepResult
 from service.engine.drafting import Drafting, agreement
-from service.engine.grammars import Guide
+from service.engine.guides import Guide
 from service.engine.messages import Counters, Delta, News, Refusal
 from service.engine.news import drawn_news, last_delta, refused_delta, step_delta
 from service.engine.request import Request

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from model.contract import LATE, NOTHING, Draw, Wanted
 from model.sampling_params import SamplingParams
-from service.engine.grammars import Guide
+from service.engine.guides import Guide
 from service.engine.messages import FinishReason, RequestTimes
 
 

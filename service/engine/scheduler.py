@@ -18,7 +18,8 @@ from service.engine.callers import NO_LIMITS, CallerLimits
 from service.engine.drafting import Drafting
 from service.engine.drafts import NO_DRAFTS, DraftPolicy
 from service.engine.grammar_source import GrammarError
-from service.engine.grammars import COMPILE_SECONDS, wait_for_masks
+from service.engine.grammars import COMPILE_SECONDS
+from service.engine.guides import wait_for_masks
 from service.engine.inspection_turns import InspectionTurns
 from service.engine.landing import Landing
 from service.engine.messages import BeamSearch, Counters, Delta, News, Refusal

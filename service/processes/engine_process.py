@@ -29,7 +29,7 @@ from service.engine.core import EngineCore
 from service.engine.drafts import DraftPolicy, leave_open, look_up
 from service.engine.endpoint import endpoint
 from service.engine.event_publisher import EventPublisher
-from service.engine.grammars import Vocabulary
+from service.engine.grammar_tokens import Vocabulary
 from service.engine.messages import Failed, Ready
 from service.engine.server import EngineServer
 from service.observability.logs import configure

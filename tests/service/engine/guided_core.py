@@ -11,7 +11,7 @@ from model.runner import ModelRunner
 from model.sampling_params import SamplingParams
 from service.engine.core import EngineCore
 from service.engine.drafts import DraftPolicy, look_up
-from service.engine.grammars import Vocabulary
+from service.engine.grammar_tokens import Vocabulary
 from service.engine.messages import Delta, EngineRequest, Grammar, Submit
 from tests.dummies import SMALL, empty_cache, make_decoder
 from tests.service.engine.fakes import FakeRunner

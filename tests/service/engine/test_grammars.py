@@ -17,7 +17,9 @@ from model.sampling_params import SamplingParams
 from service.engine import grammar_source
 from service.engine.core import EngineCore
 from service.engine.grammar_source import GrammarError, compiled, to_llguidance
-from service.engine.grammars import Grammars, Guide, _Tokens, wait_for_masks
+from service.engine.grammar_tokens import GrammarTokens
+from service.engine.grammars import Grammars
+from service.engine.guides import wait_for_masks
 from service.engine.messages import Cancel, EngineRequest, Grammar, Submit
 from tests.service.engine.fakes import FakeRunner
 from tests.service.engine.guided import JSON_WORDS, WordVocabulary, schemas
@@ -155,7 +157,7 @@ def test_neighbours_of_a_random_model_get_what_each_gets_alone() -> None:
 
 def start_closing(grammar: Grammar, words: WordVocabulary, most: int) -> list[int] | None:
     """A closing of at most `most` tokens from the beginning."""
-    tokens = _Tokens(words, words.vocab_size)
+    tokens = GrammarTokens(words, words.vocab_size)
     return tokens.closings.find(compiled(to_llguidance(grammar), tokens.tokenizer), most)
 
 
@@ -285,14 +287,16 @@ CLUSTERS = WordVocabulary(
 )
 
 
-def served(guide: Guide, rng: random.Random, most: int) -> int:
-    """Number of tokens that a guide lets pass, chosen at random, up to `most`."""
+def served(grammars: Grammars, rng: random.Random, most: int) -> int:
+    """Number of tokens that a new guide lets pass, chosen at random, up to `most`."""
+    guide = grammars.guide(regex(FILLING))
     for length in range(most):
         wait_for_masks([guide], 60)
         if guide.failure is not None:
             return length
         allowed = [token for token in range(256, CLUSTERS.vocab_size) if guide.mask[token // 8] >> token % 8 & 1]
         guide.advance([rng.choice(allowed)])
+        grammars.begin_moves()
     return most
 
 
@@ -300,7 +304,7 @@ def test_a_grammar_serves_on_when_its_states_are_used_up(monkeypatch: pytest.Mon
     """However many requests it has served, each gets what the first got."""
     monkeypatch.setattr(grammar_source, "_LIMITS", LLParserLimits(max_lexer_states=4000, verbose_errors=False))
     grammars, rng = Grammars(lambda: CLUSTERS, CLUSTERS.vocab_size), random.Random(0)
-    assert [served(grammars.guide(regex(FILLING)), rng, 9) for _ in range(6)] == [9] * 6
+    assert [served(grammars, rng, 9) for _ in range(6)] == [9] * 6
 
 
 def test_plain_requests_go_on_while_a_grammar_compiles() -> None:

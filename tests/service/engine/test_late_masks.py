@@ -3,7 +3,7 @@
 import pytest
 
 from model.runner import ModelRunner
-from service.engine.grammars import Guide
+from service.engine.guides import Guide
 from service.engine.messages import Cancel, Submit
 from tests.service.engine.fakes import FakeRunner
 from tests.service.engine.guided import schemas

@@ -1,0 +1,101 @@
+"""Guides are moved on together in a few jobs, and none holds up or harms another."""
+
+import random
+import time
+from functools import partial
+from threading import Event
+
+import pytest
+
+from service.engine.grammar_places import Masks, Place
+from service.engine.grammar_source import GrammarError, compiled, mask_of, to_llguidance
+from service.engine.grammar_tokens import GrammarTokens
+from service.engine.grammars import Grammars
+from service.engine.guides import HEAVY_SECONDS, Movers, wait_for_masks
+from tests.service.engine.guided import JSON_WORDS, schemas
+from tests.service.engine.guided_core import LETTERS, json_grammar, regex
+
+TOKENS = GrammarTokens(JSON_WORDS, JSON_WORDS.vocab_size)
+
+
+def made(movers: Movers) -> None:
+    """Wait until all moves are made."""
+    movers.begin()
+    movers._threads.shutdown(wait=True)
+
+
+@pytest.mark.usefixtures("one_trial")
+def test_masks_by_way_of_one_memory_are_those_of_the_package() -> None:
+    masks, chance, compared = Masks(TOKENS.width), random.Random(0), 0
+    for schema in schemas(60)[::3]:
+        matcher = compiled(to_llguidance(json_grammar(schema)), TOKENS.tokenizer)
+        while not matcher.is_stopped():
+            mask = masks.read(matcher)
+            assert mask == mask_of(matcher)
+            allowed = [token for token in range(TOKENS.width) if mask[token // 8] >> token % 8 & 1]
+            matcher.consume_token(chance.choice(allowed))
+            compared += 1
+            if compared % 200 == 0:
+                break
+    assert compared > 200
+
+
+def test_many_moves_are_one_job() -> None:
+    movers, at = Movers(8), Place.__new__(Place)
+    moves = [movers.add(lambda masks: at, heavy=False) for _ in range(50)]
+    assert all(move.job is None for move in moves)
+    made(movers)
+    assert len({move.job for move in moves}) == 1
+    assert all(move.place is at and move.error is None and not move.heavy for move in moves)
+
+
+def test_a_move_that_fails_fails_alone() -> None:
+    class Panic(BaseException):
+        pass
+
+    movers, at = Movers(8), Place.__new__(Place)
+
+    def make(error: BaseException | None, masks: Masks) -> Place:
+        if error is not None:
+            raise error
+        return at
+
+    errors = [None, GrammarError("no"), None, Panic(), None]
+    moves = [movers.add(partial(make, error), heavy=False) for error in errors]
+    made(movers)
+    assert [move.error for move in moves] == errors
+    assert [move.place for move in moves] == [at if error is None else None for error in errors]
+
+
+@pytest.mark.usefixtures("one_trial")
+def test_a_request_with_heavy_moves_holds_up_no_other() -> None:
+    """But for its first one: from then on they are made apart."""
+    grammars = Grammars(lambda: LETTERS, 8)
+    heavy, *light = guides = [grammars.guide(regex("[abcd]*")) for _ in range(8)]
+    wait_for_masks(guides, 60)
+    movers, place, blocked = grammars._movers, heavy._place, Event()
+
+    def slow(masks: Masks) -> Place:
+        time.sleep(2 * HEAVY_SECONDS)
+        return place
+
+    def stuck(masks: Masks) -> Place:
+        blocked.wait(60)
+        return place
+
+    heavy._go(slow)
+    for guide in light:
+        guide.advance([0])
+    movers.begin()
+    wait_for_masks(guides, 60)
+    assert all(guide.ready for guide in guides)
+    heavy._go(stuck)
+    for guide in light:
+        guide.advance([1])
+    movers.begin()
+    wait_for_masks(light, 60)
+    assert all(guide.ready for guide in light)
+    assert not heavy.ready
+    blocked.set()
+    wait_for_masks(guides, 60)
+    assert heavy.ready
