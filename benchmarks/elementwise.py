@@ -8,7 +8,7 @@ import torch
 from benchmarks.attention_case import FP8
 from benchmarks.bench import Bench
 from benchmarks.report import GIGABYTES, MICROSECONDS, Row, Unit
-from kernels.backend import KVCache, Rotation, SamplingBatch
+from kernels.backend import KVCache, Penalties, Rotation, SamplingBatch, TokenCounts
 
 TOKEN_COUNTS = (1, 64, 8192)
 DRAWS = ((1, 10, 25), (32, 27, 60), (128, 77, 150))
@@ -20,6 +20,8 @@ FILTERS = {
     "top-k, top-p, min-p": (50, 0.9, 0.05),
 }
 """(top_k, top_p, min_p)"""
+KNOWN = 2000
+"""Tokens of a request that came up."""
 SPREAD = {"peaked": 12.0, "flat": 0.3}
 """Standard deviations of logits: a few likely tokens as a trained model has, and all alike as random weights have."""
 
@@ -35,7 +37,7 @@ def measure_elementwise(bench: Bench) -> None:
 
 
 def measure_sampling(bench: Bench) -> None:
-    """Measure draws with filters and without. The floor is the time to read the logits once."""
+    """Measure draws with filters and without, and edits. The floor of a draw is the time to read the logits once."""
     for count, plain, filtered in DRAWS:
         rows = bench.sizes.sequences(count)
         for shape, spread in SPREAD.items():
@@ -46,6 +48,27 @@ def measure_sampling(bench: Bench) -> None:
                 case, target = f"{count} rows, {shape}, {name}", plain if name == "no filter" else filtered
                 measure = partial(_measure, bench, "sampling", case, MICROSECONDS, draw, floor, target=target)
                 bench.attempt(f"sampling {case}", measure)
+        _edits(bench, count, rows)
+
+
+def _edits(bench: Bench, count: int, rows: int) -> None:
+    """Measure edits before the draw. The floor is the time to read what they read and write what they write once."""
+    device, vocab, known = bench.device, bench.sizes.vocab, min(KNOWN, bench.sizes.vocab)
+    logits, order = bench.random(rows, vocab, dtype=torch.float32), torch.arange(rows, device=device)
+    tokens = torch.stack([torch.randperm(vocab)[:known] for _ in range(rows)]).int().to(device)
+    lengths = torch.full((rows,), known, dtype=torch.int32, device=device)
+    counts = TokenCounts(tokens=tokens, times=tokens % 2, lengths=lengths)
+    factors = torch.ones(rows, device=device)
+    penalties = Penalties(rows=order, requests=order, repetition=factors, presence=factors, frequency=factors)
+    masks = torch.full((rows, -(-vocab // 32) * 4), 0x55, dtype=torch.uint8, device=device)
+    for name, run, moved in (
+        ("penalties", partial(bench.backend.penalise, logits, counts, penalties), 4 * tokens.nbytes),
+        # The newest token is a known one, so that counting changes no length.
+        ("count", partial(bench.backend.count_tokens, counts, order, tokens[:, -1].long()), tokens.nbytes),
+        ("masks", partial(bench.backend.restrict, logits, order, masks), masks.nbytes + logits.nbytes),
+    ):
+        case, floor = f"{count} rows, {name}", bench.rates.moving(moved)
+        bench.attempt(f"sampling {case}", partial(_measure, bench, "sampling", case, MICROSECONDS, run, floor))
 
 
 def draws(rows: int, device: torch.device, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> SamplingBatch:

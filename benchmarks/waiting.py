@@ -10,10 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from kernels.backend import Backend, Penalties, TokenCounts
 from model.batch import make_batch
 from model.contract import Draws, Runner, StepPlan, StepResult
 from model.limits import ModelLimits, RunnerInfo
@@ -73,6 +76,19 @@ class Meter:
         self._since = now
 
 
+class IdleBackend:
+    """The part of a backend that edits logits, without doing so."""
+
+    def count_tokens(self, counts: TokenCounts, requests: Tensor, tokens: Tensor) -> None:
+        """See `Backend.count_tokens`."""
+
+    def penalise(self, logits: Tensor, counts: TokenCounts, penalties: Penalties) -> None:
+        """See `Backend.penalise`."""
+
+    def restrict(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+        """See `Backend.restrict`."""
+
+
 class WaitingStep:
     """A step on a device that is busy until `end`, in seconds of `time.perf_counter`."""
 
@@ -106,7 +122,8 @@ class WaitingRunner:
         self.free = 0.0
         """Moment at which the device has done all of its work, in seconds of `time.perf_counter`."""
         self._seconds = seconds
-        self._memory = TokenMemory(context, CPU)
+        self._memory = TokenMemory(context, cast(Backend, IdleBackend()), CPU)
+        self._logits = torch.empty(requests, 0)
         self._settings: BatchSettings | None = None
 
     def start(self, plan: StepPlan) -> WaitingStep:
@@ -119,13 +136,16 @@ class WaitingRunner:
         return WaitingStep(self, plan, draws, self.free)
 
     def stage_draws(self, draws: Draws) -> None:
-        """Stage what the draws of a step need, but for the transforms of their logits."""
+        """Stage what the draws of a step need, and have their logits transformed by a backend that does nothing."""
         if not draws:
             return
         with self.meter.part("stage"):
             self._settings = settings_of(draws, CPU, self._settings)
             self._memory.begin(draws)
             self._settings.batch(draws)
+            for transform in self._settings.transforms:
+                transform(self._logits, draws, self._memory)
+            self._memory.add(draws, torch.zeros(len(draws), dtype=torch.int64))
 
 
 def load(config: RunnerConfig) -> Runner:

@@ -228,6 +228,37 @@ class SamplingBatch(TensorRecord):
     """int64: the index, within its request, of the token to draw."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounts(TensorRecord):
+    """The tokens that came up in requests, a row for each request, and how often each was drawn.
+
+    A row has every token once, those of the prompt and the drawn ones, in no order.
+    """
+
+    tokens: Tensor
+    """[requests, capacity] int32."""
+    times: Tensor
+    """[requests, capacity] int32: the number of times that the token was drawn; 0 if it is in the prompt alone."""
+    lengths: Tensor
+    """[requests] int32: the number of tokens in the row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penalties(TensorRecord):
+    """The penalties of some rows of logits. Every tensor is [penalised rows]."""
+
+    rows: Tensor
+    """int64: the rows of the logits, each once."""
+    requests: Tensor
+    """int64: the rows of the requests in a `TokenCounts`."""
+    repetition: Tensor
+    """float32; 1 turns the penalty off."""
+    presence: Tensor
+    """float32; 0 turns the penalty off."""
+    frequency: Tensor
+    """float32; 0 turns the penalty off."""
+
+
 class Weighed(NamedTuple):
     """The weights in proportion to which the tokens of some rows are drawn, and what they come to."""
 
@@ -317,6 +348,26 @@ class Backend(Protocol):
 
     def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
         """act(first half) * second half of each row: [tokens, 2 * size] -> [tokens, size]."""
+
+    def count_tokens(self, counts: TokenCounts, requests: Tensor, tokens: Tensor) -> None:
+        """Count one more drawn token of each of some `requests` [rows] int64, which are distinct rows of `counts`.
+
+        `tokens` are [rows] int64; a negative one counts as none.
+        """
+
+    def penalise(self, logits: Tensor, counts: TokenCounts, penalties: Penalties) -> None:
+        """Penalise the tokens that came up, in rows of `logits` [rows, vocab] float32, which are edited in place.
+
+        A positive logit is divided by the repetition penalty, any other one multiplied by it (Keskar et al., arXiv
+        1909.05858). If the token was drawn n > 0 times, presence + n * frequency is then subtracted.
+        """
+
+    def restrict(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+        """Write -inf over the logits that masks ban, in `rows` [masks] int64 of `logits` [rows, vocab] float32.
+
+        `masks` are [masks, bytes] uint8 with at least a bit for each token, 0 where it is banned; token 0 is the lowest
+        bit of byte 0.
+        """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """Draw a token from each row of `logits`, [rows, vocab] float32.

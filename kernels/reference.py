@@ -19,11 +19,14 @@ from kernels.backend import (
     LayerCache,
     LayerQueries,
     Linear,
+    Penalties,
     QuantizedWeight,
     Rotation,
     SamplingBatch,
+    TokenCounts,
     Weighed,
 )
+from kernels.reference_edits import count_tokens, penalise, restrict
 from kernels.reference_sampling import sample, sampled_weights
 
 E4M3_MAX = 448.0
@@ -105,6 +108,15 @@ class ReferenceBackend:
     def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return activation(gate, kind) * up
+
+    def count_tokens(self, counts: TokenCounts, requests: Tensor, tokens: Tensor) -> None:
+        count_tokens(counts, requests, tokens)
+
+    def penalise(self, logits: Tensor, counts: TokenCounts, penalties: Penalties) -> None:
+        penalise(logits, counts, penalties)
+
+    def restrict(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+        restrict(logits, rows, masks)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(logits, batch)

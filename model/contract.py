@@ -66,7 +66,7 @@ class Draw:
     row: int = 0
     """Number of the row in which the runner keeps this request's tokens; no two running requests share one."""
     fresh: bool = True
-    """Whether this is the request's first draw in its row, which until then holds tokens of another request."""
+    """Whether the row holds what is of no use: tokens of another request, or of a draw that was taken back."""
     allowed: bytes | None = None
     """Mask of the tokens that may be drawn, one bit each; token 0 is the lowest bit of byte 0. None: all may.
 
@@ -196,6 +196,7 @@ class Draws(Sequence[Draw]):
     def __init__(self, decoding: Decoding, others: Sequence[Draw]) -> None:
         self.params = [*decoding.params, *[draw.params for draw in others]]
         self.indices = [*decoding.indices, *[draw.index for draw in others]]
+        self.rows = [*decoding.rows, *[draw.row for draw in others]]
         self.others = others
         """The draws that are not of plain decoding; they alone may be fresh, or have a mask or candidates."""
         self._decoding = decoding

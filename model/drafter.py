@@ -40,7 +40,7 @@ class Drafter:
         self._cache = cache
         self._device = decoder.weights.device
         self._vocab_size = vocab_size
-        self._memory = TokenMemory(0, self._device)
+        self._memory = TokenMemory(0, decoder.backend, self._device)
         """Empty, because only draws that do not read their output get drafts."""
         self._settings: BatchSettings | None = None
 

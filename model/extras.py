@@ -158,7 +158,7 @@ class ChunkExtras:
     def _try(self, mine: Tensor, trials: Sequence[Draw], head: Head) -> Choice:
         """Trial draws; they have a memory of their own, so that they leave no trace in anybody's."""
         (places,) = stage([torch.tensor([draw.position - self._chunk.start for draw in trials])], mine.device)
-        memory = TokenMemory(1 + max(len(draw.prompt) for draw in trials), mine.device)
+        memory = TokenMemory(1 + max(len(draw.prompt) for draw in trials), head.backend, mine.device)
         settings = settings_of(trials, mine.device)
         logits = head.logits(mine.index_select(0, places))
         return choose(head.backend, logits, trials, memory, settings, settings.batch(trials)).to_host()

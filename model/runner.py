@@ -57,7 +57,7 @@ class ModelRunner:
             size=model_size(decoder.spec, decoder.weights),
         )
         self._embeddings = EmbeddingTable(decoder.weights, decoder.spec.vocab_size, decoder.backend)
-        self._memory = TokenMemory(max_context, self._device)
+        self._memory = TokenMemory(max_context, decoder.backend, self._device)
         self._settings: BatchSettings | None = None
         """The settings of the newest step with draws."""
         self._drawn = torch.zeros(0, dtype=torch.int64, device=self._device)

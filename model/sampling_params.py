@@ -48,8 +48,17 @@ class SamplingParams:
     @property
     def reads_output(self) -> bool:
         """Whether a draw needs the request's earlier tokens themselves, and not only the logits that they led to."""
-        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        return penalties != (0, 0, 1) or any(len(word) > 1 for word in self.bad_words)
+        return self.penalises or self.bans_runs
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens that came up are penalised."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
+
+    @property
+    def bans_runs(self) -> bool:
+        """Whether a token is banned behind certain others."""
+        return any(len(word) > 1 for word in self.bad_words)
 
     @property
     def restricts(self) -> bool:

@@ -27,9 +27,11 @@ from kernels.backend import (
     KVCache,
     LayerCache,
     LayerQueries,
+    Penalties,
     QuantizedWeight,
     Rotation,
     SamplingBatch,
+    TokenCounts,
 )
 from kernels.gpu.backend import TritonBackend
 from kernels.gpu.decode import DECODING, Decoding
@@ -147,6 +149,7 @@ TIGHTEST = frozenset(
         "linear bf16 invariant",
         "linear bf16 by rows",
         "sample",
+        "edit logits",
     }
 )
 """Names of cases with every kernel that is served, each in the shapes that need most registers and shared memory."""
@@ -184,6 +187,7 @@ def _cases() -> Iterator[Case]:
     yield from _elementwise()
     yield from _matmul()
     yield Case("sample", _sample)
+    yield Case("edit logits", _edit)
     yield Case(EARLY, _step, False, dependent=True)
 
 
@@ -386,6 +390,18 @@ def _sample(backend: Backend) -> None:
                 temperature=floats, top_k=integers, top_p=floats, min_p=floats, seed=integers, counter=integers
             )
             backend.sample(_meta(rows, vocab, dtype=FP32), batch)
+
+
+def _edit(backend: Backend) -> None:
+    integers, floats = _meta(32, dtype=torch.int64), _meta(32, dtype=FP32)
+    table = _meta(128, 8192, dtype=torch.int32)
+    counts = TokenCounts(tokens=table, times=table, lengths=_meta(128, dtype=torch.int32))
+    backend.count_tokens(counts, integers, integers)
+    for vocab in (50_257, 128_256):
+        logits = _meta(32, vocab, dtype=FP32)
+        penalties = Penalties(rows=integers, requests=integers, repetition=floats, presence=floats, frequency=floats)
+        backend.penalise(logits, counts, penalties)
+        backend.restrict(logits, integers, _meta(32, -(-vocab // 32) * 4, dtype=torch.uint8))
 
 
 def _step(backend: Backend) -> None:

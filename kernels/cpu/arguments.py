@@ -275,6 +275,58 @@ class KeepArguments(NamedTuple):
     size: int
 
 
+class CountArguments(NamedTuple):
+    """Counts of drawn tokens, in a table of rows that are `stride` entries apart."""
+
+    step: int
+    requests: int
+    """[rows] int64."""
+    drawn: int
+    """[rows] int64."""
+    tokens: int
+    """[requests, stride] int32."""
+    times: int
+    """[requests, stride] int32."""
+    lengths: int
+    """[requests] int32."""
+    stride: int
+
+
+class PenaliseArguments(NamedTuple):
+    """Penalties for counted tokens, from a table as in `CountArguments`."""
+
+    step: int
+    logits: int
+    vocab: int
+    tokens: int
+    times: int
+    lengths: int
+    stride: int
+    rows: int
+    """[rows] int64: the rows of the logits."""
+    requests: int
+    """[rows] int64."""
+    repetition: int
+    """[rows]."""
+    presence: int
+    """[rows]."""
+    frequency: int
+    """[rows]."""
+
+
+class RestrictArguments(NamedTuple):
+    """Masks over logits."""
+
+    step: int
+    logits: int
+    vocab: int
+    rows: int
+    """[rows] int64: the rows of the logits."""
+    masks: int
+    """[rows, stride] uint8."""
+    stride: int
+
+
 class SampleArguments(NamedTuple):
     """Logits, from which tokens are drawn by the step's settings."""
 

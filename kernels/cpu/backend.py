@@ -5,7 +5,7 @@ the step, so that a recorded program serves batches of any shape.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple, TypeVar
@@ -27,7 +27,6 @@ from kernels.backend import (
     QuantizedWeight,
     Rotation,
     SamplingBatch,
-    Weighed,
 )
 from kernels.cpu.activations import DEPTH, MOST_ROWS, TOKENS, Rounding, parts, rounding_for
 from kernels.cpu.arena import LARGE, Arena
@@ -39,7 +38,6 @@ from kernels.cpu.arguments import (
     EmbedArguments,
     GatedArguments,
     KeepArguments,
-    LogprobsArguments,
     MultiplyArguments,
     NormArguments,
     PickArguments,
@@ -47,13 +45,12 @@ from kernels.cpu.arguments import (
     RoundArguments,
     SampleArguments,
     StepWords,
-    WeighArguments,
 )
 from kernels.cpu.attention_memory import BLOCK, scratch_bytes, scratch_bytes_of_weights, serves
 from kernels.cpu.cache_forms import STORED
+from kernels.cpu.logits import LogitOperations, Words, logit_operations
 from kernels.cpu.operation import SCRATCH_BYTES, Operation
 from kernels.cpu.operations import (
-    WEIGHED_FIGURES,
     activation_operation,
     angles_operation,
     attend_operation,
@@ -61,14 +58,12 @@ from kernels.cpu.operations import (
     gated_multiply_operation,
     gated_operation,
     keep_operation,
-    logprobs_operation,
     multiply_operation,
     norm_operation,
     pick_operation,
     rotate_operation,
     round_operation,
     sample_operation,
-    weigh_operation,
     weights_operation,
 )
 from kernels.cpu.pages import Pages
@@ -81,9 +76,6 @@ WORD = {name: index for index, name in enumerate(StepWords._fields)}
 """The index of each word of a step."""
 
 T = TypeVar("T")
-
-Words = Mapping[str, Tensor | int]
-"""Some words of a step by their names in `StepWords`: numbers, and tensors that stand for their addresses."""
 
 
 class Product(NamedTuple):
@@ -113,7 +105,7 @@ class Maker(NamedTuple):
     """The gate that it multiplies, if it comes right behind its projection."""
 
 
-class CpuBackend:
+class CpuBackend(LogitOperations):
     """`kernels.backend.Backend` in machine code compiled by Numba."""
 
     keeps_quantized = True
@@ -398,38 +390,10 @@ class CpuBackend:
             (pick_operation(), PickArguments(self._step, ranks.data_ptr(), chunks)),
         ]
 
-    def weigh(self, logits: Tensor, batch: SamplingBatch, before: Weighed | None) -> Weighed:
-        logits = logits.contiguous()
-        rows, vocab = logits.shape
-        found = Weighed(torch.empty(rows, vocab), torch.empty(rows, WEIGHED_FIGURES, dtype=torch.float64))
-        self._set(logits, batch.tensors())
-        arguments = WeighArguments(
-            step=self._step,
-            logits=logits.data_ptr(),
-            vocab=vocab,
-            weights=found.weights.data_ptr(),
-            figures=found.figures.data_ptr(),
-            weights_before=_address(before and before.weights),
-            figures_before=_address(before and before.figures),
-        )
-        self._run(weigh_operation(), arguments)
-        return found
-
-    def log_probabilities(self, logits: Tensor, tokens: Tensor, most: int) -> Tensor:
-        out = torch.empty(len(logits), 2 + 2 * most, dtype=torch.float64)
-        logits, tokens = logits.contiguous(), tokens.contiguous()
-        self._set(logits)
-        arguments = LogprobsArguments(
-            self._step, logits.data_ptr(), logits.shape[1], tokens.data_ptr(), most, out.data_ptr()
-        )
-        self._run(logprobs_operation(), arguments)
-        return out
-
     def record(self, function: Callable[[], T]) -> tuple[Recording, T]:
         self._recorder = Recorder()
-        # Somebody may ask for log-probabilities or distributions.
-        self._recorder.need(logprobs_operation())
-        self._recorder.need(weigh_operation())
+        for operation in logit_operations():
+            self._recorder.need(operation)
         try:
             out = function()
             return self._recorder.finish(self._workers.count), out

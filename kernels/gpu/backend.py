@@ -15,15 +15,18 @@ from kernels.backend import (
     LayerCache,
     LayerQueries,
     Linear,
+    Penalties,
     QuantizedWeight,
     Rotation,
     SamplingBatch,
+    TokenCounts,
     Weighed,
 )
 from kernels.gpu import fp8_matmul
 from kernels.gpu.activation import activation, gated_activation
 from kernels.gpu.attention import attend
 from kernels.gpu.decode import DECODING, Decoding
+from kernels.gpu.edits import count_tokens, penalise, restrict
 from kernels.gpu.launch import JitLauncher, Launcher, device_target
 from kernels.gpu.matmul import PROJECTING, Projecting, linear, pack
 from kernels.gpu.norm import add_layer_norm, add_rms_norm
@@ -118,6 +121,15 @@ class TritonBackend:
 
     def gated_activation(self, gate_up: Tensor, kind: ActivationKind) -> Tensor:
         return gated_activation(self._launch, gate_up, kind)
+
+    def count_tokens(self, counts: TokenCounts, requests: Tensor, tokens: Tensor) -> None:
+        count_tokens(self._launch, counts, requests, tokens)
+
+    def penalise(self, logits: Tensor, counts: TokenCounts, penalties: Penalties) -> None:
+        penalise(self._launch, logits, counts, penalties)
+
+    def restrict(self, logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+        restrict(self._launch, logits, rows, masks)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return sample(self._launch, logits, batch)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.backend import Backend
 from model.contract import Draw, Draws
 from model.sampling.memory import TokenMemory
 from model.sampling.orders import TRANSFORMED
 from model.sampling_params import SamplingParams
-from model.transfer import stage
+from model.transfer import host_tensor, stage
 
 Entry = tuple[int, int, float]
 """(row, token, value to add to that logit)."""
@@ -25,7 +26,7 @@ Entry = tuple[int, int, float]
 _ANY = -2
 """In place of a token: any token, or none."""
 
-Edit = Callable[[Tensor, Sequence[int], Sequence[Draw], TokenMemory], None]
+Edit = Callable[[Tensor, Sequence[int], Draws, TokenMemory], None]
 """Edits some `rows` of a batch's logits; there is at least one."""
 
 
@@ -37,28 +38,31 @@ class Transform:
     """The name of the stage to those who look inside."""
     asked: Callable[[SamplingParams], bool]
     """Whether any draw of a request may ask for it; it is looked at once for a batch that stays the same."""
-    due: Callable[[Draw], object]
-    """Whether this draw of such a request does, as the truth of the value."""
+    due: Callable[[Draw], object] | None
+    """Whether this draw of such a request does, as the truth of the value; None: every draw does."""
     edit: Edit
     plain: bool = True
     """Whether draws of plain decoding may ask for it."""
 
     def applies(self, draw: Draw) -> bool:
         """Whether a draw asks for it."""
-        return bool(self.due(draw)) and self.asked(draw.params)
+        return self.asked(draw.params) and (self.due is None or bool(self.due(draw)))
 
     def __call__(self, logits: Tensor, draws: Sequence[Draw], memory: TokenMemory) -> None:
         """Edit the logits [rows, vocab] of those draws that ask for it; row i belongs to draws[i]."""
-        looked_at = draws if self.plain else Draws.of(draws).others
-        first = len(draws) - len(looked_at)
-        if rows := [row for row, draw in enumerate(looked_at, first) if self.due(draw) and self.asked(draw.params)]:
-            self.edit(logits, rows, draws, memory)
+        columns = Draws.of(draws)
+        first = 0 if self.plain else len(columns) - len(columns.others)
+        rows = [row for row, params in enumerate(columns.params[first:], first) if self.asked(params)]
+        if self.due is not None:
+            rows = [row for row in rows if self.due(columns[row])]
+        if rows:
+            self.edit(logits, rows, columns, memory)
 
 
 def transform(
     name: str,
     asked: Callable[[SamplingParams], bool],
-    due: Callable[[Draw], object] = lambda draw: True,
+    due: Callable[[Draw], object] | None = None,
     *,
     plain: bool = True,
 ) -> Callable[[Edit], Transform]:
@@ -67,81 +71,59 @@ def transform(
 
 
 @transform("bias", lambda params: bool(params.logit_bias))
-def add_bias(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def add_bias(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Add OpenAI's logit_bias: for each listed token, a number added to its logit."""
     add_entries(
         logits,
-        [(row, token, bias) for row in rows for token, bias in draws[row].params.logit_bias],
+        [(row, token, bias) for row in rows for token, bias in draws.params[row].logit_bias],
     )
 
 
 @transform("repetition_penalty", lambda params: params.repetition_penalty != 1)
-def penalise_repetition(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
-    """Weaken tokens of prompt and output: divide a positive logit by the penalty, multiply a negative one by it.
-
-    Source: Keskar et al., arXiv 1909.05858, with negative logits treated as in transformers and vLLM.
-    """
-    places = _places(logits, rows, memory.recall([draws[row] for row in rows]).tokens)
-    penalties = _column([draws[row].params.repetition_penalty for row in rows], logits.device)
-    flat = logits.view(-1)
-    scores = flat.take(places)
-    # A token that occurs twice in a row is written twice with the same value, so the order does not matter.
-    flat.put_(places, torch.where(scores > 0, scores / penalties, scores * penalties))
+def penalise_repetition(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
+    """Weaken tokens of prompt and output, as `Backend.penalise` does."""
+    memory.counts.penalise(logits, draws, rows, [(draws.params[row].repetition_penalty, 0.0, 0.0) for row in rows])
 
 
-@transform(
-    "frequency_penalty",
-    lambda params: bool(params.presence_penalty or params.frequency_penalty),
-    lambda draw: draw.index > 0,
-)
-def penalise_frequency(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+@transform("frequency_penalty", lambda params: bool(params.presence_penalty or params.frequency_penalty))
+def penalise_frequency(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Apply OpenAI's penalties: a token that occurs n > 0 times in the output loses presence + n * frequency."""
-    recalled = memory.recall([draws[row] for row in rows])
-    params = [draws[row].params for row in rows]
-    frequency = _column([p.frequency_penalty for p in params], logits.device)
-    presence = _column([p.presence_penalty for p in params], logits.device)
-    flat, places = logits.view(-1), _places(logits, rows, recalled.tokens)
-    # Entries of the prompt are redirected to the place of an output token, so that every place gets one value below.
-    written = places.gather(1, recalled.written.int().argmax(1, keepdim=True))
-    places = torch.where(recalled.written, places, written)
-    flat.put_(places, flat.take(places) - presence)
-    flat.put_(places, torch.where(recalled.written, -frequency, 0.0), accumulate=True)
+    asked = [draws.params[row] for row in rows]
+    memory.counts.penalise(logits, draws, rows, [(1.0, p.presence_penalty, p.frequency_penalty) for p in asked])
 
 
 @transform("min_tokens", lambda params: params.min_tokens > 0, lambda draw: draw.index < draw.params.min_tokens)
-def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Ban `stop_token_ids` until `min_tokens` tokens have been generated."""
     add_entries(
         logits,
-        [(row, token, float("-inf")) for row in rows for token in draws[row].params.stop_token_ids],
+        [(row, token, float("-inf")) for row in rows for token in draws.params[row].stop_token_ids],
     )
 
 
 @transform("grammar", lambda params: True, attrgetter("allowed"), plain=False)
-def allow_only(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def allow_only(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
-    _ban_others(logits, rows, [draws[row].allowed or b"" for row in rows])
+    _ban_others(logits, rows, [draws[row].allowed or b"" for row in rows], memory.backend)
 
 
 @transform("allowed_token_ids", lambda params: params.allowed is not None)
-def allow_listed(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def allow_listed(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Ban all tokens outside the request's own mask."""
-    _ban_others(logits, rows, [draws[row].params.allowed or b"" for row in rows])
+    _ban_others(logits, rows, [draws.params[row].allowed or b"" for row in rows], memory.backend)
 
 
-def _ban_others(logits: Tensor, rows: Sequence[int], masks: Sequence[bytes]) -> None:
+def _ban_others(logits: Tensor, rows: Sequence[int], masks: Sequence[bytes], backend: Backend) -> None:
     """Ban all tokens outside a mask for each of the rows."""
-    packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1)
-    index, octets = stage([torch.tensor(rows), torch.from_numpy(packed.copy())], logits.device)
-    bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
-    banned = bits.flatten(1)[:, : logits.shape[1]] == 0
-    logits[index] = logits[index].masked_fill(banned, float("-inf"))
+    packed = torch.frombuffer(bytearray().join(masks), dtype=torch.uint8).view(len(rows), -1)
+    index, octets = stage([host_tensor(rows, np.int64), packed], logits.device)
+    backend.restrict(logits, index, octets)
 
 
 @transform("bad_words", lambda params: bool(params.bad_words))
-def ban_words(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def ban_words(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Ban the last token of each of a request's `bad_words` where the output ends with the tokens before it."""
-    words = [(row, word) for row in rows for word in draws[row].params.bad_words]
+    words = [(row, word) for row in rows for word in draws.params[row].bad_words]
     add_entries(logits, [(row, word[0], float("-inf")) for row, word in words if len(word) == 1])
     words = [(row, word) for row, word in words if 1 < len(word) <= draws[row].index + 1]
     if not words:
@@ -163,14 +145,14 @@ def _filter(stage: str) -> Callable[[Edit], Transform]:
 
 
 @_filter("top_n_sigma")
-def keep_near_top(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def keep_near_top(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Keep the tokens whose logits are within `top_n_sigma` standard deviations of the highest.
 
     Source: Tang et al., arXiv 2411.07641. The deviation is that of the finite logits, and no temperature changes what
     is kept.
     """
     (index,) = stage([torch.tensor(rows)], logits.device)
-    sigmas = _column([draws[row].params.top_n_sigma for row in rows], logits.device)
+    sigmas = _column([draws.params[row].top_n_sigma for row in rows], logits.device)
     scores = logits[index]
     finite = scores.isfinite()
     count = finite.sum(-1, keepdim=True)
@@ -181,18 +163,18 @@ def keep_near_top(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], me
 
 
 @_filter("temperature")
-def warm(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def warm(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Divide the logits by the temperature, after their maximum is subtracted, so that none overflows."""
     (index,) = stage([torch.tensor(rows)], logits.device)
     scores = logits[index]
-    temperature = _column([draws[row].params.temperature for row in rows], logits.device)
+    temperature = _column([draws.params[row].temperature for row in rows], logits.device)
     logits[index] = (scores - scores.amax(-1, keepdim=True)) / temperature
 
 
 @_filter("top_k")
-def keep_highest(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def keep_highest(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Keep the `top_k` highest logits; of tokens that tie, those with the lowest ids."""
-    ks = [min(draws[row].params.top_k, logits.shape[1]) for row in rows]
+    ks = [min(draws.params[row].top_k, logits.shape[1]) for row in rows]
     index, count = stage([torch.tensor(rows), torch.tensor(ks)[:, None]], logits.device)
     scores = logits[index]
     least = scores.topk(max(ks)).values.gather(1, count - 1)
@@ -203,13 +185,13 @@ def keep_highest(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], mem
 
 
 @_filter("typical_p")
-def keep_typical(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def keep_typical(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Keep the tokens whose information is nearest to the distribution's entropy, until their mass reaches typical_p.
 
     Where tokens tie, those with the lowest ids come first. Source: Meister et al., arXiv 2202.00666.
     """
     (index,) = stage([torch.tensor(rows)], logits.device)
-    mass = _column([draws[row].params.typical_p for row in rows], logits.device)
+    mass = _column([draws.params[row].typical_p for row in rows], logits.device)
     scores = logits[index]
     information = -scores.log_softmax(-1)
     probability = information.neg().exp()
@@ -220,20 +202,20 @@ def keep_typical(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], mem
 
 
 @_filter("top_p")
-def keep_nucleus(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def keep_nucleus(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Keep the likeliest tokens, until their mass reaches `top_p`; of tokens that tie, those with the lowest ids."""
     (index,) = stage([torch.tensor(rows)], logits.device)
-    mass = _column([draws[row].params.top_p for row in rows], logits.device)
+    mass = _column([draws.params[row].top_p for row in rows], logits.device)
     scores = logits[index]
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     logits[index] = _keep_first(scores, order, scores.softmax(-1, dtype=torch.float64), mass)
 
 
 @_filter("min_p")
-def keep_likely(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw], memory: TokenMemory) -> None:
+def keep_likely(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Keep the tokens with at least `min_p` times the highest probability."""
     (index,) = stage([torch.tensor(rows)], logits.device)
-    least = _column([draws[row].params.min_p for row in rows], logits.device)
+    least = _column([draws.params[row].min_p for row in rows], logits.device)
     scores = logits[index]
     relative = (scores - scores.amax(-1, keepdim=True)).exp()
     logits[index] = scores.masked_fill(relative < least, float("-inf"))
@@ -282,12 +264,6 @@ def _to_columns(entries: list[Entry], device: torch.device) -> list[Tensor]:
     """The entries' rows and tokens, int64, and values, float32, each [entries], on `device`."""
     rows, tokens, values = zip(*entries, strict=True)
     return stage([torch.tensor(rows), torch.tensor(tokens), torch.tensor(values, dtype=torch.float32)], device)
-
-
-def _places(logits: Tensor, rows: Sequence[int], tokens: Tensor) -> Tensor:
-    """Indices [rows, width] into the flattened logits of `tokens` [rows, width], where `rows` are rows of `logits`."""
-    (starts,) = stage([torch.tensor(rows) * logits.shape[1]], logits.device)
-    return starts[:, None] + tokens
 
 
 def _column(values: list[float], device: torch.device) -> Tensor:

@@ -78,7 +78,7 @@ class Request:
     row: int = 0
     """Its row in the runner's sampling state, while it owns blocks."""
     fresh: bool = True
-    """It has drawn nothing since it got its row."""
+    """Nothing that it needs is in its row: it has drawn nothing since it got that, or a draw was taken back."""
     plain: bool = False
     """Whether it wanted tokens alone when it got its row."""
     turn: int = 0
@@ -172,6 +172,7 @@ class Request:
     def take_back(self, start: int) -> None:
         """Have the tokens from position `start` on computed and drawn from again; its chunk in flight becomes void."""
         self.void = self.promised > 0
+        self.fresh = True  # The token that was drawn is in its row.
         self.promised = 0
         self.computed = start
 

@@ -43,9 +43,10 @@ class Step:
                 request.void = False
             elif not request.ended:
                 tokens = [*request.tokens(chunk.start, chunk.stop), *request.drafts]
-                steps.append(
-                    Step(StepPlan([replace(chunk, tokens=tokens, follows=None)]), [], [request], {request.id: 0})
-                )
+                # The failed step may have counted its draws' tokens already.
+                draws = [replace(draw, fresh=True) for draw in chunk.draws]
+                again = replace(chunk, tokens=tokens, follows=None, draws=draws)
+                steps.append(Step(StepPlan([again]), [], [request], {request.id: 0}))
         return steps
 
 

@@ -26,7 +26,7 @@ SECTIONS = {
     "decode, Llama 8B, batch-invariant": 4,
     "prefill, Llama 8B, batch-invariant": 2,
     "elementwise": 15,
-    "sampling": 24,
+    "sampling": 33,
     "matmul": 96,
     "batch-invariant matmul": 24,
 }

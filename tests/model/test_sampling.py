@@ -53,7 +53,9 @@ def choose(backend: Backend, logits: Tensor, draws: Sequence[Draw]) -> tuple[lis
     placed = in_places(draws)
     settings = settings_of(placed, logits.device)
     batch = settings.batch(placed)
-    return read_choice(choose_on_device(backend, logits, placed, TokenMemory(64, CPU), settings, batch), placed)
+    return read_choice(
+        choose_on_device(backend, logits, placed, TokenMemory(64, BACKEND, CPU), settings, batch), placed
+    )
 
 
 def in_places(draws: Sequence[Draw]) -> list[Draw]:
@@ -62,7 +64,7 @@ def in_places(draws: Sequence[Draw]) -> list[Draw]:
 
 
 def transformed(logits: Tensor, draws: Sequence[Draw], transforms: Sequence[Transform] = TRANSFORMS) -> None:
-    placed, memory = in_places(draws), TokenMemory(64, CPU)
+    placed, memory = in_places(draws), TokenMemory(64, BACKEND, CPU)
     memory.begin(placed)
     for transform in transforms:
         transform(logits, placed, memory)
@@ -288,7 +290,7 @@ def test_tokens_added_on_the_device_count_as_if_they_had_been_told(
     requests: list[tuple[list[int], list[int], int, int]],
 ) -> None:
     """One after the other, in few places; all but the first `told` tokens of an output are only drawn."""
-    memory = TokenMemory(64, CPU)
+    memory = TokenMemory(64, BACKEND, CPU)
     for prompt, output, row, told in requests:
         told = min(told, len(output))
         draw = Draw(PENALISED, prompt, output[:told], told, row)
@@ -304,7 +306,7 @@ def test_tokens_added_on_the_device_count_as_if_they_had_been_told(
 
 
 def test_a_failed_draw_leaves_a_memory_that_can_be_read() -> None:
-    memory = TokenMemory(64, CPU)
+    memory = TokenMemory(64, BACKEND, CPU)
     draw = Draw(PENALISED, [1], [], 0)
     memory.begin([draw])
     memory.add([draw], torch.tensor([INVALID_TOKEN]))
@@ -367,7 +369,7 @@ def test_bad_words_are_those_of_transformers_in_the_output(
     requests: list[tuple[list[tuple[int, ...]], list[int], int]],
 ) -> None:
     """Also where the last tokens of an output are known to the device alone."""
-    memory, draws = TokenMemory(64, CPU), []
+    memory, draws = TokenMemory(64, BACKEND, CPU), []
     for row, (bad, output, told) in enumerate(requests):
         told = min(told, len(output))
         params = replace(PLAIN, bad_words=tuple(dict.fromkeys(bad)))

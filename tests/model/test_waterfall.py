@@ -56,7 +56,7 @@ def shown(logits: Tensor, draws: Sequence[Draw]) -> list[Distribution]:
 
 def chosen(logits: Tensor, draws: Sequence[Draw]) -> Choice:
     settings = settings_of(draws, CPU)
-    return choose(BACKEND, logits, draws, TokenMemory(64, CPU), settings, settings.batch(draws))
+    return choose(BACKEND, logits, draws, TokenMemory(64, BACKEND, CPU), settings, settings.batch(draws))
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,23 @@ def test_a_request_that_no_step_works_with_ends_alone(lookahead: int, caplog: py
     assert all(record.exc_info for record in caplog.records)
 
 
+def test_a_step_that_is_run_again_forgets_what_the_failed_one_drew(lookahead: int) -> None:
+    """It may have failed behind its draws, when their tokens had been counted."""
+    runner = FakeRunner(16, 4, lookahead)
+    core = make_core(runner)
+    for id in range(3):
+        core.submit(submit(id, [id] * 5, max_tokens=5))
+    core.step()
+    runner.refusal = RuntimeError("planted")
+    before = len(runner.plans)
+    core.step()
+    again = runner.plans[before + 1 :][:3]
+    assert [len(plan.chunks) for plan in again] == [1, 1, 1]
+    assert all(draw.fresh for plan in again for draw in plan.draws())
+    assert all(not draw.fresh for draw in runner.plans[before].draws())
+    finish(core)
+
+
 def test_what_ran_beside_a_step_whose_result_is_lost_ends(caplog: pytest.LogCaptureFixture) -> None:
     """The step that was started after it has read what it left behind."""
     runner = FakeRunner(8, 4, lookahead=1)
