@@ -58,7 +58,9 @@ class Budget:
             elif not self._inspection_turns.admits(request):
                 continue
             elif request.behind > 1:
-                prompts.append(request)
+                # After a draw that was taken back a mask may be made for as long as a second.
+                if not request.awaits_mask:
+                    prompts.append(request)
             # A mask may have become ready since blocks were dealt out.
             elif request.behind == 1 and not full(request) and self._may_decode(request):
                 decoding.append(request)

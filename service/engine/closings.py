@@ -23,10 +23,11 @@ def closing_after(matcher: LLMatcher, token: int, closing: Sequence[int], most: 
     `closing` is one before the token, and `end` is a token that ends a completion. The matcher stays where it is. It
     takes a microsecond.
     """
-    if closing and closing[0] == token:
-        return closing[1:]
-    text = [token, *closing, end]
-    return closing if len(closing) <= most and matcher.validate_tokens(text) == len(text) else None
+    rest = closing[1:] if closing and closing[0] == token else closing
+    if len(rest) > most:
+        return None
+    text = [token, *rest, end]
+    return rest if rest is not closing or matcher.validate_tokens(text) == len(text) else None
 
 
 class Closings:
@@ -39,7 +40,8 @@ class Closings:
             key=lambda token: len(spelt[token]),
         )
         known = {spelt[token]: token for token in reversed(self._by_length)}
-        self._first = [known[text.encode()] for text in _TEXTS if text.encode() in known]
+        self.first = [known[text.encode()] for text in _TEXTS if text.encode() in known]
+        """Tokens that may end a part of a text, or begin a short one."""
 
     def find(self, matcher: LLMatcher, most: int) -> list[int] | None:
         """A closing of at most `most` tokens; None if none is found. The matcher is left as it was."""
@@ -70,7 +72,7 @@ class Closings:
     def _candidates(self, matcher: LLMatcher) -> Iterator[int]:
         """Tokens that may come next, those that are likely to end the text first."""
         found = False
-        for token in self._first:
+        for token in self.first:
             if matcher.validate_tokens([token]):
                 found = True
                 yield token

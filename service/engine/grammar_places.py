@@ -4,15 +4,21 @@ Nothing here knows requests or threads. A place's matcher moves on with it, so a
 moved on, unless other texts begin there too.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from posixpath import commonprefix
 
 from llguidance import LLMatcher
 
 from service.engine.closings import closing_after
 from service.engine.grammar_source import GrammarError, check, compiled
 from service.engine.grammar_tokens import GrammarTokens
+
+_JOINED = 4
+"""Tokens of a closing among which a token that leaves its way may join it."""
 
 
 @dataclass(slots=True)
@@ -39,7 +45,7 @@ class Place:
     alone: bool = False
     """Whether the matcher has a table of states of its own."""
     closing: Sequence[int] | None = None
-    """A closing from here, once so few tokens are left that one is needed."""
+    """A closing from here, if one is known; once few tokens are left, one is needed."""
     approved: tuple[int, Sequence[int]] | None = None
     """A token that may come next, and the closing after it."""
     open: bool = False
@@ -51,7 +57,35 @@ class Place:
             return self.approved[1]
         if self.closing is None:
             return None
-        return closing_after(self.matcher, token, self.closing, left, self.grammar.tokens.eos_token_id)
+        tokens = self.grammar.tokens
+        after = closing_after(self.matcher, token, self.closing, left, tokens.eos_token_id)
+        return self._rejoined(token, left) if after is None else after
+
+    def _rejoined(self, token: int, left: int) -> Sequence[int] | None:
+        """The closing behind a token that leaves its way, if there is one that goes on like it."""
+        end = self.grammar.tokens.eos_token_id
+        for rest in self._detours(token):
+            spelt = [token, *rest, end]
+            if len(rest) <= left and self.matcher.validate_tokens(spelt) == len(spelt):
+                return rest
+        return None
+
+    def _detours(self, token: int) -> Iterator[Sequence[int]]:
+        """Tokens that may lead from behind one that leaves the closing's way to its end.
+
+        A model may draw ` ",` where the closing has `",`, or `{` and a new line where it begins with `{"`: the closing
+        goes on from there. Or it begins a string or a list that the closing has not: that must be ended first.
+        """
+        assert self.closing is not None
+        tokens, closing = self.grammar.tokens, self.closing
+        head = [tokens.tokens[other] for other in closing[:_JOINED]]
+        text, stops = b"".join(head), [*accumulate(map(len, head))]
+        for join in _joins(text, tokens.tokens[token]):
+            index = bisect_left(stops, join)
+            yield [*tokens.spell(text[join : stops[index]]), *closing[index + 1 :]]
+        for first in tokens.closings.first:
+            yield [first, *closing]
+            yield [first, first, *closing]  # An empty string, where one must come.
 
 
 class Masks:
@@ -118,7 +152,7 @@ def weigh(place: Place, token: int, left: int, masks: Masks) -> Place:
     """
     tokens = place.grammar.tokens
     closing = place.closing
-    if closing is None:
+    if closing is None or len(closing) > left + 1:
         closing = tokens.closings.find(place.matcher.deep_copy(), left + 1)
     if closing is None:
         return replace(place, open=True)
@@ -129,6 +163,13 @@ def weigh(place: Place, token: int, left: int, masks: Masks) -> Place:
     if after is not None:
         return replace(place, closing=closing, approved=(token, after))
     return replace(place, closing=closing, mask=masks.some(closing[:1] or tokens.ends))
+
+
+def _joins(text: bytes, other: bytes) -> list[int]:
+    """Places in a text from which it may go on behind another one: behind the other's ends, or a beginning of both."""
+    ends = [whole[begin:] for whole in (other, other.rstrip()) for begin in range(len(whole))]
+    found = [text.find(end) + len(end) for end in ends if end in text]
+    return [*dict.fromkeys([*found, len(commonprefix([text, other]))])] if text else []
 
 
 def _mask_after(matcher: LLMatcher, tokens: Sequence[int], masks: Masks) -> bytes:

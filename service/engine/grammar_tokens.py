@@ -51,9 +51,9 @@ class GrammarTokens:
         tokens = self._vocabulary.encode(text, add_special_tokens=False, parse_special=False)
         # A tokenizer may put a space before a text.
         known = all(token < len(self.tokens) for token in tokens)
-        return tokens if known and b"".join(map(self.tokens.__getitem__, tokens)) == spelt else self._greedy(spelt)
+        return tokens if known and b"".join(map(self.tokens.__getitem__, tokens)) == spelt else self.spell(spelt)
 
-    def _greedy(self, spelt: bytes) -> list[int]:
+    def spell(self, spelt: bytes) -> list[int]:
         """The longest token at each place; text that no token begins ends the list."""
         tokens: list[int] = []
         start = 0

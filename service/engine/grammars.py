@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
+from service.engine.closings import WATCHED
 from service.engine.grammar_places import Compiled, Masks, Place
 from service.engine.grammar_source import compiled
 from service.engine.grammar_tokens import GrammarTokens, Vocabulary
@@ -87,5 +88,7 @@ def _compile(grammar: Grammar, tokens: "Future[GrammarTokens]", trial: Trial) ->
     began = time.monotonic()
     matcher = compiled(source, tokens.result().tokenizer)
     mask = Masks(tokens.result().width).read(matcher)
+    # Requests that begin here need not look for one, each for itself and while others wait for their masks.
+    closing = tokens.result().closings.find(matcher.deep_copy(), WATCHED)
     made = Compiled(source, tokens.result(), time.monotonic() - began)
-    return Place(made, matcher, mask, beginning=True)
+    return Place(made, matcher, mask, beginning=True, closing=closing)

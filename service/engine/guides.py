@@ -97,7 +97,7 @@ class Guide:
         self._closing: Sequence[int] | None = None
         """The closing behind the newest token, if it is known."""
         self._left: int | None = None
-        """Number of tokens that may follow the newest one, if they are few enough for the closing to matter."""
+        """Number of tokens that may follow the newest one; None where its text may be cut, or has ended."""
 
     @property
     def pending(self) -> "Future[Any] | None":
@@ -159,13 +159,14 @@ class Guide:
         """
         place = self._place
         self._closing, self._left = None, None
-        if left >= WATCHED or place.open or token in place.grammar.tokens.ends:
+        if place.open or token in place.grammar.tokens.ends:
             return True
         self._left = left
         self._closing = place.closing_after(token, left)
-        if self._closing is None:
+        if self._closing is None and left < WATCHED:
             self._go(partial(weigh, place, token, left))
-        return self._closing is not None
+            return False
+        return True
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Move on by drawn tokens, to the mask of the draw after them, once the movers begin."""

@@ -84,9 +84,9 @@ class Landing:
         if (outcome.scores or outcome.distributions) and _unsound(outcome):
             return self.fail(request, NOT_FINITE)
         if request.guide is not None and chunk.draws and _breaks_off(request.guide, request, outcome):
-            # The chunk is computed and drawn from again, and a chunk that follows the dropped token is void.
+            # The last token is computed and drawn from again, and a chunk that follows the dropped token is void.
             request.promised -= 1
-            request.take_back(chunk.start)
+            request.take_back(chunk.start if request.wishes else chunk.stop - 1)
             return None
         if request.wishes:
             request.collected = max(request.collected, chunk.stop)

@@ -40,6 +40,46 @@ def test_masks_by_way_of_one_memory_are_those_of_the_package() -> None:
     assert compared > 200
 
 
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}}},
+    "required": ["name", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.usefixtures("one_trial")
+@pytest.mark.parametrize("seed", range(10))
+def test_texts_as_models_write_them_need_no_search_for_an_end(seed: int) -> None:
+    """The closing from the beginning is joined again behind white space, other tokens and the ends of strings."""
+    chance, grammars = random.Random(seed), Grammars(lambda: JSON_WORDS, JSON_WORDS.vocab_size)
+    guide = grammars.guide(json_grammar(PERSON))
+    wait_for_masks([guide], 60)
+    closing = guide._place.closing
+    assert closing is not None
+    text = chance.choice(
+        [
+            '{"name": "ab", "tags": ["a", "b"]}',
+            '{\n  "name":"hello}",\n  "tags":[]}',
+            '{ "name" : "" ,"tags" : [ "a"] }',
+        ]
+    ).encode()
+    while text:
+        fitting = [token for token in range(JSON_WORDS.vocab_size) if text.startswith(JSON_WORDS.token_bytes(token))]
+        token = chance.choice([token for token in fitting if JSON_WORDS.token_bytes(token)])
+        text = text[len(JSON_WORDS.token_bytes(token)) :]
+        way = [JSON_WORDS.token_bytes(other) for other in guide._place.closing or ()]
+        assert guide.keeps(token, 40), (JSON_WORDS.token_bytes(token), text, way)
+        guide.advance([token])
+        grammars.begin_moves()
+        wait_for_masks([guide], 60)
+        place = guide._place
+        assert place.closing is not None
+        matcher = place.matcher.deep_copy()
+        assert matcher.consume_tokens([*place.closing])
+        assert matcher.is_accepting()
+
+
 def test_many_moves_are_one_job() -> None:
     movers, at = Movers(8), Place.__new__(Place)
     moves = [movers.add(lambda masks: at, heavy=False) for _ in range(50)]

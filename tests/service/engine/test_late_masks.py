@@ -1,8 +1,13 @@
 """Requests with a grammar beside a device that works ahead: their masks come while it computes, and change nothing."""
 
+from threading import Event
+
 import pytest
 
+from model.contract import NOTHING, Wanted
 from model.runner import ModelRunner
+from service.engine import grammars, guides
+from service.engine.grammar_places import Masks, Place
 from service.engine.guides import Guide
 from service.engine.messages import Cancel, Submit
 from tests.service.engine.fakes import FakeRunner
@@ -82,6 +87,34 @@ def test_a_mask_that_comes_too_late_misses_a_step_and_loses_nothing(most: int, m
     monkeypatch.setattr(Guide, "ready", property(slow))
     for message, deltas in run(fake_core(lookahead=1), messages).items():
         assert outcome(deltas) == outcome(expected[message])
+
+
+@pytest.mark.parametrize("wanted", [NOTHING, Wanted(prompt_logprobs=0)], ids=["tokens", "scores too"])
+def test_a_search_for_an_end_holds_up_nobody_else(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a prompt computed again of which nothing but tokens is wanted."""
+    found, search = Event(), guides.weigh
+
+    def weigh(place: Place, token: int, left: int, masks: Masks) -> Place:
+        assert found.wait(60)
+        return search(place, token, left, masks)
+
+    monkeypatch.setattr(grammars, "WATCHED", 0)  # No end is known at the beginning.
+    monkeypatch.setattr(guides, "weigh", weigh)
+    core = fake_core(runner=(runner := FakeRunner(64, 4)))
+    prompt = [1, 2, 3, 4, 5]
+    core.submit(ask(0, regex("[abc]{9}d"), prompt, wanted, max_tokens=30))
+    while not runner.plans:  # Until its grammar is compiled.
+        core.step()
+    core.submit(ask(1, None, max_tokens=30, stop_token_ids=()))
+    ended: list[int] = []
+    while report := core.step():
+        ended += [delta.id for delta in report.deltas if delta.finish_reason]
+        if ended:
+            found.set()
+    assert ended == [1, 0]
+    chunks = [chunk for plan in runner.plans for chunk in plan.chunks if chunk.draws]
+    starts = [chunk.start for chunk in chunks if chunk.draws[0].prompt == prompt]
+    assert starts.count(0) == (1 if wanted is NOTHING else 2)
 
 
 @pytest.mark.parametrize("when", ["start", "draw"])
