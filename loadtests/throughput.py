@@ -5,7 +5,8 @@
 The load is a closed loop: a fixed number of clients, each of which sends its next request when the last one is
 answered, all with the same lengths. The figures compare servers and versions; for what users would see, run the load
 test. Prompts are random words, different in every request, so that a prefix cache finds nothing. With --repeats 4 the
-words repeat so often, and a model copies them on: what guessing of tokens (`--draft-tokens`) is for.
+words repeat so often, and a model copies them on: what guessing of tokens (`--draft-tokens`) is for. With --schema the
+answers are JSON by a schema, and end when that is whole.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import random
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from gevent.pool import Group
 
@@ -21,24 +25,27 @@ from loadtests.client import Client, ServerError, Target
 from loadtests.sse import Answer
 from loadtests.workloads import words
 
+Schema = dict[str, Any]
+"""A JSON schema."""
+
 
 def closed_loop(
-    target: Target, prompts: Iterable[str], output_tokens: int, concurrency: int
+    target: Target, prompts: Iterable[str], output_tokens: int, concurrency: int, schema: Schema | None = None
 ) -> tuple[list[Answer], float]:
     """Complete every prompt greedily, `concurrency` at once; returns (answers, seconds for all of them).
 
-    Failed requests have an answer too, with its `error`.
+    With a schema, prompts are messages of a chat. Failed requests have an answer too, with its `error`.
     """
     answers: list[Answer] = []
     pending = iter(prompts)
 
     def one_client() -> None:
         for prompt in pending:
-            body = target.completion(prompt, output_tokens) | {"temperature": 0}
+            path, body = _request(target, prompt, output_tokens, schema)
             # Each request gets a new connection: llama.cpp's server closes some after a stream although it announced
             # to keep them, and a request that is sent on one meanwhile is lost.
             with Client(target.url) as client:
-                answers.append(client.stream("/v1/completions", body)[0])
+                answers.append(client.stream(path, body)[0])
 
     began = time.perf_counter()
     clients = Group()
@@ -48,13 +55,29 @@ def closed_loop(
     return answers, time.perf_counter() - began
 
 
+def _request(target: Target, prompt: str, output_tokens: int, schema: Schema | None) -> tuple[str, dict[str, Any]]:
+    """The route and the body of a request for a greedy answer."""
+    if schema is None:
+        return "/v1/completions", target.completion(prompt, output_tokens) | {"temperature": 0}
+    # Without ignore_eos, which contradicts a text that has to end.
+    body = replace(target, ignore_eos=False).chat([{"role": "user", "content": prompt}], output_tokens)
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return "/v1/chat/completions", body | {"temperature": 0, "response_format": form}
+
+
 def prompt(rng: random.Random, tokens: int, repeats: int) -> str:
     """About so many tokens of random words, the same ones `repeats` times."""
     return "\n".join([words(rng, max(tokens // repeats, 1))] * repeats)
 
 
 def run(
-    target: Target, prompt_tokens: int, output_tokens: int, concurrency: int, requests: int, repeats: int = 1
+    target: Target,
+    prompt_tokens: int,
+    output_tokens: int,
+    concurrency: int,
+    requests: int,
+    repeats: int = 1,
+    schema: Schema | None = None,
 ) -> dict[str, float]:
     """The figures of a run of `requests` completions, `concurrency` at once. Raises ServerError if one fails.
 
@@ -62,7 +85,7 @@ def run(
     """
     rng = random.Random()
     prompts = [prompt(rng, prompt_tokens, repeats) for _ in range(requests)]
-    answers, wall = closed_loop(target, prompts, output_tokens, concurrency)
+    answers, wall = closed_loop(target, prompts, output_tokens, concurrency, schema)
     if failed := [answer.error for answer in answers if answer.error is not None]:
         raise ServerError(f"{len(failed)} of {requests} requests failed, the first with: {failed[0]}")
     return {
@@ -87,7 +110,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, float]]:
     for _ in range(args.rounds):
         for concurrency in args.concurrency:
             requests = max(concurrency * args.requests_per_client, 2)
-            results.append(run(target, args.prompt_tokens, args.output_tokens, concurrency, requests, args.repeats))
+            lengths = args.prompt_tokens, args.output_tokens
+            results.append(run(target, *lengths, concurrency, requests, args.repeats, args.schema))
             print(_row(results[-1]), flush=True)
     return results
 
@@ -107,6 +131,17 @@ def medians(results: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: statistics.median(r[key] for r in rows) for key in rows[0]} for rows in rounds.values()]
 
 
+def _read_schema(name: str) -> Schema:
+    """The JSON schema in a file. Raises ArgumentTypeError."""
+    try:
+        schema = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from None
+    if not isinstance(schema, dict):
+        raise argparse.ArgumentTypeError(f"{name} is not a JSON object")
+    return schema
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +151,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=1, help="times that the words of a prompt are repeated")
+    parser.add_argument("--schema", metavar="FILE", type=_read_schema, help="JSON schema of the answers")
     parser.add_argument("--requests-per-client", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE", help="write the medians here as well")

@@ -1,9 +1,10 @@
 import random
+from pathlib import Path
 
 import pytest
 
 from loadtests.client import Client, ServerError
-from loadtests.throughput import medians, prompt, run
+from loadtests.throughput import main, medians, prompt, run
 from tests.loadtests.fake_server import fake_server
 
 
@@ -26,6 +27,34 @@ def test_a_repeating_prompt_says_the_same_words_again() -> None:
     first, *others = prompt(random.Random(1), 64, 4).split("\n")
     assert others == [first] * 3
     assert len(first.split()) == 16
+
+
+def test_answers_by_a_schema_are_asked_for_in_chats_that_may_end_early() -> None:
+    schema = {"type": "object"}
+    with fake_server() as server:
+        with Client(server.url) as client:
+            target = client.discover()
+        assert target.ignore_eos
+        result = run(target, prompt_tokens=16, output_tokens=5, concurrency=2, requests=4, schema=schema)
+        asked = server.bodies[1:]
+    assert result["requests"] == len(asked) == 4
+    for body in asked:
+        assert body["response_format"]["json_schema"]["schema"] == schema
+        assert len(body["messages"]) == 1
+        assert "ignore_eos" not in body
+
+
+@pytest.mark.parametrize(("text", "reason"), [("[1]", "not a JSON object"), ("{", "Expecting"), (None, "No such file")])
+def test_a_schema_that_is_none_is_refused_in_one_line(
+    text: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "schema.json"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr("sys.argv", ["throughput", "http://127.0.0.1:1", "--schema", str(file)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert reason in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_failed_request_fails_the_measurement() -> None:
