@@ -356,7 +356,7 @@ class Backend(Protocol):
         """
 
     def penalise(self, logits: Tensor, counts: TokenCounts, penalties: Penalties) -> None:
-        """Penalise the tokens that came up, in rows of `logits` [rows, vocab] float32, which are edited in place.
+        """Penalise the tokens that came up, in rows of `logits` [rows, vocab] float32: contiguous, and edited in place.
 
         A positive logit is divided by the repetition penalty, any other one multiplied by it (Keskar et al., arXiv
         1909.05858). If the token was drawn n > 0 times, presence + n * frequency is then subtracted.
@@ -366,7 +366,7 @@ class Backend(Protocol):
         """Write -inf over the logits that masks ban, in `rows` [masks] int64 of `logits` [rows, vocab] float32.
 
         `masks` are [masks, bytes] uint8 with at least a bit for each token, 0 where it is banned; token 0 is the lowest
-        bit of byte 0.
+        bit of byte 0. The logits are contiguous.
         """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:

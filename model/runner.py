@@ -162,17 +162,23 @@ class RunningStep:
     """Makes the draws, and what needs their tokens; the result is in host memory once the step has ended."""
     choice: Choice | None = None
     """The drawn tokens; None if there are no draws, or not yet."""
+    drawing: Moment | None = None
+    """Begin of the draws; None before."""
     ended: Moment | None = None
-    """None before the draws have begun."""
+    """End of the step; None before the draws have begun."""
 
     @torch.inference_mode()
     def draw(self) -> None:
         with _device_errors():
+            self.drawing = Moment(self.device)
             self.choice = self.choose()
             self.ended = Moment(self.device)
+        # It holds the pass's logits, whose memory the next step needs.
+        self.choose = _drawn_already
 
     def result(self) -> StepResult:
         assert self.ended is not None, "the draws have not begun"
+        assert self.drawing is not None
         with _device_errors():
             self.ended.wait()
         others, tokens = chunk_results(self.plan, self.draws, self.choice)
@@ -182,8 +188,12 @@ class RunningStep:
             self.extras.add(others),
             tokens,
             self.computed.seconds_since(self.began),
-            self.ended.seconds_since(self.computed),
+            self.ended.seconds_since(self.drawing),
         )
+
+
+def _drawn_already() -> Choice | None:
+    raise AssertionError("a step draws once")
 
 
 def chunk_results(plan: StepPlan, draws: Draws, choice: Choice | None) -> tuple[list[ChunkResult], list[int]]:

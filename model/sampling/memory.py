@@ -1,7 +1,7 @@
 """Memory of running requests on the device, for draws that depend on their tokens.
 
-Each request has a row for as long as it runs. The device adds drawn tokens itself: the host knows the length of each
-row, and need not know the newest token.
+Each request has a row for as long as it runs. The device adds drawn tokens itself: the host need not know the newest
+token.
 """
 
 from collections.abc import Sequence
@@ -31,25 +31,25 @@ class TokenMemory:
         """Write the tokens so far of each fresh draw into its row, if the request needs them."""
         fresh = [draw for draw in Draws.of(draws).others if draw.fresh]
         self.counts.begin([draw for draw in fresh if draw.params.penalises])
-        runs = [draw for draw in fresh if draw.params.bans_runs]
-        if not runs:
+        banning = [draw for draw in fresh if draw.params.bans_runs]
+        if not banning:
             return
-        self._make_room(1 + max(draw.row for draw in runs))
-        known = [torch.from_numpy(np.asarray(draw.output, np.int64)) for draw in runs]
-        for draw, tokens in zip(runs, stage(known, self._outputs.device), strict=True):
+        self._make_room(1 + max(draw.row for draw in banning))
+        known = [torch.from_numpy(np.asarray(draw.output, np.int64)) for draw in banning]
+        for draw, tokens in zip(banning, stage(known, self._outputs.device), strict=True):
             self._outputs[draw.row, : len(tokens)] = tokens
 
     def add(self, draws: Sequence[Draw], tokens: Tensor) -> None:
         """Add each drawn token of `tokens` [draws] int64 to its request's row; a failed draw adds any, or none."""
         columns = Draws.of(draws)
-        penalised = [row for row, params in enumerate(columns.params) if params.penalises]
+        penalised = [index for index, params in enumerate(columns.params) if params.penalises]
         if penalised:
             self.counts.add(columns, penalised, tokens)
-        runs = [row for row, params in enumerate(columns.params) if params.bans_runs]
-        if runs:
-            owners, ends = [columns.rows[row] for row in runs], [columns.indices[row] for row in runs]
-            sources, rows, places = stage([torch.tensor(column) for column in (runs, owners, ends)], tokens.device)
-            self._outputs[rows, places] = tokens.index_select(0, sources).clamp(min=0)
+        banning = [index for index, params in enumerate(columns.params) if params.bans_runs]
+        if banning:
+            places = [[columns.rows[index] for index in banning], [columns.indices[index] for index in banning]]
+            sources, rows, ends = stage([torch.tensor(column) for column in (banning, *places)], tokens.device)
+            self._outputs[rows, ends] = tokens.index_select(0, sources).clamp(min=0)
 
     def recent(self, draws: Sequence[Draw], count: int) -> Tensor:
         """The last `count` output tokens of the requests of `draws` [draws, count]; -1 before the first.

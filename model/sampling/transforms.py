@@ -7,7 +7,6 @@ request uses it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 import torch
@@ -85,7 +84,11 @@ def penalise_repetition(logits: Tensor, rows: Sequence[int], draws: Draws, memor
     memory.counts.penalise(logits, draws, rows, [(draws.params[row].repetition_penalty, 0.0, 0.0) for row in rows])
 
 
-@transform("frequency_penalty", lambda params: bool(params.presence_penalty or params.frequency_penalty))
+@transform(
+    "frequency_penalty",
+    lambda params: bool(params.presence_penalty or params.frequency_penalty),
+    lambda draw: draw.index > 0,
+)
 def penalise_frequency(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Apply OpenAI's penalties: a token that occurs n > 0 times in the output loses presence + n * frequency."""
     asked = [draws.params[row] for row in rows]
@@ -101,7 +104,7 @@ def ban_early_stop(logits: Tensor, rows: Sequence[int], draws: Draws, memory: To
     )
 
 
-@transform("grammar", lambda params: True, attrgetter("allowed"), plain=False)
+@transform("grammar", lambda params: True, lambda draw: draw.allowed is not None, plain=False)
 def allow_only(logits: Tensor, rows: Sequence[int], draws: Draws, memory: TokenMemory) -> None:
     """Ban all tokens outside `Draw.allowed`, the mask that a grammar may give."""
     _ban_others(logits, rows, [draws[row].allowed or b"" for row in rows], memory.backend)
@@ -116,6 +119,8 @@ def allow_listed(logits: Tensor, rows: Sequence[int], draws: Draws, memory: Toke
 def _ban_others(logits: Tensor, rows: Sequence[int], masks: Sequence[bytes], backend: Backend) -> None:
     """Ban all tokens outside a mask for each of the rows."""
     packed = torch.frombuffer(bytearray().join(masks), dtype=torch.uint8).view(len(rows), -1)
+    if 8 * packed.shape[1] < logits.shape[1]:
+        raise ValueError(f"a mask of {packed.shape[1]} bytes is too short for {logits.shape[1]} logits")
     index, octets = stage([host_tensor(rows, np.int64), packed], logits.device)
     backend.restrict(logits, index, octets)
 

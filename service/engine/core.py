@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -189,14 +190,10 @@ class EngineCore:
 
     def _compute(self) -> list[News]:
         """Start steps until the runner has its lookahead, then land the oldest; returns its news."""
-        try:
-            self._draw()
-            while len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
-                self._in_flight.append(self._start(plan))
-        except DeviceLostError:
-            raise
-        except Exception:
-            logger.exception("a step failed")
+        begun = self._succeeds(self._draw)
+        while begun and len(self._in_flight) <= self._runner.lookahead and (plan := self._plan()):
+            begun = self._succeeds(partial(self._launch, plan))
+        if not begun:
             # No plan can follow one that was not started; the steps before it land first, as always.
             landed = []
             while self._in_flight:
@@ -216,6 +213,20 @@ class EngineCore:
         with self.measured("schedule") as now:
             return self._scheduler.plan(now)
 
+    def _succeeds(self, begin: Callable[[], None]) -> bool:
+        """Whether a step, or its draws, can be begun."""
+        try:
+            begin()
+        except DeviceLostError:
+            raise
+        except Exception:
+            logger.exception("a step failed")
+            return False
+        return True
+
+    def _launch(self, plan: StepPlan) -> None:
+        self._in_flight.append(self._start(plan))
+
     def _draw(self) -> None:
         """Begin the draws of the newest step if they await masks: it is the only one in flight."""
         if self._scheduler.awaits_masks:
@@ -233,7 +244,7 @@ class EngineCore:
         except Exception:
             logger.exception("a step failed")
             # Later steps in flight have read the values that the failed step left behind, so it cannot be run again.
-            return [*self._scheduler.fail(FAILED)] if self._in_flight else self._isolate()
+            return [*self._scheduler.fail(FAILED)] if self._scheduler.in_flight > 1 else self._isolate()
         return self._commit(*landed)
 
     def _start(self, plan: StepPlan) -> "_Started":

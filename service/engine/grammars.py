@@ -88,7 +88,7 @@ def _compile(grammar: Grammar, tokens: "Future[GrammarTokens]", trial: Trial) ->
     began = time.monotonic()
     matcher = compiled(source, tokens.result().tokenizer)
     mask = Masks(tokens.result().width).read(matcher)
-    # Requests that begin here need not look for one, each for itself and while others wait for their masks.
-    closing = tokens.result().closings.find(matcher.deep_copy(), WATCHED)
     made = Compiled(source, tokens.result(), time.monotonic() - began)
+    # Requests that begin here need not look for one, each for itself and while others wait for their masks.
+    closing = made.tokens.closings.find(matcher.deep_copy(), WATCHED)
     return Place(made, matcher, mask, beginning=True, closing=closing)

@@ -83,7 +83,7 @@ def _make(moves: Sequence[Move], width: int) -> None:
 class Guide:
     """The place of one request in its grammar.
 
-    Nothing here but `mask` waits for threads.
+    Nothing here waits for threads: whoever draws has waited until it is `ready`.
     """
 
     def __init__(self, field: str, start: "Future[Place]", movers: Movers) -> None:
@@ -133,23 +133,17 @@ class Guide:
 
     @property
     def mask(self) -> bytes:
-        """The tokens that the next draw may give, as in `Draw.allowed`. Raises as `failure` says."""
+        """The tokens that the next draw may give, as in `Draw.allowed`, once it is ready. Raises as `failure` says."""
         return self._place.mask
 
     @property
     def _place(self) -> Place:
-        """The newest place. Waits for the threads; raises as `failure` says."""
-        move = self._move
-        if move is None:
-            return self._start.result()
-        if move.place is None and move.error is None:
-            self._movers.begin()
-            assert move.job is not None
-            move.job.result()
+        """The newest place, which must be made. Raises as `failure` says."""
         if self.failure is not None:
             raise self.failure
-        assert move.place is not None
-        return move.place
+        place = self._start.result() if self._move is None else self._move.place
+        assert place is not None, "the newest place is still being made"
+        return place
 
     def keeps(self, token: int, left: int) -> bool:
         """Whether a drawn token stays: the text can be ended within `left` more tokens, or could not be before either.
@@ -164,17 +158,19 @@ class Guide:
         self._left = left
         self._closing = place.closing_after(token, left)
         if self._closing is None and left < WATCHED:
-            self._go(partial(weigh, place, token, left))
+            self._go(partial(weigh, place, token, left), heavy=True)
             return False
         return True
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Move on by drawn tokens, to the mask of the draw after them, once the movers begin."""
+        place = self._place
+        # No thread reads the list meanwhile: the newest place is made.
         self._drawn += tokens
-        self._go(partial(advance, self._place, tokens, self._drawn, self._closing, self._left))
+        self._go(partial(advance, place, tokens, self._drawn, self._closing, self._left))
 
-    def _go(self, make: Callable[[Masks], Place]) -> None:
-        self._move = self._movers.add(make, self._move is not None and self._move.heavy)
+    def _go(self, make: Callable[[Masks], Place], *, heavy: bool = False) -> None:
+        self._move = self._movers.add(make, heavy or (self._move is not None and self._move.heavy))
 
 
 def wait_for_masks(guides: Sequence[Guide], seconds: float, which: str = ALL_COMPLETED) -> None:

@@ -72,7 +72,7 @@ class Request:
     last_drawn: float = 0.0
     """Moment of its newest token, once it has one."""
     void: bool = False
-    """Whether its chunk in flight is to be dropped, together with what it draws (`Request.take_back`)."""
+    """Whether the older of its chunks in flight is to be dropped, together with what it draws (`take_back`)."""
     ended: bool = False
     """Its last delta is made; results of steps in flight for it are dropped."""
     row: int = 0

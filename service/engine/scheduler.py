@@ -32,7 +32,7 @@ from service.engine.steps import Step, next_step
 MASK_SECONDS = 0.002
 """Time that a step waits for the masks of its draws; a request whose mask takes longer misses the step.
 
-A step that follows one in flight waits while it is computed, and the device waits for nothing.
+A step that follows one in flight waits while it is computed, which takes the device longer unless the model is small.
 """
 IDLE_SECONDS = 0.01
 """Time that the engine waits for grammars alone before it looks for messages again."""
@@ -89,6 +89,11 @@ class Scheduler:
     def running(self) -> int:
         """Number of requests that own blocks."""
         return len(self._roster.running)
+
+    @property
+    def in_flight(self) -> int:
+        """Number of plans in flight, one that could not be started included."""
+        return len(self._in_flight)
 
     @property
     def has_work(self) -> bool:
@@ -197,7 +202,10 @@ class Scheduler:
         return self._landing.land(step, result, now)
 
     def fail(self, message: str) -> list[Delta]:
-        """End every request of the oldest step in flight, which failed; `message` is its error."""
+        """End every request of the oldest step in flight, which failed; `message` is its error.
+
+        Requests whose chunks are void end too.
+        """
         return [self._landing.fail(request, message) for request in self._landed().requests if not request.ended]
 
     def take_apart(self) -> list[StepPlan]:

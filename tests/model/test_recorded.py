@@ -18,6 +18,8 @@ from model.families.reader import read_spec
 from model.loading.cache import make_cache
 from model.loading.dummy import dummy_weights
 from model.recorded import HEAD_ROWS, KEPT_ROWS, RecordedDecoder
+from model.runner import ModelRunner
+from tests.dummies import drawn_one_by_one
 from tests.model.loading.test_load import CONFIG
 
 CPU = torch.device("cpu")
@@ -132,3 +134,13 @@ def test_a_replayed_pass_shows_all_that_the_decoder_would(
         assert torch.equal(q, theirs)
     for residual, stream in zip(found.streams, expected.streams, strict=True):
         assert torch.equal(residual, stream)
+
+
+def test_a_pass_that_draws_by_itself_leaves_draws_to_masks_that_are_late(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
+    spec = read_spec(open_checkpoint(tmp_path, weights=False), None)
+    backend = CpuBackend(2)
+    decoder = Decoder(spec, dummy_weights(spec, backend, torch.float32, CPU), backend)
+    cache = make_cache(spec, blocks=10, block_size=16, dtype=torch.bfloat16, device=CPU)
+    runner = ModelRunner(RecordedDecoder(decoder, backend, cache, 80), cache, 64)
+    assert drawn_one_by_one(runner, [30, 7, 96, 0, 30]) == [30, 7, 96, 0, 30]

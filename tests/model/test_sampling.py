@@ -15,7 +15,7 @@ from transformers import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProce
 
 from kernels.backend import Backend
 from kernels.load import load_backend
-from model.contract import INVALID_TOKEN, Draw
+from model.contract import INVALID_TOKEN, LATE, Draw
 from model.sampling.choice import choose as choose_on_device
 from model.sampling.choice import read_choice
 from model.sampling.memory import TokenMemory
@@ -271,6 +271,7 @@ def test_draws_stand_alone_where_nothing_but_tokens_comes_of_their_logits(draws:
         (replace(GREEDY, logprobs=0), {}, False),
         (replace(GREEDY, repetition_penalty=1.1), {}, False),
         (GREEDY, {"allowed": bytes(-(-VOCAB // 8))}, False),
+        (GREEDY, {"allowed": LATE}, False),
         (GREEDY, {"candidates": 3}, False),
     ]:
         asked = [request(GREEDY, [1], []), replace(request(params, [1], []), **changes)]
@@ -348,6 +349,11 @@ def test_only_what_is_allowed_is_drawn(allowed: set[int], seed: int) -> None:
     assert torch.equal(edited[1], logits[1])
     (first, _), _ = choose(BACKEND, logits, [bound, free])
     assert first in allowed
+
+
+def test_a_mask_that_is_too_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="too short"):
+        transformed(random_logits(1), [replace(request(PLAIN, [1], []), allowed=b"\xff")], [allow_only])
 
 
 def test_the_masks_of_request_and_grammar_hold_together() -> None:

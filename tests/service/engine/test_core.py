@@ -1,4 +1,5 @@
 import itertools
+from unittest.mock import Mock
 
 import pytest
 
@@ -172,6 +173,30 @@ def test_a_step_that_is_run_again_forgets_what_the_failed_one_drew(lookahead: in
     assert all(draw.fresh for plan in again for draw in plan.draws())
     assert all(not draw.fresh for draw in runner.plans[before].draws())
     finish(core)
+
+
+def test_a_step_that_cannot_start_behind_one_that_fails_ends_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The first fails where it lands, before the second is run again one request at a time."""
+    runner = FakeRunner(16, 4, lookahead=1)
+    core = make_core(runner)
+    core.submit(submit(0, [1], max_tokens=9))
+    core.step()
+    runner.failure = RuntimeError("planted")
+    core.step()
+    core.submit(submit(1, [2], max_tokens=3))
+    runner.refusal = RuntimeError("planted too")
+    deltas = finish(core)
+    assert deltas[0][-1].finish_reason == "error"
+    assert tokens_of(deltas[1]) == output_alone([2], SamplingParams(max_tokens=3))[0]
+    core.check()
+
+
+def test_a_bug_in_planning_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch, lookahead: int) -> None:
+    core = make_core(FakeRunner(16, 4, lookahead))
+    core.submit(submit(0, [1]))
+    monkeypatch.setattr(core._scheduler, "plan", Mock(side_effect=RuntimeError("planted")))
+    with pytest.raises(RuntimeError, match="planted"):
+        core.step()
 
 
 def test_what_ran_beside_a_step_whose_result_is_lost_ends(caplog: pytest.LogCaptureFixture) -> None:

@@ -108,6 +108,24 @@ def test_a_move_that_fails_fails_alone() -> None:
 
 
 @pytest.mark.usefixtures("one_trial")
+def test_a_search_for_an_end_is_made_apart() -> None:
+    grammars = Grammars(lambda: LETTERS, 8)
+    searching, *others = guides = [grammars.guide(regex(f"[abcd]{{{count}}}")) for count in (9, 1, 2, 3)]
+    wait_for_masks(guides, 60)
+    searching._place.closing = None
+    assert not searching.keeps(0, 20)
+    for guide in others:
+        assert guide.keeps(0, 20)
+        guide.advance([0])
+    jobs = [guide.pending for guide in guides]
+    assert jobs == [None] * 4, "begun too early"
+    grammars.begin_moves()
+    jobs = [guide._move.job for guide in guides if guide._move]
+    assert jobs[0] not in jobs[1:]
+    assert len(set(jobs)) == 2
+
+
+@pytest.mark.usefixtures("one_trial")
 def test_a_request_with_heavy_moves_holds_up_no_other() -> None:
     """But for its first one: from then on they are made apart."""
     grammars = Grammars(lambda: LETTERS, 8)
