@@ -169,7 +169,8 @@ def _joins(text: bytes, other: bytes) -> list[int]:
     """Places in a text from which it may go on behind another one: behind the other's ends, or a beginning of both."""
     ends = [whole[begin:] for whole in (other, other.rstrip()) for begin in range(len(whole))]
     found = [text.find(end) + len(end) for end in ends if end in text]
-    return [*dict.fromkeys([*found, len(commonprefix([text, other]))])] if text else []
+    begun = len(commonprefix([text, other]))
+    return [*dict.fromkeys([*found, begun] if begun else found)]
 
 
 def _mask_after(matcher: LLMatcher, tokens: Sequence[int], masks: Masks) -> bytes:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Event
 
@@ -11,7 +12,7 @@ from service.engine.grammar_places import Masks, Place
 from service.engine.grammar_source import GrammarError, compiled, mask_of, to_llguidance
 from service.engine.grammar_tokens import GrammarTokens
 from service.engine.grammars import Grammars
-from service.engine.guides import HEAVY_SECONDS, Movers, wait_for_masks
+from service.engine.guides import HEAVY_SECONDS, Guide, Movers, wait_for_masks
 from tests.service.engine.guided import JSON_WORDS, schemas
 from tests.service.engine.guided_core import LETTERS, json_grammar, regex
 
@@ -141,18 +142,16 @@ def test_a_request_with_heavy_moves_holds_up_no_other() -> None:
         blocked.wait(60)
         return place
 
-    heavy._go(slow)
-    for guide in light:
-        guide.advance([0])
-    movers.begin()
-    wait_for_masks(guides, 60)
-    assert all(guide.ready for guide in guides)
-    heavy._go(stuck)
-    for guide in light:
-        guide.advance([1])
-    movers.begin()
-    wait_for_masks(light, 60)
-    assert all(guide.ready for guide in light)
+    def go_on(make: Callable[[Masks], Place], awaited: Sequence[Guide]) -> None:
+        heavy._go(make)
+        for guide in light:
+            guide.advance([0])
+        movers.begin()
+        wait_for_masks(awaited, 60)
+        assert all(guide.ready for guide in awaited)
+
+    go_on(slow, guides)
+    go_on(stuck, light)
     assert not heavy.ready
     blocked.set()
     wait_for_masks(guides, 60)
